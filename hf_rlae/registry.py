@@ -1,0 +1,58 @@
+"""Named plug-ins: one file registers one thing by a decorator."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Generic, TypeVar
+
+from hf_rlae.errors import ConfigError, nearest
+
+T = TypeVar("T")
+
+
+class Registry(Generic[T]):
+    """A mapping from names to plug-ins of one kind.
+
+    Args:
+        kind (`str`): what the entries are, for messages (`"mixing"`, `"policy"`).
+
+    Raises:
+        ConfigError: a name is registered twice, or is not registered when asked for.
+
+    Example:
+
+    >>> colours = Registry("colour")
+    >>> @colours.register("red")
+    ... def red():
+    ...     return 1
+    >>> colours["red"]()
+    1
+    """
+
+    def __init__(self, kind: str) -> None:
+        self.kind = kind
+        self._entries: dict[str, T] = {}
+
+    def register(self, name: str) -> Callable[[T], T]:
+        """A decorator that stores what it decorates under `name` and returns it unchanged."""
+
+        def decorator(entry: T) -> T:
+            if name in self._entries:
+                raise ConfigError(
+                    f"the {self.kind} {name!r} is registered twice; give the second one its own name"
+                )
+            self._entries[name] = entry
+            return entry
+
+        return decorator
+
+    def __getitem__(self, name: str) -> T:
+        if name not in self._entries:
+            raise ConfigError(f"there is no {self.kind} named {name!r}: {nearest(str(name), self._entries)}")
+        return self._entries[name]
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._entries
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(sorted(self._entries))

@@ -1,0 +1,26 @@
+"""Fixtures: the folders with real tiny models and data (beside the checkout), and documentation examples."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+SHARED = Path(os.environ.get("HF_RLAE_SHARED", Path(__file__).resolve().parents[2] / "shared"))
+
+
+def shared_path(*parts: str) -> Path:
+    """A path under the folder with real models and data; skips the test where it is absent."""
+    path = SHARED.joinpath(*parts)
+    if not path.exists():
+        pytest.skip(f"{'/'.join(parts)} is not there; set HF_RLAE_SHARED to the folder that holds it")
+    return path
+
+
+@pytest.fixture(scope="session")
+def shared():
+    return shared_path
