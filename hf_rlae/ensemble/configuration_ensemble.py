@@ -1,0 +1,72 @@
+"""Settings of an ensemble."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from huggingface_hub.dataclasses import strict
+from transformers import PreTrainedConfig
+
+from hf_rlae.ensemble.mixing import mixings
+from hf_rlae.errors import ConfigError
+
+
+@strict
+class EnsembleConfig(PreTrainedConfig):
+    r"""How several members decode one text together.
+
+    Args:
+        members (`list[str]`): a folder or Hub id for each member, for loading.
+        revisions (`list[str | None]`, *optional*): the commit, branch or tag of each member.
+        span_length (`int`, defaults to 8): consecutive tokens that share one weight vector. Source: public
+            code of RLAE (4 or 8).
+        mixing (`str`, defaults to `"linear"`): `"linear"` (mixture of probabilities) or `"log"` (product of
+            experts).
+        min_weight (`float`, defaults to 0.0): weights below it become 0; such a member is not run in the span.
+        max_active_members (`int`, *optional*): at most so many members have weight in a span.
+        max_readings (`int`, defaults to 4): readings that a member keeps at most (ours).
+        min_reading (`float`, defaults to 1e-4): readings with less probability are dropped (ours).
+        policy (`dict`, *optional*): name and settings of a policy that needs no files.
+        end_token_ids (`list[list[int] | None]`, *optional*): each member's end ids, where given by the user.
+        adapter_names (`list[str | None]`, *optional*): each member's adapter.
+        vocab_size (`int`, defaults to 0): size of the union vocabulary, V; filled in from the members.
+
+    Raises:
+        ConfigError: a value that cannot be used; the message names the field.
+    """
+
+    model_type = "hf_rlae_ensemble"
+    keys_to_ignore_at_inference = ["past_key_values"]
+
+    members: list[str | None] | None = None
+    revisions: list[str | None] | None = None
+    span_length: int = 8
+    mixing: str = "linear"
+    min_weight: float | int = 0.0
+    max_active_members: int | None = None
+    max_readings: int = 4
+    min_reading: float | int = 1e-4
+    policy: dict[str, Any] | None = None
+    end_token_ids: list[list[int] | None] | None = None
+    adapter_names: list[str | None] | None = None
+    vocab_size: int = 0
+    use_cache: bool = True
+    pad_token_id: int | None = None
+    bos_token_id: int | None = None
+    eos_token_id: int | list[int] | None = None
+    is_decoder: bool = True
+
+    def __post_init__(self, **kwargs: Any) -> None:
+        super().__post_init__(**kwargs)
+        if self.span_length < 1:
+            raise ConfigError(f"span_length={self.span_length}: a span has at least 1 token")
+        if self.mixing not in mixings:
+            mixings[self.mixing]
+        if not 0 <= self.min_weight < 1:
+            raise ConfigError(f"min_weight={self.min_weight}: it must be at least 0 and less than 1")
+        if self.max_active_members is not None and self.max_active_members < 1:
+            raise ConfigError(f"max_active_members={self.max_active_members}: at least 1 member must be active")
+        if self.max_readings < 1:
+            raise ConfigError(f"max_readings={self.max_readings}: a member needs at least 1 reading")
+        if not 0 <= self.min_reading < 1:
+            raise ConfigError(f"min_reading={self.min_reading}: it must be at least 0 and less than 1")

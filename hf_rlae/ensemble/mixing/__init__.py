@@ -1,0 +1,7 @@
+"""How members' distributions become one: one file a mixing, registered by name."""
+
+from hf_rlae.ensemble.mixing.linear import LinearMixing
+from hf_rlae.ensemble.mixing.log import LogMixing
+from hf_rlae.ensemble.mixing.registry import Mixing, mixings
+
+__all__ = ["LinearMixing", "LogMixing", "Mixing", "mixings"]

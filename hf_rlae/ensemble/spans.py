@@ -1,0 +1,125 @@
+"""Which weights hold at which token."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+
+@dataclass(frozen=True)
+class SpanQuery:
+    """Rows whose policy has to be asked.
+
+    Attributes:
+        column (`int`): the last column of the text that the policy may see.
+        span (`int`): which span of those rows begins.
+        rows (`torch.BoolTensor` of shape `(B,)` or `None`): which rows; `None` for all.
+    """
+
+    column: int
+    span: int
+    rows: torch.Tensor | None
+
+
+@dataclass(frozen=True)
+class SpanRecord:
+    """Weights as they were given: the span, the column they were asked at, and `(B, M)` weights after cutting."""
+
+    span: int
+    column: int
+    weights: torch.Tensor
+
+
+class SpanClock:
+    """Counts completion tokens and holds the weights of every span, row by row.
+
+    The token after column `j` of a row is its completion token `j + 1 - start`; span `s` holds for the completion
+    tokens `s * span_length` to `(s + 1) * span_length - 1`. Tokens of the prompt take the weights of span 0.
+
+    Args:
+        span_length (`int`): tokens per span.
+        starts (`torch.LongTensor` of shape `(B,)`, on the CPU): the column of each row's first completion token.
+        firsts (`torch.LongTensor` of shape `(B,)`, on the CPU): the first attended column of each row.
+    """
+
+    def __init__(self, span_length: int, starts: torch.Tensor, firsts: torch.Tensor) -> None:
+        self.span_length = span_length
+        self.starts = starts
+        self.firsts = firsts
+        self.uniform = bool((starts == starts[0]).all()) and bool((firsts < starts).all())
+        self.records: list[SpanRecord] = []
+        self._table: dict[int, torch.Tensor] = {}
+        self._asked: dict[int, torch.Tensor] = {}
+
+    def span_of(self, column: int) -> torch.Tensor:
+        """The span of the token after `column`, for every row: shape `(B,)`."""
+        return ((column + 1 - self.starts) // self.span_length).clamp(min=0)
+
+    def queries(self, low: int, high: int) -> list[SpanQuery]:
+        """What has to be asked before the tokens after the columns `low .. high - 1` can be weighed, in order."""
+        if self.uniform:
+            start = int(self.starts[0])
+            spans = range(
+                max(0, (low + 1 - start) // self.span_length), max(0, (high - start) // self.span_length) + 1
+            )
+            return [
+                SpanQuery(start + span * self.span_length - 1, span, None)
+                for span in spans
+                if span not in self._table
+            ]
+        wanted: dict[tuple[int, int], torch.Tensor] = {}
+        for row, (start, first) in enumerate(zip(self.starts.tolist(), self.firsts.tolist(), strict=True)):
+            last = max(0, (high - start) // self.span_length)
+            for span in range(max(0, (low + 1 - start) // self.span_length), last + 1):
+                if span in self._asked and bool(self._asked[span][row]):
+                    continue
+                column = max(start + span * self.span_length - 1, first)
+                rows = wanted.setdefault((column, span), torch.zeros(len(self.starts), dtype=torch.bool))
+                rows[row] = True
+        return [SpanQuery(column, span, rows) for (column, span), rows in sorted(wanted.items(), key=_order)]
+
+    def answer(self, query: SpanQuery, weights: torch.Tensor) -> None:
+        """Stores weights `(B, M)` for the rows of a query (`weights` of other rows are ignored)."""
+        known = self._table.get(query.span)
+        if query.rows is not None and known is not None:
+            weights = torch.where(query.rows.to(weights.device)[:, None], weights, known)
+        self._table[query.span] = weights
+        asked = torch.ones(len(self.starts), dtype=torch.bool) if query.rows is None else query.rows
+        self._asked[query.span] = asked | self._asked.get(query.span, torch.zeros_like(asked))
+        self.records.append(SpanRecord(query.span, query.column, weights))
+
+    def weights(self, low: int, high: int) -> torch.Tensor:
+        """The weights of the tokens after the columns `low .. high - 1`, of shape `(B, high - low, M)`."""
+        if self.uniform:
+            start = int(self.starts[0])
+            columns = [self._table[max(0, (c + 1 - start) // self.span_length)] for c in range(low, high)]
+            return columns[0][:, None] if len(columns) == 1 else torch.stack(columns, dim=1)
+        spans = torch.stack([self.span_of(column) for column in range(low, high)], dim=1)
+        any_weights = next(iter(self._table.values()))
+        result = any_weights.new_zeros(len(self.starts), high - low, any_weights.shape[1])
+        for span, weights in self._table.items():
+            here = (spans == span).to(weights.device)[..., None]
+            result = torch.where(here, weights[:, None], result)
+        return result
+
+    def select(self, rows: torch.Tensor) -> None:
+        """Makes row `i` continue what row `rows[i]` was."""
+        on_cpu = rows.cpu()
+        self.starts, self.firsts = self.starts[on_cpu], self.firsts[on_cpu]
+        for span in sorted(self._table)[:-2]:
+            del self._table[span], self._asked[span]
+        for span, weights in self._table.items():
+            self._table[span] = weights.index_select(0, rows.to(weights.device))
+            self._asked[span] = self._asked[span][on_cpu]
+
+    def crop(self, columns: int) -> None:
+        """Forgets what was asked at or after column `columns`."""
+        for record in [record for record in self.records if record.column >= columns]:
+            self.records.remove(record)
+            self._table.pop(record.span, None)
+            self._asked.pop(record.span, None)
+
+
+def _order(item: tuple[tuple[int, int], torch.Tensor]) -> tuple[int, int]:
+    return item[0]
