@@ -24,7 +24,13 @@ class SpanQuery:
 
 @dataclass(frozen=True)
 class SpanRecord:
-    """Weights as they were given: the span, the column they were asked at, and `(B, M)` weights after cutting."""
+    """Weights as they were given.
+
+    Attributes:
+        span (`int`): the span that they hold for.
+        column (`int`): the last column that the policy saw.
+        weights (`torch.FloatTensor` of shape `(B, M)`): after cutting.
+    """
 
     span: int
     column: int
@@ -51,6 +57,7 @@ class SpanClock:
         self.records: list[SpanRecord] = []
         self._table: dict[int, torch.Tensor] = {}
         self._asked: dict[int, torch.Tensor] = {}
+        self._active: dict[int, frozenset[int]] = {}
 
     def span_of(self, column: int) -> torch.Tensor:
         """The span of the token after `column`, for every row: shape `(B,)`."""
@@ -87,7 +94,17 @@ class SpanClock:
         self._table[query.span] = weights
         asked = torch.ones(len(self.starts), dtype=torch.bool) if query.rows is None else query.rows
         self._asked[query.span] = asked | self._asked.get(query.span, torch.zeros_like(asked))
+        self._active[query.span] = frozenset((weights > 0).any(0).nonzero().flatten().tolist())
         self.records.append(SpanRecord(query.span, query.column, weights))
+
+    def active(self, low: int, high: int) -> list[int]:
+        """The members that have weight in some row for the tokens after the columns `low .. high - 1`."""
+        if self.uniform:
+            start = int(self.starts[0])
+            spans = {max(0, (column + 1 - start) // self.span_length) for column in range(low, high)}
+        else:
+            spans = set(self._table)
+        return sorted(frozenset().union(*(self._active[span] for span in spans)))
 
     def weights(self, low: int, high: int) -> torch.Tensor:
         """The weights of the tokens after the columns `low .. high - 1`, of shape `(B, high - low, M)`."""
@@ -115,10 +132,11 @@ class SpanClock:
 
     def crop(self, columns: int) -> None:
         """Forgets what was asked at or after column `columns`."""
-        for record in [record for record in self.records if record.column >= columns]:
-            self.records.remove(record)
-            self._table.pop(record.span, None)
-            self._asked.pop(record.span, None)
+        for record in self.records:
+            if record.column >= columns:
+                self._table.pop(record.span, None)
+                self._asked.pop(record.span, None)
+        self.records = [record for record in self.records if record.column < columns]
 
 
 def _order(item: tuple[tuple[int, int], torch.Tensor]) -> tuple[int, int]:

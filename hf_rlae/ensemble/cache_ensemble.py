@@ -1,0 +1,224 @@
+"""What one `generate()` call knows: the text, the members' caches, the weights and the trace."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import torch
+from transformers import Cache
+
+from hf_rlae.ensemble.spans import SpanClock
+
+
+class Relay(Protocol):
+    """A member's state in one call."""
+
+    forward_calls: int
+
+    def reorder(self, rows: torch.Tensor) -> None: ...
+
+    def record(self) -> None: ...
+
+    def crop(self, columns: int) -> None: ...
+
+    def reset(self) -> None: ...
+
+
+@dataclass
+class MemberScores:
+    """The members' distributions for the last columns, kept until it is known which tokens were chosen.
+
+    Attributes:
+        column (`int`): the first column they are for (the token after it).
+        logps (`list` of `(scores, log_z)` or `None`): for each member, scores of shape `(B, n, V)` whose log-total
+            is `log_z` of shape `(B, n)`; `None` for members that were not run.
+        rows (`torch.LongTensor` of shape `(B,)` or `None`): which row of the tensors each present row continues.
+    """
+
+    column: int
+    logps: Sequence[tuple[torch.Tensor, torch.Tensor] | None]
+    rows: torch.Tensor | None = None
+
+    def of(self, tokens: torch.Tensor) -> torch.Tensor:
+        """The members' log-probabilities of `tokens` `(B, n)`: shape `(B, n, M)`, NaN for members not run."""
+        columns = []
+        for entry in self.logps:
+            if entry is None:
+                columns.append(torch.full(tokens.shape, torch.nan, device=tokens.device))
+                continue
+            scores, log_z = entry
+            n = tokens.shape[1]
+            scores, log_z = scores[:, :n], log_z[:, :n]
+            if self.rows is not None:
+                scores, log_z = scores[self.rows], log_z[self.rows]
+            inside = tokens.to(scores.device)
+            within = inside < scores.shape[-1]
+            picked = scores.gather(-1, inside.clamp(max=scores.shape[-1] - 1)[..., None])[..., 0].float()
+            value = torch.where(within, picked - log_z, -torch.inf)
+            columns.append(value.to(tokens.device))
+        return torch.stack(columns, dim=-1)
+
+
+@dataclass
+class Trace:
+    """What was recorded along the way, if it was asked for.
+
+    Attributes:
+        enabled (`bool`): whether member log-probabilities are recorded.
+        pending (`MemberScores`, *optional*): distributions whose tokens are not known yet.
+        member_logps (`list[tuple[int, Tensor]]`): column of a token, and `(B, M)` log-probabilities.
+    """
+
+    enabled: bool = False
+    pending: MemberScores | None = None
+    member_logps: list[tuple[int, torch.Tensor]] = field(default_factory=list)
+
+    def settle(self, ids: torch.Tensor) -> None:
+        """Reads off what the members gave to the tokens that have since been chosen."""
+        pending = self.pending
+        if pending is None:
+            return
+        tokens = ids[:, pending.column + 1 :]
+        if tokens.shape[1] == 0:
+            return
+        values = pending.of(tokens)
+        for offset in range(values.shape[1]):
+            self.member_logps.append((pending.column + 1 + offset, values[:, offset]))
+        self.pending = None
+
+
+class EnsembleCache(Cache):
+    """The state of one call: it is passed to `forward` as `past_key_values` and never belongs to the model.
+
+    Args:
+        relays (`Sequence[Relay]`): one a member.
+        use_cache (`bool`): whether members keep their own caches from step to step.
+        record (`bool`): whether to record the members' log-probabilities of every token.
+
+    Attributes:
+        ids (`torch.LongTensor` of shape `(B, L)` or `None`): the text so far.
+        mask (`torch.LongTensor` of shape `(B, L)` or `None`): 1 = keep; `None` means that all columns count.
+        seen (`int`): columns for which `forward` has run.
+        clock (`SpanClock` or `None`): spans and weights; made at the first forward pass.
+        expected_start (`int`, *optional*): the column of the first completion token, where it is known.
+    """
+
+    def __init__(self, relays: Sequence[Relay], use_cache: bool = True, record: bool = False) -> None:
+        super().__init__(layers=[])
+        self.relays = list(relays)
+        self.use_cache = use_cache
+        self.ids: torch.Tensor | None = None
+        self.mask: torch.Tensor | None = None
+        self.seen = 0
+        self.clock: SpanClock | None = None
+        self.trace = Trace(enabled=record)
+        self.expected_start: int | None = None
+        self.in_generate = False
+        self.member_prompts: list[tuple[torch.Tensor, torch.Tensor]] | None = None
+        self.exhausted: set[int] = set()
+
+    def __repr__(self) -> str:
+        return f"EnsembleCache(members={len(self.relays)}, columns={self.seen})"
+
+    def __len__(self) -> int:
+        return len(self.relays)
+
+    def get_seq_length(self, layer_idx: int = 0) -> int:
+        """Columns for which `forward` has run."""
+        return self.seen
+
+    def get_max_length(self, layer_idx: int | None = None) -> int:
+        """No maximum."""
+        return -1
+
+    def get_mask_sizes(self, query_length: int, layer_idx: int) -> tuple[int, int]:
+        """Length and offset of the text with `query_length` further columns."""
+        return self.seen + query_length, 0
+
+    @property
+    def batch_size(self) -> int:
+        """Number of rows; -1 before the first forward pass."""
+        return -1 if self.ids is None else int(self.ids.shape[0])
+
+    @property
+    def is_compileable(self) -> bool:
+        """Members grow their caches: no static graph."""
+        return False
+
+    @property
+    def is_initialized(self) -> bool:
+        """Whether something has been read."""
+        return self.seen > 0
+
+    @property
+    def is_croppable(self) -> bool:
+        """Columns can be taken back."""
+        return True
+
+    @property
+    def is_sliding(self) -> list[bool]:
+        """One entry a member, so that an empty list is never taken for 'all of them'."""
+        return [False] * len(self.relays)
+
+    def reorder_cache(self, beam_idx: torch.LongTensor) -> None:
+        """Makes row `i` continue what row `beam_idx[i]` was: caches, weights, readings and trace."""
+        with torch.inference_mode(self.in_generate):
+            for relay in self.relays:
+                relay.reorder(beam_idx)
+            if self.clock is not None:
+                self.clock.select(beam_idx)
+        if self.ids is not None:
+            self.ids = self.ids[beam_idx.to(self.ids.device)]
+        if self.mask is not None:
+            self.mask = self.mask[beam_idx.to(self.mask.device)]
+        pending = self.trace.pending
+        if pending is not None:
+            pending.rows = beam_idx if pending.rows is None else pending.rows[beam_idx]
+
+    def batch_repeat_interleave(self, repeats: int) -> None:
+        """Repeats every row `repeats` times."""
+        rows = torch.arange(max(self.batch_size, 0))
+        self.reorder_cache(rows.repeat_interleave(repeats))  # type: ignore[arg-type]
+
+    def batch_select_indices(self, indices: torch.Tensor) -> None:
+        """Keeps the rows `indices`."""
+        rows = torch.arange(max(self.batch_size, 0))[indices.cpu()]
+        self.reorder_cache(rows)  # type: ignore[arg-type]
+
+    def crop(self, tokens_to_remove: int) -> None:
+        """Takes the last `-tokens_to_remove` columns back."""
+        if tokens_to_remove > 0:
+            raise ValueError(f"crop({tokens_to_remove}): give the number of columns to remove as a negative integer")
+        if tokens_to_remove == 0:
+            return
+        length = self.seen + tokens_to_remove
+        with torch.inference_mode(self.in_generate):
+            for relay in self.relays:
+                relay.crop(-tokens_to_remove)
+        self.seen = length
+        if self.ids is not None:
+            self.ids = self.ids[:, :length]
+        if self.mask is not None:
+            self.mask = self.mask[:, :length]
+        if self.clock is not None:
+            self.clock.crop(length)
+        self.trace.member_logps = [entry for entry in self.trace.member_logps if entry[0] < length]
+
+    def activate_past_recording(self) -> None:
+        """Makes members that forget keep what a rollback needs."""
+        for relay in self.relays:
+            relay.record()
+
+    def reset(self) -> None:
+        """Forgets everything."""
+        for relay in self.relays:
+            relay.reset()
+        self.ids = self.mask = self.clock = None
+        self.seen = 0
+        self.trace = Trace(enabled=self.trace.enabled)
+
+    def update(self, *args: Any, **kwargs: Any) -> Any:
+        """Not for layers: members own their key and value caches."""
+        raise TypeError("an EnsembleCache holds the members' caches and is not written by layers")

@@ -1,0 +1,399 @@
+"""`EnsembleForCausalLM`: several members behind one `generate`."""
+
+from __future__ import annotations
+
+import copy
+import logging
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import GenerationConfig, GenerationMixin, PreTrainedModel
+from transformers.modeling_outputs import CausalLMOutputWithPast
+
+from hf_rlae.ensemble import loading
+from hf_rlae.ensemble.cache_ensemble import EnsembleCache
+from hf_rlae.ensemble.configuration_ensemble import EnsembleConfig
+from hf_rlae.ensemble.inputs import check_forward_inputs, check_generate_inputs, first_columns
+from hf_rlae.ensemble.lockstep_engine import LockstepEngine
+from hf_rlae.ensemble.mixing import mixings
+from hf_rlae.ensemble.outputs import attach_trace
+from hf_rlae.ensemble.spans import SpanClock, SpanQuery
+from hf_rlae.errors import ConfigError, PolicyError
+from hf_rlae.member import Member
+from hf_rlae.policy import MemberObservation, PolicyState, UniformPolicy, ask, cut
+from hf_rlae.vocabulary import same_vocabulary
+
+logger = logging.getLogger(__name__)
+
+
+class EnsembleForCausalLM(PreTrainedModel, GenerationMixin):
+    """Several causal language models that write one text together.
+
+    Every next token is drawn from the weighted mixture of the members' distributions over a unified vocabulary;
+    a policy gives the weights anew for every span of `config.span_length` tokens. `generate` is transformers'
+    own. Members are attached, not sub-modules: `parameters()`, `state_dict()` and `save_pretrained()` mean the
+    policy.
+
+    Source: RLAE (arXiv 2506.00439).
+
+    Args:
+        config (`EnsembleConfig`): span length, mixing and cuts.
+        members (`Sequence[Member]`): at least one.
+        policy (callable, *optional*): called with a `PolicyState`, returns weights `(B, M)`; `None` = uniform.
+
+    Raises:
+        ConfigError: no members, or a policy made for another number of members.
+        MemberError, TokenizerError: a member that cannot take part.
+    """
+
+    config_class = EnsembleConfig
+    base_model_prefix = "ensemble"
+    main_input_name = "input_ids"
+    _supports_sdpa = True
+    _supports_flash_attn = True
+    _is_stateful = False
+
+    def __init__(self, config: EnsembleConfig, members: Sequence[Member] = (), policy: Any = None) -> None:
+        super().__init__(config)
+        if not members:
+            raise ConfigError(
+                "members is empty: an ensemble needs at least one; build it with "
+                "`EnsembleForCausalLM.from_members([...])`"
+            )
+        object.__setattr__(self, "members", tuple(members))
+        self.set_policy(policy)
+        first = members[0]
+        shared = all(same_vocabulary(first.tokenizer.get_vocab(), m.tokenizer.get_vocab()) for m in members[1:])
+        if not shared:
+            raise ConfigError("members with different tokenizers are not supported yet")
+        self.config.vocab_size = max(member.vocab_size for member in members)
+        self.engine = LockstepEngine(members, mixings[config.mixing], self.config.vocab_size)
+        self.generation_config = loading.generation_config_of(members)
+        self._tokenizer = loading.shared_tokenizer(first, self.generation_config)
+        for name in ("pad_token_id", "bos_token_id", "eos_token_id"):
+            setattr(self.config, name, getattr(self.generation_config, name))
+
+    @classmethod
+    def from_members(cls, members: Sequence[Any], policy: Any = None, **settings: Any) -> EnsembleForCausalLM:
+        """Builds an ensemble.
+
+        Args:
+            members: folders, Hub ids, `(model, tokenizer)` pairs or `Member` objects.
+            policy (callable, *optional*): see the class; `None` = uniform weights.
+            dtype (defaults to `"auto"`), device_map, revisions (`list`), member_kwargs (`dict`, or a `list` with
+                one `dict` a member): how members that are given by name are loaded.
+            end_token_ids (`list[list[int] | None]`), adapter_names (`list[str | None]`): one entry a member.
+            settings: fields of `EnsembleConfig`, such as `span_length`, `mixing`, `min_weight`.
+
+        Returns:
+            `EnsembleForCausalLM`: in eval mode.
+
+        Raises:
+            ConfigError: an option that does not exist, or lists of another length than `members`.
+        """
+        return loading.build(cls, members, policy, settings)
+
+    @property
+    def tokenizer(self) -> Any:
+        """Encodes prompts as the first member does and decodes every union id."""
+        return self._tokenizer
+
+    def set_policy(self, policy: Any) -> None:
+        """Replaces the policy (`None` = uniform weights)."""
+        policy = UniformPolicy() if policy is None else policy
+        wanted = getattr(policy, "num_members", None) or getattr(
+            getattr(policy, "config", None), "num_members", None
+        )
+        if wanted is not None and wanted != len(self.members):
+            raise ConfigError(
+                f"policy: {type(policy).__name__} weighs {wanted} members, this ensemble has {len(self.members)}; "
+                "make the policy for that number"
+            )
+        if not callable(policy):
+            raise PolicyError(f"policy must be callable with a PolicyState, got {type(policy).__name__}")
+        if "policy" in self._modules:
+            del self._modules["policy"]
+        self.__dict__.pop("policy", None)
+        if isinstance(policy, nn.Module):
+            self.policy = policy
+        else:
+            object.__setattr__(self, "policy", policy)
+
+    @property
+    def device(self) -> torch.device:
+        """The first member's device, where ids and logits live."""
+        return self.members[0].device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The first member's dtype."""
+        return self.members[0].dtype
+
+    def _init_weights(self, module: nn.Module) -> None:
+        """Nothing to initialise: members are pretrained, policies initialise themselves."""
+
+    def _apply(self, fn: Callable[[torch.Tensor], torch.Tensor], recurse: bool = True) -> EnsembleForCausalLM:
+        super()._apply(fn, recurse)
+        for model in self._movable_models():
+            model._apply(fn)
+        return self
+
+    def train(self, mode: bool = True) -> EnsembleForCausalLM:
+        """Sets the policy's mode; members only ever go to eval mode."""
+        super().train(mode)
+        if not mode:
+            for member in self.__dict__.get("members", ()):
+                member.wrapper.eval()
+        return self
+
+    def _movable_models(self) -> Iterator[nn.Module]:
+        done: set[int] = set()
+        for member in self.members:
+            if not member.has_device_map and id(member.wrapper) not in done:
+                done.add(id(member.wrapper))
+                yield member.wrapper
+
+    def get_output_embeddings(self) -> None:
+        """An ensemble has no head of its own."""
+        return None
+
+    def get_input_embeddings(self) -> nn.Module:
+        """The first member's."""
+        return self.members[0].model.get_input_embeddings()
+
+    def new_cache(self, use_cache: bool = True, record: bool = False) -> EnsembleCache:
+        """A fresh state for one text (see `EnsembleCache`)."""
+        return EnsembleCache(self.engine.new_relays(use_cache), use_cache, record)
+
+    def forward(
+        self,
+        input_ids: torch.LongTensor,
+        attention_mask: torch.LongTensor | None = None,
+        past_key_values: EnsembleCache | None = None,
+        labels: torch.LongTensor | None = None,
+        prompt_length: int | torch.LongTensor | None = None,
+        use_cache: bool | None = None,
+        logits_to_keep: int = 0,
+        member_input_ids: torch.LongTensor | None = None,
+        member_attention_mask: torch.LongTensor | None = None,
+        return_dict: bool | None = None,
+        **kwargs: Any,
+    ) -> CausalLMOutputWithPast:
+        """The mixture's log-probabilities for every next token, and a loss by teacher forcing.
+
+        Args:
+            input_ids (`torch.LongTensor` of shape `(B, n)`): union ids that follow what `past_key_values` has
+                seen (the whole text if there is none). Left and right padding are accepted.
+            attention_mask (`torch.LongTensor` of shape `(B, L)`, *optional*): 1 = keep, over the whole text.
+            past_key_values (`EnsembleCache`, *optional*): from an earlier call; continued in place.
+            labels (`torch.LongTensor` of shape `(B, n)`, *optional*): as in transformers: shifted inside, -100 is
+                ignored.
+            prompt_length (`int` or `torch.LongTensor` of shape `(B,)`, *optional*): the column of the first
+                completion token, where span 0 begins. Without it: the first label that is not -100, else the
+                first attended token.
+            use_cache (`bool`, *optional*): whether to return a cache that can be continued.
+            logits_to_keep (`int`, defaults to 0): only the last so many columns; 0 for all.
+            member_input_ids, member_attention_mask (`torch.LongTensor` of shape `(B, M, L)`, *optional*): each
+                member's own rendering of the prompt, from `tokenizer.apply_chat_template`.
+
+        Returns:
+            `CausalLMOutputWithPast`: `logits` of shape `(B, n, V)`. With one member, that member's own; else the
+            mixture's log-probabilities in fp32, shifted by `sum_k w_k log Z_k`. `loss` in nats per label.
+
+        Raises:
+            InputError: ids outside the union vocabulary, shapes that do not fit, a row without any token.
+            PolicyError: weights that are no weights.
+        """
+        cache = past_key_values
+        if cache is None:
+            cache = self.new_cache(use_cache=True if use_cache is None else use_cache)
+        if cache.ids is None or cache.ids.shape[1] == cache.seen:
+            if not cache.in_generate:
+                check_forward_inputs(self, input_ids, attention_mask, cache, labels)
+            cache.ids = input_ids if cache.ids is None else torch.cat([cache.ids, input_ids], dim=1)
+        text = cache.ids
+        cache.mask = attention_mask
+        if attention_mask is not None and attention_mask.shape[1] != text.shape[1]:
+            seen = attention_mask.new_ones(attention_mask.shape[0], text.shape[1] - attention_mask.shape[1])
+            cache.mask = torch.cat([seen, attention_mask], dim=1)
+        if cache.clock is None:
+            cache.clock = self._new_clock(cache, labels, prompt_length)
+        new_columns = text.shape[1] - cache.seen
+        keep = min(logits_to_keep or new_columns, new_columns)
+        grad = torch.is_grad_enabled() and any(p.requires_grad for m in self.members for p in m.model.parameters())
+        guard = torch.inference_mode() if cache.in_generate else torch.set_grad_enabled(grad)
+        if cache.trace.enabled:
+            cache.trace.settle(text)
+        self._drop_exhausted_members(cache)
+        with guard:
+            logits = self.engine.step(cache, keep, self._ask)
+        cache.seen = text.shape[1]
+        loss = None
+        if labels is not None:
+            loss = nn.functional.cross_entropy(
+                logits[:, :-1].float().flatten(0, 1), labels[:, 1:].flatten().to(logits.device), ignore_index=-100
+            )
+        return CausalLMOutputWithPast(loss=loss, logits=logits, past_key_values=cache)
+
+    def _new_clock(
+        self, cache: EnsembleCache, labels: torch.Tensor | None, prompt_length: int | torch.Tensor | None
+    ) -> SpanClock:
+        ids = cache.ids
+        assert ids is not None
+        firsts = first_columns(ids, cache.mask)
+        if cache.expected_start is not None:
+            starts = torch.full_like(firsts, cache.expected_start)
+        elif prompt_length is not None:
+            starts = torch.as_tensor(prompt_length).cpu().long().expand(len(firsts)).clone()
+        elif labels is not None:
+            wanted = (labels != -100).long().cpu()
+            starts = torch.where(wanted.any(1), wanted.argmax(1), firsts)
+        else:
+            starts = firsts
+        return SpanClock(self.config.span_length, starts, firsts)
+
+    def _ask(
+        self, cache: EnsembleCache, query: SpanQuery, observe: Callable[[], Sequence[MemberObservation]]
+    ) -> None:
+        """Asks the policy about the rows of a query and stores the weights."""
+        clock, ids = cache.clock, cache.ids
+        assert clock is not None
+        assert ids is not None
+        rows = None if query.rows is None or bool(query.rows.all()) else query.rows.nonzero().flatten()
+        count = ids.shape[0] if rows is None else len(rows)
+
+        def read_text() -> list[str]:
+            texts = self._texts(cache, query.column + 1)
+            return texts if rows is None else [texts[row] for row in rows.tolist()]
+
+        def observe_rows() -> Sequence[MemberObservation]:
+            seen = observe()
+            if rows is None:
+                return seen
+            return [
+                MemberObservation(
+                    entry.logits[rows.to(entry.logits.device)],
+                    None if entry.hidden is None else entry.hidden[rows.to(entry.hidden.device)],
+                )
+                for entry in seen
+            ]
+
+        state = PolicyState(
+            len(self.members), torch.full((count,), query.span), ids.device, read_text, observe_rows
+        )
+        given = ask(self.policy, state).weights
+        weights = cut(given, self.config.min_weight, self.config.max_active_members)
+        if rows is not None:
+            every = weights.new_zeros(ids.shape[0], weights.shape[1])
+            every[rows.to(weights.device)] = weights
+            weights = every
+        clock.answer(query, weights)
+
+    def _texts(self, cache: EnsembleCache, columns: int) -> list[str]:
+        assert cache.ids is not None
+        texts = []
+        for row in range(cache.ids.shape[0]):
+            ids = cache.ids[row, :columns]
+            if cache.mask is not None:
+                ids = ids[cache.mask[row, :columns].bool()]
+            texts.append(self.tokenizer.decode(ids.tolist(), skip_special_tokens=True))
+        return texts
+
+    def _drop_exhausted_members(self, cache: EnsembleCache) -> None:
+        """Members whose context the text has outgrown drop out, with a warning."""
+        assert cache.ids is not None
+        if len(self.members) == 1:
+            return
+        total = cache.ids.shape[1]
+        for index, member in enumerate(self.members):
+            limit = member.context_length
+            if limit is None or total <= limit or index in cache.exhausted:
+                continue
+            longest = total if cache.mask is None else int(cache.mask.sum(1).max())
+            if longest > limit and len(cache.exhausted) < len(self.members) - 1:
+                cache.exhausted.add(index)
+                logger.warning(
+                    "the text has outgrown the context of member %s (%d tokens); it drops out and the others go on",
+                    member.name,
+                    limit,
+                )
+
+    def prepare_inputs_for_generation(
+        self,
+        input_ids: torch.LongTensor,
+        next_sequence_length: int | None = None,
+        past_key_values: EnsembleCache | None = None,
+        attention_mask: torch.LongTensor | None = None,
+        is_first_iteration: bool | None = False,
+        **kwargs: Any,
+    ) -> dict[str, Any]:
+        """Hands `forward` the columns that it has not seen; the cache keeps the whole text."""
+        cache = past_key_values
+        assert cache is not None
+        device = self.device
+        if input_ids.shape[1] > cache.seen:
+            cache.ids = input_ids.to(device)
+        columns = input_ids[:, cache.seen :] if input_ids.shape[1] > cache.seen else input_ids
+        inputs: dict[str, Any] = {
+            "input_ids": columns.to(device),
+            "attention_mask": None if attention_mask is None else attention_mask.to(device),
+            "past_key_values": cache,
+        }
+        for name in ("use_cache", "logits_to_keep", "member_input_ids", "member_attention_mask"):
+            if name in kwargs:
+                inputs[name] = kwargs[name]
+        return inputs
+
+    @torch.no_grad()
+    def generate(
+        self,
+        inputs: torch.Tensor | None = None,
+        generation_config: GenerationConfig | None = None,
+        **kwargs: Any,
+    ) -> Any:
+        """transformers' `generate`, with the members deciding every token together.
+
+        Args:
+            inputs, generation_config, kwargs: as in `transformers.GenerationMixin.generate`. Prompts are padded on
+                the left.
+
+        Returns:
+            `torch.LongTensor` of shape `(B, L)`, or with `return_dict_in_generate=True` transformers' output with
+            three more fields: `span_weights` `(B, S, M)`, `span_starts` `(S,)` (completion tokens, from 0) and
+            `member_logps` `(B, T, M)` (NaN where a member was not run).
+
+        Raises:
+            InputError: an empty prompt, right padding, a row without tokens, ids outside the union vocabulary, a
+                prompt longer than a member's context.
+        """
+        ids = inputs if inputs is not None else kwargs.get("input_ids")
+        check_generate_inputs(self, ids, kwargs)
+        settings = generation_config or self.generation_config
+        wants_dict = kwargs.get("return_dict_in_generate", settings.return_dict_in_generate)
+        use_cache = kwargs.get("use_cache", settings.use_cache)
+        cache = kwargs.get("past_key_values")
+        if cache is None:
+            cache = kwargs["past_key_values"] = self.new_cache(use_cache is not False, record=bool(wants_dict))
+        cache.in_generate = True
+        cache.expected_start = None if ids is None else int(ids.shape[1])
+        cache.clock = None
+        result = super().generate(inputs, generation_config, **kwargs)
+        if not wants_dict:
+            return result
+        return attach_trace(self, result, cache)
+
+    def save_pretrained(self, save_directory: Any, **kwargs: Any) -> None:
+        """Writes config, generation config and policy; members are stored by id and revision."""
+        loading.save(self, save_directory, **kwargs)
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path: Any, *args: Any, **kwargs: Any) -> EnsembleForCausalLM:
+        """Loads an ensemble: its members from where they live, its policy from the folder or repository."""
+        return loading.load(cls, pretrained_model_name_or_path, **kwargs)
+
+
+def copy_generation_config(config: GenerationConfig) -> GenerationConfig:
+    """An independent copy."""
+    return copy.deepcopy(config)
