@@ -9,6 +9,14 @@ __version__ = "0.1.0.dev0"
 
 _EXPORTS = {
     "ByteVocabulary": "hf_rlae.vocabulary",
+    "EnsembleCache": "hf_rlae.ensemble",
+    "EnsembleConfig": "hf_rlae.ensemble",
+    "EnsembleForCausalLM": "hf_rlae.ensemble",
+    "Member": "hf_rlae.member",
+    "PolicyOutput": "hf_rlae.policy",
+    "PolicyState": "hf_rlae.policy",
+    "StaticPolicy": "hf_rlae.policy",
+    "UniformPolicy": "hf_rlae.policy",
     "UnionVocabulary": "hf_rlae.vocabulary",
 }
 

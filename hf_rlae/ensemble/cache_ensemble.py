@@ -75,12 +75,12 @@ class Trace:
     pending: MemberScores | None = None
     member_logps: list[tuple[int, torch.Tensor]] = field(default_factory=list)
 
-    def settle(self, ids: torch.Tensor) -> None:
-        """Reads off what the members gave to the tokens that have since been chosen."""
+    def settle(self, ids: torch.Tensor, columns: int) -> None:
+        """Reads off what the members gave to the tokens that have since been chosen, those before `columns`."""
         pending = self.pending
         if pending is None:
             return
-        tokens = ids[:, pending.column + 1 :]
+        tokens = ids[:, pending.column + 1 : columns]
         if tokens.shape[1] == 0:
             return
         values = pending.of(tokens)

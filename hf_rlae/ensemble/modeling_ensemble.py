@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import logging
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
@@ -225,7 +224,7 @@ class EnsembleForCausalLM(PreTrainedModel, GenerationMixin):
         grad = torch.is_grad_enabled() and any(p.requires_grad for m in self.members for p in m.model.parameters())
         guard = torch.inference_mode() if cache.in_generate else torch.set_grad_enabled(grad)
         if cache.trace.enabled:
-            cache.trace.settle(text)
+            cache.trace.settle(text, cache.seen + 1)
         self._drop_exhausted_members(cache)
         with guard:
             logits = self.engine.step(cache, keep, self._ask)
@@ -392,8 +391,3 @@ class EnsembleForCausalLM(PreTrainedModel, GenerationMixin):
     def from_pretrained(cls, pretrained_model_name_or_path: Any, *args: Any, **kwargs: Any) -> EnsembleForCausalLM:
         """Loads an ensemble: its members from where they live, its policy from the folder or repository."""
         return loading.load(cls, pretrained_model_name_or_path, **kwargs)
-
-
-def copy_generation_config(config: GenerationConfig) -> GenerationConfig:
-    """An independent copy."""
-    return copy.deepcopy(config)

@@ -1,0 +1,7 @@
+"""Floor 4: the ensemble itself."""
+
+from hf_rlae.ensemble.cache_ensemble import EnsembleCache
+from hf_rlae.ensemble.configuration_ensemble import EnsembleConfig
+from hf_rlae.ensemble.modeling_ensemble import EnsembleForCausalLM
+
+__all__ = ["EnsembleCache", "EnsembleConfig", "EnsembleForCausalLM"]

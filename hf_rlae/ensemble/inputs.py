@@ -1,0 +1,103 @@
+"""Checks of what users pass to `forward` and `generate`, before anything is run."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from hf_rlae.errors import InputError
+
+if TYPE_CHECKING:
+    from hf_rlae.ensemble.cache_ensemble import EnsembleCache
+    from hf_rlae.ensemble.modeling_ensemble import EnsembleForCausalLM
+
+
+def first_columns(ids: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
+    """The first attended column of each row, of shape `(B,)`, on the CPU."""
+    if mask is None:
+        return torch.zeros(ids.shape[0], dtype=torch.long)
+    return mask.long().argmax(1).cpu()
+
+
+def _check_ids(model: EnsembleForCausalLM, ids: Any, name: str) -> None:
+    if not isinstance(ids, torch.Tensor) or ids.dim() != 2 or ids.is_floating_point():
+        given = tuple(ids.shape) if isinstance(ids, torch.Tensor) else type(ids).__name__
+        raise InputError(
+            f"{name} must be a 2-D tensor of token ids (rows, columns), got {given}; make it with "
+            "`ensemble.tokenizer(texts, return_tensors='pt', padding=True)`"
+        )
+    if ids.shape[0] == 0 or ids.shape[1] == 0:
+        raise InputError(
+            f"{name} is empty (shape {tuple(ids.shape)}): there is no text to go on from; give every row at least "
+            "one token, such as the tokenizer's bos token"
+        )
+    low, high = int(ids.min()), int(ids.max())
+    size = model.config.vocab_size
+    if low < 0 or high >= size:
+        raise InputError(
+            f"{name} holds the id {low if low < 0 else high}, outside the union vocabulary of {size} ids; encode "
+            "with `ensemble.tokenizer`"
+        )
+
+
+def _check_mask(ids: torch.Tensor, mask: Any, columns: int) -> None:
+    if mask is None:
+        return
+    if not isinstance(mask, torch.Tensor) or mask.dim() != 2 or mask.shape[0] != ids.shape[0]:
+        raise InputError(
+            f"attention_mask must have one row per row of input_ids ({ids.shape[0]}) and 2 dimensions, got "
+            f"{tuple(mask.shape) if isinstance(mask, torch.Tensor) else type(mask).__name__}"
+        )
+    if mask.shape[1] not in (ids.shape[1], columns):
+        raise InputError(
+            f"attention_mask has {mask.shape[1]} columns, the text has {columns}; it must cover the whole text"
+        )
+    empty = (mask != 0).sum(1) == 0
+    if bool(empty.any()):
+        raise InputError(
+            f"attention_mask masks all of row {int(empty.nonzero()[0])}: an empty prompt has nothing to go on from; "
+            "give the row at least one token"
+        )
+
+
+def check_forward_inputs(
+    model: EnsembleForCausalLM, ids: Any, mask: Any, cache: EnsembleCache, labels: Any
+) -> None:
+    """Raises `InputError` for arguments of `forward` that cannot be used."""
+    _check_ids(model, ids, "input_ids")
+    _check_mask(ids, mask, cache.seen + ids.shape[1])
+    if labels is not None and tuple(labels.shape) != tuple(ids.shape):
+        raise InputError(
+            f"labels must have the shape of input_ids, {tuple(ids.shape)}, got {tuple(labels.shape)}; put -100 where "
+            "no loss is wanted"
+        )
+
+
+def check_generate_inputs(model: EnsembleForCausalLM, ids: Any, kwargs: dict[str, Any]) -> None:
+    """Raises `InputError` for arguments of `generate` that cannot be used."""
+    if kwargs.get("inputs_embeds") is not None:
+        raise InputError("inputs_embeds: members have different embeddings; pass input_ids")
+    if ids is None:
+        raise InputError(
+            "input_ids is missing: pass a prompt, `ensemble.generate(**ensemble.tokenizer(texts, "
+            "return_tensors='pt', padding=True))`"
+        )
+    _check_ids(model, ids, "input_ids")
+    mask = kwargs.get("attention_mask")
+    if mask is not None:
+        _check_mask(ids, mask, ids.shape[1])
+        if bool((mask[:, -1] == 0).any()):
+            row = int((mask[:, -1] == 0).nonzero()[0])
+            raise InputError(
+                f"attention_mask ends with 0 in row {row}: prompts must be padded on the left; set "
+                "`tokenizer.padding_side = 'left'`"
+            )
+    lengths = ids.shape[1] if mask is None else int((mask != 0).sum(1).max())
+    if len(model.members) > 1:
+        for member in model.members:
+            if member.context_length is not None and lengths > member.context_length:
+                raise InputError(
+                    f"input_ids: the prompt has {lengths} tokens, member {member.name} was built for at most "
+                    f"{member.context_length}; shorten the prompt or leave the member out"
+                )

@@ -1,0 +1,205 @@
+"""Building, saving and loading ensembles."""
+
+from __future__ import annotations
+
+import copy
+import os
+import shutil
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from transformers import GenerationConfig, PreTrainedModel
+
+from hf_rlae.ensemble.configuration_ensemble import EnsembleConfig
+from hf_rlae.errors import ConfigError, MemberError, nearest
+from hf_rlae.member import Member
+from hf_rlae.policy import policies
+
+if TYPE_CHECKING:
+    from hf_rlae.ensemble.modeling_ensemble import EnsembleForCausalLM
+
+_FIELDS = (
+    "span_length",
+    "mixing",
+    "min_weight",
+    "max_active_members",
+    "max_readings",
+    "min_reading",
+)
+_PER_MEMBER = ("revisions", "end_token_ids", "adapter_names")
+
+
+def _per_member(value: Any, count: int, name: str) -> list[Any]:
+    if value is None:
+        return [None] * count
+    if isinstance(value, dict):
+        return [value] * count
+    entries = list(value)
+    if len(entries) != count:
+        raise ConfigError(f"{name} has {len(entries)} entries for {count} members; give one a member")
+    return entries
+
+
+def build(
+    cls: type[EnsembleForCausalLM], members: Sequence[Any], policy: Any, settings: dict[str, Any]
+) -> EnsembleForCausalLM:
+    """`EnsembleForCausalLM.from_members`: loads what is given by name and puts the ensemble together."""
+    if isinstance(members, (str, bytes)) or not isinstance(members, Sequence):
+        raise ConfigError(f"members must be a list of folders, Hub ids or (model, tokenizer) pairs, got {members!r}")
+    if not members:
+        raise ConfigError("members is empty: an ensemble needs at least one; give folders, Hub ids or pairs")
+    settings = dict(settings)
+    dtype, device_map = settings.pop("dtype", "auto"), settings.pop("device_map", None)
+    member_kwargs = _per_member(settings.pop("member_kwargs", None), len(members), "member_kwargs")
+    options = {name: _per_member(settings.pop(name, None), len(members), name) for name in _PER_MEMBER}
+    unknown = [name for name in settings if name not in _FIELDS]
+    if unknown:
+        raise ConfigError(
+            f"{unknown[0]} is not an option of an ensemble: "
+            f"{nearest(unknown[0], [*_FIELDS, *_PER_MEMBER, 'dtype', 'device_map', 'member_kwargs'])}"
+        )
+    config = EnsembleConfig(**settings)
+    built = [
+        _member(
+            given,
+            index,
+            dtype=dtype,
+            device_map=device_map,
+            revision=options["revisions"][index],
+            end_token_ids=options["end_token_ids"][index],
+            adapter_name=options["adapter_names"][index],
+            kwargs=member_kwargs[index] or {},
+        )
+        for index, given in enumerate(members)
+    ]
+    config.end_token_ids = options["end_token_ids"] if any(options["end_token_ids"]) else None
+    config.adapter_names = options["adapter_names"] if any(options["adapter_names"]) else None
+    config.revisions = [member.revision for member in built]
+    config.members = [_source_of(member) for member in built]
+    ensemble = cls(config, built, policy)
+    super(PreTrainedModel, ensemble).train(False)
+    return ensemble
+
+
+def _member(given: Any, index: int, *, kwargs: dict[str, Any], **options: Any) -> Member:
+    if isinstance(given, Member):
+        return given
+    if isinstance(given, (str, os.PathLike)):
+        return Member.load(os.fspath(given), **options, **kwargs)
+    if isinstance(given, (tuple, list)) and len(given) == 2:
+        model, tokenizer = given
+        return Member(
+            model,
+            tokenizer,
+            name=getattr(model, "name_or_path", "") or f"{type(model).__name__} {index}",
+            revision=options["revision"],
+            adapter_name=options["adapter_name"],
+            end_token_ids=options["end_token_ids"],
+        )
+    raise MemberError(
+        f"members[{index}] must be a folder, a Hub id or a (model, tokenizer) pair, got {type(given).__name__}"
+    )
+
+
+def _source_of(member: Member) -> str | None:
+    return getattr(member.wrapper, "name_or_path", None) or getattr(member.model, "name_or_path", None) or None
+
+
+def generation_config_of(members: Sequence[Member]) -> GenerationConfig:
+    """One member: a copy of its own. More: defaults, with the first one's special ids and every end id."""
+    first = members[0].generation_config or GenerationConfig()
+    if len(members) == 1:
+        return copy.deepcopy(first)
+    ends = sorted({i for member in members for i in member.end_ids})
+    tokenizer = members[0].tokenizer
+    bos = first.bos_token_id if first.bos_token_id is not None else tokenizer.bos_token_id
+    pad = first.pad_token_id if first.pad_token_id is not None else tokenizer.pad_token_id
+    if pad is None and ends:
+        pad = ends[0]
+    return GenerationConfig(
+        bos_token_id=bos, pad_token_id=pad, eos_token_id=ends[0] if len(ends) == 1 else (ends or None)
+    )
+
+
+def shared_tokenizer(member: Member, generation_config: GenerationConfig) -> Any:
+    """The member's own tokenizer, padding on the left; the one passed in is not changed."""
+    tokenizer = copy.deepcopy(member.tokenizer)
+    tokenizer.padding_side = "left"
+    if tokenizer.pad_token_id is None:
+        pad = generation_config.pad_token_id
+        if pad is None:
+            pad = tokenizer.eos_token_id if tokenizer.eos_token_id is not None else 0
+        tokenizer.pad_token = tokenizer.convert_ids_to_tokens(pad)
+    return tokenizer
+
+
+def save(ensemble: EnsembleForCausalLM, directory: Any, push_to_hub: bool = False, **kwargs: Any) -> None:
+    """Writes the ensemble into a folder: complete files, or none."""
+    config = copy.deepcopy(ensemble.config)
+    for index, source in enumerate(config.members or []):
+        if not source:
+            raise ConfigError(
+                f"member {index} ({ensemble.members[index].name}) was passed as an object that has no folder or "
+                "Hub id, so the ensemble could not be loaded again; save that model first and build the ensemble "
+                "from its folder"
+            )
+    policy = ensemble.policy
+    name = getattr(policy, "registered_name", None)
+    if name is not None:
+        config.policy = {"name": name, **policy.settings()}
+    elif not isinstance(policy, PreTrainedModel):
+        raise ConfigError(
+            f"the policy {type(policy).__name__} cannot be saved: it is neither a PreTrainedModel nor one of "
+            f"{list(policies)}; save the ensemble with one of those, and pass your own on loading"
+        )
+    config.architectures = [type(ensemble).__name__]
+    target = Path(directory)
+    target.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=target) as scratch:
+        config.save_pretrained(scratch)
+        ensemble.generation_config.save_pretrained(scratch)
+        if isinstance(policy, PreTrainedModel):
+            policy.save_pretrained(Path(scratch) / "policy", **kwargs)
+        for path in sorted(Path(scratch).iterdir()):
+            final = target / path.name
+            if path.is_dir():
+                shutil.rmtree(final, ignore_errors=True)
+            os.replace(path, final)
+    if push_to_hub:
+        ensemble.push_to_hub(str(kwargs.get("repo_id") or target.name))
+
+
+def load(
+    cls: type[EnsembleForCausalLM],
+    source: Any,
+    *,
+    policy: Any = None,
+    config: EnsembleConfig | None = None,
+    dtype: Any = "auto",
+    device_map: Any = None,
+    member_kwargs: Any = None,
+    **hub_kwargs: Any,
+) -> EnsembleForCausalLM:
+    """`EnsembleForCausalLM.from_pretrained`."""
+    config = config or EnsembleConfig.from_pretrained(source, **hub_kwargs)
+    if policy is None and config.policy is not None:
+        settings = dict(config.policy)
+        policy = policies[settings.pop("name")](**settings)
+    ensemble = build(
+        cls,
+        list(config.members or []),
+        policy,
+        {
+            **{name: getattr(config, name) for name in (*_FIELDS, *_PER_MEMBER)},
+            "dtype": dtype,
+            "device_map": device_map,
+            "member_kwargs": member_kwargs,
+        },
+    )
+    try:
+        ensemble.generation_config = GenerationConfig.from_pretrained(source, **hub_kwargs)
+    except OSError:
+        pass
+    return ensemble

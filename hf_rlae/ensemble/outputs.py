@@ -1,0 +1,88 @@
+"""`generate`'s outputs with the weights of every span and each member's view of every token."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from transformers.generation.utils import GenerateBeamDecoderOnlyOutput, GenerateDecoderOnlyOutput
+
+if TYPE_CHECKING:
+    from hf_rlae.ensemble.cache_ensemble import EnsembleCache
+    from hf_rlae.ensemble.modeling_ensemble import EnsembleForCausalLM
+
+
+@dataclass
+class EnsembleGenerateOutput(GenerateDecoderOnlyOutput):
+    """`GenerateDecoderOnlyOutput` with a trace of the ensemble.
+
+    Attributes:
+        span_weights (`torch.FloatTensor` of shape `(B, S, M)`): the weights of every span.
+        span_starts (`torch.LongTensor` of shape `(S,)`): the completion token that each span begins with.
+        member_logps (`torch.FloatTensor` of shape `(B, T, M)`): what each member alone gave to every token, in
+            nats; NaN where it was not run.
+    """
+
+    span_weights: torch.FloatTensor | None = None
+    span_starts: torch.LongTensor | None = None
+    member_logps: torch.FloatTensor | None = None
+
+
+@dataclass
+class EnsembleGenerateBeamOutput(GenerateBeamDecoderOnlyOutput):
+    """`GenerateBeamDecoderOnlyOutput` with a trace of the ensemble (see `EnsembleGenerateOutput`)."""
+
+    span_weights: torch.FloatTensor | None = None
+    span_starts: torch.LongTensor | None = None
+    member_logps: torch.FloatTensor | None = None
+
+
+def attach_trace(
+    model: EnsembleForCausalLM, result: Any, cache: EnsembleCache
+) -> EnsembleGenerateOutput | EnsembleGenerateBeamOutput:
+    """Adds the trace of one call to what transformers' `generate` returned."""
+    sequences = result.sequences
+    start = cache.expected_start or 0
+    steps = sequences.shape[1] - start
+    clock = cache.clock
+    records = [] if clock is None else [r for r in clock.records if r.span * clock.span_length < steps]
+    starts = torch.tensor([r.span * model.config.span_length for r in records], dtype=torch.long)
+    beam_indices = getattr(result, "beam_indices", None)
+    if beam_indices is None:
+        cache.trace.settle(sequences, sequences.shape[1])
+        by_column = dict(cache.trace.member_logps)
+        weights = [record.weights for record in records]
+        logps = [by_column.get(start + step) for step in range(steps)]
+        kind: type[Any] = EnsembleGenerateOutput
+    else:
+        rows = beam_indices.clamp(min=0)
+        weights = [r.weights[rows[:, r.span * model.config.span_length]] for r in records]
+        logps = list(_beam_logps(cache, sequences, rows, start, steps))
+        kind = EnsembleGenerateBeamOutput
+    members = len(model.members)
+    missing = torch.full((sequences.shape[0], members), torch.nan, device=sequences.device)
+    fields = {name: result[name] for name in result}
+    return kind(
+        **fields,
+        span_weights=torch.stack(weights, dim=1).clone() if weights else missing[:, None][:, :0],
+        span_starts=starts,
+        member_logps=torch.stack([missing if entry is None else entry for entry in logps], dim=1)
+        if logps
+        else missing[:, None][:, :0],
+    )
+
+
+def _beam_logps(
+    cache: EnsembleCache, sequences: torch.Tensor, rows: torch.Tensor, start: int, steps: int
+) -> list[torch.Tensor | None]:
+    """Follows each returned beam back through the rows in which it lived."""
+    by_column = dict(cache.trace.member_logps)
+    values: list[torch.Tensor | None] = []
+    for step in range(steps):
+        known = by_column.get(start + step)
+        if known is None or step + 1 >= rows.shape[1]:
+            values.append(None)
+            continue
+        values.append(known[rows[:, step + 1]])
+    return values
