@@ -76,7 +76,7 @@ class LockstepEngine:
         log_z = [entry.logsumexp(-1) for entry in scores]
         if cache.trace.enabled:
             self._remember(cache, low, active, logits, log_z)
-        return self.mixing(scores, log_z, weights[..., active])
+        return self.mixing.of_logits(scores, log_z, weights[..., active])
 
     def _remember(
         self,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -221,8 +222,7 @@ class EnsembleForCausalLM(PreTrainedModel, GenerationMixin):
             cache.clock = self._new_clock(cache, labels, prompt_length)
         new_columns = text.shape[1] - cache.seen
         keep = min(logits_to_keep or new_columns, new_columns)
-        grad = torch.is_grad_enabled() and any(p.requires_grad for m in self.members for p in m.model.parameters())
-        guard = torch.inference_mode() if cache.in_generate else torch.set_grad_enabled(grad)
+        guard = torch.inference_mode() if cache.in_generate else nullcontext()
         if cache.trace.enabled:
             cache.trace.settle(text, cache.seen + 1)
         self._drop_exhausted_members(cache)

@@ -15,17 +15,32 @@ class LinearMixing:
     Source: RLAE (arXiv 2506.00439), the weighted ensemble of member distributions.
     """
 
-    def __call__(
+    def of_logits(
         self, scores: Sequence[torch.Tensor], log_z: Sequence[torch.Tensor], weights: torch.Tensor
     ) -> torch.Tensor:
+        """See `Mixing.of_logits`."""
         total_shift = shift(log_z, weights)
         log_weights = weights.log()
+        in_place = not torch.is_grad_enabled()
         mixed: torch.Tensor | None = None
         for index, (score, z) in enumerate(zip(scores, log_z, strict=True)):
-            term = score.add_((log_weights[..., index] - z + total_shift)[..., None])
-            mixed = term if mixed is None else torch.logaddexp(mixed, term, out=mixed)
+            offset = (log_weights[..., index] - z + total_shift)[..., None]
+            term = score.add_(offset) if in_place else score + offset
+            if mixed is None:
+                mixed = term
+            else:
+                mixed = torch.logaddexp(mixed, term, out=mixed if in_place else None)
         assert mixed is not None
         return mixed
+
+    def of_probs(
+        self, probs: Sequence[torch.Tensor], log_z: Sequence[torch.Tensor], weights: torch.Tensor
+    ) -> torch.Tensor:
+        """See `Mixing.of_probs`."""
+        mixed = probs[0] * weights[..., 0, None]
+        for index, prob in enumerate(probs[1:], 1):
+            mixed.addcmul_(prob, weights[..., index, None])
+        return mixed.log_().add_(shift(log_z, weights)[..., None])
 
 
 mixings.register("linear")(LinearMixing())

@@ -15,17 +15,25 @@ class LogMixing:
     Source: products of experts; as an option of the weighted ensemble, ours.
     """
 
-    def __call__(
+    def of_logits(
         self, scores: Sequence[torch.Tensor], log_z: Sequence[torch.Tensor], weights: torch.Tensor
     ) -> torch.Tensor:
+        """See `Mixing.of_logits`."""
         mixed: torch.Tensor | None = None
         for index, score in enumerate(scores):
             weight = weights[..., index, None]
             # 0 * -inf is NaN: a member without weight has no say, not even about what it rules out
             term = torch.where(weight > 0, score * weight, 0.0)
-            mixed = term if mixed is None else mixed.add_(term)
+            mixed = term if mixed is None else mixed + term
         assert mixed is not None
-        return mixed.add_((shift(log_z, weights) - mixed.logsumexp(-1))[..., None])
+        return mixed + (shift(log_z, weights) - mixed.logsumexp(-1))[..., None]
+
+    def of_probs(
+        self, probs: Sequence[torch.Tensor], log_z: Sequence[torch.Tensor], weights: torch.Tensor
+    ) -> torch.Tensor:
+        """See `Mixing.of_probs`."""
+        mixed = self.of_logits([prob.log() for prob in probs], [torch.zeros_like(z) for z in log_z], weights)
+        return mixed.add_(shift(log_z, weights)[..., None])
 
 
 mixings.register("log")(LogMixing())

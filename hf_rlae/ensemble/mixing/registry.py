@@ -11,27 +11,32 @@ from hf_rlae.registry import Registry
 
 
 class Mixing(Protocol):
-    """Mixes the members' log-probabilities over one vocabulary.
+    """Mixes the members' distributions over one vocabulary.
 
-    Called with `scores` (a list of M fp32 tensors of shape `(B, n, V)`, unnormalised log-probabilities),
-    `log_z` (a list of M tensors of shape `(B, n)`: the log of each one's total) and `weights` of shape
-    `(B, n, M)`, it returns a fp32 tensor of shape `(B, n, V)`: the mixture's log-probabilities plus
-    `sum_k w_k log_z_k`. Tensors in `scores` may be overwritten.
+    Both methods return a fp32 tensor of shape `(B, n, V)`: the mixture's log-probabilities plus
+    `sum_k w_k log_z_k`, which puts a mixture where the members' own logits are, so that a repetition penalty
+    (which scales raw logits) acts as on one model. `weights` has the shape `(B, n, M)`, `log_z` holds M tensors of
+    shape `(B, n)`: the log of each member's sum of exponentials.
     """
 
-    def __call__(
+    def of_logits(
         self, scores: Sequence[torch.Tensor], log_z: Sequence[torch.Tensor], weights: torch.Tensor
-    ) -> torch.Tensor: ...
+    ) -> torch.Tensor:
+        """Of M fp32 tensors of logits `(B, n, V)`; they may be overwritten where no gradient is asked."""
+        ...
+
+    def of_probs(
+        self, probs: Sequence[torch.Tensor], log_z: Sequence[torch.Tensor], weights: torch.Tensor
+    ) -> torch.Tensor:
+        """Of M fp32 tensors of probabilities `(B, n, V)`."""
+        ...
 
 
 mixings: Registry[Mixing] = Registry("mixing")
 
 
 def shift(log_z: Sequence[torch.Tensor], weights: torch.Tensor) -> torch.Tensor:
-    """`sum_k w_k log Z_k`, of shape `(B, n)`.
-
-    A repetition penalty scales raw logits, so a mixture is put where the members' own logits are.
-    """
+    """`sum_k w_k log Z_k`, of shape `(B, n)`; members without weight count nothing, whatever their `log Z`."""
     total = torch.zeros_like(log_z[0])
     for index, z in enumerate(log_z):
         total = total + torch.where(weights[..., index] > 0, weights[..., index] * z, 0.0)
