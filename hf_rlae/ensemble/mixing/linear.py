@@ -39,7 +39,7 @@ class LinearMixing:
         """See `Mixing.of_probs`."""
         mixed = probs[0] * weights[..., 0, None]
         for index, prob in enumerate(probs[1:], 1):
-            mixed.addcmul_(prob, weights[..., index, None])
+            mixed.add_(prob * weights[..., index, None])  # not fused, so that the order of two does not matter
         return mixed.log_().add_(shift(log_z, weights)[..., None])
 
 

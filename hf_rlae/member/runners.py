@@ -1,0 +1,273 @@
+"""Running a member on rows that advance by different numbers of tokens."""
+
+from __future__ import annotations
+
+import copy
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from hf_rlae.errors import MemberError
+from hf_rlae.member.lockstep import accepted_arguments, captured_head_input
+from hf_rlae.member.member import Member
+from hf_rlae.member.slots import SlotCache, plan_columns
+
+logger = logging.getLogger(__name__)
+
+_CACHE_NAMES = ("past_key_values", "cache_params", "state")
+
+
+@dataclass(frozen=True)
+class Path:
+    """The ids that one row is to be read along.
+
+    Attributes:
+        settled (`tuple[int, ...]`): the last of the ids that never change again, from `settled_from` on.
+        settled_from (`int`): how many ids come before those.
+        ids (`tuple[int, ...]`): the ids after the settled ones.
+        keep (`int`): how many ids, from the beginning, are known to be in the row's cache already.
+        want (`int`): for how many of the last ids logits are wanted.
+    """
+
+    settled: tuple[int, ...]
+    settled_from: int
+    ids: tuple[int, ...]
+    keep: int
+    want: int
+
+    @property
+    def length(self) -> int:
+        """All ids of the row."""
+        return self.settled_from + len(self.settled) + len(self.ids)
+
+    def after(self, position: int) -> tuple[int, ...]:
+        """The ids from `position` on."""
+        return (self.settled + self.ids)[position - self.settled_from :]
+
+
+@dataclass(frozen=True)
+class PathOutput:
+    """Logits `(R, V_m)` and hidden states `(R, H_m)`, row by row: `want` of each path in a row.
+
+    Attributes:
+        logits (`torch.Tensor`), hidden (`torch.Tensor` or `None`).
+    """
+
+    logits: torch.Tensor
+    hidden: torch.Tensor | None
+
+
+class SlotRunner:
+    """One batched forward pass for all rows, with explicit positions and a 4-D mask.
+
+    Args:
+        member (`Member`): whose model is run.
+    """
+
+    kind = "slots"
+    can_go_back = True
+
+    def __init__(self, member: Member) -> None:
+        self.member = member
+        self.cache = SlotCache()
+        self.forward_calls = 0
+
+    def run(self, paths: Sequence[Path | None], hidden: bool = False) -> PathOutput:
+        """Reads each row's path; `None` rows stay as they are."""
+        member = self.member
+        feed = [() if path is None else path.after(path.keep) for path in paths]
+        keep = [0 if path is None else path.keep for path in paths]
+        ids, positions, plan = plan_columns(keep, feed, member.device)
+        columns = max(path.want for path in paths if path is not None)
+        self.cache.plan = plan
+        arguments: dict[str, Any] = {
+            "input_ids": ids,
+            "attention_mask": _masks(member, positions, plan.length),
+            "position_ids": positions,
+            "past_key_values": self.cache,
+            "use_cache": True,
+        }
+        if "logits_to_keep" in accepted_arguments(type(member.model).forward):
+            arguments["logits_to_keep"] = columns
+        with member.active(), captured_head_input(member, hidden) as caught:
+            logits = member.model(**arguments, return_dict=True).logits
+        self.forward_calls += 1
+        self.cache.length = plan.length
+        rows, back = _picks(paths)
+        index = (torch.tensor(rows, device=logits.device), -torch.tensor(back, device=logits.device))
+        return PathOutput(logits[index], caught[-1][index] if caught else None)
+
+    def reorder(self, rows: torch.Tensor) -> None:
+        """Makes row `i` continue what row `rows[i]` was."""
+        self.cache.reorder_cache(rows)  # type: ignore[arg-type]
+
+    def reset(self) -> None:
+        """Forgets everything."""
+        self.cache = SlotCache()
+
+
+class RowRunner:
+    """One forward pass a row, with the model's own cache: for models that cannot take a mask of their own.
+
+    Caches that can go back are cropped; recurrent states are kept as a snapshot at the last settled id, from
+    which the rest is read again.
+
+    Args:
+        member (`Member`): whose model is run.
+    """
+
+    kind = "rows"
+
+    def __init__(self, member: Member) -> None:
+        self.member = member
+        self.forward_calls = 0
+        self._rows: dict[int, tuple[int, dict[str, Any]]] = {}
+
+    def run(self, paths: Sequence[Path | None], hidden: bool = False) -> PathOutput:
+        """Reads each row's path; `None` rows stay as they are."""
+        logits, states = [], []
+        for row, path in enumerate(paths):
+            if path is None:
+                continue
+            row_logits, row_states = self._run_row(row, path, hidden)
+            logits.append(row_logits)
+            if row_states is not None:
+                states.append(row_states)
+        return PathOutput(torch.cat(logits), torch.cat(states) if states else None)
+
+    def _run_row(self, row: int, path: Path, hidden: bool) -> tuple[torch.Tensor, torch.Tensor | None]:
+        length, cache = self._rows.get(row, (0, {}))
+        settled = path.settled_from + len(path.settled)
+        if length > path.length - path.want or length < path.settled_from:
+            length, cache = (0, {}) if length >= path.settled_from else (length, cache)
+        snapshot_at = min(settled, path.length - path.want)
+        if snapshot_at > length:
+            cache, _, _ = self._forward(copy.deepcopy(cache), path.after(length)[: snapshot_at - length], 1, False)
+            length = snapshot_at
+            self._rows[row] = (length, cache)
+        _, logits, states = self._forward(copy.deepcopy(cache), path.after(length), path.want, hidden)
+        return logits, states
+
+    def _forward(
+        self, cache: dict[str, Any], ids: Sequence[int], want: int, hidden: bool
+    ) -> tuple[dict[str, Any], torch.Tensor, torch.Tensor | None]:
+        member = self.member
+        accepted = accepted_arguments(type(member.model).forward)
+        arguments: dict[str, Any] = {**cache, "use_cache": True}
+        arguments["input_ids"] = torch.tensor([list(ids)], dtype=torch.long, device=member.device)
+        if "logits_to_keep" in accepted:
+            arguments["logits_to_keep"] = want
+        with member.active(), captured_head_input(member, hidden) as caught:
+            outputs = member.model(**arguments, return_dict=True)
+        self.forward_calls += 1
+        kept = {name: outputs[name] for name in _CACHE_NAMES if outputs.get(name) is not None}
+        return kept, outputs.logits[0, -want:], caught[-1][0, -want:] if caught else None
+
+    def reorder(self, rows: torch.Tensor) -> None:
+        """Makes row `i` continue what row `rows[i]` was."""
+        # snapshots are never written to, so rows may share one
+        self._rows = {i: self._rows[row] for i, row in enumerate(rows.tolist()) if row in self._rows}
+
+    def reset(self) -> None:
+        """Forgets everything."""
+        self._rows.clear()
+
+
+Runner = SlotRunner | RowRunner
+
+
+def _picks(paths: Sequence[Path | None]) -> tuple[list[int], list[int]]:
+    rows, back = [], []
+    for row, path in enumerate(paths):
+        if path is not None:
+            for distance in range(path.want, 0, -1):
+                rows.append(row)
+                back.append(distance)
+    return rows, back
+
+
+def _masks(member: Member, positions: torch.Tensor, length: int) -> Any:
+    """The 4-D mask, or one a layer type: slot `j` of a row holds its token `j`, so positions say it all."""
+    config = member.config
+    slots = torch.arange(length, device=positions.device)
+    causal = slots <= positions[..., None]
+    kinds = set(getattr(config, "layer_types", None) or ())
+    window = getattr(config, "sliding_window", None)
+    chunk = getattr(config, "attention_chunk_size", None)
+
+    def finished(mask: torch.Tensor) -> torch.Tensor:
+        mask = mask[:, None]
+        if getattr(config, "_attn_implementation", "sdpa") == "sdpa":
+            return mask
+        zero = torch.zeros((), dtype=member.dtype, device=mask.device)
+        return torch.where(mask, zero, torch.finfo(member.dtype).min)
+
+    def of_kind(kind: str) -> torch.Tensor:
+        if kind == "sliding_attention" and window:
+            return finished(causal & (slots > positions[..., None] - window))
+        if kind == "chunked_attention" and chunk:
+            return finished(causal & (slots // chunk == (positions // chunk)[..., None]))
+        return finished(causal)
+
+    if len(kinds) > 1:
+        return {kind: of_kind(kind) for kind in kinds}
+    if kinds:
+        return of_kind(next(iter(kinds)))
+    return of_kind("sliding_attention" if window and getattr(config, "use_sliding_window", True) else "full")
+
+
+_PROBE_LENGTHS = (7, 5)
+
+
+def choose_runner(member: Member) -> type[SlotRunner] | type[RowRunner]:
+    """Finds out, by trying, how a member can be run on ragged rows.
+
+    A few tokens are read in uneven pieces, going back once, and compared with reading them at once.
+
+    Args:
+        member (`Member`): the candidate.
+
+    Returns:
+        `SlotRunner` where it computes the same as the model itself, else `RowRunner`.
+
+    Raises:
+        MemberError: neither does; the message says what happened.
+    """
+    text = [i for i in range(member.vocab_size) if i not in member.end_ids][: 3 * max(_PROBE_LENGTHS)]
+    texts = [tuple((text * 21)[offset : offset + n]) for offset, n in enumerate(_PROBE_LENGTHS)]
+    reasons = []
+    with torch.no_grad():
+        expected = [
+            member.model(input_ids=torch.tensor([ids], device=member.device), use_cache=False).logits[0, -1]
+            for ids in texts
+        ]
+        kinds: list[type[SlotRunner] | type[RowRunner]] = [RowRunner] if member.is_recurrent else [SlotRunner, RowRunner]
+        for kind in kinds:
+            try:
+                got = _probe(kind(member), texts)
+            except Exception as error:  # whatever a model raises, the next way is tried and the reason kept
+                reasons.append(f"{kind.kind}: {type(error).__name__}: {error}")
+                continue
+            scale = max(float(row.float().abs().max()) for row in expected)
+            tolerance = scale * (1e-3 if member.dtype == torch.float32 else 0.05) + 1e-4
+            error_size = max(
+                float((a.float() - b.float()).abs().max()) for a, b in zip(got, expected, strict=True)
+            )
+            if error_size <= tolerance:
+                return kind
+            reasons.append(f"{kind.kind}: logits differ by {error_size:.3g}")
+    raise MemberError(
+        f"member {member.name} ({type(member.model).__name__}) cannot follow text that another tokenizer wrote: "
+        f"{'; '.join(reasons)}. Use it with members that share its tokenizer, or leave it out"
+    )
+
+
+def _probe(runner: Runner, texts: Sequence[tuple[int, ...]]) -> list[torch.Tensor]:
+    first = [Path(ids[: 2 + row], 0, (ids[-1],) * (1 + row), 0, 1) for row, ids in enumerate(texts)]
+    runner.run(first)
+    second = [Path(ids[: 2 + row], 0, ids[2 + row :], 2 + row, 1) for row, ids in enumerate(texts)]
+    output = runner.run(second)
+    return [output.logits[row] for row in range(len(texts))]

@@ -1,0 +1,151 @@
+"""A key-value cache in which every row of a batch advances, and goes back, by its own number of tokens."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from transformers import Cache
+from transformers.cache_utils import CacheLayerMixin
+
+
+@dataclass(frozen=True)
+class WritePlan:
+    """Where the columns of one forward pass go.
+
+    Attributes:
+        slots (`torch.LongTensor` of shape `(B, N)`): the slot of every column; padding goes to the trash slot.
+        start (`int` or `None`): if all rows write the same contiguous slots, the first of them.
+        length (`int`): slots that attention looks at, L.
+        rows (`torch.LongTensor` of shape `(B, 1)`): row numbers, for writing.
+    """
+
+    slots: torch.Tensor
+    start: int | None
+    length: int
+    rows: torch.Tensor
+
+
+class SlotLayer(CacheLayerMixin):
+    """One layer's keys and values, with token `p` of every row in slot `p`.
+
+    Going back is free: slots past a row's length are masked and written again. The last slot is for padding.
+    """
+
+    is_croppable = True
+    is_sliding = False
+
+    def __init__(self, cache: SlotCache | None = None) -> None:
+        super().__init__()
+        self.cache = cache
+
+    def lazy_initialization(self, key_states: torch.Tensor, value_states: torch.Tensor) -> None:
+        """Makes room for the first columns."""
+        self.is_initialized = True
+
+    def update(
+        self, key_states: torch.Tensor, value_states: torch.Tensor, *args: object, **kwargs: object
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Writes new columns by the cache's plan and returns the slots in use, `(B, heads, L, head_dim)`."""
+        assert self.cache is not None
+        plan = self.cache.plan
+        assert plan is not None
+        self.is_initialized = True
+        self.keys = self._written(self.keys, key_states, plan)
+        self.values = self._written(self.values, value_states, plan)
+        return self.keys[:, :, : plan.length], self.values[:, :, : plan.length]
+
+    def _written(self, store: torch.Tensor | None, new: torch.Tensor, plan: WritePlan) -> torch.Tensor:
+        needed = plan.length + 1
+        if store is None or store.shape[2] < needed:
+            capacity = max(needed + 63, 2 * (store.shape[2] if store is not None else 0))
+            # zeros, not empty: what is masked still enters the product with weight 0, and 0 * NaN is NaN
+            grown = new.new_zeros(new.shape[0], new.shape[1], capacity, new.shape[3])
+            if store is not None:
+                grown[:, :, : store.shape[2]] = store
+            store = grown
+        if plan.start is not None:
+            store[:, :, plan.start : plan.start + new.shape[2]] = new
+        else:
+            slots = plan.slots.masked_fill(plan.slots < 0, store.shape[2] - 1)
+            store[plan.rows, :, slots] = new.transpose(1, 2)
+        return store
+
+    def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
+        """Slots in use and their offset."""
+        assert self.cache is not None
+        return (self.cache.plan.length if self.cache.plan else query_length), 0
+
+    def get_seq_length(self) -> int:
+        """Slots in use before this forward pass."""
+        assert self.cache is not None
+        return self.cache.length
+
+    def get_max_length(self) -> int:
+        """No maximum."""
+        return -1
+
+    def reorder_cache(self, beam_idx: torch.LongTensor) -> None:
+        """Makes row `i` continue what row `beam_idx[i]` was."""
+        if self.keys is not None:
+            self.keys = self.keys.index_select(0, beam_idx.to(self.keys.device))
+            self.values = self.values.index_select(0, beam_idx.to(self.values.device))
+
+
+class SlotCache(Cache):
+    """The layers of a `SlotRunner`; they grow with the model's first forward pass."""
+
+    def __init__(self) -> None:
+        super().__init__(layers=[])
+        self.plan: WritePlan | None = None
+        self.length = 0
+
+    def update(
+        self, key_states: torch.Tensor, value_states: torch.Tensor, layer_idx: int, *args: object, **kwargs: object
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Writes one layer's new columns."""
+        while len(self.layers) <= layer_idx:
+            self.layers.append(SlotLayer(self))
+        return self.layers[layer_idx].update(key_states, value_states)
+
+    def get_seq_length(self, layer_idx: int = 0) -> int:
+        """Slots in use before this forward pass."""
+        return self.length
+
+    def get_mask_sizes(self, query_length: int, layer_idx: int) -> tuple[int, int]:
+        """Slots in use and their offset."""
+        return (self.plan.length if self.plan else query_length), 0
+
+    @property
+    def is_compileable(self) -> bool:
+        """The cache grows: no static graph."""
+        return False
+
+
+def plan_columns(
+    keep: Sequence[int], feed: Sequence[Sequence[int]], device: torch.device
+) -> tuple[torch.Tensor, torch.Tensor, WritePlan]:
+    """Lays out ragged rows in columns, the last token of every row in the last column.
+
+    Args:
+        keep (`Sequence[int]`): tokens of each row that stay in the cache.
+        feed (`Sequence[Sequence[int]]`): new ids of each row.
+        device (`torch.device`): of the results.
+
+    Returns:
+        ids `(B, N)`, positions `(B, N)` (both 0 in padding) and the `WritePlan`.
+    """
+    columns = max(len(ids) for ids in feed)
+    ids_rows, position_rows, slot_rows = [], [], []
+    for kept, ids in zip(keep, feed, strict=True):
+        pad = columns - len(ids)
+        positions = range(kept, kept + len(ids))
+        ids_rows.append([0] * pad + list(ids))
+        position_rows.append([0] * pad + list(positions))
+        slot_rows.append([-1] * pad + list(positions))
+    table = torch.tensor([ids_rows, position_rows, slot_rows], dtype=torch.long).to(device)
+    length = max(kept + len(ids) for kept, ids in zip(keep, feed, strict=True))
+    same = all(kept == keep[0] and len(ids) == columns for kept, ids in zip(keep, feed, strict=True))
+    rows = torch.arange(len(feed), device=device)[:, None]
+    return table[0], table[1], WritePlan(table[2], keep[0] if same else None, length, rows)
