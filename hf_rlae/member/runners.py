@@ -20,20 +20,48 @@ logger = logging.getLogger(__name__)
 _CACHE_NAMES = ("past_key_values", "cache_params", "state")
 
 
+class Chain:
+    """The ids of a row that never change again: a linked list that rows share.
+
+    Attributes:
+        before (`Chain` or `None`), ids (`tuple[int, ...]`): what came first, and what follows.
+        length (`int`): number of all ids.
+    """
+
+    __slots__ = ("before", "ids", "length")
+
+    def __init__(self, before: Chain | None = None, ids: tuple[int, ...] = ()) -> None:
+        self.before = before
+        self.ids = ids
+        self.length = len(ids) + (before.length if before is not None else 0)
+
+    def plus(self, ids: tuple[int, ...]) -> Chain:
+        """The chain with further ids."""
+        return Chain(self, ids) if ids else self
+
+    def after(self, position: int) -> tuple[int, ...]:
+        """The ids from `position` on; costs as much as there are."""
+        parts = []
+        link: Chain | None = self
+        while link is not None and link.length > position:
+            start = link.length - len(link.ids)
+            parts.append(link.ids[max(position - start, 0) :])
+            link = link.before
+        return tuple(i for part in reversed(parts) for i in part)
+
+
 @dataclass(frozen=True)
 class Path:
     """The ids that one row is to be read along.
 
     Attributes:
-        settled (`tuple[int, ...]`): the last of the ids that never change again, from `settled_from` on.
-        settled_from (`int`): how many ids come before those.
-        ids (`tuple[int, ...]`): the ids after the settled ones.
+        settled (`Chain`): the ids that never change again.
+        ids (`tuple[int, ...]`): the ids after those.
         keep (`int`): how many ids, from the beginning, are known to be in the row's cache already.
         want (`int`): for how many of the last ids logits are wanted.
     """
 
-    settled: tuple[int, ...]
-    settled_from: int
+    settled: Chain
     ids: tuple[int, ...]
     keep: int
     want: int
@@ -41,11 +69,12 @@ class Path:
     @property
     def length(self) -> int:
         """All ids of the row."""
-        return self.settled_from + len(self.settled) + len(self.ids)
+        return self.settled.length + len(self.ids)
 
     def after(self, position: int) -> tuple[int, ...]:
         """The ids from `position` on."""
-        return (self.settled + self.ids)[position - self.settled_from :]
+        inside = position - self.settled.length
+        return self.ids[inside:] if inside >= 0 else self.settled.after(position) + self.ids
 
 
 @dataclass(frozen=True)
@@ -68,7 +97,6 @@ class SlotRunner:
     """
 
     kind = "slots"
-    can_go_back = True
 
     def __init__(self, member: Member) -> None:
         self.member = member
@@ -112,8 +140,8 @@ class SlotRunner:
 class RowRunner:
     """One forward pass a row, with the model's own cache: for models that cannot take a mask of their own.
 
-    Caches that can go back are cropped; recurrent states are kept as a snapshot at the last settled id, from
-    which the rest is read again.
+    Recurrent states cannot go back, so the state after every run is kept for as long as a later path may begin
+    there: the newest one within the settled ids, and those after it.
 
     Args:
         member (`Member`): whose model is run.
@@ -124,7 +152,7 @@ class RowRunner:
     def __init__(self, member: Member) -> None:
         self.member = member
         self.forward_calls = 0
-        self._rows: dict[int, tuple[int, dict[str, Any]]] = {}
+        self._states: dict[int, tuple[tuple[int, dict[str, Any]], ...]] = {}
 
     def run(self, paths: Sequence[Path | None], hidden: bool = False) -> PathOutput:
         """Reads each row's path; `None` rows stay as they are."""
@@ -139,16 +167,13 @@ class RowRunner:
         return PathOutput(torch.cat(logits), torch.cat(states) if states else None)
 
     def _run_row(self, row: int, path: Path, hidden: bool) -> tuple[torch.Tensor, torch.Tensor | None]:
-        length, cache = self._rows.get(row, (0, {}))
-        settled = path.settled_from + len(path.settled)
-        if length > path.length - path.want or length < path.settled_from:
-            length, cache = (0, {}) if length >= path.settled_from else (length, cache)
-        snapshot_at = min(settled, path.length - path.want)
-        if snapshot_at > length:
-            cache, _, _ = self._forward(copy.deepcopy(cache), path.after(length)[: snapshot_at - length], 1, False)
-            length = snapshot_at
-            self._rows[row] = (length, cache)
-        _, logits, states = self._forward(copy.deepcopy(cache), path.after(length), path.want, hidden)
+        usable = min(path.keep, path.length - path.want)
+        known = [state for state in self._states.get(row, ()) if state[0] <= usable]
+        length, cache = known[-1] if known else (0, {})
+        cache, logits, states = self._forward(copy.deepcopy(cache), path.after(length), path.want, hidden)
+        known.append((path.length, cache))
+        settled = [state for state in known if state[0] <= path.settled.length]
+        self._states[row] = tuple(settled[-1:] + known[len(settled) :])
         return logits, states
 
     def _forward(
@@ -168,12 +193,12 @@ class RowRunner:
 
     def reorder(self, rows: torch.Tensor) -> None:
         """Makes row `i` continue what row `rows[i]` was."""
-        # snapshots are never written to, so rows may share one
-        self._rows = {i: self._rows[row] for i, row in enumerate(rows.tolist()) if row in self._rows}
+        # states are never written to, so rows may share one
+        self._states = {i: self._states[row] for i, row in enumerate(rows.tolist()) if row in self._states}
 
     def reset(self) -> None:
         """Forgets everything."""
-        self._rows.clear()
+        self._states.clear()
 
 
 Runner = SlotRunner | RowRunner
@@ -266,8 +291,8 @@ def choose_runner(member: Member) -> type[SlotRunner] | type[RowRunner]:
 
 
 def _probe(runner: Runner, texts: Sequence[tuple[int, ...]]) -> list[torch.Tensor]:
-    first = [Path(ids[: 2 + row], 0, (ids[-1],) * (1 + row), 0, 1) for row, ids in enumerate(texts)]
+    first = [Path(Chain(None, ids[: 2 + row]), (ids[-1],) * (1 + row), 0, 1) for row, ids in enumerate(texts)]
     runner.run(first)
-    second = [Path(ids[: 2 + row], 0, ids[2 + row :], 2 + row, 1) for row, ids in enumerate(texts)]
+    second = [Path(Chain(None, ids[: 2 + row]), ids[2 + row :], 2 + row, 1) for row, ids in enumerate(texts)]
     output = runner.run(second)
     return [output.logits[row] for row in range(len(texts))]

@@ -1,6 +1,23 @@
 """Floor 1: canonical bytes of tokens and the union vocabulary."""
 
 from hf_rlae.vocabulary.token_bytes import ByteVocabulary
-from hf_rlae.vocabulary.union import OUTSIDE, Alignment, TailMap, UnionVocabulary, same_vocabulary
+from hf_rlae.vocabulary.union import (
+    OUTSIDE,
+    Alignment,
+    Boundary,
+    TailMap,
+    Target,
+    UnionVocabulary,
+    same_vocabulary,
+)
 
-__all__ = ["OUTSIDE", "Alignment", "ByteVocabulary", "TailMap", "UnionVocabulary", "same_vocabulary"]
+__all__ = [
+    "OUTSIDE",
+    "Alignment",
+    "Boundary",
+    "ByteVocabulary",
+    "TailMap",
+    "Target",
+    "UnionVocabulary",
+    "same_vocabulary",
+]

@@ -10,6 +10,9 @@ import torch
 from hf_rlae.errors import TokenizerError
 from hf_rlae.vocabulary.token_bytes import ByteVocabulary
 
+MAX_TARGETS = 65536
+"""How many targets an alignment keeps before it begins anew."""
+
 OUTSIDE = -1
 """The union id of a token that has no place in the union (special tokens, bytes that no union token begins)."""
 
@@ -18,19 +21,62 @@ OUTSIDE = -1
 class TailMap:
     """Where the tokens that begin with a tail, and are longer, go in the union vocabulary.
 
-    The tokens are those at the positions `lo..hi` of the member's byte order; `N = hi - lo`.
+    Tokens whose remaining bytes no union token begins are left out; `N` is the number of the others.
 
     Attributes:
-        lo (`int`), hi (`int`): the range in `ByteVocabulary.sorted_ids`.
+        member_ids (`torch.LongTensor` of shape `(N,)`): the tokens, in the order of their bytes.
         union_ids (`torch.LongTensor` of shape `(N,)`): the union token that the bytes after the tail are
-            ("whole") or the longest one that begins them ("unfinished"); `OUTSIDE` where there is none.
+            ("whole") or the longest one that begins them ("unfinished").
         whole (`torch.BoolTensor` of shape `(N,)`): which are whole.
     """
 
-    lo: int
-    hi: int
-    union_ids: torch.LongTensor
-    whole: torch.BoolTensor
+    member_ids: torch.Tensor
+    union_ids: torch.Tensor
+    whole: torch.Tensor
+
+
+@dataclass(frozen=True)
+class Boundary:
+    """A place inside canonical ids where another token may not have ended.
+
+    Attributes:
+        after (`int`): how many of the canonical ids come before it.
+        rest (`bytes`): the bytes after it, which an unfinished token would already have.
+        stay_ids (`torch.LongTensor`): the tokens that begin with `rest` and are longer.
+    """
+
+    after: int
+    rest: bytes
+    stay_ids: torch.Tensor
+
+
+@dataclass(frozen=True)
+class Target:
+    """How a reading with some tail can take further bytes.
+
+    Attributes:
+        ends (`tuple[int, ...]`): the ids whose bytes are the tail and the new bytes.
+        canonical (`tuple[int, ...]`): the ids that the tokenizer itself would write for them.
+        is_path (`bool`): whether the first canonical id begins with the tail and is longer.
+        boundaries (`tuple[Boundary, ...]`): places inside `canonical` where tokens can go on.
+        open (`Boundary` or `None`): half a character at the end, which no token stands for, but some begin with.
+        ids (`torch.LongTensor`), segments (`torch.LongTensor`): probabilities to be summed: one segment for each
+            of `ends`, then the first canonical id, the tokens that lend their mass to the new bytes
+            ("unfinished"), and the tokens that begin with tail and new bytes and are longer ("stays").
+    """
+
+    ends: tuple[int, ...]
+    canonical: tuple[int, ...]
+    is_path: bool
+    boundaries: tuple[Boundary, ...]
+    open: Boundary | None
+    ids: torch.Tensor
+    segments: torch.Tensor
+
+    @property
+    def num_segments(self) -> int:
+        """Number of sums."""
+        return len(self.ends) + 3
 
 
 class UnionVocabulary:
@@ -99,6 +145,7 @@ class Alignment:
         extra_from, extra_to (`torch.LongTensor` of shape `(E,)`): further member ids with the same bytes as
             another one, and end ids, with the union ids that receive their mass.
         text_ids (`torch.LongTensor` of shape `(N,)`): the member's text ids in the order of their bytes.
+        silent_ids (`torch.LongTensor`): ids that are neither text nor ends; they have no part in the mixture.
     """
 
     def __init__(self, vocabulary: ByteVocabulary, union: UnionVocabulary, end_ids: Sequence[int]) -> None:
@@ -124,7 +171,12 @@ class Alignment:
         self.extra_from = torch.tensor([pair[0] for pair in extra], dtype=torch.long)
         self.extra_to = torch.tensor([pair[1] for pair in extra], dtype=torch.long)
         self.text_ids = torch.tensor(vocabulary.sorted_ids, dtype=torch.long)
+        text_ends = [i for i in self.end_ids if vocabulary.pieces[i]]
+        self._text_ends = torch.tensor(text_ends, dtype=torch.long) if text_ends else None
+        silent = [i for i, piece in enumerate(vocabulary.pieces) if not piece and i not in ends]
+        self.silent_ids = torch.tensor(silent, dtype=torch.long)
         self._tails: dict[bytes, TailMap] = {}
+        self._targets: dict[tuple[bytes, bytes], Target] = {}
 
     def tail_map(self, tail: bytes) -> TailMap:
         """Where the tokens that begin with `tail` go (computed once per tail, then kept)."""
@@ -135,21 +187,81 @@ class Alignment:
 
     def _build_tail_map(self, tail: bytes) -> TailMap:
         lo, hi = self.vocabulary.range_of(tail)
-        ids, whole = [], []
-        ends = set(self.end_ids)
-        for i, piece in zip(
-            self.vocabulary.sorted_ids[lo:hi], self.vocabulary.sorted_pieces[lo:hi], strict=True
-        ):
-            rest = piece[len(tail) :]
-            target = OUTSIDE if i in ends else self.union.id_of.get(rest)
-            whole.append(target is not None and target != OUTSIDE)
-            ids.append(self.union.longest_prefix(rest) if target is None else target)
-        return TailMap(
-            lo,
-            hi,
-            torch.tensor(ids, dtype=torch.long),  # type: ignore[arg-type]
-            torch.tensor(whole, dtype=torch.bool),  # type: ignore[arg-type]
-        )
+        start, find, ends = len(tail), self.union.id_of.get, set(self.end_ids)
+        rests = [piece[start:] for piece in self.vocabulary.sorted_pieces[lo:hi]]
+        targets = [find(rest, OUTSIDE) for rest in rests]
+        whole = [target != OUTSIDE for target in targets]
+        members = self.vocabulary.sorted_ids[lo:hi]
+        for index, target in enumerate(targets):
+            if target == OUTSIDE:
+                targets[index] = self.union.longest_prefix(rests[index])
+            if members[index] in ends:
+                targets[index] = OUTSIDE
+        table = torch.tensor([members, targets, whole], dtype=torch.long).reshape(3, -1)
+        table = table[:, table[1] != OUTSIDE]
+        return TailMap(table[0], table[1], table[2].bool())
+
+    def stay_ids(self, begun: bytes) -> torch.Tensor:
+        """The text ids that begin with `begun` and are longer, in the order of their bytes."""
+        lo, hi = self.vocabulary.range_of(begun)
+        ids = self.text_ids[lo:hi]
+        if self._text_ends is not None and len(ids):
+            ids = ids[~torch.isin(ids, self._text_ends)]
+        return ids
+
+    def target(self, tail: bytes, raw: bytes) -> Target:
+        """How a reading with the tail `tail` can take the bytes `raw` (computed once, then kept)."""
+        known = self._targets.get((tail, raw))
+        if known is None:
+            if len(self._targets) >= MAX_TARGETS:
+                self._targets.clear()
+            known = self._targets[tail, raw] = self._build_target(tail, raw)
+        return known
+
+    def _build_target(self, tail: bytes, raw: bytes) -> Target:
+        whole = tail + raw
+        ends = tuple(i for i in self.vocabulary.ids_of.get(whole, ()) if i not in self.end_ids)
+        body, open_at_end = whole, None
+        partial = _half_character(whole)
+        if partial and not ends and not all(bytes([byte]) in self.vocabulary.ids_of for byte in partial):
+            stay_ids = self.stay_ids(partial)
+            if len(stay_ids):
+                body = whole[: len(whole) - len(partial)]
+                open_at_end = Boundary(0, partial, stay_ids)
+        canonical = self.vocabulary.canonical_ids(body)
+        pieces = [self.vocabulary.pieces[i] or b"" for i in canonical]
+        boundaries = []
+        rest = b"".join(pieces)
+        for after, piece in enumerate(pieces[:-1], 1):
+            rest = rest[len(piece) :]
+            # a token that goes on past the end cannot begin before half a character that it does not have
+            stay_ids = self.stay_ids(rest + (open_at_end.rest if open_at_end else b""))
+            if len(stay_ids):
+                boundaries.append(Boundary(after, rest + (open_at_end.rest if open_at_end else b""), stay_ids))
+        if open_at_end is not None:
+            open_at_end = Boundary(len(canonical), open_at_end.rest, open_at_end.stay_ids)
+        is_path = bool(pieces) and pieces[0].startswith(tail) and len(pieces[0]) > len(tail)
+        unfinished = torch.empty(0, dtype=torch.long)
+        if tail:
+            tokens = self.tail_map(tail)
+            union_id = self.union.id_of.get(raw, OUTSIDE)
+            unfinished = tokens.member_ids[(tokens.union_ids == union_id) & ~tokens.whole]
+        parts = [torch.tensor([i]) for i in ends]
+        parts += [torch.tensor(canonical[:1], dtype=torch.long), unfinished, self.stay_ids(whole)]
+        segments = torch.repeat_interleave(torch.arange(len(parts)), torch.tensor([len(part) for part in parts]))
+        return Target(ends, canonical, is_path, tuple(boundaries), open_at_end, torch.cat(parts), segments)
+
+
+def _half_character(raw: bytes) -> bytes:
+    """The bytes at the end of `raw` that begin a UTF-8 character without finishing it."""
+    for length in range(1, min(3, len(raw)) + 1):
+        byte = raw[-length]
+        if byte >= 0xC0:
+            needed = 2 if byte < 0xE0 else 3 if byte < 0xF0 else 4
+            return raw[-length:] if length < needed else b""
+        if byte < 0x80:
+            break
+    return b""
 
 
 def same_vocabulary(first: dict[str, int], second: dict[str, int]) -> bool:

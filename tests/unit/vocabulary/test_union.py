@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hf_rlae.errors import TokenizerError
-from hf_rlae.vocabulary import OUTSIDE, Alignment, ByteVocabulary, UnionVocabulary, same_vocabulary
+from hf_rlae.vocabulary import Alignment, ByteVocabulary, UnionVocabulary, same_vocabulary
 from tests.support.tokenizers import LOSSLESS, byte_level_bpe, characters, sentencepiece_bpe
 
 KINDS = sorted(LOSSLESS)
@@ -73,17 +73,20 @@ def test_tail_maps_are_whole_or_the_longest_prefix(tail):
     union = UnionVocabulary(vocabularies)
     alignment = Alignment(vocabularies[0], union, [])
     found = alignment.tail_map(tail)
-    for offset in range(found.hi - found.lo):
-        rest = vocabularies[0].sorted_pieces[found.lo + offset][len(tail) :]
-        target = int(found.union_ids[offset])
-        assert bool(found.whole[offset]) == (rest in union.id_of)
-        if target == OUTSIDE:
-            assert not any(rest.startswith(piece) for piece in union.id_of)
-        else:
-            assert rest.startswith(union.pieces[target])
-            assert not any(
-                rest[:n] in union.id_of for n in range(len(union.pieces[target]) + 1, len(rest) + 1)
-            )
+    pieces = vocabularies[0].pieces
+    inside = set()
+    for i, target, whole in zip(
+        found.member_ids.tolist(), found.union_ids.tolist(), found.whole.tolist(), strict=True
+    ):
+        rest = pieces[i][len(tail) :]
+        inside.add(i)
+        assert pieces[i].startswith(tail)
+        assert whole == (rest in union.id_of)
+        assert rest.startswith(union.pieces[target])
+        assert not any(rest[:n] in union.id_of for n in range(len(union.pieces[target]) + 1, len(rest) + 1))
+    for i, piece in enumerate(pieces):
+        if piece and piece.startswith(tail) and piece != tail and i not in inside:
+            assert not any(piece[len(tail) :].startswith(known) for known in union.id_of)
 
 
 def test_no_byte_in_common_is_refused():

@@ -1,0 +1,1 @@
+"""Floor 7: the `hf-rlae` command, which parses, calls and prints."""

@@ -1,0 +1,191 @@
+"""`hf-rlae generate`: its arguments, checked before anything slow is imported or loaded."""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import math
+import os
+
+from hf_rlae.errors import ConfigError, MemberError
+
+SUMMARY = "write texts with several models together"
+DESCRIPTION = """\
+Continues one or more prompts with several models together. One prompt is streamed: its text appears
+while it is written.
+
+  hf-rlae generate MEMBER MEMBER --prompt "Once upon a time" --weights 0.7,0.3
+"""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds the command's arguments to its parser."""
+    parser.add_argument(
+        "members",
+        nargs="+",
+        metavar="MEMBER",
+        help="a folder with a model and its tokenizer, or an id on the Hub",
+    )
+    parser.add_argument(
+        "--prompt",
+        dest="prompts",
+        action="append",
+        required=True,
+        metavar="TEXT",
+        help="a text to continue; give it several times for several texts",
+    )
+    parser.add_argument(
+        "--chat",
+        action="store_true",
+        help="each prompt is a user's message, rendered by each member's chat template",
+    )
+    ensemble = parser.add_argument_group("ensemble")
+    ensemble.add_argument(
+        "--weights",
+        type=_weights,
+        metavar="W,W",
+        help="one number per member, such as 0.7,0.3 (default: equal)",
+    )
+    ensemble.add_argument(
+        "--span-length",
+        type=_positive_int,
+        default=8,
+        metavar="N",
+        help="tokens that share one weight vector (default: 8)",
+    )
+    ensemble.add_argument(
+        "--mixing",
+        default="linear",
+        metavar="NAME",
+        help="linear (mixture of probabilities) or log (product of experts) (default: linear)",
+    )
+    decoding = parser.add_argument_group("decoding")
+    decoding.add_argument(
+        "--max-new-tokens",
+        type=_positive_int,
+        default=128,
+        metavar="N",
+        help="at most so many (default: 128)",
+    )
+    decoding.add_argument(
+        "--sample",
+        "--do-sample",
+        action="store_true",
+        help="draw every token from the mixture (default: the likeliest token)",
+    )
+    decoding.add_argument(
+        "--temperature", type=_positive_float, metavar="T", help="with --sample (default: 1.0)"
+    )
+    decoding.add_argument("--top-p", type=_probability, metavar="P", help="with --sample (default: 1.0)")
+    decoding.add_argument("--seed", type=_seed, metavar="N", help="makes samples repeatable")
+    loading = parser.add_argument_group("loading")
+    loading.add_argument(
+        "--dtype",
+        default="auto",
+        choices=("auto", "float32", "bfloat16", "float16"),
+        help="of the members (default: auto, as they were saved)",
+    )
+    loading.add_argument(
+        "--device",
+        metavar="DEVICE",
+        help="such as cpu, cuda or cuda:1; auto lets accelerate place the members (default: an accelerator "
+        "if there is one, else cpu)",
+    )
+    loading.add_argument(
+        "--revisions",
+        type=_revisions,
+        metavar="R,R",
+        help="one branch, tag or commit per member; leave an entry empty for the default",
+    )
+    parser.add_argument(
+        "--table",
+        action="store_true",
+        help="after the texts, show each member's weight and the mean log-probability it gave to them",
+    )
+
+
+def check(args: argparse.Namespace) -> None:
+    """Raises for arguments that do not fit together and for folders that do not exist.
+
+    Raises:
+        ConfigError: lists of another length than the members, sampling options without `--sample`.
+        MemberError: a path that is no folder.
+    """
+    members = len(args.members)
+    for option, values in (("--weights", args.weights), ("--revisions", args.revisions)):
+        if values is not None and len(values) != members:
+            raise ConfigError(
+                f"{option}: {len(values)} given for {members} member{'s' if members != 1 else ''}; give one "
+                "per member, in the order of the members, separated by commas"
+            )
+    for option, value in (("--temperature", args.temperature), ("--top-p", args.top_p)):
+        if value is not None and not args.sample:
+            raise ConfigError(f"{option} has no effect on the likeliest token; add --sample, or leave it out")
+    for member in args.members:
+        looks_like_path = (
+            member.startswith((".", "~", os.sep)) or member.count("/") > 1 or os.path.isfile(member)
+        )
+        if looks_like_path and not os.path.isdir(member):
+            raise MemberError(
+                f"{member} is not a folder; give the folder that holds the model's config.json, its weights "
+                "and its tokenizer, or an id on the Hub"
+            )
+
+
+def run(args: argparse.Namespace) -> int:
+    """Checks the arguments, writes the texts and returns the exit code."""
+    check(args)
+    # torch and transformers take seconds to import: not before the arguments are known to be good
+    importlib.import_module("hf_rlae.cli.generation").write_texts(args)
+    return 0
+
+
+def _weights(text: str) -> list[float]:
+    try:
+        values = [float(part) for part in text.split(",")]
+    except ValueError:
+        raise argparse.ArgumentTypeError(
+            f"{text!r} is not a list of numbers; give one per member, such as 0.7,0.3"
+        ) from None
+    if not all(math.isfinite(value) and value >= 0 for value in values):
+        raise argparse.ArgumentTypeError(f"{text!r}: weights must be finite and at least 0")
+    if sum(values) == 0:
+        raise argparse.ArgumentTypeError(f"{text!r}: at least one weight must be above 0")
+    return values
+
+
+def _revisions(text: str) -> list[str | None]:
+    return [part.strip() or None for part in text.split(",")]
+
+
+def _positive_int(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of at least 1")
+    return int(text)
+
+
+def _seed(text: str) -> int:
+    if not text.isdecimal() or int(text) >= 2**32:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from 0 to 2**32 - 1")
+    return int(text)
+
+
+def _float(text: str) -> float:
+    try:
+        return float(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number") from None
+
+
+def _positive_float(text: str) -> float:
+    value = _float(text)
+    if not (math.isfinite(value) and value > 0):
+        raise argparse.ArgumentTypeError(f"{text!r}: it must be finite and above 0")
+    return value
+
+
+def _probability(text: str) -> float:
+    value = _float(text)
+    if not 0 < value <= 1:
+        raise argparse.ArgumentTypeError(f"{text!r}: it must be above 0 and at most 1")
+    return value
