@@ -193,8 +193,8 @@ def _write_all(
     for row, prompt in enumerate(args.prompts):
         own = inputs["input_ids"][row][inputs["attention_mask"][row].bool()]
         decoder = ContinuationDecoder(ensemble.tokenizer, own.tolist())
-        text = decoder.push(out.sequences[row, columns:].tolist()) + decoder.finish()
+        text = "".join(decoder.push([token]) for token in out.sequences[row, columns:].tolist())
         if row > 0:
             print()
-        print(f"{_opening(prompt, args)}{text}", flush=True)
+        print(f"{_opening(prompt, args)}{text}{decoder.finish()}", flush=True)
     return out

@@ -16,7 +16,7 @@ from hf_rlae.cli import generate
 from hf_rlae.errors import HfRlaeError
 
 COMMANDS = {"generate": generate}
-"""Modules with `SUMMARY`, `DESCRIPTION`, `add_arguments(parser)` and `run(args)`, which returns the exit code."""
+"""Modules with `SUMMARY`, `DESCRIPTION`, `add_arguments(parser)` and `run(args)` (the exit code)."""
 
 USAGE_ERROR = 2
 INTERRUPTED = 130

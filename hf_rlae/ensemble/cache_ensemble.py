@@ -21,7 +21,7 @@ class Relay(Protocol):
 
     def record(self) -> None: ...
 
-    def crop(self, columns: int) -> None: ...
+    def crop(self, columns: int) -> bool: ...
 
     def reset(self) -> None: ...
 
@@ -34,11 +34,13 @@ class MemberScores:
         column (`int`): the first column they are for (the token after it).
         logps (`list` of `(scores, log_z)` or `None`): for each member, scores of shape `(B, n, V)` whose log-total
             is `log_z` of shape `(B, n)`; `None` for members that were not run.
+        are_probs (`bool`): the scores are probabilities, and `log_z` does not count.
         rows (`torch.LongTensor` of shape `(B,)` or `None`): which row of the tensors each present row continues.
     """
 
     column: int
     logps: Sequence[tuple[torch.Tensor, torch.Tensor] | None]
+    are_probs: bool = False
     rows: torch.Tensor | None = None
 
     def of(self, tokens: torch.Tensor) -> torch.Tensor:
@@ -56,7 +58,8 @@ class MemberScores:
             inside = tokens.to(scores.device)
             within = inside < scores.shape[-1]
             picked = scores.gather(-1, inside.clamp(max=scores.shape[-1] - 1)[..., None])[..., 0].float()
-            value = torch.where(within, picked - log_z, -torch.inf)
+            logps = picked.log() if self.are_probs else picked - log_z
+            value = torch.where(within, logps, -torch.inf)
             columns.append(value.to(tokens.device))
         return torch.stack(columns, dim=-1)
 
@@ -101,6 +104,7 @@ class EnsembleCache(Cache):
         ids (`torch.LongTensor` of shape `(B, L)` or `None`): the text so far.
         mask (`torch.LongTensor` of shape `(B, L)` or `None`): 1 = keep; `None` means that all columns count.
         seen (`int`): columns for which `forward` has run.
+        absorbed (`int`): columns that members with different tokenizers have heard.
         clock (`SpanClock` or `None`): spans and weights; made at the first forward pass.
         expected_start (`int`, *optional*): the column of the first completion token, where it is known.
     """
@@ -112,11 +116,12 @@ class EnsembleCache(Cache):
         self.ids: torch.Tensor | None = None
         self.mask: torch.Tensor | None = None
         self.seen = 0
+        self.absorbed = 0
         self.clock: SpanClock | None = None
         self.trace = Trace(enabled=record)
         self.expected_start: int | None = None
         self.in_generate = False
-        self.member_prompts: list[tuple[torch.Tensor, torch.Tensor]] | None = None
+        self.member_prompts: list[list[tuple[int, ...]]] | None = None
         self.exhausted: set[int] = set()
 
     def __repr__(self) -> str:
@@ -173,6 +178,8 @@ class EnsembleCache(Cache):
             self.ids = self.ids[beam_idx.to(self.ids.device)]
         if self.mask is not None:
             self.mask = self.mask[beam_idx.to(self.mask.device)]
+        if self.member_prompts is not None:
+            self.member_prompts = [self.member_prompts[row] for row in beam_idx.tolist()]
         pending = self.trace.pending
         if pending is not None:
             pending.rows = beam_idx if pending.rows is None else pending.rows[beam_idx]
@@ -195,8 +202,11 @@ class EnsembleCache(Cache):
             return
         length = self.seen + tokens_to_remove
         with torch.inference_mode(self.in_generate):
-            for relay in self.relays:
-                relay.crop(-tokens_to_remove)
+            done = [relay.crop(-tokens_to_remove) for relay in self.relays]
+            if not all(done):  # the text is read again from its beginning
+                for relay in self.relays:
+                    relay.reset()
+        self.absorbed = length if all(done) else 0
         self.seen = length
         if self.ids is not None:
             self.ids = self.ids[:, :length]
@@ -216,7 +226,7 @@ class EnsembleCache(Cache):
         for relay in self.relays:
             relay.reset()
         self.ids = self.mask = self.clock = None
-        self.seen = 0
+        self.seen = self.absorbed = 0
         self.trace = Trace(enabled=self.trace.enabled)
 
     def update(self, *args: Any, **kwargs: Any) -> Any:

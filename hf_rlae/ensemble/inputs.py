@@ -101,3 +101,27 @@ def check_generate_inputs(model: EnsembleForCausalLM, ids: Any, kwargs: dict[str
                     f"input_ids: the prompt has {lengths} tokens, member {member.name} was built for at most "
                     f"{member.context_length}; shorten the prompt or leave the member out"
                 )
+
+
+def check_member_inputs(model: EnsembleForCausalLM, ids: Any, mask: Any, rows: int) -> None:
+    """Raises `InputError` for `member_input_ids` that do not fit the ensemble."""
+    members = len(model.members)
+    if not isinstance(ids, torch.Tensor) or ids.dim() != 3 or tuple(ids.shape[:2]) != (rows, members):
+        given = tuple(ids.shape) if isinstance(ids, torch.Tensor) else type(ids).__name__
+        raise InputError(
+            f"member_input_ids must have the shape (rows, members, columns) = ({rows}, {members}, L), got {given}; make "
+            "it with `ensemble.tokenizer.apply_chat_template(conversations)`"
+        )
+    if mask is not None and (not isinstance(mask, torch.Tensor) or mask.shape != ids.shape):
+        raise InputError("member_attention_mask must have the shape of member_input_ids")
+    kept = torch.ones_like(ids) if mask is None else mask
+    if bool((kept.sum(-1) == 0).any()):
+        row, member = (kept.sum(-1) == 0).nonzero()[0].tolist()
+        raise InputError(f"member_attention_mask masks all of row {row} of member {member}: give it at least one token")
+    for index, member in enumerate(model.members):
+        inside = ids[:, index][kept[:, index] != 0]
+        if int(inside.min()) < 0 or int(inside.max()) >= member.vocab_size:
+            raise InputError(
+                f"member_input_ids holds ids outside the {member.vocab_size} of member {index} ({member.name}); encode "
+                "with that member's own tokenizer"
+            )

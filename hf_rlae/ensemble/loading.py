@@ -3,22 +3,32 @@
 from __future__ import annotations
 
 import copy
+import logging
 import os
 import shutil
 import tempfile
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from transformers import GenerationConfig, PreTrainedModel
 
 from hf_rlae.ensemble.configuration_ensemble import EnsembleConfig
+from hf_rlae.ensemble.lockstep_engine import LockstepEngine
+from hf_rlae.ensemble.mixing import mixings
+from hf_rlae.ensemble.prompts import PromptEncoder
+from hf_rlae.ensemble.readings_engine import ReadingsEngine
+from hf_rlae.ensemble.tokenizer_ensemble import EnsembleTokenizer, shared_tokenizer
 from hf_rlae.errors import ConfigError, MemberError, nearest
-from hf_rlae.member import Member
+from hf_rlae.member import Member, choose_runner
 from hf_rlae.policy import policies
+from hf_rlae.vocabulary import ByteVocabulary, UnionVocabulary, same_vocabulary
 
 if TYPE_CHECKING:
     from hf_rlae.ensemble.modeling_ensemble import EnsembleForCausalLM
+
+logger = logging.getLogger(__name__)
 
 _FIELDS = (
     "span_length",
@@ -123,16 +133,91 @@ def generation_config_of(members: Sequence[Member]) -> GenerationConfig:
     )
 
 
-def shared_tokenizer(member: Member, generation_config: GenerationConfig) -> Any:
-    """The member's own tokenizer, padding on the left; the one passed in is not changed."""
-    tokenizer = copy.deepcopy(member.tokenizer)
-    tokenizer.padding_side = "left"
-    if tokenizer.pad_token_id is None:
-        pad = generation_config.pad_token_id
-        if pad is None:
-            pad = tokenizer.eos_token_id if tokenizer.eos_token_id is not None else 0
-        tokenizer.pad_token = tokenizer.convert_ids_to_tokens(pad)
-    return tokenizer
+@dataclass
+class Parts:
+    """What an ensemble is put together from.
+
+    Attributes:
+        engine: makes one step.
+        union (`UnionVocabulary` or `None`): of members with different tokenizers.
+        generation_config (`GenerationConfig`), tokenizer: the ensemble's.
+    """
+
+    engine: LockstepEngine | ReadingsEngine
+    union: UnionVocabulary | None
+    generation_config: GenerationConfig
+    tokenizer: Any
+
+
+def assemble(config: EnsembleConfig, members: Sequence[Member]) -> Parts:
+    """Checks members against one another and puts the parts of an ensemble together."""
+    first = members[0]
+    tables = [member.tokenizer.get_vocab() for member in members]
+    mixing = mixings[config.mixing]
+    _check_end_ids(members)
+    if all(same_vocabulary(tables[0], table) for table in tables[1:]):
+        generation_config = generation_config_of(members)
+        engine = LockstepEngine(members, mixing, max(member.vocab_size for member in members))
+        tokenizer = shared_tokenizer(
+            [member.tokenizer for member in members],
+            [member.name for member in members],
+            generation_config.pad_token_id,
+        )
+        return Parts(engine, None, generation_config, tokenizer)
+    vocabularies: list[ByteVocabulary] = []
+    for index, member in enumerate(members):
+        known = next(
+            (
+                vocabularies[j]
+                for j in range(index)
+                if members[j].vocab_size == member.vocab_size and same_vocabulary(tables[j], tables[index])
+            ),
+            None,
+        )
+        if known is None:
+            known = ByteVocabulary(member.tokenizer, member.vocab_size)
+            known.check_round_trip(member.name)
+        vocabularies.append(known)
+    union = UnionVocabulary(vocabularies)
+    tokenizer = EnsembleTokenizer(
+        union, [member.tokenizer for member in members], [member.name for member in members]
+    )
+    encoder = PromptEncoder(members, vocabularies, union, tokenizer)
+    reading = ReadingsEngine(
+        members,
+        vocabularies,
+        union,
+        [choose_runner(member) for member in members],
+        mixing,
+        encoder,
+        config.max_readings,
+        config.min_reading,
+    )
+    own = first.generation_config or GenerationConfig()
+    bos = own.bos_token_id if own.bos_token_id is not None else first.tokenizer.bos_token_id
+    generation_config = GenerationConfig(
+        bos_token_id=bos, pad_token_id=tokenizer.pad_token_id, eos_token_id=union.stop_id
+    )
+    return Parts(reading, union, generation_config, tokenizer)
+
+
+def _check_end_ids(members: Sequence[Member]) -> None:
+    """With several members somebody must be able to end the text."""
+    if len(members) == 1:
+        return
+    without = [member for member in members if not member.end_ids]
+    if len(without) == len(members) and not all(member.has_given_ends for member in members):
+        declared = {member.name: list(member.declared_text_end_ids) for member in members}
+        hint = ""
+        if any(declared.values()):
+            hint = f" (declared end ids that are ordinary text count only if they are given: {declared})"
+        raise ConfigError(
+            f"end_token_ids: none of the members {[member.name for member in members]} has an end-of-text token, so "
+            f"no text would ever end{hint}; give `end_token_ids=[[...], ...]`, one list a member (empty lists if texts "
+            "are to end by length alone)"
+        )
+    for member in without:
+        logger.info("member %s has no end-of-text token and gives STOP no probability", member.name)
 
 
 def save(ensemble: EnsembleForCausalLM, directory: Any, push_to_hub: bool = False, **kwargs: Any) -> None:

@@ -29,8 +29,8 @@ class LockstepEngine:
         self.mixing = mixing
         self.vocab_size = vocab_size
 
-    def new_relays(self, use_cache: bool) -> list[LockstepRelay]:
-        """Fresh caches for one call."""
+    def new_relays(self, use_cache: bool, keep_hidden: bool = True) -> list[LockstepRelay]:
+        """Fresh caches for one call; hidden states are read when a policy asks for them."""
         return [LockstepRelay(member, use_cache) for member in self.members]
 
     def step(self, cache: EnsembleCache, keep: int, ask: AskPolicy) -> torch.Tensor:

@@ -15,15 +15,18 @@ from transformers.modeling_outputs import CausalLMOutputWithPast
 from hf_rlae.ensemble import loading
 from hf_rlae.ensemble.cache_ensemble import EnsembleCache
 from hf_rlae.ensemble.configuration_ensemble import EnsembleConfig
-from hf_rlae.ensemble.inputs import check_forward_inputs, check_generate_inputs, first_columns
-from hf_rlae.ensemble.lockstep_engine import LockstepEngine
-from hf_rlae.ensemble.mixing import mixings
+from hf_rlae.ensemble.inputs import (
+    check_forward_inputs,
+    check_generate_inputs,
+    check_member_inputs,
+    first_columns,
+)
 from hf_rlae.ensemble.outputs import attach_trace
+from hf_rlae.ensemble.prompts import member_prompts
 from hf_rlae.ensemble.spans import SpanClock, SpanQuery
 from hf_rlae.errors import ConfigError, PolicyError
 from hf_rlae.member import Member
 from hf_rlae.policy import MemberObservation, PolicyState, UniformPolicy, ask, cut
-from hf_rlae.vocabulary import same_vocabulary
 
 logger = logging.getLogger(__name__)
 
@@ -42,6 +45,9 @@ class EnsembleForCausalLM(PreTrainedModel, GenerationMixin):
         config (`EnsembleConfig`): span length, mixing and cuts.
         members (`Sequence[Member]`): at least one.
         policy (callable, *optional*): called with a `PolicyState`, returns weights `(B, M)`; `None` = uniform.
+
+    Attributes:
+        union (`UnionVocabulary` or `None`): what the ids mean where tokenizers differ; `None` where one is shared.
 
     Raises:
         ConfigError: no members, or a policy made for another number of members.
@@ -64,14 +70,12 @@ class EnsembleForCausalLM(PreTrainedModel, GenerationMixin):
             )
         object.__setattr__(self, "members", tuple(members))
         self.set_policy(policy)
-        first = members[0]
-        shared = all(same_vocabulary(first.tokenizer.get_vocab(), m.tokenizer.get_vocab()) for m in members[1:])
-        if not shared:
-            raise ConfigError("members with different tokenizers are not supported yet")
-        self.config.vocab_size = max(member.vocab_size for member in members)
-        self.engine = LockstepEngine(members, mixings[config.mixing], self.config.vocab_size)
-        self.generation_config = loading.generation_config_of(members)
-        self._tokenizer = loading.shared_tokenizer(first, self.generation_config)
+        parts = loading.assemble(config, members)
+        self.config.vocab_size = parts.engine.vocab_size
+        self.engine = parts.engine
+        self.union = parts.union
+        self.generation_config = parts.generation_config
+        self._tokenizer = parts.tokenizer
         for name in ("pad_token_id", "bos_token_id", "eos_token_id"):
             setattr(self.config, name, getattr(self.generation_config, name))
 
@@ -165,7 +169,8 @@ class EnsembleForCausalLM(PreTrainedModel, GenerationMixin):
 
     def new_cache(self, use_cache: bool = True, record: bool = False) -> EnsembleCache:
         """A fresh state for one text (see `EnsembleCache`)."""
-        return EnsembleCache(self.engine.new_relays(use_cache), use_cache, record)
+        observes = getattr(self.policy, "observes_members", True)
+        return EnsembleCache(self.engine.new_relays(use_cache, observes), use_cache, record)
 
     def forward(
         self,
@@ -200,7 +205,9 @@ class EnsembleForCausalLM(PreTrainedModel, GenerationMixin):
 
         Returns:
             `CausalLMOutputWithPast`: `logits` of shape `(B, n, V)`. With one member, that member's own; else the
-            mixture's log-probabilities in fp32, shifted by `sum_k w_k log Z_k`. `loss` in nats per label.
+            mixture's log-probabilities in fp32, shifted by `sum_k w_k log Z_k`. `loss` in nats per label. Where
+            tokenizers differ, every member reads the prompt in its own tokens, so the columns inside a prompt that
+            was declared (by `prompt_length`, labels or `generate`) have no next-token distribution: they are NaN.
 
         Raises:
             InputError: ids outside the union vocabulary, shapes that do not fit, a row without any token.
@@ -220,21 +227,34 @@ class EnsembleForCausalLM(PreTrainedModel, GenerationMixin):
             cache.mask = torch.cat([seen, attention_mask], dim=1)
         if cache.clock is None:
             cache.clock = self._new_clock(cache, labels, prompt_length)
+            if member_input_ids is not None:
+                check_member_inputs(self, member_input_ids, member_attention_mask, text.shape[0])
+                cache.member_prompts = member_prompts(member_input_ids, member_attention_mask)
         new_columns = text.shape[1] - cache.seen
         keep = min(logits_to_keep or new_columns, new_columns)
         guard = torch.inference_mode() if cache.in_generate else nullcontext()
         if cache.trace.enabled:
             cache.trace.settle(text, cache.seen + 1)
-        self._drop_exhausted_members(cache)
+        if self.union is None:
+            self._drop_exhausted_members(cache)
         with guard:
             logits = self.engine.step(cache, keep, self._ask)
         cache.seen = text.shape[1]
         loss = None
         if labels is not None:
             loss = nn.functional.cross_entropy(
-                logits[:, :-1].float().flatten(0, 1), labels[:, 1:].flatten().to(logits.device), ignore_index=-100
+                logits[:, :-1].float().flatten(0, 1),
+                self._as_targets(labels)[:, 1:].flatten().to(logits.device),
+                ignore_index=-100,
             )
         return CausalLMOutputWithPast(loss=loss, logits=logits, past_key_values=cache)
+
+    def _as_targets(self, labels: torch.Tensor) -> torch.Tensor:
+        """Labels in union ids: the first member's own end ids mean STOP."""
+        if self.union is None:
+            return labels
+        ends = torch.tensor(self.members[0].end_ids, dtype=labels.dtype, device=labels.device)
+        return torch.where(torch.isin(labels, ends), self.union.stop_id, labels)
 
     def _new_clock(
         self, cache: EnsembleCache, labels: torch.Tensor | None, prompt_length: int | torch.Tensor | None

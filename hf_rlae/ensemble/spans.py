@@ -58,6 +58,7 @@ class SpanClock:
         self._table: dict[int, torch.Tensor] = {}
         self._asked: dict[int, torch.Tensor] = {}
         self._active: dict[int, frozenset[int]] = {}
+        self._lists: dict[int, list[list[float]]] = {}
 
     def span_of(self, column: int) -> torch.Tensor:
         """The span of the token after `column`, for every row: shape `(B,)`."""
@@ -94,7 +95,8 @@ class SpanClock:
         self._table[query.span] = weights
         asked = torch.ones(len(self.starts), dtype=torch.bool) if query.rows is None else query.rows
         self._asked[query.span] = asked | self._asked.get(query.span, torch.zeros_like(asked))
-        self._active[query.span] = frozenset((weights > 0).any(0).nonzero().flatten().tolist())
+        self._lists[query.span] = rows = weights.tolist()
+        self._active[query.span] = frozenset(i for row in rows for i, weight in enumerate(row) if weight > 0)
         self.records.append(SpanRecord(query.span, query.column, weights))
 
     def active(self, low: int, high: int) -> list[int]:
@@ -120,15 +122,26 @@ class SpanClock:
             result = torch.where(here, weights[:, None], result)
         return result
 
+    def host_weights(self, column: int) -> list[list[float]]:
+        """The weights of the token after `column`, row by row; rows whose span has not begun have none (all 0)."""
+        if self.uniform:
+            return self._lists[max(0, (column + 1 - int(self.starts[0])) // self.span_length)]
+        count = len(next(iter(self._lists.values()))[0]) if self._lists else 0
+        spans = self.span_of(column).tolist()
+        return [
+            self._lists[span][row] if span in self._lists else [0.0] * count for row, span in enumerate(spans)
+        ]
+
     def select(self, rows: torch.Tensor) -> None:
         """Makes row `i` continue what row `rows[i]` was."""
         on_cpu = rows.cpu()
         self.starts, self.firsts = self.starts[on_cpu], self.firsts[on_cpu]
         for span in sorted(self._table)[:-2]:
-            del self._table[span], self._asked[span]
+            del self._table[span], self._asked[span], self._lists[span]
         for span, weights in self._table.items():
             self._table[span] = weights.index_select(0, rows.to(weights.device))
             self._asked[span] = self._asked[span][on_cpu]
+            self._lists[span] = [self._lists[span][row] for row in on_cpu.tolist()]
 
     def crop(self, columns: int) -> None:
         """Forgets what was asked at or after column `columns`."""
@@ -136,6 +149,7 @@ class SpanClock:
             if record.column >= columns:
                 self._table.pop(record.span, None)
                 self._asked.pop(record.span, None)
+                self._lists.pop(record.span, None)
         self.records = [record for record in self.records if record.column < columns]
 
 

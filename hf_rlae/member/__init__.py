@@ -2,5 +2,7 @@
 
 from hf_rlae.member.lockstep import LockstepRelay
 from hf_rlae.member.member import Member
+from hf_rlae.member.readings import ReadingsRelay, Update
+from hf_rlae.member.runners import RowRunner, SlotRunner, choose_runner
 
-__all__ = ["LockstepRelay", "Member"]
+__all__ = ["LockstepRelay", "Member", "ReadingsRelay", "RowRunner", "SlotRunner", "Update", "choose_runner"]

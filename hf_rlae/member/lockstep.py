@@ -120,7 +120,7 @@ class LockstepRelay:
         self._recording = True
         self._for_each_cache("activate_past_recording")
 
-    def crop(self, columns: int) -> None:
+    def crop(self, columns: int) -> bool:
         """Takes the last `columns` columns back; a cache that cannot forget is dropped and made anew."""
         cache = self._cache.get("past_key_values")
         if cache is not None and cache.is_croppable:
@@ -128,6 +128,7 @@ class LockstepRelay:
             self.seen -= columns
         elif columns:
             self.reset()
+        return True
 
     def reset(self) -> None:
         """Forgets everything that was read."""

@@ -84,6 +84,7 @@ class Member:
         self.vocab_size: int = int(head.weight.shape[0]) if _is_linear(head) else int(self.config.vocab_size)
         self._check_tokenizer()
         self._check_parameters()
+        self.has_given_ends = end_token_ids is not None
         self.end_ids, self.declared_text_end_ids = self._find_end_ids(end_token_ids)
         self.context_length = _context_length(self.config)
         self.is_recurrent = bool(getattr(self.model, "_is_stateful", False))

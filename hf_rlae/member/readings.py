@@ -173,6 +173,7 @@ class ReadingsRelay:
         self._total_values: torch.Tensor | None = None
         self._warned = False
         self._history: dict[int, list[Row]] | None = None
+        self._column = -1
 
     @property
     def forward_calls(self) -> int:
@@ -225,8 +226,49 @@ class ReadingsRelay:
     def reorder(self, rows: torch.Tensor) -> None:
         """Makes row `i` continue what row `rows[i]` was; the number of rows may change."""
         if self.rows:
-            self.rows = [self.rows[row] for row in rows.tolist()]
+            chosen = rows.tolist()
+            self.rows = [self.rows[row] for row in chosen]
             self.runner.reorder(rows)
+            if self._history is not None:
+                self._history = {at: [past[row] for row in chosen] for at, past in self._history.items()}
+
+    def record(self) -> None:
+        """Keeps the rows of every column of the last step, so that columns can be taken back."""
+        if self._history is None:
+            self._history = {self._column: list(self.rows)}
+
+    def start_recording(self, column: int) -> None:
+        """A step begins with `column`: what lies before the column before it is not needed any more."""
+        if self._history is not None:
+            self._history = {at: rows for at, rows in self._history.items() if at == column - 1}
+
+    def mark(self, column: int) -> None:
+        """The text has been heard up to `column`."""
+        self._column = column
+        if self._history is not None:
+            self._history[column] = list(self.rows)
+
+    def crop(self, columns: int) -> bool:
+        """Takes the last `columns` columns back; `False` if what came before them was not recorded."""
+        before = (self._history or {}).get(self._column - columns)
+        if before is None or len(before) != len(self.rows):
+            return False
+        self.rows = [_taken_back(now, then) for now, then in zip(self.rows, before, strict=True)]
+        self._column -= columns
+        return True
+
+    def reset(self) -> None:
+        """Forgets everything that was read."""
+        self.rows = []
+        self.runner.reset()
+        self._column = -1
+        if self._history is not None:
+            self._history = {}
+
+    @property
+    def can_be_silent(self) -> bool:
+        """Whether some row may have nothing to say: it was left by the member, or no reading is at a boundary."""
+        return any(all(reading.tail for reading in row.readings) for row in self.rows)
 
     # -- what the member says -----------------------------------------------------------------------------
 
@@ -617,16 +659,16 @@ class ReadingsRelay:
             return found
         ids, target = step.base.ids, step.target
         for boundary, value in step.inner:
-            slot = self._column(step, boundary.after)
+            slot = self._place(step, boundary.after)
             found.append((ids + step.new_ids[: boundary.after], boundary.rest, value * factor, slot))
         if target is not None and target.open is not None:
             if not any(entry[2] > 0 for entry in found):  # not even half a character is expected here
-                found.append((ids + step.new_ids, target.open.rest, 1.0, self._column(step, len(step.new_ids))))
+                found.append((ids + step.new_ids, target.open.rest, 1.0, self._place(step, len(step.new_ids))))
         else:
-            found.append((ids + step.new_ids, b"", end, self._column(step, len(step.new_ids))))
+            found.append((ids + step.new_ids, b"", end, self._place(step, len(step.new_ids))))
         return found
 
-    def _column(self, step: _Step, after: int) -> int:
+    def _place(self, step: _Step, after: int) -> int:
         """Where the probabilities after `after` new ids are: a pool slot, or `-1 - column` of the last run."""
         assert step.base is not None
         if after == 0:
@@ -745,6 +787,18 @@ class ReadingsRelay:
                 steps.append(step)
         self._weigh_inside(steps, probs)
         self._renew(steps, probs, log_z, hidden)
+
+def _taken_back(now: Row, then: Row) -> Row:
+    """The row `then`, with what the cache holds now."""
+    start = then.settled.length
+    kept = min(now.kept, then.kept)
+    cached: tuple[int, ...] = ()
+    if kept > start:
+        held = (now.settled.after(start) + now.cached)[: now.kept - start]
+        cached = then.cached[: _common(held, then.cached)]
+        kept = start + len(cached)
+    return Row(then.settled, then.readings, then.pending, then.unread, cached, kept, then.is_exhausted)
+
 
 def _grown(store: torch.Tensor, size: int) -> torch.Tensor:
     grown = store.new_zeros(size, *store.shape[1:])

@@ -33,6 +33,7 @@ class StaticPolicy:
     """
 
     registered_name = "static"
+    observes_members = False
 
     def __init__(self, weights: Sequence[float]) -> None:
         values = [float(weight) for weight in weights]
@@ -59,6 +60,7 @@ class UniformPolicy:
     """Every member has the same weight, however many there are."""
 
     registered_name = "uniform"
+    observes_members = False
 
     def __call__(self, state: PolicyState) -> torch.Tensor:
         return torch.full((state.batch_size, state.num_members), 1 / state.num_members, device=state.device)

@@ -40,7 +40,8 @@ class LinearMixing:
         mixed = probs[0] * weights[..., 0, None]
         for index, prob in enumerate(probs[1:], 1):
             mixed.add_(prob * weights[..., index, None])  # not fused, so that the order of two does not matter
-        return mixed.log_().add_(shift(log_z, weights)[..., None])
+        logps = mixed.log() if torch.is_grad_enabled() else mixed.log_()
+        return logps.add_(shift(log_z, weights)[..., None])
 
 
 mixings.register("linear")(LinearMixing())
