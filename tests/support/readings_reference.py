@@ -1,0 +1,424 @@
+"""What a member believes about token boundaries, computed in the slowest and plainest way."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from hf_rlae.vocabulary import ByteVocabulary, UnionVocabulary
+
+Probs = Callable[[tuple[int, ...]], np.ndarray]
+State = tuple[tuple[int, ...], bytes]
+"""All ids of a row, and the bytes that its unfinished token already has."""
+
+
+@dataclass
+class Reading:
+    """One way in which the member can have arrived at the text: `(ids, tail, a)`."""
+
+    ids: tuple[int, ...]
+    tail: bytes
+    a: float
+
+
+class RuleReference:
+    """The rules of readings for one member and one row, with every probability computed anew.
+
+    Args:
+        vocabulary (`ByteVocabulary`): the member's tokens.
+        union (`UnionVocabulary`): what distributions range over.
+        end_ids (`Sequence[int]`): the member's ids that end a text.
+        next_probs (`Callable`): the model's probabilities after some ids.
+        prompt (`Sequence[int]`): the row's prompt, in the member's own ids.
+        max_readings (`int`), min_reading (`float`): how many readings are kept, and from which probability on.
+
+    Attributes:
+        readings (`list[Reading]`): the state.
+        margin (`float`): how far the closest decision so far (which path, which readings are kept) was from
+            going the other way; below the error of single precision nothing can be compared.
+        branches (`list[str]`): which rules each update took.
+    """
+
+    def __init__(
+        self,
+        vocabulary: ByteVocabulary,
+        union: UnionVocabulary,
+        end_ids: Sequence[int],
+        next_probs: Probs,
+        prompt: Sequence[int],
+        max_readings: int = 4,
+        min_reading: float = 1e-4,
+    ) -> None:
+        self.vocabulary = vocabulary
+        self.union = union
+        self.end_ids = list(end_ids)
+        self.next_probs = next_probs
+        self.max_readings = max_readings
+        self.min_reading = min_reading
+        self.readings = [Reading(tuple(prompt), b"", 1.0)]
+        self.margin = float("inf")
+        self.branches: list[str] = []
+        self.tokens = [
+            (i, piece)
+            for i, piece in enumerate(vocabulary.pieces)
+            if piece and i not in self.end_ids and i not in vocabulary.special_ids
+        ]
+
+    # the next token
+
+    def place(self, rest: bytes) -> tuple[int, bool] | None:
+        """The union token that receives the mass of `rest`, and whether it is all of it."""
+        if rest in self.union.id_of:
+            return self.union.id_of[rest], True
+        for length in range(len(rest) - 1, 0, -1):
+            if rest[:length] in self.union.id_of:
+                return self.union.id_of[rest[:length]], False
+        return None
+
+    def shares(self, reading: Reading) -> tuple[dict[int, float], dict[int, float], float]:
+        """What one reading gives to union tokens whole and unfinished, and its total Z; not divided by Z."""
+        p = self.next_probs(reading.ids)
+        whole: dict[int, float] = {}
+        unfinished: dict[int, float] = {}
+        total = 0.0
+        for v, piece in self.tokens:
+            if not piece.startswith(reading.tail) or len(piece) <= len(reading.tail):
+                continue
+            place = self.place(piece[len(reading.tail) :])
+            if place is None:
+                continue
+            u, is_whole = place
+            into = whole if is_whole else unfinished
+            into[u] = into.get(u, 0.0) + float(p[v])
+            total += float(p[v])
+        if reading.tail == b"":
+            stop = sum(float(p[v]) for v in self.end_ids)
+            whole[self.union.stop_id] = stop
+            total += stop
+        return whole, unfinished, total
+
+    def live(self) -> list[tuple[Reading, float]]:
+        """The readings with their Z; one with Z = 0 is dropped and the others share its weight."""
+        pairs = [(reading, self.shares(reading)[2]) for reading in self.readings]
+        pairs = [(reading, z) for reading, z in pairs if z > 0]
+        total = sum(reading.a for reading, _ in pairs)
+        return [(Reading(r.ids, r.tail, r.a / total), z) for r, z in pairs]
+
+    def proposals(self) -> tuple[np.ndarray, np.ndarray]:
+        """`P(u)` in two parts: from whole tokens and from unfinished ones."""
+        parts = np.zeros((2, self.union.size))
+        for reading, z in self.live():
+            for part, masses in enumerate(self.shares(reading)[:2]):
+                for u, mass in masses.items():
+                    parts[part, u] += reading.a / z * mass
+        return parts[0], parts[1]
+
+    def distribution(self) -> np.ndarray:
+        """`P(u)` for every union token."""
+        whole, unfinished = self.proposals()
+        return whole + unfinished
+
+    # the update
+
+    def one_token(self, reading: Reading, raw: bytes) -> list[int]:
+        """The ids whose bytes are `raw`, the likeliest first."""
+        p = self.next_probs(reading.ids)
+        ids = sorted((v for v, piece in self.tokens if piece == raw), key=lambda v: -p[v])
+        if len(ids) > 1:
+            self._decided(p[ids[0]], p[ids[1]])
+        return ids
+
+    def longer(self, ids: tuple[int, ...], beginning: bytes) -> float:
+        """The probability, after `ids`, of all tokens that begin so and are strictly longer."""
+        p = self.next_probs(ids)
+        return sum(
+            float(p[v])
+            for v, piece in self.tokens
+            if piece.startswith(beginning) and len(piece) > len(beginning)
+        )
+
+    def half_character(self, raw: bytes) -> bytes:
+        """The beginning of a character at the end of `raw`, if only longer tokens can hold it."""
+        for length in (1, 2, 3):
+            half = raw[len(raw) - length :] if length <= len(raw) else b""
+            if not half or half[0] < 0xC0:
+                continue
+            needed = 2 if half[0] < 0xE0 else 3 if half[0] < 0xF0 else 4
+            is_half = length < needed and all(0x80 <= byte < 0xC0 for byte in half[1:])
+            single = {piece for _, piece in self.tokens if len(piece) == 1}
+            begun = any(piece.startswith(half) and piece != half for _, piece in self.tokens)
+            return half if is_half and begun and not {bytes([byte]) for byte in half} <= single else b""
+        return b""
+
+    def canonical(self, raw: bytes) -> tuple[tuple[int, ...], bytes]:
+        """The ids that the tokenizer would write for `raw`, and the half character that stays open behind them.
+
+        A half character is a part of the text that the member can represent, though only as a tail.
+        """
+        half = b"" if any(piece == raw for _, piece in self.tokens) else self.half_character(raw)
+        return self.vocabulary.canonical_ids(raw[: len(raw) - len(half)]), half
+
+    def update(self, b: bytes, r: float = 0.0, q: float = 0.0) -> None:
+        """The text goes on with `b`; members with this tokenizer proposed `r` whole and `q` unfinished."""
+        o = max(0.0, 1.0 - r - q)
+
+        stays: dict[State, float] = {}
+        one_token_ends: list[tuple[float, tuple[int, ...]]] = []
+        canonical_ends: list[tuple[float, Reading, tuple[int, ...], bytes]] = []
+        for reading, z in self.live():
+            scale = reading.a / z
+            raw = reading.tail + b
+            p = self.next_probs(reading.ids)
+            stays[(reading.ids, raw)] = scale * self.longer(reading.ids, raw)
+            ids = self.one_token(reading, raw)
+            if ids:
+                one_token_ends += [(scale * float(p[v]), (*reading.ids, v)) for v in ids]
+            else:
+                c, half = self.canonical(raw)
+                first = self.vocabulary.pieces[c[0]] if c else b""
+                if first.startswith(reading.tail) and len(first) > len(reading.tail):
+                    canonical_ends.append((scale * float(p[c[0]]), reading, c, half))
+
+        # the live path
+        one_token_ends.sort(key=lambda end: -end[0])
+        canonical_ends.sort(key=lambda end: -end[0])
+        take_canonical = False
+        if canonical_ends:
+            self._decided(r, o)
+            if r < o and one_token_ends:
+                self._decided(canonical_ends[0][0], one_token_ends[0][0])
+            take_canonical = r < o and (not one_token_ends or canonical_ends[0][0] > one_token_ends[0][0])
+        end = sum(weight for weight, _ in one_token_ends)
+        path: tuple[int, ...] | None = None
+        if take_canonical:
+            if len(canonical_ends) > 1:
+                self._decided(canonical_ends[0][0], canonical_ends[1][0])
+            weight, reading, c, half = canonical_ends[0]
+            ids = (*reading.ids, c[0])
+            for n in range(1, len(c) + 1):
+                rest = self.vocabulary.to_bytes(c[n:]) + half
+                if rest:
+                    # the tail is empty here, and what is outside Z is left out as anywhere else
+                    weight /= self.shares(Reading(ids, b"", 1.0))[2]
+                    stays[(ids, rest)] = weight * self.longer(ids, rest)
+                if n < len(c):
+                    weight *= float(self.next_probs(ids)[c[n]])
+                    ids = (*ids, c[n])
+            if not half:
+                end += weight
+                path = ids
+            self.branches.append("half a character" if half else "canonical")
+        elif one_token_ends:
+            if len(one_token_ends) > 1:
+                self._decided(one_token_ends[0][0], one_token_ends[1][0])
+            path = one_token_ends[0][1]
+            self.branches.append("one token")
+
+        # the weights
+        stay = sum(stays.values())
+        if end + stay == 0:
+            self.branches.append("nothing explains it")
+            self.readings = [self._given_up(b)]
+            return
+        new: list[Reading] = []
+        if end == 0:  # nothing can have ended here: what was proposed whole counts for the stays as well
+            new = [Reading(ids, tail, mass / stay) for (ids, tail), mass in stays.items()]
+        else:
+            for (ids, tail), mass in stays.items():
+                if mass > 0:
+                    new.append(Reading(ids, tail, q * mass / stay + o * mass / (end + stay)))
+            if path is not None:
+                new.append(Reading(path, b"", r + o * end / (end + stay) + (q if stay == 0 else 0.0)))
+        if len(new) > 1:
+            self.branches.append("several")
+        self.readings = self._kept(new)
+
+    def _given_up(self, b: bytes) -> Reading:
+        """The heaviest reading, ended by its canonical ids."""
+        heaviest = sorted(self.readings, key=lambda reading: -reading.a)
+        if len(heaviest) > 1:
+            self._decided(heaviest[0].a, heaviest[1].a)
+        c, half = self.canonical(heaviest[0].tail + b)
+        return Reading((*heaviest[0].ids, *c), half, 1.0)
+
+    def _kept(self, readings: list[Reading]) -> list[Reading]:
+        readings = sorted(readings, key=lambda reading: -reading.a)
+        for reading in readings[1:]:
+            self._decided(reading.a, self.min_reading)
+        readings = [r for n, r in enumerate(readings) if r.a > 0 and (n == 0 or r.a >= self.min_reading)]
+        if len(readings) > self.max_readings:
+            self._decided(readings[self.max_readings - 1].a, readings[self.max_readings].a)
+            self.branches.append("too many readings")
+        readings = readings[: self.max_readings]
+        total = sum(reading.a for reading in readings)
+        return [Reading(reading.ids, reading.tail, reading.a / total) for reading in readings]
+
+    def _decided(self, first: float, second: float) -> None:
+        if first != second or first != 0:
+            self.margin = min(self.margin, abs(first - second) / max(abs(first), abs(second)))
+
+    def state(self) -> dict[State, float]:
+        """The readings as a table."""
+        return {(reading.ids, reading.tail): reading.a for reading in self.readings}
+
+
+class ReferenceRelay:
+    """A batch of `RuleReference`s behind the interface of the package's relay.
+
+    Args:
+        make (`Callable`): makes one row's reference from its prompt.
+    """
+
+    def __init__(self, make: Callable[[Sequence[int]], RuleReference]) -> None:
+        self.make = make
+        self.rows: list[RuleReference] = []
+
+    def begin(self, prompts: Sequence[Sequence[int]]) -> None:
+        """One reading a row."""
+        self.rows = [self.make(prompt) for prompt in prompts]
+
+    def advance(self, updates: Sequence[tuple[bytes, float, float] | None]) -> None:
+        """`(b, r, q)` for each row that goes on."""
+        for row, update in zip(self.rows, updates, strict=True):
+            if update is not None:
+                row.update(*update)
+
+    def distribution(self) -> np.ndarray:
+        """`P(u)`, one row each."""
+        return np.stack([row.distribution() for row in self.rows])
+
+    def proposed(self, union_ids: Sequence[int]) -> np.ndarray:
+        """Of each row's union token, the parts of `P(u)` from whole and from unfinished tokens: `(2, B)`."""
+        return np.array(
+            [[p[u] for p in row.proposals()] for row, u in zip(self.rows, union_ids, strict=True)]
+        ).T
+
+    def readings(self, row: int) -> list[tuple[tuple[int, ...], bytes, float]]:
+        """`(ids, tail, a)` of every reading that counts, heaviest first."""
+        live = sorted((reading for reading, _ in self.rows[row].live()), key=lambda reading: -reading.a)
+        return [(reading.ids, reading.tail, reading.a) for reading in live]
+
+    def reorder(self, rows: Sequence[int]) -> None:
+        """Row `i` continues what row `rows[i]` was."""
+        self.rows = [copy.copy(self.rows[row]) for row in rows]
+        for row in self.rows:
+            row.branches = list(row.branches)
+
+
+class SegmentationReference:
+    """Every sequence of tokens that spells the text so far, the last one perhaps unfinished, with exact weights.
+
+    The member's probabilities are those of its text tokens and of the end, renormalised: other special tokens
+    are known not to have been written.
+
+    Args:
+        as for `RuleReference`.
+    """
+
+    def __init__(
+        self,
+        vocabulary: ByteVocabulary,
+        union: UnionVocabulary,
+        end_ids: Sequence[int],
+        next_probs: Probs,
+        prompt: Sequence[int],
+    ) -> None:
+        self.vocabulary = vocabulary
+        self.union = union
+        self.end_ids = list(end_ids)
+        self.raw_probs = next_probs
+        self.prompt = tuple(prompt)
+        self.text = b""
+        self.tokens = [
+            (i, piece)
+            for i, piece in enumerate(vocabulary.pieces)
+            if piece and i not in self.end_ids and i not in vocabulary.special_ids
+        ]
+
+    def p(self, ids: tuple[int, ...]) -> np.ndarray:
+        """Probabilities after `ids`, of text tokens and end ids only."""
+        p = np.zeros(len(self.vocabulary.pieces))
+        counted = [i for i, _ in self.tokens] + self.end_ids
+        p[counted] = np.asarray(self.raw_probs(ids))[counted]
+        return p / p.sum()
+
+    def weights_of_states(self) -> dict[State, float]:
+        """`(ids, tail)` with the joint probability of writing `ids` and, with a tail, beginning one more token."""
+        found: dict[State, float] = {}
+
+        def walk(ids: tuple[int, ...], at: int, weight: float) -> None:
+            rest = self.text[at:]
+            if not rest:
+                found[(ids, b"")] = weight
+                return
+            p = self.p(ids)
+            begun = sum(p[v] for v, piece in self.tokens if piece.startswith(rest) and len(piece) > len(rest))
+            if begun > 0:
+                found[(ids, rest)] = weight * begun
+            for v, piece in self.tokens:
+                if rest.startswith(piece) and p[v] > 0:
+                    walk((*ids, v), at + len(piece), weight * p[v])
+
+        walk(self.prompt, 0, 1.0)
+        return found
+
+    def state(self) -> dict[State, float]:
+        """The posterior of every state."""
+        weights = self.weights_of_states()
+        total = sum(weights.values())
+        return {state: weight / total for state, weight in weights.items()}
+
+    def text_probability(self) -> float:
+        """The probability that what the member writes begins with the text so far."""
+        return float(sum(self.weights_of_states().values()))
+
+    def next_byte_probability(self, byte: bytes) -> float:
+        """The probability of the text going on with `byte`."""
+        before = self.text_probability()
+        self.text += byte
+        after = self.text_probability()
+        self.text = self.text[:-1]
+        return after / before
+
+    def stop_probability(self) -> float:
+        """The probability that the member ends its text here."""
+        return float(
+            sum(
+                weight * sum(self.p(ids)[v] for v in self.end_ids)
+                for (ids, tail), weight in self.state().items()
+                if not tail
+            )
+        )
+
+    def update(self, b: bytes) -> None:
+        """The text goes on with `b`."""
+        self.text += b
+
+
+def sampled_states(
+    reference: SegmentationReference, text: bytes, samples: int, rng: np.random.Generator
+) -> dict[State, int]:
+    """Counts the states in which a member that writes freely was, over the samples that began with `text`."""
+    counts: dict[State, int] = {}
+    pieces = dict(reference.tokens)
+    for _ in range(samples):
+        ids, written = reference.prompt, b""
+        while len(written) < len(text):
+            p = reference.p(ids)
+            v = int(rng.choice(len(p), p=p))
+            if v in reference.end_ids:
+                break
+            more = written + pieces[v]
+            if not (more.startswith(text) or text.startswith(more)):
+                break
+            if len(more) > len(text):
+                state = (ids, text[len(written) :])
+                counts[state] = counts.get(state, 0) + 1
+                break
+            ids, written = (*ids, v), more
+            if written == text:
+                counts[(ids, b"")] = counts.get((ids, b""), 0) + 1
+    return counts

@@ -1,0 +1,358 @@
+"""Tiny worlds: tokenizers of a few tokens over one alphabet, each with a small random model of its own."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from functools import cache, cached_property
+from typing import Any
+
+import numpy as np
+import torch
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from transformers import BloomConfig, LlamaConfig, MambaConfig, PreTrainedTokenizerFast
+from transformers.models.auto.modeling_auto import AutoModelForCausalLM
+
+from hf_rlae.member.member import Member
+from hf_rlae.member.runners import choose_runner
+from hf_rlae.vocabulary import Alignment, ByteVocabulary, UnionVocabulary
+from tests.support.readings_reference import ReferenceRelay, RuleReference, SegmentationReference
+
+SPECIALS = ("<unk>", "<eos>", "<end>", "<pad>")
+"""`<eos>` and `<end>` both end a text; the other two are special and never text."""
+
+Probs = Callable[[tuple[int, ...]], np.ndarray]
+
+
+def _finish(backend: Tokenizer) -> PreTrainedTokenizerFast:
+    return PreTrainedTokenizerFast(
+        tokenizer_object=backend,
+        clean_up_tokenization_spaces=False,
+        unk_token="<unk>",
+        eos_token="<eos>",
+        pad_token="<pad>",
+        additional_special_tokens=["<end>"],
+    )
+
+
+def bpe(chars: str, *merges: str, fallback: str = "") -> PreTrainedTokenizerFast:
+    """Characters and merges, each written as its two parts: `"t h"`, or `"_ t"` where `_` is a space.
+
+    `fallback` names characters of one byte that also have a `<0xNN>` token, a second id for the same bytes.
+    """
+    pairs = [tuple(part.replace("_", " ") for part in merge.split(" ")) for merge in merges]
+    tokens = [*SPECIALS, *(f"<0x{ord(char):02X}>" for char in fallback), *chars, *map("".join, pairs)]
+    vocab = {token: i for i, token in enumerate(dict.fromkeys(tokens))}
+    backend = Tokenizer(models.BPE(vocab=vocab, merges=pairs, unk_token="<unk>"))
+    backend.decoder = decoders.Sequence([decoders.ByteFallback(), decoders.Fuse()])
+    return _finish(backend)
+
+
+def byte_level(text: str, *merges: tuple[bytes, bytes]) -> PreTrainedTokenizerFast:
+    """GPT-2's kind, with the bytes of `text` only."""
+    table = _byte_characters()
+
+    def written(raw: bytes) -> str:
+        return "".join(table[byte] for byte in raw)
+
+    pairs = [(written(left), written(right)) for left, right in merges]
+    single = [table[byte] for byte in dict.fromkeys(text.encode())]
+    tokens = [*SPECIALS, *single, *map("".join, pairs)]
+    backend = Tokenizer(models.BPE(vocab={token: i for i, token in enumerate(tokens)}, merges=pairs))
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    backend.decoder = decoders.ByteLevel()
+    return _finish(backend)
+
+
+def _byte_characters() -> dict[int, str]:
+    shown = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
+    hidden = [byte for byte in range(256) if byte not in shown]
+    return {byte: chr(byte) for byte in shown} | {byte: chr(256 + i) for i, byte in enumerate(hidden)}
+
+
+def pieces_only(*pieces: str) -> PreTrainedTokenizerFast:
+    """Any set of tokens at all, longer ones preferred (a Unigram model): parts need not be tokens."""
+    scored = [(token, 0.0) for token in SPECIALS] + [(piece, -4.0 + len(piece)) for piece in pieces]
+    backend = Tokenizer(models.Unigram(scored, unk_id=0, byte_fallback=False))
+    backend.decoder = decoders.Fuse()
+    return _finish(backend)
+
+
+@dataclass
+class Voice:
+    """One member of a world, with everything that its relay needs.
+
+    Attributes:
+        member (`Member`), vocabulary (`ByteVocabulary`), alignment (`Alignment`): as in the package.
+        runs (`int`): how many contexts `next_probs` has run the model on.
+    """
+
+    member: Member
+    vocabulary: ByteVocabulary
+    alignment: Alignment
+    runs: int = 0
+    _known: dict[tuple[int, ...], np.ndarray] = field(default_factory=dict)
+
+    def next_probs(self, ids: Sequence[int]) -> np.ndarray:
+        """The model's probabilities after `ids`, read from scratch and without a cache."""
+        ids = tuple(ids)
+        if ids not in self._known:
+            self.runs += 1
+            with torch.no_grad():
+                logits = self.member.model(torch.tensor([ids]), use_cache=False).logits[0, -1]
+            self._known[ids] = logits.float().double().softmax(-1).numpy()
+        return self._known[ids]
+
+    def p(self, piece: bytes | str, ids: Sequence[int]) -> float:
+        """The probability of the token `piece` after `ids`, over all ids with those bytes."""
+        raw = piece.encode() if isinstance(piece, str) else piece
+        return float(sum(self.next_probs(ids)[i] for i in self.vocabulary.ids_of[raw]))
+
+    def id(self, piece: str) -> int:
+        """The first id of a token."""
+        return self.vocabulary.ids_of[piece.encode()][0]
+
+    def ids(self, *pieces: str) -> tuple[int, ...]:
+        """The first ids of tokens."""
+        return tuple(map(self.id, pieces))
+
+    @cached_property
+    def runner(self) -> Any:
+        """How the model can be run on rows that advance unevenly."""
+        return choose_runner(self.member)
+
+    @property
+    def text_ids(self) -> list[int]:
+        """All ids that are text and do not end one."""
+        ends = set(self.member.end_ids)
+        return [i for i, piece in enumerate(self.vocabulary.pieces) if piece and i not in ends]
+
+
+class PackageRelay:
+    """The package's relay, taking and giving what `ReferenceRelay` does.
+
+    Args:
+        voice (`Voice`): whose relay.
+        options: passed on to `ReadingsRelay`.
+    """
+
+    def __init__(self, voice: Voice, **options: Any) -> None:
+        from hf_rlae.member import readings
+
+        self.union = voice.alignment.union
+        self.make_update = readings.Update
+        self.relay = readings.ReadingsRelay(
+            voice.member, voice.vocabulary, voice.alignment, runner=voice.runner, **options
+        )
+        self.batch = 0
+
+    @torch.inference_mode()
+    def begin(self, prompts: Sequence[Sequence[int]]) -> None:
+        """One reading a row."""
+        self.batch = len(prompts)
+        self.relay.begin([list(prompt) for prompt in prompts])
+
+    @torch.inference_mode()
+    def advance(self, updates: Sequence[tuple[bytes, float, float] | None]) -> None:
+        """`(b, r, q)` for each row that goes on."""
+        self.relay.advance([None if u is None else self.make_update(*u) for u in updates])
+
+    @torch.inference_mode()
+    def distribution(self) -> np.ndarray:
+        """`P(u)`, one row each."""
+        probs, log_z = self.relay.distribution()
+        assert probs.dtype == torch.float32
+        assert probs.shape[0] == self.batch == log_z.shape[0]
+        # a member with nothing to say gives no mass at all, and says so
+        assert not torch.isnan(log_z).any()
+        assert torch.equal(torch.isinf(log_z), probs.sum(1) == 0)
+        return probs.double().numpy()
+
+    @torch.inference_mode()
+    def proposed(self, union_ids: Sequence[int]) -> np.ndarray:
+        """Of each row's union token, the parts of `P(u)` from whole and from unfinished tokens: `(2, B)`."""
+        updates = [self.make_update(self.union.pieces[u], 0.0, 0.0) for u in union_ids]
+        sums = self.relay.measure(updates).tolist()
+        return np.array(self.relay.proposed(updates, sums)).T
+
+    def readings(self, row: int) -> list[tuple[tuple[int, ...], bytes, float]]:
+        """`(ids, tail, a)` of every reading, heaviest first."""
+        return self.relay.readings(row)
+
+    @torch.inference_mode()
+    def reorder(self, rows: Sequence[int]) -> None:
+        """Row `i` continues what row `rows[i]` was."""
+        self.batch = len(rows)
+        self.relay.reorder(torch.tensor(list(rows)))
+
+
+@dataclass
+class World:
+    """Voices over one alphabet and their union vocabulary."""
+
+    voices: list[Voice]
+    union: UnionVocabulary
+
+    def reference(self, k: int, prompt: Sequence[int], **options: Any) -> RuleReference:
+        """The rules for voice `k`, one row."""
+        voice = self.voices[k]
+        return RuleReference(
+            voice.vocabulary, self.union, voice.member.end_ids, voice.next_probs, prompt, **options
+        )
+
+    def reference_relay(self, k: int, **options: Any) -> ReferenceRelay:
+        """The rules for voice `k`, a batch of rows."""
+        return ReferenceRelay(lambda prompt: self.reference(k, prompt, **options))
+
+    def segmentations(self, k: int, prompt: Sequence[int]) -> SegmentationReference:
+        """Every segmentation for voice `k`, one row."""
+        voice = self.voices[k]
+        return SegmentationReference(
+            voice.vocabulary, self.union, voice.member.end_ids, voice.next_probs, prompt
+        )
+
+    def relay(self, k: int, **options: Any) -> PackageRelay:
+        """The package's relay of voice `k`."""
+        return PackageRelay(self.voices[k], **options)
+
+    @property
+    def union_text_ids(self) -> list[int]:
+        """The union ids that carry the mass of bytes."""
+        return sorted(self.union.id_of.values())
+
+
+def random_model(
+    vocab_size: int, seed: int, architecture: str = "llama", scale: float = 0.5
+) -> torch.nn.Module:
+    """A random model with uneven distributions; `<eos>` and `<end>` end a text."""
+    ends = [SPECIALS.index("<eos>"), SPECIALS.index("<end>")]
+    common = {"vocab_size": vocab_size, "eos_token_id": ends, "pad_token_id": 3, "bos_token_id": 1}
+    if architecture == "llama":
+        config: Any = LlamaConfig(
+            hidden_size=16,
+            intermediate_size=32,
+            num_hidden_layers=1 + seed % 2,
+            num_attention_heads=2,
+            num_key_value_heads=1,
+            max_position_embeddings=512,
+            initializer_range=scale,
+            **common,
+        )
+    elif architecture == "bloom":
+        config = BloomConfig(hidden_size=16, n_layer=1, n_head=2, initializer_range=scale, **common)
+    elif architecture == "mamba":
+        config = MambaConfig(
+            hidden_size=16,
+            state_size=4,
+            num_hidden_layers=1,
+            initializer_range=scale,
+            use_mambapy=False,
+            **common,
+        )
+    else:
+        raise ValueError(architecture)
+    state = torch.get_rng_state()
+    torch.manual_seed(seed)
+    model = AutoModelForCausalLM.from_config(config).eval()
+    torch.set_rng_state(state)
+    return model
+
+
+def build(
+    tokenizers: Sequence[PreTrainedTokenizerFast],
+    seed: int = 0,
+    architecture: str = "llama",
+    end_token_ids: Sequence[int] | None = None,
+    padding: int = 0,
+) -> World:
+    """A world of these tokenizers.
+
+    Args:
+        tokenizers (`Sequence[PreTrainedTokenizerFast]`): one a voice.
+        seed (`int`): of the random models.
+        architecture (`str`): of all models.
+        end_token_ids (`Sequence[int]`, *optional*): end ids of the first voice.
+        padding (`int`): ids of every model that no token has.
+    """
+    members = [
+        Member(
+            random_model(len(tokenizer) + padding, 100 * seed + k, architecture),
+            tokenizer,
+            name=f"voice {k}",
+            end_token_ids=end_token_ids if k == 0 else None,
+        )
+        for k, tokenizer in enumerate(tokenizers)
+    ]
+    vocabularies = [ByteVocabulary(member.tokenizer, member.vocab_size) for member in members]
+    union = UnionVocabulary(vocabularies)
+    voices = [
+        Voice(member, vocabulary, Alignment(vocabulary, union, member.end_ids))
+        for member, vocabulary in zip(members, vocabularies, strict=True)
+    ]
+    return World(voices, union)
+
+
+def ab_world(seed: int = 0) -> World:
+    """Four ways to cut up texts of two letters; the last has two ids for single letters."""
+    return build(
+        [
+            bpe("ab"),
+            bpe("ab", "a b", "b a", "a ba"),
+            bpe("ab", "a a", "b b", "aa b", "bb a"),
+            bpe("ab", "a b", "ab ab", fallback="ab"),
+        ],
+        seed,
+        padding=2,
+    )
+
+
+def th_world(seed: int = 0) -> World:
+    """English beginnings: a space in front, no space, characters, and longer words only."""
+    return build(
+        [
+            bpe("ther y", "_ t", "_t h", "_th e", "r e", "_the re", "h e"),
+            bpe("ther y", "t h", "th e", "r e", "the y", "the re"),
+            bpe("ther y"),
+            bpe("ther y", "h e", "t he", "r e", "he re", "_ the"),
+        ],
+        seed,
+    )
+
+
+def accent_world(seed: int = 0) -> World:
+    """No `é` at all; `é` as a character; `é` as two bytes; a euro sign of three bytes as well."""
+    e, f = "é".encode()
+    euro = "€".encode()
+    return build(
+        [
+            bpe("hab", "h a", "a b"),
+            bpe("héba€", "h é", "hé b"),
+            byte_level(
+                "hé€ab", (bytes([e]), bytes([f])), (b"h", bytes([e])), (b"a", b"b"), (euro[:1], euro[1:2])
+            ),
+        ],
+        seed,
+    )
+
+
+def random_pieces_world(seed: int, letters: str = "abc") -> World:
+    """Random sets of tokens, in which most texts have few segmentations, and the letters beside them."""
+    rng = random.Random(seed)
+    tokenizers = [bpe(letters)]
+    for _ in range(2):
+        wanted = rng.randint(5, 9)
+        pieces: list[str] = []
+        while len(pieces) < wanted or len({piece[0] for piece in pieces}) < 2:
+            piece = "".join(rng.choice(letters) for _ in range(rng.choice((1, 2, 2, 3, 3, 4))))
+            if piece not in pieces:
+                pieces.append(piece)
+        tokenizers.append(pieces_only(*pieces))
+    return build(tokenizers, seed)
+
+
+@cache
+def world(kind: str, seed: int = 0) -> World:
+    """A world by name, made once: `ab`, `th`, `accent` or `pieces`."""
+    makers = {"ab": ab_world, "th": th_world, "accent": accent_world, "pieces": random_pieces_world}
+    return makers[kind](seed)

@@ -1,0 +1,429 @@
+"""State belongs to one call: nothing that a call does, or fails to do, is seen by another one or by the models."""
+
+from __future__ import annotations
+
+import sys
+import threading
+from contextlib import suppress
+from functools import cache
+
+import pytest
+import torch
+from torch import nn
+from transformers import AutoModelForCausalLM, GenerationConfig
+
+from hf_rlae import EnsembleConfig, EnsembleForCausalLM, StaticPolicy, UniformPolicy
+from hf_rlae.errors import ConfigError
+from tests.support.ensembles import TEXTS, Schedule, encode, endless, policy_of_text
+from tests.support.models import pair, pairs, with_adapters
+
+
+@cache
+def members():
+    return pairs(["llama", "gpt2"], num_hidden_layers=1)
+
+
+@cache
+def adapted():
+    """One base model with two adapters, as two members."""
+    model, tokenizer = pair("llama", num_hidden_layers=1)
+    model = with_adapters(model)
+    return [(model, tokenizer), (model, tokenizer)]
+
+
+def policy_of_members(state):
+    """Weights from what the members show: their last hidden states and their entropies."""
+    shown = torch.stack([hidden.float().mean(-1) for hidden in state.hidden_states], dim=1)
+    return (shown + state.entropies / 10).softmax(1)
+
+
+def two_adapters(policy=policy_of_members):
+    return endless(adapted(), policy, span_length=2, adapter_names=["one", "two"])
+
+
+ENSEMBLES = {
+    "two_models": lambda: endless(members(), policy_of_members, span_length=2),
+    "two_adapters": two_adapters,
+}
+
+
+@pytest.mark.parametrize("options", [{}, {"do_sample": True}, {"num_beams": 3}, {"prompt_lookup_num_tokens": 3}])
+@pytest.mark.parametrize("name", ENSEMBLES)
+def test_two_calls(name, options):
+    """Law: two calls on one object are equal, whatever was called in between; the object is as it was."""
+    ensemble = ENSEMBLES[name]()
+    before = dict(vars(ensemble))
+    outputs = []
+    for other in (TEXTS[1], TEXTS[2]):
+        torch.manual_seed(3)
+        outputs.append(ensemble.generate(**encode(TEXTS[0]), max_new_tokens=8, **{"do_sample": False, **options}))
+        ensemble.generate(**encode(other), max_new_tokens=3)
+    assert torch.equal(*outputs)
+    assert {key: id(value) for key, value in vars(ensemble).items()} == {k: id(v) for k, v in before.items()}
+
+
+class Failure(Exception):
+    """What a user's own code raises in the middle of a call."""
+
+
+class FailAt:
+    """Fails at the n-th call; stands for a stopping criterion, a logits processor or a streamer."""
+
+    def __init__(self, n):
+        self.left = n
+
+    def tick(self):
+        self.left -= 1
+        if not self.left:
+            raise Failure
+
+    def criterion(self, input_ids, scores, **kwargs):
+        self.tick()
+        return torch.zeros(len(input_ids), dtype=torch.bool)
+
+    def processor(self, input_ids, scores):
+        self.tick()
+        return scores
+
+    def put(self, value):
+        self.tick()
+
+    def end(self):
+        pass
+
+
+@pytest.mark.parametrize("where", ["stopping_criteria", "logits_processor", "streamer", "policy", "member"])
+@pytest.mark.parametrize("name", ENSEMBLES)
+def test_an_exception_leaves_nothing_behind(name, where):
+    """Law: after a call that failed half way, the next call, the models and torch are as if it had not been."""
+    ensemble = ENSEMBLES[name]()
+    inputs = encode(TEXTS[0])
+    options = {"max_new_tokens": 8, "do_sample": False}
+    expected = ensemble.generate(**inputs, **options)
+    models = [member.model for member in ensemble.members]
+    hooks = [sum(len(m._forward_pre_hooks) + len(m._forward_hooks) for m in model.modules()) for model in models]
+    fail = FailAt(4)
+    with pytest.raises(Failure):
+        if where == "policy":
+            ensemble.set_policy(lambda state: fail.processor(state.text, policy_of_members(state)))
+            ensemble.generate(**inputs, **options)
+        elif where == "member":
+            head = models[1].get_output_embeddings()
+            handle = head.register_forward_hook(lambda module, args, output: fail.processor(args, output))
+            try:
+                ensemble.generate(**inputs, **options)
+            finally:
+                handle.remove()
+        else:
+            hook = {"streamer": fail, "stopping_criteria": [fail.criterion], "logits_processor": [fail.processor]}
+            ensemble.generate(**inputs, **options, **{where: hook[where]})
+    assert not torch.is_inference_mode_enabled()
+    assert torch.is_grad_enabled()
+    assert hooks == [
+        sum(len(m._forward_pre_hooks) + len(m._forward_hooks) for m in model.modules()) for model in models
+    ]
+    ensemble.set_policy(policy_of_members)
+    assert torch.equal(ensemble.generate(**inputs, **options), expected)
+
+
+@pytest.fixture
+def eager_threads():
+    """Threads take turns as often as they can."""
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-5)
+    yield
+    sys.setswitchinterval(interval)
+
+
+@pytest.mark.usefixtures("eager_threads")
+@pytest.mark.parametrize(("name", "calls"), [("two_models", 100), ("two_adapters", 40)])
+def test_two_threads(name, calls):
+    """Law: all calls from two threads on one ensemble equal the calls made one after the other."""
+    ensemble = ENSEMBLES[name]()
+    texts = [*TEXTS, "the other thing"]
+    options = {"max_new_tokens": 8, "do_sample": False}
+    expected = [ensemble.generate(**encode(text), **options) for text in texts]
+    equal, errors = [0, 0], []
+    start = threading.Barrier(2)
+
+    def work(thread):
+        start.wait()
+        for call in range(calls):
+            which = (call + thread) % len(texts)
+            try:
+                equal[thread] += torch.equal(ensemble.generate(**encode(texts[which]), **options), expected[which])
+            except Exception as error:
+                errors.append(repr(error))
+
+    threads = [threading.Thread(target=work, args=(thread,)) for thread in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not errors, f"{len(errors)} errors, the first: {errors[0]}"
+    assert equal == [calls, calls]
+
+
+@pytest.mark.parametrize("adapter", ["one", "two"])
+def test_each_adapter_speaks_for_itself(adapter):
+    """Law: with all weight on it, a member is its own adapter of the base model that it shares."""
+    (model, _), _ = adapted()
+    ensemble = two_adapters(StaticPolicy([adapter == "one", adapter == "two"]))
+    inputs = encode(*TEXTS)
+    got = ensemble.generate(**inputs, max_new_tokens=8, do_sample=False)
+    before = model.active_adapter
+    model.set_adapter(adapter)
+    try:
+        assert torch.equal(got, model.generate(**inputs, max_new_tokens=8, do_sample=False, eos_token_id=None))
+    finally:
+        model.set_adapter(before)
+
+
+def test_adapters_of_one_base_are_mixed():
+    """Two adapters of one base make a mixture of their two distributions, and the active one stays active."""
+    (model, _), _ = adapted()
+    ids = encode(TEXTS[0])["input_ids"]
+    probs = []
+    with torch.no_grad():
+        for adapter in ("two", "one"):
+            model.set_adapter(adapter)
+            probs.append(model(input_ids=ids).logits.softmax(-1))
+        got = two_adapters(StaticPolicy([0.3, 0.7]))(input_ids=ids).logits.softmax(-1)
+    torch.testing.assert_close(got, 0.3 * probs[1] + 0.7 * probs[0], atol=1e-5, rtol=0)
+    assert model.active_adapter == "one"
+    assert float((probs[0] - probs[1]).abs().max()) > 0.01
+
+
+# The models that were passed in
+
+
+@pytest.mark.parametrize("training", [False, True])
+def test_models_keep_what_they_have(training):
+    """A model that is passed in keeps requires_grad, its mode, config and generation config; a tokenizer its side."""
+    (model, tokenizer), other = pairs(["llama", "gpt2"])
+    model.train(training)
+    model.lm_head.weight.requires_grad_(False)
+    model.generation_config.update(max_new_tokens=3, do_sample=True)
+    side, tokenizer.padding_side = tokenizer.padding_side, "right"
+
+    def facts():
+        return (
+            [(name, p.requires_grad, p._version, p.data_ptr()) for name, p in model.named_parameters()],
+            model.training,
+            model.generation_config.to_dict(),
+            model.config.to_dict(),
+            tokenizer.padding_side,
+            tokenizer.pad_token,
+        )
+
+    try:
+        before = facts()
+        ensemble = EnsembleForCausalLM.from_members([(model, tokenizer), other])
+        inputs = ensemble.tokenizer(list(TEXTS), return_tensors="pt", padding=True)
+        assert inputs["attention_mask"][:, -1].all(), "the ensemble's tokenizer pads on the left"
+        ensemble.generate(**inputs, max_new_tokens=4, do_sample=False, eos_token_id=7)
+        ids = inputs["input_ids"]
+        ensemble(input_ids=ids, attention_mask=inputs["attention_mask"], labels=ids)
+        assert facts() == before
+    finally:
+        tokenizer.padding_side = side
+
+
+class Scores(nn.Module):
+    """A policy with a parameter."""
+
+    num_members = 2
+
+    def __init__(self):
+        super().__init__()
+        self.scores = nn.Parameter(torch.tensor([0.5, -0.5]))
+
+    def forward(self, state):
+        return self.scores.softmax(0).expand(state.batch_size, -1)
+
+
+def test_parameters_mean_the_policy():
+    """`parameters()`, `state_dict()` and `num_parameters()` mean the policy; members are attached, not inside."""
+    ensemble = endless(members(), Scores())
+    assert [name for name, _ in ensemble.named_parameters()] == ["policy.scores"]
+    assert list(ensemble.state_dict()) == ["policy.scores"]
+    assert ensemble.num_parameters() == 2
+    ensemble.set_policy(None)
+    assert list(ensemble.parameters()) == []
+    assert ensemble.state_dict() == {}
+
+
+def test_moving_and_eval_reach_the_members():
+    """`.to()` and `.eval()` reach members; `.train()` is for the policy alone."""
+    pair_of_models = pairs(["llama", "gpt2"])
+    ensemble = endless(pair_of_models, Scores())
+    models = [model for model, _ in pair_of_models]
+    assert ensemble.dtype == torch.float32
+    ensemble.to(torch.bfloat16)
+    assert ensemble.dtype == torch.bfloat16
+    assert {p.dtype for model in models for p in model.parameters()} == {torch.bfloat16}
+    assert ensemble.policy.scores.dtype == torch.bfloat16
+    ensemble.float()
+    assert {p.dtype for model in models for p in model.parameters()} == {torch.float32}
+    ensemble.train()
+    assert ensemble.policy.training
+    assert not any(model.training for model in models)
+    for model in models:
+        model.train()
+    ensemble.eval()
+    assert not any(model.training for model in [*models, ensemble.policy])
+    ensemble.to("meta")
+    assert {p.device.type for model in models for p in model.parameters()} == {"meta"}
+    assert ensemble.device.type == "meta"
+
+
+# Saving and loading
+
+
+@pytest.fixture
+def folders(tmp_path):
+    """Two members in folders."""
+    paths = []
+    for name, (model, tokenizer) in zip(("a", "b"), members(), strict=True):
+        model.save_pretrained(tmp_path / name)
+        tokenizer.save_pretrained(tmp_path / name)
+        paths.append(str(tmp_path / name))
+    return paths
+
+
+@pytest.mark.parametrize("policy", [None, UniformPolicy(), StaticPolicy([0.9, 0.1])])
+def test_round_trip(folders, tmp_path, policy):
+    """An ensemble comes back from its folder: members, settings, policy, generation config, and what it writes."""
+    settings = {
+        "span_length": 3,
+        "mixing": "log",
+        "min_weight": 0.05,
+        "max_active_members": 2,
+        "end_token_ids": [[5, 6], None],
+    }
+    ensemble = EnsembleForCausalLM.from_members(folders, policy, **settings)
+    ensemble.generation_config.update(max_new_tokens=7, do_sample=False)
+    ensemble.save_pretrained(tmp_path / "ensemble")
+    loaded = EnsembleForCausalLM.from_pretrained(tmp_path / "ensemble")
+    for name, value in settings.items():
+        assert getattr(loaded.config, name) == value
+    assert type(loaded.policy) is type(ensemble.policy)
+    assert vars(loaded.policy) == vars(ensemble.policy)
+    assert loaded.generation_config.to_dict() == ensemble.generation_config.to_dict()
+    assert loaded.config.vocab_size == ensemble.config.vocab_size
+    expected = ensemble.generate(**encode(*TEXTS))
+    assert torch.equal(loaded.generate(**encode(*TEXTS)), expected)
+    direct = endless(members(), policy, **settings)
+    direct.generation_config = ensemble.generation_config
+    assert torch.equal(direct.generate(**encode(*TEXTS)), expected)
+
+
+def test_loading_with_another_policy(folders, tmp_path):
+    """A policy passed to `from_pretrained` takes the place of the saved one."""
+    EnsembleForCausalLM.from_members(folders, StaticPolicy([1, 0])).save_pretrained(tmp_path / "e")
+    loaded = EnsembleForCausalLM.from_pretrained(tmp_path / "e", policy=policy_of_text)
+    assert loaded.policy is policy_of_text
+
+
+def test_the_config_alone(folders, tmp_path):
+    """`EnsembleConfig` is read back as it was written, without loading a member."""
+    EnsembleForCausalLM.from_members(folders, StaticPolicy([3, 1]), span_length=5).save_pretrained(tmp_path / "e")
+    config = EnsembleConfig.from_pretrained(tmp_path / "e")
+    assert config.members == folders
+    assert config.span_length == 5
+    assert config.policy == {"name": "static", "weights": [0.75, 0.25]}
+
+
+def contents(folder):
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def test_files_whole_or_not_at_all(folders, tmp_path, monkeypatch):
+    """If saving fails half way, the folder holds what it held before, and nothing else."""
+    target = tmp_path / "ensemble"
+    ensemble = EnsembleForCausalLM.from_members(folders, StaticPolicy([0.5, 0.5]))
+    ensemble.save_pretrained(target)
+    before = contents(target)
+    assert {"config.json", "generation_config.json"} <= set(before)
+
+    def broken(self, directory, **kwargs):
+        (target.__class__(directory) / "generation_config.json").write_text("{")
+        raise OSError("no space left on device")
+
+    ensemble.set_policy(StaticPolicy([0.1, 0.9]))
+    with monkeypatch.context() as patch:
+        patch.setattr(GenerationConfig, "save_pretrained", broken)
+        with pytest.raises(OSError, match="no space"):
+            ensemble.save_pretrained(target)
+    assert contents(target) == before
+    assert sorted(path.name for path in target.iterdir()) == sorted(before)
+    ensemble.save_pretrained(target)
+    assert contents(target) != before
+
+
+@pytest.mark.parametrize("what", ["member", "policy"])
+def test_what_cannot_be_saved(folders, tmp_path, what):
+    """A member without a folder or a policy that is a function is refused by name, and no file is written."""
+    given = members() if what == "member" else folders
+    ensemble = EnsembleForCausalLM.from_members(given, policy_of_text if what == "policy" else None)
+    with pytest.raises(ConfigError, match="member 0" if what == "member" else "policy function"):
+        ensemble.save_pretrained(tmp_path / "ensemble")
+    assert not (tmp_path / "ensemble").exists() or not any((tmp_path / "ensemble").iterdir())
+
+
+def test_an_adapter_is_not_lost_in_saving(folders, tmp_path):
+    """A PEFT member is refused, or comes back with its adapter: never silently as its base model."""
+    base = AutoModelForCausalLM.from_pretrained(folders[0])
+    model = with_adapters(base, names=["default"])
+    ensemble = EnsembleForCausalLM.from_members([(model, members()[0][1])])
+    try:
+        ensemble.save_pretrained(tmp_path / "ensemble")
+    except ConfigError as error:
+        assert "adapter" in str(error)
+        return
+    loaded = EnsembleForCausalLM.from_pretrained(tmp_path / "ensemble")
+    options = {"max_new_tokens": 8, "do_sample": False}
+    assert torch.equal(loaded.generate(**encode(TEXTS[0]), **options), ensemble.generate(**encode(TEXTS[0]), **options))
+
+
+def test_a_cache_can_be_continued():
+    """The state of a call can be kept by its owner: `forward` goes on where it ended, and twice gives the same."""
+    ensemble = endless(members(), Schedule([0.2, 0.8], [0.7, 0.3]), span_length=2)
+    ids = encode(TEXTS[0])["input_ids"]
+    with torch.no_grad():
+        whole = ensemble(input_ids=ids, prompt_length=3).logits
+        states = [ensemble(input_ids=ids[:, :5], prompt_length=3).past_key_values for _ in range(2)]
+        for state in states:
+            rest = ensemble(input_ids=ids[:, 5:], past_key_values=state).logits
+            torch.testing.assert_close(rest, whole[:, 5:], atol=1e-4, rtol=0)
+
+
+def test_what_a_policy_sees_is_its_own_call():
+    """Law: the hidden states that a policy sees come from its own call, also while another thread is in the model."""
+    ensemble = endless(members(), policy_of_members, span_length=1)
+    inputs = [encode(text) for text in ("the dogs", "walked to")]
+    options = {"max_new_tokens": 4, "do_sample": False, "return_dict_in_generate": True}
+    expected = [ensemble.generate(**entry, **options).span_weights for entry in inputs]
+    meeting = threading.Barrier(2)
+
+    def meet(*_args):
+        with suppress(threading.BrokenBarrierError):
+            meeting.wait(timeout=0.3)
+
+    got = [None, None]
+
+    def work(thread):
+        got[thread] = ensemble.generate(**inputs[thread], **options).span_weights
+
+    handles = [model.get_output_embeddings().register_forward_hook(meet) for model, _ in members()]
+    try:
+        threads = [threading.Thread(target=work, args=(thread,)) for thread in range(2)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    finally:
+        for handle in handles:
+            handle.remove()
+    for ours, alone in zip(got, expected, strict=True):
+        torch.testing.assert_close(ours, alone)
