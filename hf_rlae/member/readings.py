@@ -721,7 +721,7 @@ class ReadingsRelay:
         log_z: torch.Tensor,
         hidden: torch.Tensor | None,
     ) -> None:
-        if len(columns) < len(probs):
+        if columns != list(range(len(probs))):  # columns of one row may come in another order
             chosen = torch.tensor(columns, device=self.device)
             probs, log_z = probs[chosen], log_z[chosen]
             hidden = None if hidden is None else hidden[chosen]
