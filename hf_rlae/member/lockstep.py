@@ -11,8 +11,7 @@ from typing import Any
 import torch
 
 from hf_rlae.member.member import Member
-
-_CACHE_NAMES = ("past_key_values", "cache_params", "state")
+from hf_rlae.member.recurrence import returned_state
 
 
 @lru_cache(maxsize=256)
@@ -72,10 +71,25 @@ class LockstepRelay:
         Returns:
             logits of shape `(B, keep, V_m)` in the model's dtype, and hidden states `(B, keep, H_m)` or `None`.
         """
-        member, model = self.member, self.member.model
-        device = member.device
+        device = self.member.device
         ids = input_ids.to(device)
         mask = None if attention_mask is None else attention_mask.to(device)
+        total = ids.shape[1]
+        if self.seen == 0 or total == self.seen + 1 or self.member.reads_chunks:
+            return self._forward(ids, mask, keep, hidden)
+        steps = []
+        for end in range(self.seen + 1, total + 1):
+            step = self._forward(ids[:, :end], None if mask is None else mask[:, :end], 1, hidden)
+            if keep == 0 or end > total - keep:
+                steps.append(step)
+        states = [state for _, state in steps if state is not None]
+        return torch.cat([logits for logits, _ in steps], dim=1), torch.cat(states, dim=1) if states else None
+
+    def _forward(
+        self, ids: torch.Tensor, mask: torch.Tensor | None, keep: int, hidden: bool
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        member, model = self.member, self.member.model
+        device = member.device
         total = ids.shape[1]
         arguments: dict[str, Any] = {"use_cache": self.use_cache, "attention_mask": mask, **self._cache}
         accepted = accepted_arguments(type(model).forward)
@@ -97,7 +111,7 @@ class LockstepRelay:
             outputs = model(**inputs, return_dict=True)
         self.forward_calls += 1
         if self.use_cache:
-            self._cache = {name: outputs[name] for name in _CACHE_NAMES if outputs.get(name) is not None}
+            self._cache = returned_state(outputs)
             self.seen = total
             if self._recording:
                 self._for_each_cache("activate_past_recording")

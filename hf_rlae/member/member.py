@@ -20,6 +20,7 @@ from transformers import (
 )
 
 from hf_rlae.errors import ConfigError, MemberError, TokenizerError
+from hf_rlae.member.recurrence import reads_chunks
 
 logger = logging.getLogger(__name__)
 
@@ -47,9 +48,11 @@ class Member:
         vocab_size (`int`): width of the model's logits, V_m.
         context_length (`int` or `None`): the most tokens that the model was built for; `None` for recurrent
             models and models in which every layer looks through a sliding window.
+        is_recurrent (`bool`): whether what was read cannot be taken back.
+        reads_chunks (`bool`): whether several tokens can be read at once on top of what was read before.
 
     Raises:
-        MemberError: an encoder-decoder model, something that is no causal language model, or parameters that
+        MemberError: a recurrent model that keeps its state to itself, an encoder-decoder model, something that is no causal language model, or parameters that
             are not finite.
         TokenizerError: the tokenizer has more tokens than the model, and so belongs to another one.
         ConfigError: an unknown adapter or end ids outside the vocabulary.
@@ -88,6 +91,7 @@ class Member:
         self.end_ids, self.declared_text_end_ids = self._find_end_ids(end_token_ids)
         self.context_length = _context_length(self.config)
         self.is_recurrent = bool(getattr(self.model, "_is_stateful", False))
+        self.reads_chunks = self._find_reads_chunks() if self.is_recurrent else True
 
     @classmethod
     def load(
@@ -204,6 +208,15 @@ class Member:
                     f"member {self.name} has NaN or infinite values in {name}; its files are damaged or its "
                     "training diverged. Load another checkpoint"
                 )
+
+    def _find_reads_chunks(self) -> bool:
+        found = reads_chunks(self.model, self.device, self.vocab_size)
+        if found is None:
+            raise MemberError(
+                f"member {self.name} ({type(self.model).__name__}) keeps its state inside the model and returns none, so "
+                "two texts would mix in it; take a model that returns its state or its key-value cache"
+            )
+        return found
 
     def _find_end_ids(self, given: Sequence[int] | None) -> tuple[tuple[int, ...], tuple[int, ...]]:
         if given is not None:

@@ -384,7 +384,7 @@ class ReadingsRelay:
         self, updates: Sequence[Update | None], sums: Sequence[float]
     ) -> list[list[tuple[Reading, Target, float, int]]]:
         """For every row its readings with their targets, `a_i / Z_i`, and where their sums begin."""
-        totals = len(sums) - len(self._totals)
+        totals = len(sums) - (len(self._total_values) if self._totals else 0)  # type: ignore[arg-type]
         at = 0
         rows: list[list[tuple[Reading, Target, float, int]]] = []
         for row, update in enumerate(updates):

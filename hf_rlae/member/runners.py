@@ -13,12 +13,10 @@ import torch
 from hf_rlae.errors import MemberError
 from hf_rlae.member.lockstep import accepted_arguments, captured_head_input
 from hf_rlae.member.member import Member
+from hf_rlae.member.recurrence import returned_state
 from hf_rlae.member.slots import SlotCache, plan_columns
 
 logger = logging.getLogger(__name__)
-
-_CACHE_NAMES = ("past_key_values", "cache_params", "state")
-
 
 class Chain:
     """The ids of a row that never change again: a linked list that rows share.
@@ -170,11 +168,20 @@ class RowRunner:
         usable = min(path.keep, path.length - path.want)
         known = [state for state in self._states.get(row, ()) if state[0] <= usable]
         length, cache = known[-1] if known else (0, {})
-        cache, logits, states = self._forward(copy.deepcopy(cache), path.after(length), path.want, hidden)
+        cache = copy.deepcopy(cache)
+        ids = path.after(length)
+        at_once = length == 0 or self.member.reads_chunks
+        pieces = []
+        for piece in [ids] if at_once else [(i,) for i in ids]:
+            cache, *scores = self._forward(cache, piece, min(path.want, len(piece)), hidden)
+            pieces.append(scores)
         known.append((path.length, cache))
         settled = [state for state in known if state[0] <= path.settled.length]
         self._states[row] = tuple(settled[-1:] + known[len(settled) :])
-        return logits, states
+        if len(pieces) == 1:
+            return pieces[0][0], pieces[0][1]
+        logits, states = zip(*pieces[-path.want :], strict=True)
+        return torch.cat(logits), torch.cat(states) if hidden else None
 
     def _forward(
         self, cache: dict[str, Any], ids: Sequence[int], want: int, hidden: bool
@@ -188,8 +195,7 @@ class RowRunner:
         with member.active(), captured_head_input(member, hidden) as caught:
             outputs = member.model(**arguments, return_dict=True)
         self.forward_calls += 1
-        kept = {name: outputs[name] for name in _CACHE_NAMES if outputs.get(name) is not None}
-        return kept, outputs.logits[0, -want:], caught[-1][0, -want:] if caught else None
+        return returned_state(outputs), outputs.logits[0, -want:], caught[-1][0, -want:] if caught else None
 
     def reorder(self, rows: torch.Tensor) -> None:
         """Makes row `i` continue what row `rows[i]` was."""
