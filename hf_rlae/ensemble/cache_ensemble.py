@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import torch
 from transformers import Cache
 
 from hf_rlae.ensemble.spans import SpanClock
+from hf_rlae.ensemble.trace import Trace
 
 
 class Relay(Protocol):
@@ -21,75 +21,9 @@ class Relay(Protocol):
 
     def record(self) -> None: ...
 
-    def crop(self, columns: int) -> bool: ...
+    def crop(self, length: int) -> bool: ...
 
     def reset(self) -> None: ...
-
-
-@dataclass
-class MemberScores:
-    """The members' distributions for the last columns, kept until it is known which tokens were chosen.
-
-    Attributes:
-        column (`int`): the first column they are for (the token after it).
-        logps (`list` of `(scores, log_z)` or `None`): for each member, scores of shape `(B, n, V)` whose log-total
-            is `log_z` of shape `(B, n)`; `None` for members that were not run.
-        are_probs (`bool`): the scores are probabilities, and `log_z` does not count.
-        rows (`torch.LongTensor` of shape `(B,)` or `None`): which row of the tensors each present row continues.
-    """
-
-    column: int
-    logps: Sequence[tuple[torch.Tensor, torch.Tensor] | None]
-    are_probs: bool = False
-    rows: torch.Tensor | None = None
-
-    def of(self, tokens: torch.Tensor) -> torch.Tensor:
-        """The members' log-probabilities of `tokens` `(B, n)`: shape `(B, n, M)`, NaN for members not run."""
-        columns = []
-        for entry in self.logps:
-            if entry is None:
-                columns.append(torch.full(tokens.shape, torch.nan, device=tokens.device))
-                continue
-            scores, log_z = entry
-            n = tokens.shape[1]
-            scores, log_z = scores[:, :n], log_z[:, :n]
-            if self.rows is not None:
-                scores, log_z = scores[self.rows], log_z[self.rows]
-            inside = tokens.to(scores.device)
-            within = inside < scores.shape[-1]
-            picked = scores.gather(-1, inside.clamp(max=scores.shape[-1] - 1)[..., None])[..., 0].float()
-            logps = picked.log() if self.are_probs else picked - log_z
-            value = torch.where(within, logps, -torch.inf)
-            columns.append(value.to(tokens.device))
-        return torch.stack(columns, dim=-1)
-
-
-@dataclass
-class Trace:
-    """What was recorded along the way, if it was asked for.
-
-    Attributes:
-        enabled (`bool`): whether member log-probabilities are recorded.
-        pending (`MemberScores`, *optional*): distributions whose tokens are not known yet.
-        member_logps (`list[tuple[int, Tensor]]`): column of a token, and `(B, M)` log-probabilities.
-    """
-
-    enabled: bool = False
-    pending: MemberScores | None = None
-    member_logps: list[tuple[int, torch.Tensor]] = field(default_factory=list)
-
-    def settle(self, ids: torch.Tensor, columns: int) -> None:
-        """Reads off what the members gave to the tokens that have since been chosen, those before `columns`."""
-        pending = self.pending
-        if pending is None:
-            return
-        tokens = ids[:, pending.column + 1 : columns]
-        if tokens.shape[1] == 0:
-            return
-        values = pending.of(tokens)
-        for offset in range(values.shape[1]):
-            self.member_logps.append((pending.column + 1 + offset, values[:, offset]))
-        self.pending = None
 
 
 class EnsembleCache(Cache):
@@ -121,7 +55,10 @@ class EnsembleCache(Cache):
         self.trace = Trace(enabled=record)
         self.expected_start: int | None = None
         self.in_generate = False
+        self.is_recording = False
         self.member_prompts: list[list[tuple[int, ...]]] | None = None
+        self.encoded_prompts: dict[tuple[int, ...], list[tuple[int, ...]]] = {}
+        self.warned = False
         self.exhausted: set[int] = set()
 
     def __repr__(self) -> str:
@@ -180,9 +117,7 @@ class EnsembleCache(Cache):
             self.mask = self.mask[beam_idx.to(self.mask.device)]
         if self.member_prompts is not None:
             self.member_prompts = [self.member_prompts[row] for row in beam_idx.tolist()]
-        pending = self.trace.pending
-        if pending is not None:
-            pending.rows = beam_idx if pending.rows is None else pending.rows[beam_idx]
+        self.trace.reorder(beam_idx)
 
     def batch_repeat_interleave(self, repeats: int) -> None:
         """Repeats every row `repeats` times."""
@@ -198,15 +133,15 @@ class EnsembleCache(Cache):
         """Takes the last `-tokens_to_remove` columns back."""
         if tokens_to_remove > 0:
             raise ValueError(f"crop({tokens_to_remove}): give the number of columns to remove as a negative integer")
-        if tokens_to_remove == 0:
-            return
         length = self.seen + tokens_to_remove
         with torch.inference_mode(self.in_generate):
-            done = [relay.crop(-tokens_to_remove) for relay in self.relays]
+            done = [relay.crop(length) for relay in self.relays]
             if not all(done):  # the text is read again from its beginning
                 for relay in self.relays:
                     relay.reset()
-        self.absorbed = length if all(done) else 0
+        self.absorbed = min(self.absorbed, length) if all(done) else 0
+        if tokens_to_remove == 0:
+            return
         self.seen = length
         if self.ids is not None:
             self.ids = self.ids[:, :length]
@@ -214,10 +149,11 @@ class EnsembleCache(Cache):
             self.mask = self.mask[:, :length]
         if self.clock is not None:
             self.clock.crop(length)
-        self.trace.member_logps = [entry for entry in self.trace.member_logps if entry[0] < length]
+        self.trace.crop(length)
 
     def activate_past_recording(self) -> None:
         """Makes members that forget keep what a rollback needs."""
+        self.is_recording = True
         for relay in self.relays:
             relay.record()
 

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 
-from hf_rlae.ensemble.cache_ensemble import EnsembleCache, MemberScores
+from hf_rlae.ensemble.cache_ensemble import EnsembleCache
 from hf_rlae.ensemble.mixing import Mixing
 from hf_rlae.ensemble.spans import SpanQuery
-from hf_rlae.member import LockstepRelay, Member
+from hf_rlae.ensemble.trace import MemberScores
+from hf_rlae.member import LockstepRelay, Member, OwnPromptRelay, SeparateRowsRelay
 from hf_rlae.policy import MemberObservation
 
 AskPolicy = Callable[[EnsembleCache, SpanQuery, Callable[[], Sequence[MemberObservation]]], None]
@@ -29,9 +31,26 @@ class LockstepEngine:
         self.mixing = mixing
         self.vocab_size = vocab_size
 
-    def new_relays(self, use_cache: bool, keep_hidden: bool = True) -> list[LockstepRelay]:
+    def new_relays(self, use_cache: bool, keep_hidden: bool = True) -> list[LockstepRelay | SeparateRowsRelay]:
         """Fresh caches for one call; hidden states are read when a policy asks for them."""
-        return [LockstepRelay(member, use_cache) for member in self.members]
+        return [
+            (LockstepRelay if member.recurrence.reads_batches else SeparateRowsRelay)(member, use_cache)
+            for member in self.members
+        ]
+
+    def take_prompts(self, cache: EnsembleCache, ids: torch.Tensor, mask: torch.Tensor, start: int) -> None:
+        """Gives members their own prompts `(B, M, L)` in the place of the first `start` columns."""
+        assert cache.ids is not None
+        shared = cache.ids[:, :start]
+        shared_mask = torch.ones_like(shared) if cache.mask is None else cache.mask[:, :start]
+        for index, relay in enumerate(cache.relays):
+            own, own_mask = ids[:, index], mask[:, index]
+            first = int(own_mask.argmax(1).min())
+            own, own_mask = own[:, first:], own_mask[:, first:]
+            same = own_mask.shape == shared_mask.shape and torch.equal(own_mask.bool().cpu(), shared_mask.bool().cpu())
+            if same and torch.equal((own * own_mask).cpu(), (shared * shared_mask).cpu()):
+                continue
+            cache.relays[index] = OwnPromptRelay(relay, own, own_mask, start)  # type: ignore[arg-type]
 
     def step(self, cache: EnsembleCache, keep: int, ask: AskPolicy) -> torch.Tensor:
         """Logits for the last `keep` columns of `cache.ids`, of shape `(B, keep, V)`."""
@@ -40,14 +59,17 @@ class LockstepEngine:
         assert ids is not None
         total = ids.shape[1]
         low = total - keep
+        prompt = 0
+        if any(isinstance(relay, OwnPromptRelay) for relay in cache.relays):
+            prompt = max(int(clock.starts.max()) - 1 - low, 0)  # inside their own prompts members share no columns
+            low += prompt
         queries = clock.queries(low, total)
         first = min([low, *(max(query.column, cache.seen) for query in queries)])
         runs: dict[int, tuple[torch.Tensor, torch.Tensor | None]] = {}
 
         def run(index: int) -> tuple[torch.Tensor, torch.Tensor | None]:
             if index not in runs:
-                relay = cache.relays[index]
-                assert isinstance(relay, LockstepRelay)
+                relay: Any = cache.relays[index]
                 runs[index] = relay.run(ids, cache.mask, total - first, hidden=bool(queries))
             return runs[index]
 
@@ -66,7 +88,7 @@ class LockstepEngine:
         active = clock.active(low, total)
         weights = self._without_exhausted(cache, weights, active)
         logits = [run(index)[0][:, low - first :] for index in active]
-        if len(active) == 1:
+        if len(active) == 1 and not prompt:
             if cache.trace.enabled:
                 scores = logits[0]
                 self._remember(cache, low, active, [scores], [scores.float().logsumexp(-1)])
@@ -76,7 +98,8 @@ class LockstepEngine:
         log_z = [entry.logsumexp(-1) for entry in scores]
         if cache.trace.enabled:
             self._remember(cache, low, active, logits, log_z)
-        return self.mixing.of_logits(scores, log_z, weights[..., active])
+        mixed = self.mixing.of_logits(scores, log_z, weights[..., active])
+        return torch.nn.functional.pad(mixed, (0, 0, prompt, 0), value=torch.nan) if prompt else mixed
 
     def _remember(
         self,

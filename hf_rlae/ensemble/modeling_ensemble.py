@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 from torch import nn
-from transformers import GenerationConfig, GenerationMixin, PreTrainedModel
+from transformers import GenerationConfig, GenerationMixin, PreTrainedModel, StoppingCriteriaList
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from hf_rlae.ensemble import loading
@@ -22,9 +22,9 @@ from hf_rlae.ensemble.inputs import (
     first_columns,
 )
 from hf_rlae.ensemble.outputs import attach_trace
-from hf_rlae.ensemble.prompts import member_prompts
 from hf_rlae.ensemble.spans import SpanClock, SpanQuery
-from hf_rlae.errors import ConfigError, PolicyError
+from hf_rlae.ensemble.trace import BeamWatch
+from hf_rlae.errors import ConfigError, InputError, PolicyError
 from hf_rlae.member import Member
 from hf_rlae.policy import MemberObservation, PolicyState, UniformPolicy, ask, cut
 
@@ -228,8 +228,7 @@ class EnsembleForCausalLM(PreTrainedModel, GenerationMixin):
         if cache.clock is None:
             cache.clock = self._new_clock(cache, labels, prompt_length)
             if member_input_ids is not None:
-                check_member_inputs(self, member_input_ids, member_attention_mask, text.shape[0])
-                cache.member_prompts = member_prompts(member_input_ids, member_attention_mask)
+                self._take_prompts(cache, member_input_ids, member_attention_mask)
         new_columns = text.shape[1] - cache.seen
         keep = min(logits_to_keep or new_columns, new_columns)
         guard = torch.inference_mode() if cache.in_generate else nullcontext()
@@ -239,6 +238,8 @@ class EnsembleForCausalLM(PreTrainedModel, GenerationMixin):
             self._drop_exhausted_members(cache)
         with guard:
             logits = self.engine.step(cache, keep, self._ask)
+        if cache.is_recording and logits.is_inference():
+            logits = logits.clone()  # assisted decoding writes into what it is given
         cache.seen = text.shape[1]
         loss = None
         if labels is not None:
@@ -248,6 +249,20 @@ class EnsembleForCausalLM(PreTrainedModel, GenerationMixin):
                 ignore_index=-100,
             )
         return CausalLMOutputWithPast(loss=loss, logits=logits, past_key_values=cache)
+
+    def _take_prompts(
+        self, cache: EnsembleCache, ids: torch.Tensor, mask: torch.Tensor | None
+    ) -> None:
+        assert cache.ids is not None
+        assert cache.clock is not None
+        check_member_inputs(self, ids, mask, cache.ids.shape[0])
+        starts = cache.clock.starts
+        if self.union is None and bool((starts != starts[0]).any()):
+            raise InputError(
+                "member_input_ids: the completions of the rows must begin in one column; pad the prompts on the left"
+            )
+        kept = torch.ones_like(ids) if mask is None else mask
+        self.engine.take_prompts(cache, ids, kept, int(starts[0]))
 
     def _as_targets(self, labels: torch.Tensor) -> torch.Tensor:
         """Labels in union ids: the first member's own end ids mean STOP."""
@@ -325,12 +340,13 @@ class EnsembleForCausalLM(PreTrainedModel, GenerationMixin):
         assert cache.ids is not None
         if len(self.members) == 1:
             return
-        total = cache.ids.shape[1]
+        text = cache.ids.shape[1]
         for index, member in enumerate(self.members):
             limit = member.context_length
+            total = cache.relays[index].columns(text)  # type: ignore[attr-defined]
             if limit is None or total <= limit or index in cache.exhausted:
                 continue
-            longest = total if cache.mask is None else int(cache.mask.sum(1).max())
+            longest = total if cache.mask is None else int(cache.mask.sum(1).max()) + total - text
             if longest > limit and len(cache.exhausted) < len(self.members) - 1:
                 cache.exhausted.add(index)
                 logger.warning(
@@ -395,6 +411,10 @@ class EnsembleForCausalLM(PreTrainedModel, GenerationMixin):
         cache = kwargs.get("past_key_values")
         if cache is None:
             cache = kwargs["past_key_values"] = self.new_cache(use_cache is not False, record=bool(wants_dict))
+        beams = kwargs.get("num_beams", settings.num_beams) or 1
+        if wants_dict and beams > 1 and ids is not None:
+            watch = BeamWatch(cache.trace, beams, len(ids))
+            kwargs["stopping_criteria"] = StoppingCriteriaList([*(kwargs.get("stopping_criteria") or ()), watch])
         cache.in_generate = True
         cache.expected_start = None if ids is None else int(ids.shape[1])
         cache.clock = None

@@ -58,7 +58,7 @@ def attach_trace(
     else:
         rows = beam_indices.clamp(min=0)
         weights = [r.weights[rows[:, r.span * model.config.span_length]] for r in records]
-        logps = list(_beam_logps(cache, sequences, rows, start, steps))
+        logps = _beam_logps(cache, sequences, beam_indices, start, steps)
         kind = EnsembleGenerateBeamOutput
     members = len(model.members)
     missing = torch.full((sequences.shape[0], members), torch.nan, device=sequences.device)
@@ -74,15 +74,15 @@ def attach_trace(
 
 
 def _beam_logps(
-    cache: EnsembleCache, sequences: torch.Tensor, rows: torch.Tensor, start: int, steps: int
+    cache: EnsembleCache, sequences: torch.Tensor, beam_indices: torch.Tensor, start: int, steps: int
 ) -> list[torch.Tensor | None]:
-    """Follows each returned beam back through the rows in which it lived."""
-    by_column = dict(cache.trace.member_logps)
+    """Follows each returned beam back through the rows in which it lived; NaN after its end."""
     values: list[torch.Tensor | None] = []
     for step in range(steps):
-        known = by_column.get(start + step)
-        if known is None or step + 1 >= rows.shape[1]:
+        if step >= beam_indices.shape[1]:
             values.append(None)
             continue
-        values.append(known[rows[:, step + 1]])
+        parents = beam_indices[:, step].long()
+        known = cache.trace.of_beams(start + step, sequences[:, start + step], parents.clamp(min=0))
+        values.append(None if known is None else known.masked_fill((parents < 0)[:, None], torch.nan))
     return values

@@ -8,10 +8,11 @@ from contextlib import AbstractContextManager, nullcontext
 
 import torch
 
-from hf_rlae.ensemble.cache_ensemble import EnsembleCache, MemberScores
+from hf_rlae.ensemble.cache_ensemble import EnsembleCache
 from hf_rlae.ensemble.mixing import Mixing
-from hf_rlae.ensemble.prompts import PromptEncoder
+from hf_rlae.ensemble.prompts import PromptEncoder, member_prompts
 from hf_rlae.ensemble.spans import SpanQuery
+from hf_rlae.ensemble.trace import MemberScores
 from hf_rlae.member import Member, ReadingsRelay, RowRunner, SlotRunner, Update
 from hf_rlae.policy import MemberObservation
 from hf_rlae.vocabulary import Alignment, ByteVocabulary, UnionVocabulary
@@ -94,6 +95,10 @@ class ReadingsEngine:
                 self.members, self.vocabularies, self.alignments, self.runners, strict=True
             )
         ]
+
+    def take_prompts(self, cache: EnsembleCache, ids: torch.Tensor, mask: torch.Tensor, start: int) -> None:
+        """Gives members their own prompts `(B, M, L)` in the place of the first `start` columns."""
+        cache.member_prompts = member_prompts(ids, mask)
 
     def step(self, cache: EnsembleCache, keep: int, ask: AskPolicy) -> torch.Tensor:
         """Logits for the last `keep` columns of `cache.ids`, of shape `(B, keep, V)`; NaN inside a prompt."""
@@ -192,7 +197,7 @@ class ReadingsEngine:
         assert ids is not None
         relays = self._relays(cache)
         prompts: list[list[tuple[int, ...] | None]] = [[None] * ids.shape[0] for _ in relays]
-        known: dict[tuple[int, ...], list[tuple[int, ...]]] = {}
+        known = cache.encoded_prompts
         text = ids[:, : column + 1].tolist()
         mask = None if cache.mask is None else cache.mask[:, : column + 1].tolist()
         for row in born:
@@ -323,6 +328,9 @@ class ReadingsEngine:
         mixed = self.mixing.of_probs(probs, log_z, weights)
         if speechless is not None:
             # nobody can go on: the text ends
+            if not cache.warned and bool(speechless.any()):
+                cache.warned = True
+                logger.warning("no member with weight can go on from a text, so it ends there")
             mixed = mixed.masked_fill(speechless[:, None], -torch.inf)
             mixed[:, self.union.stop_id].masked_fill_(speechless, 0.0)
         if not all(begun):

@@ -1,8 +1,18 @@
 """Floor 2: one member at run time."""
 
-from hf_rlae.member.lockstep import LockstepRelay
+from hf_rlae.member.lockstep import LockstepRelay, OwnPromptRelay, SeparateRowsRelay
 from hf_rlae.member.member import Member
 from hf_rlae.member.readings import ReadingsRelay, Update
 from hf_rlae.member.runners import RowRunner, SlotRunner, choose_runner
 
-__all__ = ["LockstepRelay", "Member", "ReadingsRelay", "RowRunner", "SlotRunner", "Update", "choose_runner"]
+__all__ = [
+    "LockstepRelay",
+    "Member",
+    "OwnPromptRelay",
+    "ReadingsRelay",
+    "RowRunner",
+    "SeparateRowsRelay",
+    "SlotRunner",
+    "Update",
+    "choose_runner",
+]

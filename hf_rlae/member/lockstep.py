@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import inspect
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -9,6 +10,7 @@ from functools import lru_cache
 from typing import Any
 
 import torch
+from transformers import DynamicCache
 
 from hf_rlae.member.member import Member
 from hf_rlae.member.recurrence import returned_state
@@ -35,6 +37,10 @@ def captured_head_input(member: Member, wanted: bool) -> Iterator[list[torch.Ten
         handle.remove()
 
 
+Scores = tuple[torch.Tensor, torch.Tensor | None]
+"""Logits of shape `(B, n, V_m)` in the model's dtype, and last hidden states `(B, n, H_m)` where they are wanted."""
+
+
 class LockstepRelay:
     """One member's cache in one call, where all members share a tokenizer.
 
@@ -57,45 +63,47 @@ class LockstepRelay:
         self._recording = False
         self._cache: dict[str, Any] = {}
 
+    def columns(self, total: int) -> int:
+        """How many columns the member reads where the text has `total`."""
+        return total
+
     def run(
         self, input_ids: torch.Tensor, attention_mask: torch.Tensor | None, keep: int, hidden: bool
-    ) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """Reads all columns that the member has not read yet, in one forward pass.
+    ) -> Scores:
+        """Reads all columns that the member has not read yet, in one forward pass where the model can.
 
         Args:
             input_ids (`torch.LongTensor` of shape `(B, L)`): the whole text.
             attention_mask (`torch.LongTensor` of shape `(B, L)`, *optional*): 1 = keep.
-            keep (`int`): for how many of the last columns logits are wanted; 0 for all.
+            keep (`int`): for how many of the last columns logits are wanted.
             hidden (`bool`): whether the last hidden states are wanted.
-
-        Returns:
-            logits of shape `(B, keep, V_m)` in the model's dtype, and hidden states `(B, keep, H_m)` or `None`.
         """
         device = self.member.device
         ids = input_ids.to(device)
         mask = None if attention_mask is None else attention_mask.to(device)
         total = ids.shape[1]
-        if self.seen == 0 or total == self.seen + 1 or self.member.reads_chunks:
+        if self.seen == 0 or total == self.seen + 1 or self.member.recurrence.reads_chunks:
             return self._forward(ids, mask, keep, hidden)
         steps = []
         for end in range(self.seen + 1, total + 1):
             step = self._forward(ids[:, :end], None if mask is None else mask[:, :end], 1, hidden)
-            if keep == 0 or end > total - keep:
+            if end > total - keep:
                 steps.append(step)
         states = [state for _, state in steps if state is not None]
         return torch.cat([logits for logits, _ in steps], dim=1), torch.cat(states, dim=1) if states else None
 
-    def _forward(
-        self, ids: torch.Tensor, mask: torch.Tensor | None, keep: int, hidden: bool
-    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+    def _forward(self, ids: torch.Tensor, mask: torch.Tensor | None, keep: int, hidden: bool) -> Scores:
         member, model = self.member, self.member.model
-        device = member.device
         total = ids.shape[1]
+        if self._recording and not self._cache and self.use_cache and not member.is_recurrent:
+            # made here, so that even the first pass keeps what a rollback needs
+            self._cache = {"past_key_values": DynamicCache(config=member.config)}
+            self._for_each_cache("activate_past_recording")
         arguments: dict[str, Any] = {"use_cache": self.use_cache, "attention_mask": mask, **self._cache}
         accepted = accepted_arguments(type(model).forward)
         if "position_ids" in accepted:
             if mask is None:
-                arguments["position_ids"] = torch.arange(total, device=device)[None]
+                arguments["position_ids"] = torch.arange(total, device=ids.device)[None]
             else:
                 positions = mask.long().cumsum(-1) - 1
                 arguments["position_ids"] = positions.masked_fill(mask == 0, 0)
@@ -113,13 +121,7 @@ class LockstepRelay:
         if self.use_cache:
             self._cache = returned_state(outputs)
             self.seen = total
-            if self._recording:
-                self._for_each_cache("activate_past_recording")
-        logits = outputs.logits if keep == 0 else outputs.logits[:, -keep:]
-        states = caught[-1] if caught else None
-        if states is not None and keep:
-            states = states[:, -keep:]
-        return logits, states
+        return outputs.logits[:, -keep:], caught[-1][:, -keep:] if caught else None
 
     def reorder(self, rows: torch.Tensor) -> None:
         """Makes row `i` continue what row `rows[i]` was; the number of rows may change."""
@@ -134,11 +136,12 @@ class LockstepRelay:
         self._recording = True
         self._for_each_cache("activate_past_recording")
 
-    def crop(self, columns: int) -> bool:
-        """Takes the last `columns` columns back; a cache that cannot forget is dropped and made anew."""
+    def crop(self, length: int) -> bool:
+        """Goes back to the first `length` columns; a cache that cannot forget is dropped and made anew."""
+        columns = max(self.seen - length, 0)
         cache = self._cache.get("past_key_values")
         if cache is not None and cache.is_croppable:
-            cache.crop(-columns)
+            cache.crop(-columns)  # also where nothing is removed: a recording cache then lets go of what is past
             self.seen -= columns
         elif columns:
             self.reset()
@@ -149,7 +152,165 @@ class LockstepRelay:
         self._cache.clear()
         self.seen = 0
 
+    def fork(self) -> LockstepRelay:
+        """A relay that goes on from here by itself."""
+        twin = LockstepRelay(self.member, self.use_cache)
+        twin.seen, twin._recording = self.seen, self._recording
+        twin._cache = copy.deepcopy(self._cache)
+        return twin
+
     def _for_each_cache(self, method: str) -> None:
         for cache in self._cache.values():
             if hasattr(cache, method):
                 getattr(cache, method)()
+
+
+class SeparateRowsRelay:
+    """A member that reads every row by itself, without padding: for models whose batches mix their rows.
+
+    Takes and gives what `LockstepRelay` does; padded columns get logits of 0.
+
+    Args:
+        member (`Member`), use_cache (`bool`): see `LockstepRelay`.
+    """
+
+    def __init__(self, member: Member, use_cache: bool) -> None:
+        self.member = member
+        self.use_cache = use_cache
+        self.rows: list[LockstepRelay] = []
+        self._recording = False
+        self._columns: list[list[int]] = []  # for each row the columns that are not padding
+
+    @property
+    def seen(self) -> int:
+        """Columns that the member has read."""
+        return max((columns[row.seen - 1] + 1 for row, columns in self._read()), default=0)
+
+    @property
+    def forward_calls(self) -> int:
+        """Forward passes so far."""
+        return sum(row.forward_calls for row in self.rows)
+
+    def columns(self, total: int) -> int:
+        """How many columns the member reads where the text has `total`."""
+        return total
+
+    def _read(self) -> list[tuple[LockstepRelay, list[int]]]:
+        return [(row, columns) for row, columns in zip(self.rows, self._columns, strict=True) if row.seen]
+
+    def run(
+        self, input_ids: torch.Tensor, attention_mask: torch.Tensor | None, keep: int, hidden: bool
+    ) -> Scores:
+        """See `LockstepRelay.run`."""
+        if not self.rows:
+            self.rows = [LockstepRelay(self.member, self.use_cache) for _ in range(len(input_ids))]
+            for relay in self.rows:
+                if self._recording:
+                    relay.record()
+        total = input_ids.shape[1]
+        kept = [[1] * total] * len(input_ids) if attention_mask is None else attention_mask.tolist()
+        self._columns = [[at for at, one in enumerate(row) if one] for row in kept]
+        logits: torch.Tensor | None = None
+        states: torch.Tensor | None = None
+        for row, (relay, columns) in enumerate(zip(self.rows, self._columns, strict=True)):
+            wanted = [at for at in columns if at >= total - keep]
+            if not wanted or relay.seen >= len(columns):
+                continue
+            own_logits, own_states = relay.run(input_ids[row, columns][None], None, len(wanted), hidden)
+            at = [column - (total - keep) for column in wanted]
+            if logits is None:
+                logits = own_logits.new_zeros(len(input_ids), keep, own_logits.shape[-1])
+            logits[row, at] = own_logits[0]
+            if own_states is not None:
+                if states is None:
+                    states = own_states.new_zeros(len(input_ids), keep, own_states.shape[-1])
+                states[row, at] = own_states[0]
+        assert logits is not None
+        return logits, states
+
+    def reorder(self, rows: torch.Tensor) -> None:
+        """See `LockstepRelay.reorder`."""
+        if not self.rows:
+            return
+        old, taken = self.rows, set()
+        self.rows = []
+        for row in rows.tolist():
+            self.rows.append(old[row].fork() if row in taken else old[row])
+            taken.add(row)
+        self._columns = [self._columns[row] for row in rows.tolist()]
+
+    def record(self) -> None:
+        """See `LockstepRelay.record`."""
+        self._recording = True
+        for row in self.rows:
+            row.record()
+
+    def crop(self, length: int) -> bool:
+        """See `LockstepRelay.crop`."""
+        for row, columns in zip(self.rows, self._columns, strict=True):
+            row.crop(sum(at < length for at in columns))
+        return True
+
+    def reset(self) -> None:
+        """See `LockstepRelay.reset`."""
+        for row in self.rows:
+            row.reset()
+
+
+class OwnPromptRelay:
+    """A member that reads a prompt of its own before the text that all share, such as its own chat template's.
+
+    Args:
+        relay (`LockstepRelay` or `SeparateRowsRelay`): reads.
+        ids, mask (`torch.LongTensor` of shape `(B, L_m)`): the member's prompt, padded on the left.
+        start (`int`): the column of the first token of the completion.
+    """
+
+    def __init__(
+        self, relay: LockstepRelay | SeparateRowsRelay, ids: torch.Tensor, mask: torch.Tensor, start: int
+    ) -> None:
+        self.relay = relay
+        self.ids = ids
+        self.mask = mask
+        self.start = start
+
+    @property
+    def seen(self) -> int:
+        """Columns that the member has read, its own prompt's included."""
+        return self.relay.seen
+
+    @property
+    def forward_calls(self) -> int:
+        """Forward passes so far."""
+        return self.relay.forward_calls
+
+    def columns(self, total: int) -> int:
+        """How many columns the member reads where the text has `total`."""
+        return total - self.start + self.ids.shape[1]
+
+    def run(
+        self, input_ids: torch.Tensor, attention_mask: torch.Tensor | None, keep: int, hidden: bool
+    ) -> Scores:
+        """See `LockstepRelay.run`; columns within the prompt have no logits."""
+        rest = input_ids[:, self.start :]
+        rest_mask = torch.ones_like(rest) if attention_mask is None else attention_mask[:, self.start :]
+        ids = torch.cat([self.ids.to(rest.device), rest], dim=1)
+        mask = torch.cat([self.mask.to(rest.device), rest_mask.to(self.mask.dtype)], dim=1)
+        return self.relay.run(ids, mask, keep, hidden)
+
+    def reorder(self, rows: torch.Tensor) -> None:
+        """See `LockstepRelay.reorder`."""
+        self.relay.reorder(rows)
+        self.ids, self.mask = (entry.index_select(0, rows.to(entry.device)) for entry in (self.ids, self.mask))
+
+    def record(self) -> None:
+        """See `LockstepRelay.record`."""
+        self.relay.record()
+
+    def crop(self, length: int) -> bool:
+        """See `LockstepRelay.crop`."""
+        return self.relay.crop(self.columns(length))
+
+    def reset(self) -> None:
+        """See `LockstepRelay.reset`."""
+        self.relay.reset()

@@ -20,7 +20,7 @@ from transformers import (
 )
 
 from hf_rlae.errors import ConfigError, MemberError, TokenizerError
-from hf_rlae.member.recurrence import reads_chunks
+from hf_rlae.member.recurrence import Recurrence, find_recurrence
 
 logger = logging.getLogger(__name__)
 
@@ -49,7 +49,7 @@ class Member:
         context_length (`int` or `None`): the most tokens that the model was built for; `None` for recurrent
             models and models in which every layer looks through a sliding window.
         is_recurrent (`bool`): whether what was read cannot be taken back.
-        reads_chunks (`bool`): whether several tokens can be read at once on top of what was read before.
+        recurrence (`Recurrence`): what else such a model can and cannot do.
 
     Raises:
         MemberError: a recurrent model that keeps its state to itself, an encoder-decoder model, something that is no causal language model, or parameters that
@@ -91,7 +91,7 @@ class Member:
         self.end_ids, self.declared_text_end_ids = self._find_end_ids(end_token_ids)
         self.context_length = _context_length(self.config)
         self.is_recurrent = bool(getattr(self.model, "_is_stateful", False))
-        self.reads_chunks = self._find_reads_chunks() if self.is_recurrent else True
+        self.recurrence = self._find_recurrence() if self.is_recurrent else Recurrence()
 
     @classmethod
     def load(
@@ -209,9 +209,9 @@ class Member:
                     "training diverged. Load another checkpoint"
                 )
 
-    def _find_reads_chunks(self) -> bool:
-        found = reads_chunks(self.model, self.device, self.vocab_size)
-        if found is None:
+    def _find_recurrence(self) -> Recurrence:
+        found = find_recurrence(self.model, self.device, self.vocab_size)
+        if not found.returns_state:
             raise MemberError(
                 f"member {self.name} ({type(self.model).__name__}) keeps its state inside the model and returns none, so "
                 "two texts would mix in it; take a model that returns its state or its key-value cache"

@@ -248,13 +248,15 @@ class ReadingsRelay:
         if self._history is not None:
             self._history[column] = list(self.rows)
 
-    def crop(self, columns: int) -> bool:
-        """Takes the last `columns` columns back; `False` if what came before them was not recorded."""
-        before = (self._history or {}).get(self._column - columns)
+    def crop(self, length: int) -> bool:
+        """Goes back to the first `length` columns; `False` if what was known then was not recorded."""
+        if length > self._column:
+            return True
+        before = (self._history or {}).get(length - 1)
         if before is None or len(before) != len(self.rows):
             return False
         self.rows = [_taken_back(now, then) for now, then in zip(self.rows, before, strict=True)]
-        self._column -= columns
+        self._column = length - 1
         return True
 
     def reset(self) -> None:

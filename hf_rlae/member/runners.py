@@ -170,7 +170,7 @@ class RowRunner:
         length, cache = known[-1] if known else (0, {})
         cache = copy.deepcopy(cache)
         ids = path.after(length)
-        at_once = length == 0 or self.member.reads_chunks
+        at_once = length == 0 or self.member.recurrence.reads_chunks
         pieces = []
         for piece in [ids] if at_once else [(i,) for i in ids]:
             cache, *scores = self._forward(cache, piece, min(path.want, len(piece)), hidden)

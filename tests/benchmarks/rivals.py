@@ -252,7 +252,7 @@ class EnsembleDecoder:
         batch = self.ensemble.tokenizer(list(prompts), return_tensors="pt", padding=True)
         self.cache = self.ensemble.new_cache(use_cache=True)
         self.mask = batch["attention_mask"]
-        return self._forward(batch["input_ids"])
+        return self._forward(batch["input_ids"], prompt_length=batch["input_ids"].shape[1])
 
     def step(self, tokens: torch.LongTensor) -> torch.Tensor:
         """See `Decoder`."""
@@ -264,12 +264,13 @@ class EnsembleDecoder:
         self.cache.reorder_cache(rows)
         self.mask = self.mask[rows]
 
-    def _forward(self, ids: torch.LongTensor) -> torch.Tensor:
+    def _forward(self, ids: torch.LongTensor, prompt_length: int | None = None) -> torch.Tensor:
         device = self.ensemble.device
         logits = self.ensemble(
             input_ids=ids.to(device),
             attention_mask=self.mask.to(device),
             past_key_values=self.cache,
+            prompt_length=prompt_length,
             logits_to_keep=1,
         ).logits
         return logits[:, -1].double().log_softmax(-1).cpu()

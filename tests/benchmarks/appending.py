@@ -1,0 +1,157 @@
+"""The same ensemble without readings: every member just takes the pieces that were emitted."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+
+import torch
+
+from hf_rlae import EnsembleForCausalLM
+from hf_rlae.ensemble.cache_ensemble import EnsembleCache
+from hf_rlae.ensemble.readings_engine import AskPolicy, ReadingsEngine
+from hf_rlae.member import Member
+from hf_rlae.member.runners import Chain, Path
+from hf_rlae.vocabulary import Alignment, ByteVocabulary
+
+
+class AppendingRelay:
+    """One member in one call: plain ids in every row, and what the member says after them.
+
+    Args:
+        member (`Member`), vocabulary (`ByteVocabulary`), alignment (`Alignment`): as in the readings engine.
+        runner: how the model is run on ragged rows.
+    """
+
+    def __init__(
+        self, member: Member, vocabulary: ByteVocabulary, alignment: Alignment, runner: type
+    ) -> None:
+        self.vocabulary = vocabulary
+        self.runner = runner(member)
+        self.rows: list[Chain] = []
+        device = member.device
+        self._gather = alignment.gather.to(device)
+        self._extra_from = alignment.extra_from.to(device)
+        self._extra_to = alignment.extra_to.to(device)
+        self._silent = alignment.silent_ids.to(device)
+        self._width = vocabulary.size + 1
+        self._probs: torch.Tensor | None = None
+        self._log_z: torch.Tensor | None = None
+
+    @property
+    def forward_calls(self) -> int:
+        """Forward passes so far."""
+        return self.runner.forward_calls
+
+    def read(self, new_ids: Sequence[tuple[int, ...]]) -> None:
+        """Appends ids to every row; a row without new ids keeps what the member said."""
+        if not self.rows:
+            self.rows = [Chain() for _ in new_ids]
+        paths = [
+            Path(row, ids, row.length, 1) if ids else None
+            for row, ids in zip(self.rows, new_ids, strict=True)
+        ]
+        if not any(paths):
+            return
+        logits = self.runner.run(paths).logits.float()
+        if len(self._silent):
+            logits.index_fill_(-1, self._silent, -torch.inf)
+        probs = logits.softmax(-1)
+        log_z = logits.amax(-1) - probs.amax(-1).log()
+        if self._probs is None:
+            self._probs = probs.new_zeros(len(new_ids), self._width)
+            self._log_z = log_z.new_zeros(len(new_ids))
+        read = [row for row, path in enumerate(paths) if path is not None]
+        for index, row in enumerate(read):
+            self._probs[row, :-1] = probs[index]
+        self._log_z[torch.tensor(read, device=log_z.device)] = log_z
+        self.rows = [row.plus(ids) for row, ids in zip(self.rows, new_ids, strict=True)]
+
+    def distribution(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """Probabilities over the union vocabulary `(B, V)`, and `log Z` of the logits `(B,)`."""
+        own = self._probs
+        probs = own.new_empty(len(own), len(self._gather))
+        for row in range(len(own)):
+            torch.index_select(own[row], 0, self._gather, out=probs[row])
+        if len(self._extra_from):
+            probs.index_add_(1, self._extra_to, own[:, self._extra_from])
+        return probs, self._log_z.clone()
+
+    def reorder(self, rows: torch.Tensor) -> None:
+        """Makes row `i` continue what row `rows[i]` was."""
+        self.rows = [self.rows[row] for row in rows.tolist()]
+        self._probs, self._log_z = self._probs[rows], self._log_z[rows]
+        self.runner.reorder(rows)
+
+
+class AppendingEngine:
+    """Takes the place of an ensemble's readings engine, with the same members, runners, prompts and mixing.
+
+    A member that has the emitted token takes it; the others tokenise its bytes as in the middle of a text. It
+    goes through the same `generate`, so that the difference in time is what readings cost.
+
+    Source: GaC (arXiv 2406.12585), RLAE (arXiv 2506.00439).
+
+    Args:
+        engine (`ReadingsEngine`): what it replaces.
+    """
+
+    def __init__(self, engine: ReadingsEngine) -> None:
+        self.engine = engine
+        self.vocab_size = engine.vocab_size
+        self._known: list[dict[int, tuple[int, ...]]] = [{} for _ in engine.members]
+
+    def new_relays(self, use_cache: bool, keep_hidden: bool = True) -> list[AppendingRelay]:
+        """Fresh states for one call."""
+        engine = self.engine
+        parts = zip(engine.members, engine.vocabularies, engine.alignments, engine.runners, strict=True)
+        return [AppendingRelay(*part) for part in parts]
+
+    def step(self, cache: EnsembleCache, keep: int, ask: AskPolicy) -> torch.Tensor:
+        """Log-probabilities of what follows the last column, of shape `(B, 1, V)`."""
+        total = cache.ids.shape[1]
+        if cache.absorbed == 0:
+            rows = self._prompts(cache)
+        elif total == cache.absorbed + 1:
+            rows = [self._pieces(token) for token in cache.ids[:, -1].tolist()]
+        else:
+            raise ValueError(
+                f"{total - cache.absorbed} new columns: plain appending takes one token at a time"
+            )
+        for index, relay in enumerate(cache.relays):
+            relay.read([row[index] for row in rows])
+        for query in cache.clock.queries(total - 1, total):
+            ask(cache, query, list)
+        outputs = [relay.distribution() for relay in cache.relays]
+        weights = cache.clock.weights(total - 1, total)[:, 0]
+        device = cache.ids.device
+        probs, log_z = ([part.to(device) for part in parts] for parts in zip(*outputs, strict=True))
+        cache.absorbed = total
+        return self.engine.mixing.of_probs(probs, log_z, weights)[:, None]
+
+    def _prompts(self, cache: EnsembleCache) -> list[list[tuple[int, ...]]]:
+        mask = torch.ones_like(cache.ids) if cache.mask is None else cache.mask
+        return [
+            self.engine.encoder(tuple(ids[kept.bool()].tolist()))
+            for ids, kept in zip(cache.ids, mask, strict=True)
+        ]
+
+    def _pieces(self, token: int) -> list[tuple[int, ...]]:
+        return [self._own_ids(index, token) for index in range(len(self._known))]
+
+    def _own_ids(self, index: int, token: int) -> tuple[int, ...]:
+        known = self._known[index].get(token)
+        if known is None:
+            vocabulary, piece = self.engine.vocabularies[index], self.engine.union.pieces[token]
+            if piece is None:
+                raise ValueError(f"token {token} ends the text or is special: plain appending cannot take it")
+            own = vocabulary.ids_of.get(piece)
+            known = self._known[index][token] = tuple(own[:1]) if own else vocabulary.canonical_ids(piece)
+        return known
+
+
+def appending_ensemble(ensemble: EnsembleForCausalLM) -> EnsembleForCausalLM:
+    """The same ensemble with plain appending in the place of readings; members and tables are shared."""
+    twin = copy.copy(ensemble)
+    twin.engine = AppendingEngine(ensemble.engine)
+    return twin

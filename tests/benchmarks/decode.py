@@ -1,0 +1,685 @@
+"""What a step of an ensemble costs: `python -m tests.benchmarks.decode`.
+
+In every round the ensemble, the same ensemble with plain appending (see `tests.benchmarks.appending`) and
+every member's own `generate` take turns, with the same decoding mode and the same number of new tokens, and
+nothing can end early. A ratio is the ensemble's time per emitted token over the sum of the members' own; the
+tables hold medians over rounds. With different tokenizers an ensemble's tokens are not the members' own; the
+tables show how many bytes both have on average.
+
+Members are "real" (tiny models; short contexts) or "small" (4 layers, 256 wide, with the real GPT-2 and GPT-
+NeoX tokenizers, trained on the spot, see `tests.benchmarks.peaked`). "flat" members are like small ones with
+random weights; nothing writes or reads text as they do, but they show the other end. "large" ones are of the
+shape of a model with a billion parameters and 150,000 ids (bf16, on a GPU). A third small member, and the
+second one where all have one tokenizer, is a copy of the first with noise on its weights.
+"""
+
+from __future__ import annotations
+
+import argparse
+import fnmatch
+import os
+import sys
+import time
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from functools import cache
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+import torch
+from transformers import AutoTokenizer, LlamaForCausalLM, PreTrainedTokenizerBase
+
+from hf_rlae import EnsembleForCausalLM, Member
+from hf_rlae.vocabulary import Alignment, ByteVocabulary, UnionVocabulary, same_vocabulary
+from tests.benchmarks import peaked
+from tests.benchmarks.appending import appending_ensemble
+from tests.conftest import SHARED
+
+TRAINING_STEPS, TRAINING_CHARACTERS = 250, 100_000
+LARGE_VOCABULARY = 150_000
+REAL = {
+    "same": ("stories260K", "llama2xs", "stories260K"),
+    "different": ("stories260K", "babyllama-tok105", "llama2xs"),
+}
+GPT2, NEOX = "gpt2", "gpt_neox_20b"
+TOKENIZERS = {"same": (GPT2, GPT2, GPT2), "different": (GPT2, NEOX, GPT2)}
+
+Timings = dict[str, list["Timing"]]
+
+
+@dataclass(frozen=True)
+class Case:
+    """What is measured in one go: which members, how many, rows, new tokens, "sample" or "greedy"."""
+
+    members: str
+    tokenizers: str
+    count: int
+    batch: int
+    tokens: int
+    mode: str
+
+    @property
+    def name(self) -> str:
+        """What `--cases` is matched with."""
+        return f"{self.members}-{self.tokenizers}-m{self.count}-b{self.batch}-t{self.tokens}-{self.mode}"
+
+    def at(self, tokens: int) -> Case:
+        """The same case with another number of new tokens."""
+        return Case(self.members, self.tokenizers, self.count, self.batch, tokens, self.mode)
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """Arguments of `generate`, for ensembles and members alike."""
+        drawn = (
+            {"do_sample": True, "temperature": 1.0, "top_k": 0}
+            if self.mode == "sample"
+            else {"do_sample": False}
+        )
+        return {"min_new_tokens": self.tokens, "max_new_tokens": self.tokens, **drawn}
+
+
+def all_cases(device: str) -> Iterator[Case]:
+    """The default cases, shortest first within each group."""
+    for tokenizers in ("same", "different"):
+        for batch in (1, 8):
+            for mode in ("sample", "greedy"):
+                yield Case("small", tokenizers, 2, batch, 64, mode)
+            if tokenizers == "different" or batch == 1:
+                yield Case("small", tokenizers, 2, batch, 256, "sample")
+                yield Case("small", tokenizers, 2, batch, 512, "sample")
+            yield Case("small", tokenizers, 3, batch, 64, "sample")
+    for batch in (1, 8):
+        yield Case("flat", "different", 2, batch, 64, "sample")
+    for tokenizers in ("same", "different"):
+        for count in (2, 3):
+            for batch in (1, 8):
+                yield Case("real", tokenizers, count, batch, 64, "sample")
+    if device != "cpu":
+        for tokenizers in ("same", "different"):
+            for batch in (1, 8):
+                for tokens in (64, 512):
+                    yield Case("large", tokenizers, 2, batch, tokens, "sample")
+
+
+# -- members ----------------------------------------------------------------------------------------------
+
+
+@cache
+def stories() -> str:
+    """The text that members are trained on and prompts are taken from."""
+    path = SHARED / "data" / "tinystories" / "tinystories_v1_part.txt"
+    return path.read_text(encoding="utf-8")[:TRAINING_CHARACTERS]
+
+
+@cache
+def tokenizer_of(name: str) -> PreTrainedTokenizerBase:
+    """One of the real tokenizers."""
+    tokenizer = AutoTokenizer.from_pretrained(SHARED / "data" / "tokenizers" / name, padding_side="left")
+    tokenizer.pad_token = tokenizer.eos_token
+    return tokenizer
+
+
+@cache
+def model_of(kind: str, tokenizer_name: str, place: int, device: str) -> LlamaForCausalLM:
+    """The model of a member; `place` tells members with one tokenizer apart."""
+    tokenizer = tokenizer_of(tokenizer_name)
+    if place:
+        first = model_of(kind, tokenizer_name, 0, device)
+        return peaked.sibling(first)
+    if kind == "flat":
+        torch.manual_seed(0)
+        config = model_of("small", tokenizer_name, 0, device).config
+        return LlamaForCausalLM(config).eval().to(device)
+    if kind == "large":
+        model = peaked.trained_member(
+            tokenizer,
+            stories(),
+            TRAINING_STEPS,
+            peaked.LARGE,
+            LARGE_VOCABULARY,
+            device,
+            3e-4,
+            report=progress,
+        )
+        return model.to(torch.bfloat16)
+    return peaked.kept_member(tokenizer_name, tokenizer, stories(), TRAINING_STEPS, report=progress).to(
+        device
+    )
+
+
+@cache
+def members_of(kind: str, tokenizers: str, count: int, device: str) -> tuple[Member, ...]:
+    """The members of a case."""
+    if kind == "real":
+        folders = [SHARED / "models" / name for name in REAL[tokenizers][:count]]
+        members = [Member.load(str(folder)) for folder in folders]
+        for member in members:
+            member.model.to(device)
+        return tuple(members)
+    members, met = [], defaultdict(int)
+    for name in TOKENIZERS[tokenizers][:count]:
+        members.append(
+            Member(model_of(kind, name, met[name], device), tokenizer_of(name), name=f"{name} {met[name]}")
+        )
+        met[name] += 1
+    return tuple(members)
+
+
+@cache
+def ensemble_of(kind: str, tokenizers: str, count: int, device: str) -> EnsembleForCausalLM:
+    """The ensemble of a case, with uniform weights."""
+    return EnsembleForCausalLM.from_members(members_of(kind, tokenizers, count, device))
+
+
+def prompts_of(case: Case) -> list[str]:
+    """A prompt for each row: stories broken off after different numbers of words."""
+    words = 4 if case.members == "real" else 10
+    lines = [line for line in stories().splitlines() if len(line.split()) > 40]
+    return [" ".join(lines[row].split()[: words + row % 4]) for row in range(case.batch)]
+
+
+# -- timing -----------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Timing:
+    """Seconds of one `generate`, and the bytes that it wrote in all rows."""
+
+    cpu: float
+    wall: float
+    num_bytes: int = 0
+
+    def of(self, clock: str) -> float:
+        """The seconds of one clock, `"cpu"` or `"wall"`."""
+        return self.cpu if clock == "cpu" else self.wall
+
+
+class Stopwatch:
+    """Both clocks, with the device waited for.
+
+    Args:
+        device (`str`): where models run.
+    """
+
+    def __init__(self, device: str) -> None:
+        self.device = device
+
+    def now(self) -> tuple[float, float]:
+        """CPU and wall seconds."""
+        if self.device != "cpu":
+            torch.cuda.synchronize()
+        return time.process_time(), time.perf_counter()
+
+
+@dataclass
+class Contender:
+    """One `generate` to be timed.
+
+    Attributes:
+        name (`str`): `"ensemble"`, `"appending"` or `"member k"`.
+        model, inputs, options: what is run, on what, and what else `generate` is given.
+        pieces (`list[bytes | None]`): the bytes of its ids.
+    """
+
+    name: str
+    model: Any
+    inputs: dict[str, torch.Tensor]
+    pieces: Sequence[bytes | None]
+    options: dict[str, Any] = field(default_factory=dict)
+
+    def run(self, settings: dict[str, Any], watch: Stopwatch, seed: int) -> Timing:
+        """One call of `generate`."""
+        torch.manual_seed(seed)
+        cpu, wall = watch.now()
+        ids = self.model.generate(**self.inputs, **self.options, **settings)
+        later_cpu, later_wall = watch.now()
+        new = ids[:, self.inputs["input_ids"].shape[1] :]
+        if new.shape[1] != settings["max_new_tokens"]:
+            raise RuntimeError(f"{self.name} wrote {new.shape[1]} tokens, not {settings['max_new_tokens']}")
+        written = sum(len(self.pieces[i] or b"") for i in new.flatten().tolist())
+        return Timing(later_cpu - cpu, later_wall - wall, written)
+
+
+def contenders(case: Case, device: str) -> list[Contender]:
+    """The ensemble, plain appending where tokenizers differ, and every member."""
+    members = members_of(case.members, case.tokenizers, case.count, device)
+    ensemble = ensemble_of(case.members, case.tokenizers, case.count, device)
+    prompts = prompts_of(case)
+    vocabularies = [vocabulary_of(member) for member in members]
+    pieces = vocabularies[0].pieces if ensemble.union is None else ensemble.union.pieces
+    inputs = _inputs(ensemble.tokenizer, prompts, device)
+    found = [Contender("ensemble", ensemble, inputs, pieces)]
+    if ensemble.union is not None:
+        found.append(Contender("appending", appending_ensemble(ensemble), inputs, pieces))
+    for index, (member, vocabulary) in enumerate(zip(members, vocabularies, strict=True)):
+        options = {"pad_token_id": member.tokenizer.pad_token_id}
+        own = _inputs(member.tokenizer, prompts, device)
+        found.append(Contender(f"member {index}", member.model, own, vocabulary.pieces, options))
+    return found
+
+
+@cache
+def vocabulary_of(member: Member) -> ByteVocabulary:
+    """The bytes of a member's tokens."""
+    return ByteVocabulary(member.tokenizer, member.vocab_size)
+
+
+def _inputs(tokenizer: Any, prompts: Sequence[str], device: str) -> dict[str, torch.Tensor]:
+    batch = tokenizer(list(prompts), return_tensors="pt", padding=True)
+    return {name: batch[name].to(device) for name in ("input_ids", "attention_mask")}
+
+
+@contextmanager
+def timed_forwards(members: Iterable[Member], watch: Stopwatch) -> Iterator[list[Timing]]:
+    """Collects the time of every forward pass of the members."""
+    found: list[Timing] = []
+    begun: list[tuple[float, float]] = []
+
+    def before(*_: Any) -> None:
+        begun.append(watch.now())
+
+    def after(*_: Any) -> None:
+        cpu, wall = watch.now()
+        start_cpu, start_wall = begun.pop()
+        found.append(Timing(cpu - start_cpu, wall - start_wall))
+
+    hooks = []
+    for model in {id(member.model): member.model for member in members}.values():
+        hooks += [model.register_forward_pre_hook(before), model.register_forward_hook(after)]
+    try:
+        yield found
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+@dataclass(frozen=True)
+class Outside:
+    """What a step of the ensemble spends outside the members' forward passes (from runs of their own).
+
+    Attributes:
+        share (`dict[str, float]`), seconds (`dict[str, float]`): by clock; seconds a step.
+        forwards (`float`): forward passes a member and step.
+    """
+
+    share: dict[str, float]
+    seconds: dict[str, float]
+    forwards: float
+
+
+@dataclass(frozen=True)
+class Result:
+    """A case, its timings (one a round and contender) and what lies outside the forward passes."""
+
+    case: Case
+    timings: Timings
+    outside: Outside
+
+    def per_token(self, who: str, clock: str) -> list[float]:
+        """Milliseconds per emitted token and row's step, a round: `who` is a contender or `"members"`."""
+        scale = 1000 / self.case.tokens
+        if who == "members":
+            rows = zip(
+                *(rounds for name, rounds in self.timings.items() if name.startswith("member")), strict=True
+            )
+            return [scale * sum(timing.of(clock) for timing in row) for row in rows]
+        return [scale * timing.of(clock) for timing in self.timings[who]]
+
+    def ratio(self, who: str, clock: str) -> float:
+        """The median over rounds of a contender's time over the members' sum."""
+        pairs = zip(self.per_token(who, clock), self.per_token("members", clock), strict=True)
+        return median(own / alone for own, alone in pairs)
+
+    def added(self, clock: str) -> float:
+        """What readings add to plain appending: the median over rounds of milliseconds a step."""
+        pairs = zip(self.per_token("ensemble", clock), self.per_token("appending", clock), strict=True)
+        return median(own - plain for own, plain in pairs)
+
+    def above(self, clock: str) -> float:
+        """What readings add to plain appending, in parts of the members' sum."""
+        return self.added(clock) / median(self.per_token("members", clock))
+
+    def token_bytes(self, who: str) -> float:
+        """Mean bytes of a token."""
+        found = [t.num_bytes for name, rounds in self.timings.items() if name.startswith(who) for t in rounds]
+        return sum(found) / len(found) / self.case.tokens / self.case.batch
+
+
+def measure(case: Case, rounds: int, device: str) -> Result:
+    """Times one case: a short warm-up, then all contenders in turn, another one first in each round."""
+    watch = Stopwatch(device)
+    found = contenders(case, device)
+    for contender in found:
+        contender.run(case.at(8).settings, watch, seed=0)
+    timings: Timings = {contender.name: [] for contender in found}
+    for turn in range(rounds):
+        first = turn % len(found)
+        for contender in found[first:] + found[:first]:
+            timings[contender.name].append(contender.run(case.settings, watch, seed=turn + 1))
+    return Result(case, timings, measure_outside(case, found[0], watch, device))
+
+
+def measure_outside(case: Case, contender: Contender, watch: Stopwatch, device: str) -> Outside:
+    """The ensemble's time outside the members' forward passes."""
+    members = members_of(case.members, case.tokenizers, case.count, device)
+    settings = case.at(min(case.tokens, 64)).settings
+    with timed_forwards(members, watch) as forwards:
+        whole = contender.run(settings, watch, seed=1)
+    steps = settings["max_new_tokens"]
+    outside = {
+        clock: whole.of(clock) - sum(entry.of(clock) for entry in forwards) for clock in ("cpu", "wall")
+    }
+    return Outside(
+        {clock: seconds / whole.of(clock) for clock, seconds in outside.items()},
+        {clock: seconds / steps for clock, seconds in outside.items()},
+        len(forwards) / steps / case.count,
+    )
+
+
+def timed(function: Callable[[], Any]) -> tuple[float, Any]:
+    """Wall seconds of a call, and its result."""
+    start = time.perf_counter()
+    result = function()
+    return time.perf_counter() - start, result
+
+
+# -- tables -----------------------------------------------------------------------------------------------
+
+
+def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """A Markdown table: the first column is text, the others are numbers."""
+    lines = [head, ["---", *["---:"] * (len(head) - 1)], *rows]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+def _pair(value: Callable[[str], float], digits: int = 2) -> str:
+    return f"{value('cpu'):.{digits}f} / {value('wall'):.{digits}f}"
+
+
+def _shape_of(case: Case) -> list[str]:
+    return [
+        f"{case.members}, {case.tokenizers}",
+        str(case.count),
+        str(case.batch),
+        str(case.tokens),
+        case.mode,
+    ]
+
+
+SHAPE = ["members, tokenizers", "M", "batch", "tokens", "mode"]
+
+
+def costs_table(results: Sequence[Result]) -> str:
+    """Times and ratios of all cases."""
+    head = [*SHAPE, "members, ms", "ensemble, ms", "ratio", "appending", "bytes a token", "members'"]
+    rows = []
+    for result in results:
+        has_appending = "appending" in result.timings
+        rows.append(
+            [
+                *_shape_of(result.case),
+                _pair(lambda clock, r=result: median(r.per_token("members", clock))),
+                _pair(lambda clock, r=result: median(r.per_token("ensemble", clock))),
+                _pair(lambda clock, r=result: r.ratio("ensemble", clock)),
+                _pair(lambda clock, r=result: r.ratio("appending", clock)) if has_appending else "",
+                f"{result.token_bytes('ensemble'):.1f}",
+                f"{result.token_bytes('member'):.1f}",
+            ]
+        )
+    return table(head, rows)
+
+
+def overhead_table(results: Sequence[Result]) -> str:
+    """What is spent outside the members, and what readings add to plain appending."""
+    head = [
+        *SHAPE,
+        "outside forwards, ms a step",
+        "share, %",
+        "forwards",
+        "readings add, µs a row and step",
+        "of the members",
+    ]
+    rows = []
+    for result in results:
+        batch, outside = result.case.batch, result.outside
+        added = ["", ""]
+        if "appending" in result.timings:
+            added = [
+                _pair(lambda clock, r=result, b=batch: 1000 * r.added(clock) / b, 0),
+                _pair(result.above),
+            ]
+        rows.append(
+            [
+                *_shape_of(result.case),
+                _pair(lambda clock, o=outside: 1000 * o.seconds[clock]),
+                _pair(lambda clock, o=outside: 100 * o.share[clock], 0),
+                f"{outside.forwards:.2f}",
+                *added,
+            ]
+        )
+    return table(head, rows)
+
+
+@dataclass(frozen=True)
+class Growth:
+    """A case at its fewest and its most new tokens."""
+
+    short: Result
+    long: Result
+
+    def factor(self, who: str, clock: str) -> float:
+        """Time per token at the most tokens over that at the fewest."""
+        return median(self.long.per_token(who, clock)) / median(self.short.per_token(who, clock))
+
+    def relative(self, clock: str) -> float:
+        """How much the ensemble's ratio to its members grows."""
+        return self.long.ratio("ensemble", clock) / self.short.ratio("ensemble", clock)
+
+    def beyond(self, clock: str) -> float:
+        """By how many milliseconds a step grows more than the members' own steps do together."""
+        grown = {
+            who: median(self.long.per_token(who, clock)) - median(self.short.per_token(who, clock))
+            for who in ("ensemble", "members")
+        }
+        return grown["ensemble"] - grown["members"]
+
+
+def growths(results: Sequence[Result]) -> list[Growth]:
+    """All cases that were measured with several numbers of tokens."""
+    groups: dict[Case, list[Result]] = defaultdict(list)
+    for result in results:
+        groups[result.case.at(0)].append(result)
+    ordered = [
+        sorted(group, key=lambda result: result.case.tokens) for group in groups.values() if len(group) > 1
+    ]
+    return [Growth(group[0], group[-1]) for group in ordered]
+
+
+def growth_table(found: Sequence[Growth]) -> str:
+    """How time per token grows with the number of tokens."""
+    head = [*SHAPE, "members grow to", "ensemble grows to", "ratio grows to", "ms a step beyond the members'"]
+    rows = []
+    for growth in found:
+        shape = _shape_of(growth.long.case)
+        shape[3] = f"{growth.short.case.tokens} to {growth.long.case.tokens}"
+        rows.append(
+            [
+                *shape,
+                _pair(lambda clock, g=growth: g.factor("members", clock)),
+                _pair(lambda clock, g=growth: g.factor("ensemble", clock)),
+                _pair(growth.relative, 3),
+                _pair(growth.beyond),
+            ]
+        )
+    return table(head, rows)
+
+
+def targets_table(results: Sequence[Result], found: Sequence[Growth], union_seconds: float) -> str:
+    """What was to be reached, and whether it is."""
+    small = [result for result in results if result.case.members == "small" and result.case.count == 2]
+    rows = [["union of two vocabularies of 50,000 tokens, s", "1.00", *_verdicts([union_seconds], 1.0)]]
+    for mode in sorted({result.case.mode for result in small}):
+        chosen = [result for result in small if result.case.mode == mode]
+        same = [result for result in chosen if result.case.tokenizers == "same"]
+        rows += _target(
+            f"same tokenizer, {mode}: ratio", 0.95, same, lambda r, clock: r.ratio("ensemble", clock)
+        )
+        for batch, limit in ((1, 1.15), (8, 1.30)):
+            different = [r for r in chosen if r.case.tokenizers == "different" and r.case.batch == batch]
+            where = f"different tokenizers, {mode}, batch {batch}"
+            rows += _target(f"{where}: ratio", limit, different, lambda r, clock: r.ratio("ensemble", clock))
+            rows += _target(f"{where}: above plain appending", 0.12, different, Result.above)
+    for growth in found:
+        case = growth.long.case
+        if case.members == "small" and case.tokenizers == "different":
+            values = [growth.relative("cpu"), growth.relative("wall")]
+            span = f"{growth.short.case.tokens} to {case.tokens} tokens"
+            label = f"different tokenizers, {case.mode}, batch {case.batch}: growth of the ratio, {span}"
+            rows.append([label, "1.05", *_verdicts(values, 1.05)])
+    return table(["target (M = 2, small members)", "at most", "CPU / wall", ""], rows)
+
+
+def _target(
+    label: str, limit: float, results: Sequence[Result], value: Callable[[Result, str], float]
+) -> list[list[str]]:
+    if not results:
+        return []
+    values = [median(value(result, clock) for result in results) for clock in ("cpu", "wall")]
+    return [[label, f"{limit:.2f}", *_verdicts(values, limit)]]
+
+
+def _verdicts(values: Sequence[float], limit: float) -> list[str]:
+    verdicts = list(dict.fromkeys("met" if value <= limit else "not met" for value in values))
+    return [" / ".join(f"{value:.2f}" for value in values), " / ".join(verdicts)]
+
+
+# -- building ---------------------------------------------------------------------------------------------
+
+
+def union_times() -> tuple[float, str]:
+    """Seconds for the union of GPT-2's and GPT-NeoX's vocabularies, and a table with its parts."""
+    tokenizers = [tokenizer_of(name) for name in (GPT2, NEOX)]
+    parts: dict[str, list[float]] = defaultdict(list)
+    for _ in range(3):
+        seconds, vocabularies = timed(lambda: [ByteVocabulary(tokenizer) for tokenizer in tokenizers])
+        parts["bytes of both vocabularies"].append(seconds)
+        seconds, union = timed(lambda v=vocabularies: UnionVocabulary(v))
+        parts["union"].append(seconds)
+        seconds, _ = timed(
+            lambda v=vocabularies, u=union: [
+                Alignment(own, u, [tokenizer.eos_token_id])
+                for own, tokenizer in zip(v, tokenizers, strict=True)
+            ]
+        )
+        parts["alignments"].append(seconds)
+        same = tokenizer_of(GPT2)
+        seconds, _ = timed(lambda t=same: same_vocabulary(t.get_vocab(), t.get_vocab()))
+        parts["identical vocabularies: comparing them"].append(seconds)
+    found = {label: median(values) for label, values in parts.items()}
+    total = sum(list(found.values())[:3])
+    rows = [[label, f"{seconds:.3f}"] for label, seconds in found.items()]
+    rows.insert(3, ["together", f"{total:.3f}"])
+    return total, table(["building", "s"], rows)
+
+
+def first_text_table(device: str) -> str:
+    """The first text of a new ensemble, whose tables by tail are empty, and the same text again."""
+    case = Case("small", "different", 2, 1, 64, "sample")
+    members = members_of(case.members, case.tokenizers, case.count, device)
+    seconds, ensemble = timed(lambda: EnsembleForCausalLM.from_members(members))
+    watch = Stopwatch(device)
+    contender = Contender(
+        "ensemble", ensemble, _inputs(ensemble.tokenizer, prompts_of(case), device), ensemble.union.pieces
+    )
+    walls = [1000 * contender.run(case.settings, watch, seed=1).wall / case.tokens for _ in range(3)]
+    rows = [
+        ["building the ensemble from its members, s", f"{seconds:.2f}"],
+        ["first text of 64 tokens, ms a token", f"{walls[0]:.2f}"],
+        ["the same text again", f"{min(walls[1:]):.2f}"],
+    ]
+    return table(["a new ensemble of two small members, batch 1", ""], rows)
+
+
+# -- the command ------------------------------------------------------------------------------------------
+
+
+def progress(line: str) -> None:
+    """A line on stderr."""
+    print(line, file=sys.stderr, flush=True)
+
+
+def chosen_cases(patterns: Sequence[str], quick: bool, device: str) -> list[Case]:
+    """The cases that match a pattern; with `quick` few tokens and only two members."""
+    cases = list(all_cases(device))
+    if quick:
+        short = [case.at(min(case.tokens, 96)) for case in cases if case.count == 2 and case.tokens != 512]
+        cases = [case.at(24) if case.tokens == 64 else case for case in short]
+    return [c for c in cases if not patterns or any(fnmatch.fnmatch(c.name, f"*{p}*") for p in patterns)]
+
+
+def setting(device: str) -> str:
+    """What it was measured on."""
+    name = torch.cuda.get_device_name() if device != "cpu" else f"CPU, {torch.get_num_threads()} thread(s)"
+    entropies = [
+        f"{peaked.mean_entropy(member.model, member.tokenizer, stories()[:4000]):.1f}"
+        for member in members_of("small", "different", 2, device)
+    ]
+    return (
+        f"{name}; torch {torch.__version__}. Pairs are CPU / wall time. The small members' distributions "
+        f"have {' and '.join(entropies)} nats on average, on text that they were trained on."
+    )
+
+
+def arguments() -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(
+        prog="python -m tests.benchmarks.decode", description=__doc__.split("\n")[0]
+    )
+    parser.add_argument("--rounds", type=int, help="rounds per case (default 5; 3 with --quick)")
+    parser.add_argument(
+        "--cases", nargs="*", default=[], help="only cases whose name matches, as in 'different-m2-b1'"
+    )
+    parser.add_argument("--threads", type=int, default=1, help="threads of torch (default 1: steady times)")
+    parser.add_argument("--quick", action="store_true", help="few tokens, few rounds: to see that it works")
+    parser.add_argument("--device", default="cpu", help="cpu or cuda; cuda adds large members in bf16")
+    parser.add_argument("--list", action="store_true", help="print the names of the cases and stop")
+    parser.add_argument("--output", type=Path, help="write the tables into this Markdown file, too")
+    return parser.parse_args()
+
+
+def main() -> None:
+    """Measures and prints."""
+    options = arguments()
+    cases = chosen_cases(options.cases, options.quick, options.device)
+    if options.list:
+        print("\n".join(case.name for case in cases))
+        return
+    torch.set_num_threads(options.threads)
+    rounds = options.rounds or (3 if options.quick else 5)
+    union_seconds, building = union_times()
+    results = []
+    for number, case in enumerate(cases, 1):
+        seconds, result = timed(lambda c=case: measure(c, rounds, options.device))
+        results.append(result)
+        ratios = _pair(lambda clock, r=result: r.ratio("ensemble", clock))
+        progress(f"[{number}/{len(cases)}] {case.name}: ratio {ratios} ({seconds:.0f} s)")
+    found = growths(results)
+    parts = [setting(options.device), targets_table(results, found, union_seconds), costs_table(results)]
+    parts += [overhead_table(results)]
+    if found:
+        parts.append(growth_table(found))
+    parts += [building, first_text_table(options.device)]
+    text = "\n\n".join(parts) + "\n"
+    print(text)
+    if options.output:
+        options.output.write_text(text, encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
