@@ -14,7 +14,7 @@ DESCRIPTION = """\
 Continues one or more prompts with several models together. One prompt is streamed: its text appears
 while it is written.
 
-  hf-rlae generate MEMBER MEMBER --prompt "Once upon a time" --weights 0.7,0.3
+  hf-rlae generate MEMBER MEMBER --prompt "Once upon a time" --weights 0.7,0.3 --span-length 8
 """
 
 
@@ -39,7 +39,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="each prompt is a user's message, rendered by each member's chat template",
     )
-    ensemble = parser.add_argument_group("ensemble")
+    _add_ensemble(parser.add_argument_group("ensemble"))
+    _add_decoding(parser.add_argument_group("decoding"))
+    _add_loading(parser.add_argument_group("loading"))
+    parser.add_argument(
+        "--table",
+        action="store_true",
+        help="after the texts, show each member's weight, how many of the tokens it gave any probability, "
+        "and its mean log-probability of those",
+    )
+
+
+def _add_ensemble(ensemble: argparse._ArgumentGroup) -> None:
     ensemble.add_argument(
         "--weights",
         type=_weights,
@@ -59,7 +70,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="NAME",
         help="linear (mixture of probabilities) or log (product of experts) (default: linear)",
     )
-    decoding = parser.add_argument_group("decoding")
+
+
+def _add_decoding(decoding: argparse._ArgumentGroup) -> None:
     decoding.add_argument(
         "--max-new-tokens",
         type=_positive_int,
@@ -78,7 +91,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     decoding.add_argument("--top-p", type=_probability, metavar="P", help="with --sample (default: 1.0)")
     decoding.add_argument("--seed", type=_seed, metavar="N", help="makes samples repeatable")
-    loading = parser.add_argument_group("loading")
+
+
+def _add_loading(loading: argparse._ArgumentGroup) -> None:
     loading.add_argument(
         "--dtype",
         default="auto",
@@ -97,38 +112,47 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="R,R",
         help="one branch, tag or commit per member; leave an entry empty for the default",
     )
-    parser.add_argument(
-        "--table",
-        action="store_true",
-        help="after the texts, show each member's weight and the mean log-probability it gave to them",
-    )
 
 
 def check(args: argparse.Namespace) -> None:
     """Raises for arguments that do not fit together and for folders that do not exist.
 
     Raises:
-        ConfigError: lists of another length than the members, sampling options without `--sample`.
+        ConfigError: lists of another length than the members, sampling options without `--sample`, a revision
+            of a folder.
         MemberError: a path that is no folder.
     """
+    _check_lengths(args)
+    for option, value in (("--temperature", args.temperature), ("--top-p", args.top_p)):
+        if value is not None and not args.sample:
+            raise ConfigError(f"{option} has no effect on the likeliest token; add --sample, or leave it out")
+    for index, member in enumerate(args.members):
+        is_folder = os.path.isdir(member)
+        if not is_folder and _looks_like_path(member):
+            raise MemberError(
+                f"{member or repr(member)} is not a folder; give the folder that holds the model's "
+                "config.json, its weights and its tokenizer, or an id on the Hub"
+            )
+        if is_folder and args.revisions and args.revisions[index]:
+            raise ConfigError(
+                f"--revisions: {member} is a folder, which has no revisions; leave its entry empty, or give "
+                "the model's id on the Hub"
+            )
+
+
+def _looks_like_path(member: str) -> bool:
+    """Whether a name cannot be an id on the Hub."""
+    is_path = member.startswith((".", "~", os.sep)) or member.count("/") > 1
+    return is_path or not member or os.path.exists(member)
+
+
+def _check_lengths(args: argparse.Namespace) -> None:
     members = len(args.members)
     for option, values in (("--weights", args.weights), ("--revisions", args.revisions)):
         if values is not None and len(values) != members:
             raise ConfigError(
                 f"{option}: {len(values)} given for {members} member{'s' if members != 1 else ''}; give one "
                 "per member, in the order of the members, separated by commas"
-            )
-    for option, value in (("--temperature", args.temperature), ("--top-p", args.top_p)):
-        if value is not None and not args.sample:
-            raise ConfigError(f"{option} has no effect on the likeliest token; add --sample, or leave it out")
-    for member in args.members:
-        looks_like_path = (
-            member.startswith((".", "~", os.sep)) or member.count("/") > 1 or os.path.isfile(member)
-        )
-        if looks_like_path and not os.path.isdir(member):
-            raise MemberError(
-                f"{member} is not a folder; give the folder that holds the model's config.json, its weights "
-                "and its tokenizer, or an id on the Hub"
             )
 
 

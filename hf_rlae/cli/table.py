@@ -40,8 +40,9 @@ def member_table(names: Sequence[str], out: EnsembleGenerateOutput, mask: torch.
         mask (`torch.BoolTensor` of shape `(B, T)`): the tokens that count.
 
     Returns:
-        `rich.table.Table`: name, mean weight, mean log-probability in nats per token, and how many tokens
-        that mean is over (those at which the member was run).
+        `rich.table.Table`: name, mean weight, at how many tokens the member was run, to how many of those it
+        gave any probability ("proposed": a member with another tokenizer cannot propose every token of the
+        union), and the mean log-probability of the proposed ones, in nats.
     """
     assert out.span_weights is not None
     assert out.span_starts is not None
@@ -52,10 +53,12 @@ def member_table(names: Sequence[str], out: EnsembleGenerateOutput, mask: torch.
     logps = out.member_logps.cpu()[mask.cpu()]
     table = Table(box=box.SIMPLE_HEAD)
     table.add_column("member", overflow="fold")
-    for heading in ("weight", "nats/token", "tokens"):
+    for heading in ("weight", "run", "proposed", "nats/token"):
         table.add_column(heading, justify="right", no_wrap=True)
     for index, name in enumerate(names):
-        known = logps[:, index][~logps[:, index].isnan()]
-        mean = f"{float(known.mean()):.3f}" if len(known) else "not run"
-        table.add_row(name, f"{float(weights[:, index].mean()):.3f}", mean, str(len(known)))
+        run = logps[:, index][~logps[:, index].isnan()]
+        proposed = run[run.isfinite()]
+        mean = f"{float(proposed.mean()):.3f}" if len(proposed) else "-"
+        weight = f"{float(weights[:, index].mean()):.3f}"
+        table.add_row(name, weight, str(len(run)), str(len(proposed)), mean)
     return table

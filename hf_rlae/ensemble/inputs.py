@@ -93,14 +93,37 @@ def check_generate_inputs(model: EnsembleForCausalLM, ids: Any, kwargs: dict[str
                 f"attention_mask ends with 0 in row {row}: prompts must be padded on the left; set "
                 "`tokenizer.padding_side = 'left'`"
             )
-    lengths = ids.shape[1] if mask is None else int((mask != 0).sum(1).max())
-    if len(model.members) > 1:
-        for member in model.members:
-            if member.context_length is not None and lengths > member.context_length:
-                raise InputError(
-                    f"input_ids: the prompt has {lengths} tokens, member {member.name} was built for at most "
-                    f"{member.context_length}; shorten the prompt or leave the member out"
-                )
+
+
+def check_prompt_lengths(model: EnsembleForCausalLM, cache: EnsembleCache, ids: torch.Tensor, kwargs: dict[str, Any]) -> None:
+    """Raises `InputError` for a prompt that is longer than some member's context, in that member's own tokens.
+
+    What members read in place of the prompt is kept in the cache.
+    """
+    if len(model.members) == 1:
+        return
+    mask = kwargs.get("attention_mask")
+    own = kwargs.get("member_input_ids")
+    if own is not None:
+        own_mask = kwargs.get("member_attention_mask")
+        check_member_inputs(model, own, own_mask, ids.shape[0])
+        lengths = [own.shape[2]] * own.shape[1] if own_mask is None else own_mask.sum(2).amax(0).tolist()
+    elif model.union is None:
+        lengths = [ids.shape[1] if mask is None else int((mask != 0).sum(1).max())] * len(model.members)
+    else:
+        kept = torch.ones_like(ids) if mask is None else mask
+        for row, row_mask in zip(ids.tolist(), kept.tolist(), strict=True):
+            prompt = tuple(i for i, keep in zip(row, row_mask, strict=True) if keep)
+            if prompt not in cache.encoded_prompts:
+                cache.encoded_prompts[prompt] = model.engine.encoder(prompt)  # type: ignore[union-attr]
+        prompts = cache.encoded_prompts.values()
+        lengths = [max(len(prompt[index]) for prompt in prompts) for index in range(len(model.members))]
+    for member, length in zip(model.members, lengths, strict=True):
+        if member.context_length is not None and length > member.context_length:
+            raise InputError(
+                f"input_ids: the prompt has {length} tokens for member {member.name}, which was built for at most "
+                f"{member.context_length}; shorten the prompt or leave the member out"
+            )
 
 
 def check_member_inputs(model: EnsembleForCausalLM, ids: Any, mask: Any, rows: int) -> None:

@@ -87,7 +87,7 @@ def build(
     config.end_token_ids = options["end_token_ids"] if any(options["end_token_ids"]) else None
     config.adapter_names = options["adapter_names"] if any(options["adapter_names"]) else None
     config.revisions = [member.revision for member in built]
-    config.members = [_source_of(member) for member in built]
+    config.members = [member.source for member in built]
     ensemble = cls(config, built, policy)
     super(PreTrainedModel, ensemble).train(False)
     return ensemble
@@ -111,10 +111,6 @@ def _member(given: Any, index: int, *, kwargs: dict[str, Any], **options: Any) -
     raise MemberError(
         f"members[{index}] must be a folder, a Hub id or a (model, tokenizer) pair, got {type(given).__name__}"
     )
-
-
-def _source_of(member: Member) -> str | None:
-    return getattr(member.wrapper, "name_or_path", None) or getattr(member.model, "name_or_path", None) or None
 
 
 def generation_config_of(members: Sequence[Member]) -> GenerationConfig:
@@ -226,9 +222,9 @@ def save(ensemble: EnsembleForCausalLM, directory: Any, push_to_hub: bool = Fals
     for index, source in enumerate(config.members or []):
         if not source:
             raise ConfigError(
-                f"member {index} ({ensemble.members[index].name}) was passed as an object that has no folder or "
-                "Hub id, so the ensemble could not be loaded again; save that model first and build the ensemble "
-                "from its folder"
+                f"member {index} ({ensemble.members[index].name}) was passed as an object that no folder or Hub id "
+                "gives again (it was never saved, or an adapter was put on it), so the ensemble could not be loaded "
+                "again; save that model first and build the ensemble from its folder"
             )
     policy = ensemble.policy
     name = getattr(policy, "registered_name", None)

@@ -19,6 +19,7 @@ from hf_rlae.ensemble.inputs import (
     check_forward_inputs,
     check_generate_inputs,
     check_member_inputs,
+    check_prompt_lengths,
     first_columns,
 )
 from hf_rlae.ensemble.outputs import attach_trace
@@ -411,6 +412,7 @@ class EnsembleForCausalLM(PreTrainedModel, GenerationMixin):
         cache = kwargs.get("past_key_values")
         if cache is None:
             cache = kwargs["past_key_values"] = self.new_cache(use_cache is not False, record=bool(wants_dict))
+        check_prompt_lengths(self, cache, ids, kwargs)
         beams = kwargs.get("num_beams", settings.num_beams) or 1
         if wants_dict and beams > 1 and ids is not None:
             watch = BeamWatch(cache.trace, beams, len(ids))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import inspect
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import lru_cache
@@ -29,8 +30,13 @@ def captured_head_input(member: Member, wanted: bool) -> Iterator[list[torch.Ten
     if not wanted:
         yield caught
         return
-    head = member.model.get_output_embeddings()
-    handle = head.register_forward_pre_hook(lambda _module, args: caught.append(args[0]))
+    owner = threading.get_ident()
+
+    def catch(_module: torch.nn.Module, args: tuple[torch.Tensor, ...]) -> None:
+        if threading.get_ident() == owner:  # another thread may be running the same model
+            caught.append(args[0])
+
+    handle = member.model.get_output_embeddings().register_forward_pre_hook(catch)
     try:
         yield caught
     finally:

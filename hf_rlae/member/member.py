@@ -43,6 +43,8 @@ class Member:
         end_token_ids (`Sequence[int]`, *optional*): the ids that end a text. `None` takes the end ids of the
             generation config, the config and the tokenizer that are special tokens; an end id that is ordinary
             text counts only if it is given here.
+        source (`str`, *optional*): the folder or Hub id that gives the same model again; found for models without
+            adapters.
 
     Attributes:
         vocab_size (`int`): width of the model's logits, V_m.
@@ -67,6 +69,7 @@ class Member:
         revision: str | None = None,
         adapter_name: str | None = None,
         end_token_ids: Sequence[int] | None = None,
+        source: str | None = None,
     ) -> None:
         if not isinstance(model, nn.Module) or not hasattr(model, "config"):
             raise MemberError(
@@ -79,6 +82,8 @@ class Member:
         self.config = self.model.config.get_text_config(decoder=True)
         path = getattr(self.model, "name_or_path", "") or getattr(self.model.config, "_name_or_path", "")
         self.name = name or path or type(self.model).__name__
+        has_adapters = hasattr(model, "peft_config") or getattr(model, "_hf_peft_config_loaded", False)
+        self.source = source or (None if has_adapters else path) or None
         self.revision = revision
         self.adapter_name = adapter_name
         self._check_architecture()
@@ -125,6 +130,7 @@ class Member:
             revision=revision,
             adapter_name=adapter_name,
             end_token_ids=end_token_ids,
+            source=str(source),
         )
 
     @property

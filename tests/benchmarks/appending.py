@@ -84,7 +84,7 @@ class AppendingRelay:
         self.runner.reorder(rows)
 
 
-class AppendingEngine:
+class AppendingEngine(ReadingsEngine):
     """Takes the place of an ensemble's readings engine, with the same members, runners, prompts and mixing.
 
     A member that has the emitted token takes it; the others tokenise its bytes as in the middle of a text. It
@@ -97,14 +97,12 @@ class AppendingEngine:
     """
 
     def __init__(self, engine: ReadingsEngine) -> None:
-        self.engine = engine
-        self.vocab_size = engine.vocab_size
+        self.__dict__.update(vars(engine))
         self._known: list[dict[int, tuple[int, ...]]] = [{} for _ in engine.members]
 
     def new_relays(self, use_cache: bool, keep_hidden: bool = True) -> list[AppendingRelay]:
         """Fresh states for one call."""
-        engine = self.engine
-        parts = zip(engine.members, engine.vocabularies, engine.alignments, engine.runners, strict=True)
+        parts = zip(self.members, self.vocabularies, self.alignments, self.runners, strict=True)
         return [AppendingRelay(*part) for part in parts]
 
     def step(self, cache: EnsembleCache, keep: int, ask: AskPolicy) -> torch.Tensor:
@@ -127,14 +125,12 @@ class AppendingEngine:
         device = cache.ids.device
         probs, log_z = ([part.to(device) for part in parts] for parts in zip(*outputs, strict=True))
         cache.absorbed = total
-        return self.engine.mixing.of_probs(probs, log_z, weights)[:, None]
+        return self.mixing.of_probs(probs, log_z, weights)[:, None]
 
     def _prompts(self, cache: EnsembleCache) -> list[list[tuple[int, ...]]]:
         mask = torch.ones_like(cache.ids) if cache.mask is None else cache.mask
-        return [
-            self.engine.encoder(tuple(ids[kept.bool()].tolist()))
-            for ids, kept in zip(cache.ids, mask, strict=True)
-        ]
+        rows = [tuple(ids[kept.bool()].tolist()) for ids, kept in zip(cache.ids, mask, strict=True)]
+        return [cache.encoded_prompts.get(row) or self.encoder(row) for row in rows]
 
     def _pieces(self, token: int) -> list[tuple[int, ...]]:
         return [self._own_ids(index, token) for index in range(len(self._known))]
@@ -142,7 +138,7 @@ class AppendingEngine:
     def _own_ids(self, index: int, token: int) -> tuple[int, ...]:
         known = self._known[index].get(token)
         if known is None:
-            vocabulary, piece = self.engine.vocabularies[index], self.engine.union.pieces[token]
+            vocabulary, piece = self.vocabularies[index], self.union.pieces[token]
             if piece is None:
                 raise ValueError(f"token {token} ends the text or is special: plain appending cannot take it")
             own = vocabulary.ids_of.get(piece)

@@ -6,11 +6,12 @@ nothing can end early. A ratio is the ensemble's time per emitted token over the
 tables hold medians over rounds. With different tokenizers an ensemble's tokens are not the members' own; the
 tables show how many bytes both have on average.
 
-Members are "real" (tiny models; short contexts) or "small" (4 layers, 256 wide, with the real GPT-2 and GPT-
-NeoX tokenizers, trained on the spot, see `tests.benchmarks.peaked`). "flat" members are like small ones with
-random weights; nothing writes or reads text as they do, but they show the other end. "large" ones are of the
-shape of a model with a billion parameters and 150,000 ids (bf16, on a GPU). A third small member, and the
-second one where all have one tokenizer, is a copy of the first with noise on its weights.
+Members are "real" (tiny models; short contexts) or "small" (4 layers, 256 wide, with the real GPT-2 and
+GPT-NeoX tokenizers, trained on the spot, see `tests.benchmarks.peaked`). "flat" members are like small ones
+with random weights; nothing writes or reads text as they do, but they show the other end. "large" ones are of
+the shape of a model with a billion parameters and 150,000 ids (bf16, on a GPU; most ids past the tokenizer's
+stand for nothing). A third small member, and the second one where all have one tokenizer, is a copy of the
+first with noise on its weights.
 """
 
 from __future__ import annotations
@@ -34,14 +35,29 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 import torch
 from transformers import AutoTokenizer, LlamaForCausalLM, PreTrainedTokenizerBase
+from transformers.utils import logging
 
 from hf_rlae import EnsembleForCausalLM, Member
 from hf_rlae.vocabulary import Alignment, ByteVocabulary, UnionVocabulary, same_vocabulary
 from tests.benchmarks import peaked
 from tests.benchmarks.appending import appending_ensemble
+from tests.benchmarks.costs import (
+    Case,
+    Outside,
+    Result,
+    Timing,
+    Timings,
+    costs_table,
+    growth_table,
+    growths,
+    overhead_table,
+    pair,
+    table,
+    targets_table,
+)
 from tests.conftest import SHARED
 
-TRAINING_STEPS, TRAINING_CHARACTERS = 250, 100_000
+TRAINING_STEPS, TRAINING_CHARACTERS = 250, 40_000
 LARGE_VOCABULARY = 150_000
 REAL = {
     "same": ("stories260K", "llama2xs", "stories260K"),
@@ -49,39 +65,6 @@ REAL = {
 }
 GPT2, NEOX = "gpt2", "gpt_neox_20b"
 TOKENIZERS = {"same": (GPT2, GPT2, GPT2), "different": (GPT2, NEOX, GPT2)}
-
-Timings = dict[str, list["Timing"]]
-
-
-@dataclass(frozen=True)
-class Case:
-    """What is measured in one go: which members, how many, rows, new tokens, "sample" or "greedy"."""
-
-    members: str
-    tokenizers: str
-    count: int
-    batch: int
-    tokens: int
-    mode: str
-
-    @property
-    def name(self) -> str:
-        """What `--cases` is matched with."""
-        return f"{self.members}-{self.tokenizers}-m{self.count}-b{self.batch}-t{self.tokens}-{self.mode}"
-
-    def at(self, tokens: int) -> Case:
-        """The same case with another number of new tokens."""
-        return Case(self.members, self.tokenizers, self.count, self.batch, tokens, self.mode)
-
-    @property
-    def settings(self) -> dict[str, Any]:
-        """Arguments of `generate`, for ensembles and members alike."""
-        drawn = (
-            {"do_sample": True, "temperature": 1.0, "top_k": 0}
-            if self.mode == "sample"
-            else {"do_sample": False}
-        )
-        return {"min_new_tokens": self.tokens, "max_new_tokens": self.tokens, **drawn}
 
 
 def all_cases(device: str) -> Iterator[Case]:
@@ -187,19 +170,6 @@ def prompts_of(case: Case) -> list[str]:
 # -- timing -----------------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
-class Timing:
-    """Seconds of one `generate`, and the bytes that it wrote in all rows."""
-
-    cpu: float
-    wall: float
-    num_bytes: int = 0
-
-    def of(self, clock: str) -> float:
-        """The seconds of one clock, `"cpu"` or `"wall"`."""
-        return self.cpu if clock == "cpu" else self.wall
-
-
 class Stopwatch:
     """Both clocks, with the device waited for.
 
@@ -299,58 +269,6 @@ def timed_forwards(members: Iterable[Member], watch: Stopwatch) -> Iterator[list
             hook.remove()
 
 
-@dataclass(frozen=True)
-class Outside:
-    """What a step of the ensemble spends outside the members' forward passes (from runs of their own).
-
-    Attributes:
-        share (`dict[str, float]`), seconds (`dict[str, float]`): by clock; seconds a step.
-        forwards (`float`): forward passes a member and step.
-    """
-
-    share: dict[str, float]
-    seconds: dict[str, float]
-    forwards: float
-
-
-@dataclass(frozen=True)
-class Result:
-    """A case, its timings (one a round and contender) and what lies outside the forward passes."""
-
-    case: Case
-    timings: Timings
-    outside: Outside
-
-    def per_token(self, who: str, clock: str) -> list[float]:
-        """Milliseconds per emitted token and row's step, a round: `who` is a contender or `"members"`."""
-        scale = 1000 / self.case.tokens
-        if who == "members":
-            rows = zip(
-                *(rounds for name, rounds in self.timings.items() if name.startswith("member")), strict=True
-            )
-            return [scale * sum(timing.of(clock) for timing in row) for row in rows]
-        return [scale * timing.of(clock) for timing in self.timings[who]]
-
-    def ratio(self, who: str, clock: str) -> float:
-        """The median over rounds of a contender's time over the members' sum."""
-        pairs = zip(self.per_token(who, clock), self.per_token("members", clock), strict=True)
-        return median(own / alone for own, alone in pairs)
-
-    def added(self, clock: str) -> float:
-        """What readings add to plain appending: the median over rounds of milliseconds a step."""
-        pairs = zip(self.per_token("ensemble", clock), self.per_token("appending", clock), strict=True)
-        return median(own - plain for own, plain in pairs)
-
-    def above(self, clock: str) -> float:
-        """What readings add to plain appending, in parts of the members' sum."""
-        return self.added(clock) / median(self.per_token("members", clock))
-
-    def token_bytes(self, who: str) -> float:
-        """Mean bytes of a token."""
-        found = [t.num_bytes for name, rounds in self.timings.items() if name.startswith(who) for t in rounds]
-        return sum(found) / len(found) / self.case.tokens / self.case.batch
-
-
 def measure(case: Case, rounds: int, device: str) -> Result:
     """Times one case: a short warm-up, then all contenders in turn, another one first in each round."""
     watch = Stopwatch(device)
@@ -387,176 +305,6 @@ def timed(function: Callable[[], Any]) -> tuple[float, Any]:
     start = time.perf_counter()
     result = function()
     return time.perf_counter() - start, result
-
-
-# -- tables -----------------------------------------------------------------------------------------------
-
-
-def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """A Markdown table: the first column is text, the others are numbers."""
-    lines = [head, ["---", *["---:"] * (len(head) - 1)], *rows]
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
-
-
-def _pair(value: Callable[[str], float], digits: int = 2) -> str:
-    return f"{value('cpu'):.{digits}f} / {value('wall'):.{digits}f}"
-
-
-def _shape_of(case: Case) -> list[str]:
-    return [
-        f"{case.members}, {case.tokenizers}",
-        str(case.count),
-        str(case.batch),
-        str(case.tokens),
-        case.mode,
-    ]
-
-
-SHAPE = ["members, tokenizers", "M", "batch", "tokens", "mode"]
-
-
-def costs_table(results: Sequence[Result]) -> str:
-    """Times and ratios of all cases."""
-    head = [*SHAPE, "members, ms", "ensemble, ms", "ratio", "appending", "bytes a token", "members'"]
-    rows = []
-    for result in results:
-        has_appending = "appending" in result.timings
-        rows.append(
-            [
-                *_shape_of(result.case),
-                _pair(lambda clock, r=result: median(r.per_token("members", clock))),
-                _pair(lambda clock, r=result: median(r.per_token("ensemble", clock))),
-                _pair(lambda clock, r=result: r.ratio("ensemble", clock)),
-                _pair(lambda clock, r=result: r.ratio("appending", clock)) if has_appending else "",
-                f"{result.token_bytes('ensemble'):.1f}",
-                f"{result.token_bytes('member'):.1f}",
-            ]
-        )
-    return table(head, rows)
-
-
-def overhead_table(results: Sequence[Result]) -> str:
-    """What is spent outside the members, and what readings add to plain appending."""
-    head = [
-        *SHAPE,
-        "outside forwards, ms a step",
-        "share, %",
-        "forwards",
-        "readings add, µs a row and step",
-        "of the members",
-    ]
-    rows = []
-    for result in results:
-        batch, outside = result.case.batch, result.outside
-        added = ["", ""]
-        if "appending" in result.timings:
-            added = [
-                _pair(lambda clock, r=result, b=batch: 1000 * r.added(clock) / b, 0),
-                _pair(result.above),
-            ]
-        rows.append(
-            [
-                *_shape_of(result.case),
-                _pair(lambda clock, o=outside: 1000 * o.seconds[clock]),
-                _pair(lambda clock, o=outside: 100 * o.share[clock], 0),
-                f"{outside.forwards:.2f}",
-                *added,
-            ]
-        )
-    return table(head, rows)
-
-
-@dataclass(frozen=True)
-class Growth:
-    """A case at its fewest and its most new tokens."""
-
-    short: Result
-    long: Result
-
-    def factor(self, who: str, clock: str) -> float:
-        """Time per token at the most tokens over that at the fewest."""
-        return median(self.long.per_token(who, clock)) / median(self.short.per_token(who, clock))
-
-    def relative(self, clock: str) -> float:
-        """How much the ensemble's ratio to its members grows."""
-        return self.long.ratio("ensemble", clock) / self.short.ratio("ensemble", clock)
-
-    def beyond(self, clock: str) -> float:
-        """By how many milliseconds a step grows more than the members' own steps do together."""
-        grown = {
-            who: median(self.long.per_token(who, clock)) - median(self.short.per_token(who, clock))
-            for who in ("ensemble", "members")
-        }
-        return grown["ensemble"] - grown["members"]
-
-
-def growths(results: Sequence[Result]) -> list[Growth]:
-    """All cases that were measured with several numbers of tokens."""
-    groups: dict[Case, list[Result]] = defaultdict(list)
-    for result in results:
-        groups[result.case.at(0)].append(result)
-    ordered = [
-        sorted(group, key=lambda result: result.case.tokens) for group in groups.values() if len(group) > 1
-    ]
-    return [Growth(group[0], group[-1]) for group in ordered]
-
-
-def growth_table(found: Sequence[Growth]) -> str:
-    """How time per token grows with the number of tokens."""
-    head = [*SHAPE, "members grow to", "ensemble grows to", "ratio grows to", "ms a step beyond the members'"]
-    rows = []
-    for growth in found:
-        shape = _shape_of(growth.long.case)
-        shape[3] = f"{growth.short.case.tokens} to {growth.long.case.tokens}"
-        rows.append(
-            [
-                *shape,
-                _pair(lambda clock, g=growth: g.factor("members", clock)),
-                _pair(lambda clock, g=growth: g.factor("ensemble", clock)),
-                _pair(growth.relative, 3),
-                _pair(growth.beyond),
-            ]
-        )
-    return table(head, rows)
-
-
-def targets_table(results: Sequence[Result], found: Sequence[Growth], union_seconds: float) -> str:
-    """What was to be reached, and whether it is."""
-    small = [result for result in results if result.case.members == "small" and result.case.count == 2]
-    rows = [["union of two vocabularies of 50,000 tokens, s", "1.00", *_verdicts([union_seconds], 1.0)]]
-    for mode in sorted({result.case.mode for result in small}):
-        chosen = [result for result in small if result.case.mode == mode]
-        same = [result for result in chosen if result.case.tokenizers == "same"]
-        rows += _target(
-            f"same tokenizer, {mode}: ratio", 0.95, same, lambda r, clock: r.ratio("ensemble", clock)
-        )
-        for batch, limit in ((1, 1.15), (8, 1.30)):
-            different = [r for r in chosen if r.case.tokenizers == "different" and r.case.batch == batch]
-            where = f"different tokenizers, {mode}, batch {batch}"
-            rows += _target(f"{where}: ratio", limit, different, lambda r, clock: r.ratio("ensemble", clock))
-            rows += _target(f"{where}: above plain appending", 0.12, different, Result.above)
-    for growth in found:
-        case = growth.long.case
-        if case.members == "small" and case.tokenizers == "different":
-            values = [growth.relative("cpu"), growth.relative("wall")]
-            span = f"{growth.short.case.tokens} to {case.tokens} tokens"
-            label = f"different tokenizers, {case.mode}, batch {case.batch}: growth of the ratio, {span}"
-            rows.append([label, "1.05", *_verdicts(values, 1.05)])
-    return table(["target (M = 2, small members)", "at most", "CPU / wall", ""], rows)
-
-
-def _target(
-    label: str, limit: float, results: Sequence[Result], value: Callable[[Result, str], float]
-) -> list[list[str]]:
-    if not results:
-        return []
-    values = [median(value(result, clock) for result in results) for clock in ("cpu", "wall")]
-    return [[label, f"{limit:.2f}", *_verdicts(values, limit)]]
-
-
-def _verdicts(values: Sequence[float], limit: float) -> list[str]:
-    verdicts = list(dict.fromkeys("met" if value <= limit else "not met" for value in values))
-    return [" / ".join(f"{value:.2f}" for value in values), " / ".join(verdicts)]
 
 
 # -- building ---------------------------------------------------------------------------------------------
@@ -660,6 +408,7 @@ def main() -> None:
     if options.list:
         print("\n".join(case.name for case in cases))
         return
+    logging.disable_progress_bar()
     torch.set_num_threads(options.threads)
     rounds = options.rounds or (3 if options.quick else 5)
     union_seconds, building = union_times()
@@ -667,7 +416,7 @@ def main() -> None:
     for number, case in enumerate(cases, 1):
         seconds, result = timed(lambda c=case: measure(c, rounds, options.device))
         results.append(result)
-        ratios = _pair(lambda clock, r=result: r.ratio("ensemble", clock))
+        ratios = pair(lambda clock, r=result: r.ratio("ensemble", clock))
         progress(f"[{number}/{len(cases)}] {case.name}: ratio {ratios} ({seconds:.0f} s)")
     found = growths(results)
     parts = [setting(options.device), targets_table(results, found, union_seconds), costs_table(results)]

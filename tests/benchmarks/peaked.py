@@ -119,7 +119,7 @@ def kept_member(
     name: str, tokenizer: PreTrainedTokenizerBase, text: str, steps: int, **options: Any
 ) -> LlamaForCausalLM:
     """`trained_member` in the small shape, kept in a temporary folder for the next run."""
-    folder = Path(tempfile.gettempdir()) / "hf_rlae_benchmarks" / f"{name}-{steps}"
+    folder = Path(tempfile.gettempdir()) / "hf_rlae_benchmarks" / f"{name}-{steps}-{len(text)}"
     if not folder.exists():
         model = trained_member(tokenizer, text, steps, SMALL, **options)
         folder.parent.mkdir(parents=True, exist_ok=True)

@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 
 import torch
 
+from hf_rlae.ensemble.mixing.linear import LinearMixing
 from hf_rlae.ensemble.mixing.registry import mixings, shift
+
+logger = logging.getLogger(__name__)
 
 
 class LogMixing:
     """`p(y) = prod_k p_k(y)^w_k / Z`: a token that one member rules out is ruled out.
+
+    Where the members rule out every token between them (Z = 0), their linear mixture is taken.
 
     Source: products of experts; as an option of the weighted ensemble, ours.
     """
@@ -26,7 +32,15 @@ class LogMixing:
             term = torch.where(weight > 0, score * weight, 0.0)
             mixed = term if mixed is None else mixed + term
         assert mixed is not None
-        return mixed + (shift(log_z, weights) - mixed.logsumexp(-1))[..., None]
+        total = mixed.logsumexp(-1)
+        lost = total == -torch.inf
+        if bool(lost.any()):
+            logger.warning("the members rule out every token between them; their linear mixture is taken there")
+            linear = LinearMixing().of_logits([score.clone() for score in scores], log_z, weights)
+            linear = linear - shift(log_z, weights)[..., None]
+            mixed = torch.where(lost[..., None], linear, mixed)
+            total = mixed.logsumexp(-1)
+        return mixed + (shift(log_z, weights) - total)[..., None]
 
     def of_probs(
         self, probs: Sequence[torch.Tensor], log_z: Sequence[torch.Tensor], weights: torch.Tensor

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import logging
+import socket
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 from hf_rlae import EnsembleForCausalLM, Member, StaticPolicy
-from hf_rlae.cli import generation
+from hf_rlae.cli import generation, loading
 from hf_rlae.cli.main import main
+from hf_rlae.cli.table import member_table
+from hf_rlae.ensemble.outputs import EnsembleGenerateOutput
 from hf_rlae.errors import MemberError
 from tests.support.models import pair
 from tests.support.tokenizers import unigram
@@ -111,9 +116,36 @@ def test_table_shows_weights_and_log_probabilities(folders, capsys):
         assert any(weight in line and mean in line for line in lines), (weight, mean, lines)
 
 
-def test_table_says_who_was_not_run(folders, capsys):
+def test_table_counts_where_members_were_run(folders, capsys):
     assert generate(*folders, "--prompt", PROMPT, "--weights", "1,0", "--table") == 0
-    assert "not run" in text_of(capsys)
+    table = " ".join(text_of(capsys).split())
+    assert " 1.000 12 12 -" in table
+    assert " 0.000 0 0 - " in table
+
+
+def test_table_leaves_out_tokens_that_a_member_cannot_propose():
+    logps = torch.tensor([[[-1.0, -torch.inf], [-2.0, -3.0], [-3.0, torch.nan]]])
+    out = EnsembleGenerateOutput(
+        sequences=torch.zeros(1, 3, dtype=torch.long),
+        span_weights=torch.tensor([[[0.5, 0.5], [1.0, 0.0]]]),
+        span_starts=torch.tensor([0, 2]),
+        member_logps=logps,
+    )
+    columns = list(member_table(["a", "b"], out, torch.ones(1, 3, dtype=torch.bool)).columns)
+    cells = [list(column.cells) for column in columns]
+    assert cells == [["a", "b"], ["0.667", "0.333"], ["3", "2"], ["3", "1"], ["-2.000", "-3.000"]]
+
+
+def test_warnings_come_after_the_text(folders, capsys, monkeypatch):
+    def warn_within(ensemble, inputs, args, streamer):
+        logging.getLogger("hf_rlae.member").warning("a member drops out")
+        streamer.put(inputs["input_ids"])
+        streamer.put(inputs["input_ids"][0, -1:])
+        assert capsys.readouterr().err == ""
+
+    monkeypatch.setattr(generation, "_generate", warn_within)
+    assert generate(*folders, "--prompt", PROMPT) == 0
+    assert capsys.readouterr().err == "hf-rlae: warning: a member drops out\n"
 
 
 def test_chat_renders_the_prompt_by_the_template(tmp_path, capsys):
@@ -133,7 +165,9 @@ def test_chat_renders_the_prompt_by_the_template(tmp_path, capsys):
 
 def test_chat_needs_templates(folders, capsys):
     assert generate(*folders, "--prompt", "Hi", "--chat") == 2
-    assert "--chat" in capsys.readouterr().err
+    error = capsys.readouterr().err
+    assert error.startswith("hf-rlae: error: --chat: the tokenizer of member ")
+    assert error.count("\n") == 1
 
 
 BAD = {
@@ -152,6 +186,12 @@ BAD = {
     "a folder that is not there": (["./not/there"], "./not/there is not a folder"),
     "an unknown mixing": (["a", "b", "--mixing", "liner"], "did you mean 'linear'"),
     "an unknown device": (["a", "--device", "abacus"], "--device abacus"),
+    "a device that computes nothing": (["a", "--device", "meta"], "--device meta"),
+    "a member without a name": ([""], "'' is not a folder"),
+    "a revision of a folder": (
+        [str(Path(__file__).parent), "--revisions", "main"],
+        "is a folder, which has no revisions",
+    ),
 }
 
 
@@ -203,8 +243,27 @@ def test_folders_that_hold_no_member(tmp_path, capsys, make):
 def test_an_unknown_hub_id(folders, capsys):
     assert generate(folders[0], "nobody/no-model", "--prompt", PROMPT) == 2
     captured = capsys.readouterr()
-    assert captured.err.startswith("hf-rlae: error: member nobody/no-model cannot be loaded: ")
+    assert captured.err.startswith(
+        "hf-rlae: error: member nobody/no-model cannot be loaded: there is no such"
+    )
+    assert captured.err.count("\n") == 1
     assert captured.out == ""
+
+
+def test_an_unknown_name_without_a_network_fails_at_once(monkeypatch, capsys):
+    def no_network(*args, **kwargs):
+        raise socket.gaierror("no network")
+
+    def load(source, *, local_files_only, tokenizer_kwargs, **options):
+        assert local_files_only
+        assert tokenizer_kwargs == {"local_files_only": True}
+        raise OSError("not in the cache")
+
+    monkeypatch.setattr(socket, "getaddrinfo", no_network)
+    monkeypatch.setattr(loading, "getproxies", dict)
+    monkeypatch.setattr(Member, "load", load)
+    assert main(["generate", "no-model", "--prompt", "x"]) == 2
+    assert "no-model cannot be loaded: there is no such folder here" in capsys.readouterr().err
 
 
 def test_errors_of_the_package_have_no_traceback(folders, capsys):

@@ -1,0 +1,129 @@
+"""Members for a command: where they go, and one line that says why one cannot be loaded."""
+
+from __future__ import annotations
+
+import logging
+import os
+import socket
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+from urllib.parse import urlsplit
+from urllib.request import getproxies
+
+import torch
+from huggingface_hub.constants import ENDPOINT
+from huggingface_hub.utils import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
+from safetensors import SafetensorError
+from transformers.utils import logging as transformers_logging
+
+from hf_rlae.errors import ConfigError, HfRlaeError, MemberError
+from hf_rlae.member import Member
+
+
+def choose_device(name: str | None) -> torch.device | None:
+    """Where the members go.
+
+    Args:
+        name (`str` or `None`): what was given as `--device`; `None` takes an accelerator if there is one.
+
+    Returns:
+        `torch.device`, or `None` where accelerate decides (`"auto"`).
+
+    Raises:
+        ConfigError: a device that does not exist or that nothing can be computed on.
+    """
+    if name == "auto":
+        return None
+    if name is None:
+        found = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
+        return found or torch.device("cpu")
+    try:
+        device = torch.device(name)
+        torch.zeros(1, device=device).item()
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        raise ConfigError(
+            f"--device {name} cannot be used here: {first_line(error)} Give cpu, or leave --device out"
+        ) from error
+    return device
+
+
+def load_members(
+    sources: Sequence[str], *, dtype: str, device_map: str | None, revisions: Sequence[str | None] | None
+) -> list[Member]:
+    """Loads members, and shows progress where stderr is a terminal.
+
+    Args:
+        sources (`Sequence[str]`): folders or ids on the Hub.
+        dtype, device_map: as in `AutoModelForCausalLM.from_pretrained`.
+        revisions (`Sequence[str | None]`, *optional*): one a member.
+
+    Raises:
+        MemberError: a member that cannot be loaded or cannot take part.
+    """
+    members = []
+    is_terminal = sys.stderr.isatty()
+    is_local = not all(map(os.path.isdir, sources)) and not _can_find_hub()
+    with _loading_noise(is_terminal):
+        for index, source in enumerate(sources):
+            if is_terminal:
+                print(f"loading {source} ({index + 1} of {len(sources)})", file=sys.stderr)
+            revision = revisions[index] if revisions else None
+            options: dict[str, Any] = {"dtype": dtype, "device_map": device_map, "revision": revision}
+            if is_local:
+                options |= {"local_files_only": True, "tokenizer_kwargs": {"local_files_only": True}}
+            members.append(_load_member(source, **options))
+    return members
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of an error's message, as a sentence."""
+    line = (str(error).strip() or type(error).__name__).splitlines()[0].strip()
+    return line if line.endswith((".", "!", "?")) else f"{line}."
+
+
+def _load_member(source: str, **options: Any) -> Member:
+    try:
+        return Member.load(source, **options)
+    except HfRlaeError:
+        raise
+    except ImportError as error:
+        raise MemberError(f"member {source} needs a package that is missing: {first_line(error)}") from error
+    except (OSError, ValueError, SafetensorError) as error:
+        looked_up = "" if os.path.isdir(source) else "there is no such folder here, and as an id on the Hub: "
+        raise MemberError(
+            f"member {source} cannot be loaded: {looked_up}{first_line(error)} Give a folder that holds a "
+            "model's config.json, its weights and its tokenizer, or the id of such a model on the Hub; check "
+            "the spelling, the revision and the access to the Hub"
+        ) from error
+
+
+def _can_find_hub() -> bool:
+    """Whether the Hub's name can be looked up; its client would try for a minute where there is no network."""
+    host = urlsplit(ENDPOINT).hostname
+    try:
+        return bool(getproxies() or socket.getaddrinfo(host, None))
+    except OSError:
+        return False
+
+
+@contextmanager
+def _loading_noise(is_terminal: bool) -> Iterator[None]:
+    """Hides retries of the Hub's client inside, and progress bars where nobody watches them."""
+    client = logging.getLogger("huggingface_hub")
+    level = client.level
+    loading = transformers_logging.is_progress_bar_enabled()
+    downloading = not are_progress_bars_disabled()
+    client.setLevel(logging.ERROR)
+    if not is_terminal:
+        transformers_logging.disable_progress_bar()
+        disable_progress_bars()
+    try:
+        yield
+    finally:
+        client.setLevel(level)
+        if loading:
+            transformers_logging.enable_progress_bar()
+        if downloading:
+            enable_progress_bars()
