@@ -6,9 +6,13 @@ import argparse
 import importlib
 import math
 import os
+import socket
+from urllib.parse import urlsplit
+from urllib.request import getproxies
 
 from hf_rlae.errors import ConfigError, MemberError
 
+HUB = "https://huggingface.co"
 SUMMARY = "write texts with several models together"
 DESCRIPTION = """\
 Continues one or more prompts with several models together. One prompt is streamed: its text appears
@@ -159,9 +163,20 @@ def _check_lengths(args: argparse.Namespace) -> None:
 def run(args: argparse.Namespace) -> int:
     """Checks the arguments, writes the texts and returns the exit code."""
     check(args)
+    _stay_offline_without_network(args.members)
     # torch and transformers take seconds to import: not before the arguments are known to be good
     importlib.import_module("hf_rlae.cli.generation").write_texts(args)
     return 0
+
+
+def _stay_offline_without_network(members: list[str]) -> None:
+    """Sets the Hub client's own switch before it is imported; else it would try for a minute to connect."""
+    if all(map(os.path.isdir, members)) or "HF_HUB_OFFLINE" in os.environ or getproxies():
+        return
+    try:
+        socket.getaddrinfo(urlsplit(os.environ.get("HF_ENDPOINT") or HUB).hostname, None)
+    except OSError:
+        os.environ["HF_HUB_OFFLINE"] = "1"
 
 
 def _weights(text: str) -> list[float]:

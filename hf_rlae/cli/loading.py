@@ -4,16 +4,12 @@ from __future__ import annotations
 
 import logging
 import os
-import socket
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
-from urllib.parse import urlsplit
-from urllib.request import getproxies
 
 import torch
-from huggingface_hub.constants import ENDPOINT
 from huggingface_hub.utils import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
 from safetensors import SafetensorError
 from transformers.utils import logging as transformers_logging
@@ -64,16 +60,12 @@ def load_members(
     """
     members = []
     is_terminal = sys.stderr.isatty()
-    is_local = not all(map(os.path.isdir, sources)) and not _can_find_hub()
     with _loading_noise(is_terminal):
         for index, source in enumerate(sources):
             if is_terminal:
                 print(f"loading {source} ({index + 1} of {len(sources)})", file=sys.stderr)
             revision = revisions[index] if revisions else None
-            options: dict[str, Any] = {"dtype": dtype, "device_map": device_map, "revision": revision}
-            if is_local:
-                options |= {"local_files_only": True, "tokenizer_kwargs": {"local_files_only": True}}
-            members.append(_load_member(source, **options))
+            members.append(_load_member(source, dtype=dtype, device_map=device_map, revision=revision))
     return members
 
 
@@ -97,15 +89,6 @@ def _load_member(source: str, **options: Any) -> Member:
             "model's config.json, its weights and its tokenizer, or the id of such a model on the Hub; check "
             "the spelling, the revision and the access to the Hub"
         ) from error
-
-
-def _can_find_hub() -> bool:
-    """Whether the Hub's name can be looked up; its client would try for a minute where there is no network."""
-    host = urlsplit(ENDPOINT).hostname
-    try:
-        return bool(getproxies() or socket.getaddrinfo(host, None))
-    except OSError:
-        return False
 
 
 @contextmanager

@@ -139,7 +139,7 @@ class Comparison:
         self.scores: list[Score] = []
 
     @property
-    def bytes(self) -> list[int]:
+    def lengths(self) -> list[int]:
         """How many bytes of each line are scored."""
         return [len(passage.text) for passage in self.passages]
 
@@ -198,7 +198,7 @@ class Comparison:
         self.scores.append(score)
         label = " ".join(filter(None, [f"{self.pair}:", name, as_weights(weights)]))
         progress(
-            f"{label}: {as_number(ratio(score.bits, self.bytes), 3)} bits per byte, "
+            f"{label}: {as_number(ratio(score.bits, self.lengths), 3)} bits per byte, "
             f"{as_number(score.unknown_rate(), 1)} unknown words per 100, {time.monotonic() - began:.0f} s"
         )
 
@@ -220,7 +220,7 @@ class Comparison:
     def bits_above(self, score: Score) -> tuple[float, float]:
         """Bits per byte above the better member, line by line, and the standard error."""
         pairs = zip(score.bits, self.better.bits, strict=True)
-        return ratio([bits - better for bits, better in pairs], self.bytes)
+        return ratio([bits - better for bits, better in pairs], self.lengths)
 
     def unknown_above(self, score: Score) -> tuple[float, float]:
         """Unknown words per 100 above the worse member, and the standard error."""
@@ -231,8 +231,8 @@ class Comparison:
     def table(self) -> list[str]:
         """The scores as lines of Markdown."""
         rows = [
-            f"**{self.pair}**: {len(self.passages)} lines with {sum(self.bytes)} bytes, {len(self.prompts)} "
-            f"sampled texts with {min(sum(score.words) for score in self.scores)} words or more.",
+            f"**{self.pair}**: {len(self.passages)} lines with {sum(self.lengths)} bytes, "
+            f"{len(self.prompts)} sampled texts with {min(sum(score.words) for score in self.scores)} words or more.",
             "",
             "| decoder | weights | bits per byte | above the better member | unknown words per 100 |",
             "|---|---|---|---|---|",
@@ -241,7 +241,7 @@ class Comparison:
             cells = [
                 score.name,
                 as_weights(score.weights),
-                as_number(ratio(score.bits, self.bytes), 3),
+                as_number(ratio(score.bits, self.lengths), 3),
                 "" if score is self.better else as_number(self.bits_above(score), 3, sign="+"),
                 as_number(score.unknown_rate(), 1),
             ]

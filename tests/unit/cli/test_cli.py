@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import socket
 import subprocess
 import sys
@@ -12,7 +13,8 @@ import pytest
 import torch
 
 from hf_rlae import EnsembleForCausalLM, Member, StaticPolicy
-from hf_rlae.cli import generation, loading
+from hf_rlae.cli import generate as generate_command
+from hf_rlae.cli import generation
 from hf_rlae.cli.main import main
 from hf_rlae.cli.table import member_table
 from hf_rlae.ensemble.outputs import EnsembleGenerateOutput
@@ -250,20 +252,22 @@ def test_an_unknown_hub_id(folders, capsys):
     assert captured.out == ""
 
 
-def test_an_unknown_name_without_a_network_fails_at_once(monkeypatch, capsys):
-    def no_network(*args, **kwargs):
-        raise socket.gaierror("no network")
+@pytest.mark.parametrize(
+    ("member", "has_network", "is_offline"),
+    [("no-model", False, True), ("no-model", True, False), (".", False, False)],
+)
+def test_the_hub_is_left_alone_without_a_network(monkeypatch, member, has_network, is_offline):
+    def look_up(*args, **kwargs):
+        if not has_network:
+            raise socket.gaierror("no network")
 
-    def load(source, *, local_files_only, tokenizer_kwargs, **options):
-        assert local_files_only
-        assert tokenizer_kwargs == {"local_files_only": True}
-        raise OSError("not in the cache")
-
-    monkeypatch.setattr(socket, "getaddrinfo", no_network)
-    monkeypatch.setattr(loading, "getproxies", dict)
-    monkeypatch.setattr(Member, "load", load)
-    assert main(["generate", "no-model", "--prompt", "x"]) == 2
-    assert "no-model cannot be loaded: there is no such folder here" in capsys.readouterr().err
+    monkeypatch.setenv("HF_HUB_OFFLINE", "")
+    monkeypatch.delenv("HF_HUB_OFFLINE")
+    monkeypatch.setattr(socket, "getaddrinfo", look_up)
+    monkeypatch.setattr(generate_command, "getproxies", dict)
+    monkeypatch.setattr(generation, "write_texts", lambda args: None)
+    assert main(["generate", member, "--prompt", "x"]) == 0
+    assert os.environ.get("HF_HUB_OFFLINE") == ("1" if is_offline else None)
 
 
 def test_errors_of_the_package_have_no_traceback(folders, capsys):
