@@ -38,9 +38,7 @@ class Registry(Generic[T]):
 
         def decorator(entry: T) -> T:
             if name in self._entries:
-                raise ConfigError(
-                    f"the {self.kind} {name!r} is registered twice; give the second one its own name"
-                )
+                raise ConfigError(f"the {self.kind} {name!r} is registered twice; give the second one its own name")
             self._entries[name] = entry
             return entry
 

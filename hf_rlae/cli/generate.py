@@ -90,9 +90,7 @@ def _add_decoding(decoding: argparse._ArgumentGroup) -> None:
         action="store_true",
         help="draw every token from the mixture (default: the likeliest token)",
     )
-    decoding.add_argument(
-        "--temperature", type=_positive_float, metavar="T", help="with --sample (default: 1.0)"
-    )
+    decoding.add_argument("--temperature", type=_positive_float, metavar="T", help="with --sample (default: 1.0)")
     decoding.add_argument("--top-p", type=_probability, metavar="P", help="with --sample (default: 1.0)")
     decoding.add_argument("--seed", type=_seed, metavar="N", help="makes samples repeatable")
 

@@ -112,19 +112,22 @@ def _opening(prompt: str, args: argparse.Namespace) -> str:
 
 
 def _stream(ensemble: EnsembleForCausalLM, inputs: dict[str, torch.Tensor], args: argparse.Namespace) -> Any:
+    has_written = False
+
     def write(piece: str) -> None:
+        nonlocal has_written
+        has_written = True
         print(piece, end="", flush=True)
 
-    write(_opening(args.prompts[0], args))
+    streamer = ContinuationStreamer(ensemble.tokenizer, write, _opening(args.prompts[0], args))
     try:
-        return _generate(ensemble, inputs, args, ContinuationStreamer(ensemble.tokenizer, write))
+        return _generate(ensemble, inputs, args, streamer)
     finally:
-        write("\n")
+        if has_written:
+            write("\n")
 
 
-def _write_all(
-    ensemble: EnsembleForCausalLM, inputs: dict[str, torch.Tensor], args: argparse.Namespace
-) -> Any:
+def _write_all(ensemble: EnsembleForCausalLM, inputs: dict[str, torch.Tensor], args: argparse.Namespace) -> Any:
     with Progress(
         TextColumn("writing"),
         BarColumn(),

@@ -25,9 +25,7 @@ BROKEN_PIPE = 141
 
 def build_parser() -> argparse.ArgumentParser:
     """The parser of all commands."""
-    parser = argparse.ArgumentParser(
-        prog="hf-rlae", description="Several language models decode one text together."
-    )
+    parser = argparse.ArgumentParser(prog="hf-rlae", description="Several language models decode one text together.")
     parser.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
     for name, module in COMMANDS.items():

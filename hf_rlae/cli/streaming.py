@@ -61,17 +61,21 @@ class ContinuationStreamer(BaseStreamer):
     Args:
         tokenizer: the ensemble's.
         write (callable): called with every piece of text.
+        opening (`str`, *optional*): written first, once `generate` has accepted the prompt.
     """
 
-    def __init__(self, tokenizer: Any, write: Callable[[str], object]) -> None:
+    def __init__(self, tokenizer: Any, write: Callable[[str], object], opening: str = "") -> None:
         self._tokenizer = tokenizer
         self._write = write
+        self._opening = opening
         self._decoder: ContinuationDecoder | None = None
 
     def put(self, value: torch.Tensor) -> None:
         """Takes the prompt of shape `(1, L)` first, then tokens of shape `(1,)`."""
         if self._decoder is None:
             self._decoder = ContinuationDecoder(self._tokenizer, value.flatten().tolist())
+            if self._opening:
+                self._write(self._opening)
             return
         piece = self._decoder.push(value.flatten().tolist())
         if piece:

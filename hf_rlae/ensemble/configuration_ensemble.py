@@ -1,6 +1,6 @@
 """Settings of an ensemble."""
 
-from __future__ import annotations
+# no `from __future__ import annotations`: the types of fields are checked, and must not be strings
 
 from typing import Any
 
@@ -33,6 +33,7 @@ class EnsembleConfig(PreTrainedConfig):
 
     Raises:
         ConfigError: a value that cannot be used; the message names the field.
+        StrictDataclassFieldValidationError: a value of another type; the message names the field.
     """
 
     model_type = "hf_rlae_ensemble"

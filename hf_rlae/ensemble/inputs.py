@@ -61,9 +61,7 @@ def _check_mask(ids: torch.Tensor, mask: Any, columns: int) -> None:
         )
 
 
-def check_forward_inputs(
-    model: EnsembleForCausalLM, ids: Any, mask: Any, cache: EnsembleCache, labels: Any
-) -> None:
+def check_forward_inputs(model: EnsembleForCausalLM, ids: Any, mask: Any, cache: EnsembleCache, labels: Any) -> None:
     """Raises `InputError` for arguments of `forward` that cannot be used."""
     _check_ids(model, ids, "input_ids")
     _check_mask(ids, mask, cache.seen + ids.shape[1])
@@ -95,7 +93,9 @@ def check_generate_inputs(model: EnsembleForCausalLM, ids: Any, kwargs: dict[str
             )
 
 
-def check_prompt_lengths(model: EnsembleForCausalLM, cache: EnsembleCache, ids: torch.Tensor, kwargs: dict[str, Any]) -> None:
+def check_prompt_lengths(
+    model: EnsembleForCausalLM, cache: EnsembleCache, ids: torch.Tensor, kwargs: dict[str, Any]
+) -> None:
     """Raises `InputError` for a prompt that is longer than some member's context, in that member's own tokens.
 
     What members read in place of the prompt is kept in the cache.

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from huggingface_hub.errors import StrictDataclassFieldValidationError
 from transformers import GenerationConfig, PreTrainedModel
 
 from hf_rlae.ensemble.configuration_ensemble import EnsembleConfig
@@ -70,7 +71,10 @@ def build(
             f"{unknown[0]} is not an option of an ensemble: "
             f"{nearest(unknown[0], [*_FIELDS, *_PER_MEMBER, 'dtype', 'device_map', 'member_kwargs'])}"
         )
-    config = EnsembleConfig(**settings)
+    try:
+        config = EnsembleConfig(**settings)
+    except StrictDataclassFieldValidationError as error:
+        raise ConfigError(f"{error} (see `EnsembleConfig`)") from error
     built = [
         _member(
             given,
@@ -175,9 +179,7 @@ def assemble(config: EnsembleConfig, members: Sequence[Member]) -> Parts:
             known.check_round_trip(member.name)
         vocabularies.append(known)
     union = UnionVocabulary(vocabularies)
-    tokenizer = EnsembleTokenizer(
-        union, [member.tokenizer for member in members], [member.name for member in members]
-    )
+    tokenizer = EnsembleTokenizer(union, [member.tokenizer for member in members], [member.name for member in members])
     encoder = PromptEncoder(members, vocabularies, union, tokenizer)
     reading = ReadingsEngine(
         members,

@@ -120,9 +120,7 @@ class LockstepEngine:
             return logits
         return torch.nn.functional.pad(logits, (0, missing), value=-torch.inf)
 
-    def _without_exhausted(
-        self, cache: EnsembleCache, weights: torch.Tensor, active: list[int]
-    ) -> torch.Tensor:
+    def _without_exhausted(self, cache: EnsembleCache, weights: torch.Tensor, active: list[int]) -> torch.Tensor:
         """Weights without the members whose context the text has outgrown; `active` is cut in place."""
         if len(self.members) == 1 or not cache.exhausted:
             return weights

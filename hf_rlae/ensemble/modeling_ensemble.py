@@ -108,9 +108,7 @@ class EnsembleForCausalLM(PreTrainedModel, GenerationMixin):
     def set_policy(self, policy: Any) -> None:
         """Replaces the policy (`None` = uniform weights)."""
         policy = UniformPolicy() if policy is None else policy
-        wanted = getattr(policy, "num_members", None) or getattr(
-            getattr(policy, "config", None), "num_members", None
-        )
+        wanted = getattr(policy, "num_members", None) or getattr(getattr(policy, "config", None), "num_members", None)
         if wanted is not None and wanted != len(self.members):
             raise ConfigError(
                 f"policy: {type(policy).__name__} weighs {wanted} members, this ensemble has {len(self.members)}; "
@@ -251,9 +249,7 @@ class EnsembleForCausalLM(PreTrainedModel, GenerationMixin):
             )
         return CausalLMOutputWithPast(loss=loss, logits=logits, past_key_values=cache)
 
-    def _take_prompts(
-        self, cache: EnsembleCache, ids: torch.Tensor, mask: torch.Tensor | None
-    ) -> None:
+    def _take_prompts(self, cache: EnsembleCache, ids: torch.Tensor, mask: torch.Tensor | None) -> None:
         assert cache.ids is not None
         assert cache.clock is not None
         check_member_inputs(self, ids, mask, cache.ids.shape[0])
@@ -289,9 +285,7 @@ class EnsembleForCausalLM(PreTrainedModel, GenerationMixin):
             starts = firsts
         return SpanClock(self.config.span_length, starts, firsts)
 
-    def _ask(
-        self, cache: EnsembleCache, query: SpanQuery, observe: Callable[[], Sequence[MemberObservation]]
-    ) -> None:
+    def _ask(self, cache: EnsembleCache, query: SpanQuery, observe: Callable[[], Sequence[MemberObservation]]) -> None:
         """Asks the policy about the rows of a query and stores the weights."""
         clock, ids = cache.clock, cache.ids
         assert clock is not None
@@ -315,9 +309,7 @@ class EnsembleForCausalLM(PreTrainedModel, GenerationMixin):
                 for entry in seen
             ]
 
-        state = PolicyState(
-            len(self.members), torch.full((count,), query.span), ids.device, read_text, observe_rows
-        )
+        state = PolicyState(len(self.members), torch.full((count,), query.span), ids.device, read_text, observe_rows)
         given = ask(self.policy, state).weights
         weights = cut(given, self.config.min_weight, self.config.max_active_members)
         if rows is not None:

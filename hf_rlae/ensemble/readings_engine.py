@@ -204,9 +204,7 @@ class ReadingsEngine:
             if cache.member_prompts is not None:
                 found = cache.member_prompts[row]
             else:
-                own = tuple(
-                    i for at, i in enumerate(text[row]) if mask is None or mask[row][at]
-                )
+                own = tuple(i for at, i in enumerate(text[row]) if mask is None or mask[row][at])
                 if own not in known:
                     known[own] = self.encoder(own)
                 found = known[own]

@@ -68,13 +68,9 @@ class SpanClock:
         """What has to be asked before the tokens after the columns `low .. high - 1` can be weighed, in order."""
         if self.uniform:
             start = int(self.starts[0])
-            spans = range(
-                max(0, (low + 1 - start) // self.span_length), max(0, (high - start) // self.span_length) + 1
-            )
+            spans = range(max(0, (low + 1 - start) // self.span_length), max(0, (high - start) // self.span_length) + 1)
             return [
-                SpanQuery(start + span * self.span_length - 1, span, None)
-                for span in spans
-                if span not in self._table
+                SpanQuery(start + span * self.span_length - 1, span, None) for span in spans if span not in self._table
             ]
         wanted: dict[tuple[int, int], torch.Tensor] = {}
         for row, (start, first) in enumerate(zip(self.starts.tolist(), self.firsts.tolist(), strict=True)):
@@ -128,9 +124,7 @@ class SpanClock:
             return self._lists[max(0, (column + 1 - int(self.starts[0])) // self.span_length)]
         count = len(next(iter(self._lists.values()))[0]) if self._lists else 0
         spans = self.span_of(column).tolist()
-        return [
-            self._lists[span][row] if span in self._lists else [0.0] * count for row, span in enumerate(spans)
-        ]
+        return [self._lists[span][row] if span in self._lists else [0.0] * count for row, span in enumerate(spans)]
 
     def select(self, rows: torch.Tensor) -> None:
         """Makes row `i` continue what row `rows[i]` was."""

@@ -73,9 +73,7 @@ class LockstepRelay:
         """How many columns the member reads where the text has `total`."""
         return total
 
-    def run(
-        self, input_ids: torch.Tensor, attention_mask: torch.Tensor | None, keep: int, hidden: bool
-    ) -> Scores:
+    def run(self, input_ids: torch.Tensor, attention_mask: torch.Tensor | None, keep: int, hidden: bool) -> Scores:
         """Reads all columns that the member has not read yet, in one forward pass where the model can.
 
         Args:
@@ -204,9 +202,7 @@ class SeparateRowsRelay:
     def _read(self) -> list[tuple[LockstepRelay, list[int]]]:
         return [(row, columns) for row, columns in zip(self.rows, self._columns, strict=True) if row.seen]
 
-    def run(
-        self, input_ids: torch.Tensor, attention_mask: torch.Tensor | None, keep: int, hidden: bool
-    ) -> Scores:
+    def run(self, input_ids: torch.Tensor, attention_mask: torch.Tensor | None, keep: int, hidden: bool) -> Scores:
         """See `LockstepRelay.run`."""
         if not self.rows:
             self.rows = [LockstepRelay(self.member, self.use_cache) for _ in range(len(input_ids))]
@@ -294,9 +290,7 @@ class OwnPromptRelay:
         """How many columns the member reads where the text has `total`."""
         return total - self.start + self.ids.shape[1]
 
-    def run(
-        self, input_ids: torch.Tensor, attention_mask: torch.Tensor | None, keep: int, hidden: bool
-    ) -> Scores:
+    def run(self, input_ids: torch.Tensor, attention_mask: torch.Tensor | None, keep: int, hidden: bool) -> Scores:
         """See `LockstepRelay.run`; columns within the prompt have no logits."""
         rest = input_ids[:, self.start :]
         rest_mask = torch.ones_like(rest) if attention_mask is None else attention_mask[:, self.start :]

@@ -237,9 +237,7 @@ class Member:
             ids = getattr(holder, "eos_token_id", None)
             declared.update([ids] if isinstance(ids, int) else (ids or ()))
         special = set(self.tokenizer.all_special_ids)
-        special.update(
-            i for i, token in getattr(self.tokenizer, "added_tokens_decoder", {}).items() if token.special
-        )
+        special.update(i for i, token in getattr(self.tokenizer, "added_tokens_decoder", {}).items() if token.special)
         inside = {i for i in declared if 0 <= i < self.vocab_size}
         unnamed = {i for i in inside if not self.tokenizer.convert_ids_to_tokens(i)}
         return tuple(sorted((inside & special) | unnamed)), tuple(sorted(inside - special - unnamed))

@@ -299,9 +299,7 @@ class ReadingsRelay:
             return probs, self._log_z[slots].masked_fill(silent, -torch.inf)
         maps = [self.alignment.tail_map(r.tail) for _, r in tails]
         counts = torch.tensor([len(m.member_ids) for m in maps])
-        table = torch.tensor(
-            [[r.slot * self._width, i * probs.shape[1], i, k] for k, (i, r) in enumerate(tails)]
-        )
+        table = torch.tensor([[r.slot * self._width, i * probs.shape[1], i, k] for k, (i, r) in enumerate(tails)])
         spread = table.repeat_interleave(counts, 0)
         source = (torch.cat([m.member_ids for m in maps]) + spread[:, 0]).to(self.device)
         target = (torch.cat([m.union_ids for m in maps]) + spread[:, 1]).to(self.device)
@@ -444,9 +442,7 @@ class ReadingsRelay:
         self._weigh_inside(steps, probs)
         self._renew(steps, probs, log_z, hidden)
 
-    def _choose(
-        self, step: _Step, entries: list[tuple[Reading, Target, float, int]], sums: Sequence[float]
-    ) -> None:
+    def _choose(self, step: _Step, entries: list[tuple[Reading, Target, float, int]], sums: Sequence[float]) -> None:
         """Sets the live path of a row, before any forward pass."""
         best_end: tuple[float, Reading | None, int] = (0.0, None, -1)
         best_path: tuple[float, Reading | None, Target | None] = (0.0, None, None)
@@ -549,9 +545,7 @@ class ReadingsRelay:
             )
         return False
 
-    def _read(
-        self, steps: list[_Step]
-    ) -> tuple[torch.Tensor | None, torch.Tensor | None, torch.Tensor | None]:
+    def _read(self, steps: list[_Step]) -> tuple[torch.Tensor | None, torch.Tensor | None, torch.Tensor | None]:
         paths: list[Path | None] = [None] * len(self.rows)
         for step in list(steps):
             path = self._path(step)
@@ -789,6 +783,7 @@ class ReadingsRelay:
                 steps.append(step)
         self._weigh_inside(steps, probs)
         self._renew(steps, probs, log_z, hidden)
+
 
 def _taken_back(now: Row, then: Row) -> Row:
     """The row `then`, with what the cache holds now."""

@@ -18,6 +18,7 @@ from hf_rlae.member.slots import SlotCache, plan_columns
 
 logger = logging.getLogger(__name__)
 
+
 class Chain:
     """The ids of a row that never change again: a linked list that rows share.
 
@@ -275,7 +276,9 @@ def choose_runner(member: Member) -> type[SlotRunner] | type[RowRunner]:
             member.model(input_ids=torch.tensor([ids], device=member.device), use_cache=False).logits[0, -1]
             for ids in texts
         ]
-        kinds: list[type[SlotRunner] | type[RowRunner]] = [RowRunner] if member.is_recurrent else [SlotRunner, RowRunner]
+        kinds: list[type[SlotRunner] | type[RowRunner]] = (
+            [RowRunner] if member.is_recurrent else [SlotRunner, RowRunner]
+        )
         for kind in kinds:
             try:
                 got = _probe(kind(member), texts)
@@ -284,9 +287,7 @@ def choose_runner(member: Member) -> type[SlotRunner] | type[RowRunner]:
                 continue
             scale = max(float(row.float().abs().max()) for row in expected)
             tolerance = scale * (1e-3 if member.dtype == torch.float32 else 0.05) + 1e-4
-            error_size = max(
-                float((a.float() - b.float()).abs().max()) for a, b in zip(got, expected, strict=True)
-            )
+            error_size = max(float((a.float() - b.float()).abs().max()) for a, b in zip(got, expected, strict=True))
             if error_size <= tolerance:
                 return kind
             reasons.append(f"{kind.kind}: logits differ by {error_size:.3g}")

@@ -33,9 +33,7 @@ def ask(policy: Policy, state: PolicyState) -> PolicyOutput:
     expected = (state.batch_size, state.num_members)
     if not isinstance(weights, torch.Tensor) or tuple(weights.shape) != expected:
         given = tuple(weights.shape) if isinstance(weights, torch.Tensor) else type(weights).__name__
-        raise PolicyError(
-            f"the policy {name} must return weights of shape (rows, members) = {expected}, got {given}"
-        )
+        raise PolicyError(f"the policy {name} must return weights of shape (rows, members) = {expected}, got {given}")
     weights = weights.to(device=state.device, dtype=torch.float32)
     total = weights.sum(1, keepdim=True)
     good = torch.isfinite(weights) & (weights >= 0) & ((total - 1).abs() <= SUM_TOLERANCE)

@@ -53,11 +53,7 @@ def _component(component: Any) -> list[dict[str, Any]]:
     def walk(part: Any) -> None:
         if isinstance(part, dict):
             nested = next(
-                (
-                    part[k]
-                    for k in ("decoders", "pretokenizers", "normalizers")
-                    if isinstance(part.get(k), list)
-                ),
+                (part[k] for k in ("decoders", "pretokenizers", "normalizers") if isinstance(part.get(k), list)),
                 None,
             )
             if nested is None:
@@ -134,9 +130,7 @@ class ByteVocabulary:
         self._canonical: dict[bytes, tuple[int, ...]] = {}
         self._has_char: dict[str, bool] = {}
 
-    def _read_pieces(
-        self, tokenizer: PreTrainedTokenizerBase
-    ) -> tuple[list[bytes | None], frozenset[int], set[int]]:
+    def _read_pieces(self, tokenizer: PreTrainedTokenizerBase) -> tuple[list[bytes | None], frozenset[int], set[int]]:
         backend = self._backend
         model = backend.model
         decoders = _component(backend.decoder)
@@ -263,12 +257,7 @@ class ByteVocabulary:
             head = self._backend.encode(anchor, add_special_tokens=False).ids
             whole = self._backend.encode(anchor + text, add_special_tokens=False).ids
             ids = whole[len(head) :]
-            if (
-                head
-                and whole[: len(head)] == head
-                and all(self.pieces[i] for i in ids)
-                and self.to_bytes(ids) == raw
-            ):
+            if head and whole[: len(head)] == head and all(self.pieces[i] for i in ids) and self.to_bytes(ids) == raw:
                 return tuple(ids)
         return None
 

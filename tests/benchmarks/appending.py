@@ -23,9 +23,7 @@ class AppendingRelay:
         runner: how the model is run on ragged rows.
     """
 
-    def __init__(
-        self, member: Member, vocabulary: ByteVocabulary, alignment: Alignment, runner: type
-    ) -> None:
+    def __init__(self, member: Member, vocabulary: ByteVocabulary, alignment: Alignment, runner: type) -> None:
         self.vocabulary = vocabulary
         self.runner = runner(member)
         self.rows: list[Chain] = []
@@ -47,10 +45,7 @@ class AppendingRelay:
         """Appends ids to every row; a row without new ids keeps what the member said."""
         if not self.rows:
             self.rows = [Chain() for _ in new_ids]
-        paths = [
-            Path(row, ids, row.length, 1) if ids else None
-            for row, ids in zip(self.rows, new_ids, strict=True)
-        ]
+        paths = [Path(row, ids, row.length, 1) if ids else None for row, ids in zip(self.rows, new_ids, strict=True)]
         if not any(paths):
             return
         logits = self.runner.run(paths).logits.float()
@@ -113,9 +108,7 @@ class AppendingEngine(ReadingsEngine):
         elif total == cache.absorbed + 1:
             rows = [self._pieces(token) for token in cache.ids[:, -1].tolist()]
         else:
-            raise ValueError(
-                f"{total - cache.absorbed} new columns: plain appending takes one token at a time"
-            )
+            raise ValueError(f"{total - cache.absorbed} new columns: plain appending takes one token at a time")
         for index, relay in enumerate(cache.relays):
             relay.read([row[index] for row in rows])
         for query in cache.clock.queries(total - 1, total):

@@ -32,11 +32,7 @@ class Case:
     @property
     def settings(self) -> dict[str, Any]:
         """Arguments of `generate`, for ensembles and members alike."""
-        drawn = (
-            {"do_sample": True, "temperature": 1.0, "top_k": 0}
-            if self.mode == "sample"
-            else {"do_sample": False}
-        )
+        drawn = {"do_sample": True, "temperature": 1.0, "top_k": 0} if self.mode == "sample" else {"do_sample": False}
         return {"min_new_tokens": self.tokens, "max_new_tokens": self.tokens, **drawn}
 
 
@@ -83,9 +79,7 @@ class Result:
         """Milliseconds per step (one token in every row), a round; `who` is a contender or `"members"`."""
         scale = 1000 / self.case.tokens
         if who == "members":
-            rows = zip(
-                *(rounds for name, rounds in self.timings.items() if name.startswith("member")), strict=True
-            )
+            rows = zip(*(rounds for name, rounds in self.timings.items() if name.startswith("member")), strict=True)
             return [scale * sum(timing.of(clock) for timing in row) for row in rows]
         return [scale * timing.of(clock) for timing in self.timings[who]]
 
@@ -213,9 +207,7 @@ def growths(results: Sequence[Result]) -> list[Growth]:
     groups: dict[Case, list[Result]] = defaultdict(list)
     for result in results:
         groups[result.case.at(0)].append(result)
-    ordered = [
-        sorted(group, key=lambda result: result.case.tokens) for group in groups.values() if len(group) > 1
-    ]
+    ordered = [sorted(group, key=lambda result: result.case.tokens) for group in groups.values() if len(group) > 1]
     return [Growth(group[0], group[-1]) for group in ordered]
 
 
@@ -238,16 +230,20 @@ def growth_table(found: Sequence[Growth]) -> str:
     return table(head, rows)
 
 
-def targets_table(results: Sequence[Result], found: Sequence[Growth], union_seconds: float) -> str:
+def targets_table(results: Sequence[Result], found: Sequence[Growth], union_time: Timing) -> str:
     """What was to be reached, and whether it is."""
     small = [result for result in results if result.case.members == "small" and result.case.count == 2]
-    rows = [["union of two vocabularies of 50,000 tokens, s", "1.00", *_verdicts([union_seconds], 1.0)]]
+    rows = [
+        [
+            "union of two vocabularies of 50,000 tokens, s",
+            "1.00",
+            *_verdicts([union_time.cpu, union_time.wall], 1.0),
+        ]
+    ]
     for mode in sorted({result.case.mode for result in small}):
         chosen = [result for result in small if result.case.mode == mode]
         same = [result for result in chosen if result.case.tokenizers == "same"]
-        rows += _target(
-            f"same tokenizer, {mode}: ratio", 0.95, same, lambda r, clock: r.ratio("ensemble", clock)
-        )
+        rows += _target(f"same tokenizer, {mode}: ratio", 0.95, same, lambda r, clock: r.ratio("ensemble", clock))
         for batch, limit in ((1, 1.15), (8, 1.30)):
             different = [r for r in chosen if r.case.tokenizers == "different" and r.case.batch == batch]
             where = f"different tokenizers, {mode}, batch {batch}"

@@ -132,9 +132,7 @@ def model_of(kind: str, tokenizer_name: str, place: int, device: str) -> LlamaFo
             report=progress,
         )
         return model.to(torch.bfloat16)
-    return peaked.kept_member(tokenizer_name, tokenizer, stories(), TRAINING_STEPS, report=progress).to(
-        device
-    )
+    return peaked.kept_member(tokenizer_name, tokenizer, stories(), TRAINING_STEPS, report=progress).to(device)
 
 
 @cache
@@ -148,9 +146,7 @@ def members_of(kind: str, tokenizers: str, count: int, device: str) -> tuple[Mem
         return tuple(members)
     members, met = [], defaultdict(int)
     for name in TOKENIZERS[tokenizers][:count]:
-        members.append(
-            Member(model_of(kind, name, met[name], device), tokenizer_of(name), name=f"{name} {met[name]}")
-        )
+        members.append(Member(model_of(kind, name, met[name], device), tokenizer_of(name), name=f"{name} {met[name]}"))
         met[name] += 1
     return tuple(members)
 
@@ -291,9 +287,7 @@ def measure_outside(case: Case, contender: Contender, watch: Stopwatch, device: 
     with timed_forwards(members, watch) as forwards:
         whole = contender.run(settings, watch, seed=1)
     steps = settings["max_new_tokens"]
-    outside = {
-        clock: whole.of(clock) - sum(entry.of(clock) for entry in forwards) for clock in ("cpu", "wall")
-    }
+    outside = {clock: whole.of(clock) - sum(entry.of(clock) for entry in forwards) for clock in ("cpu", "wall")}
     return Outside(
         {clock: seconds / whole.of(clock) for clock, seconds in outside.items()},
         {clock: seconds / steps for clock, seconds in outside.items()},
@@ -301,56 +295,64 @@ def measure_outside(case: Case, contender: Contender, watch: Stopwatch, device: 
     )
 
 
-def timed(function: Callable[[], Any]) -> tuple[float, Any]:
-    """Wall seconds of a call, and its result."""
-    start = time.perf_counter()
+def timed(function: Callable[[], Any]) -> tuple[Timing, Any]:
+    """The time of a call, and its result."""
+    cpu, wall = time.process_time(), time.perf_counter()
     result = function()
-    return time.perf_counter() - start, result
+    return Timing(time.process_time() - cpu, time.perf_counter() - wall), result
 
 
 # -- building ---------------------------------------------------------------------------------------------
 
 
-def union_times() -> tuple[float, str]:
-    """Seconds for the union of GPT-2's and GPT-NeoX's vocabularies, and a table with its parts."""
+def union_times() -> tuple[Timing, str]:
+    """The time for the union of GPT-2's and GPT-NeoX's vocabularies, and a table with its parts."""
     tokenizers = [tokenizer_of(name) for name in (GPT2, NEOX)]
-    parts: dict[str, list[float]] = defaultdict(list)
+    rounds: list[list[Timing]] = []
     for _ in range(3):
-        seconds, vocabularies = timed(lambda: [ByteVocabulary(tokenizer) for tokenizer in tokenizers])
-        parts["bytes of both vocabularies"].append(seconds)
-        seconds, union = timed(lambda v=vocabularies: UnionVocabulary(v))
-        parts["union"].append(seconds)
-        seconds, _ = timed(
+        reading, vocabularies = timed(lambda: [ByteVocabulary(tokenizer) for tokenizer in tokenizers])
+        joining, union = timed(lambda v=vocabularies: UnionVocabulary(v))
+        aligning, _ = timed(
             lambda v=vocabularies, u=union: [
-                Alignment(own, u, [tokenizer.eos_token_id])
-                for own, tokenizer in zip(v, tokenizers, strict=True)
+                Alignment(own, u, [tokenizer.eos_token_id]) for own, tokenizer in zip(v, tokenizers, strict=True)
             ]
         )
-        parts["alignments"].append(seconds)
-        same = tokenizer_of(GPT2)
-        seconds, _ = timed(lambda t=same: same_vocabulary(t.get_vocab(), t.get_vocab()))
-        parts["identical vocabularies: comparing them"].append(seconds)
-    found = {label: median(values) for label, values in parts.items()}
-    total = sum(list(found.values())[:3])
-    rows = [[label, f"{seconds:.3f}"] for label, seconds in found.items()]
-    rows.insert(3, ["together", f"{total:.3f}"])
-    return total, table(["building", "s"], rows)
+        comparing, _ = timed(
+            lambda t=tokenizers[0]: same_vocabulary(t.get_vocab(), dict(t.get_vocab()))  # not one object
+        )
+        parts = [reading, joining, aligning]
+        together = Timing(sum(part.cpu for part in parts), sum(part.wall for part in parts))
+        rounds.append([*parts, together, comparing])
+    found = [
+        Timing(median(part.cpu for part in parts), median(part.wall for part in parts))
+        for parts in zip(*rounds, strict=True)
+    ]
+    labels = (
+        "bytes of both vocabularies",
+        "union",
+        "alignments",
+        "together",
+        "two identical: comparing them",
+    )
+    rows = [[label, pair(part.of, 3)] for label, part in zip(labels, found, strict=True)]
+    return found[3], table(["building", "s"], rows)
 
 
 def first_text_table(device: str) -> str:
     """The first text of a new ensemble, whose tables by tail are empty, and the same text again."""
     case = Case("small", "different", 2, 1, 64, "sample")
     members = members_of(case.members, case.tokenizers, case.count, device)
-    seconds, ensemble = timed(lambda: EnsembleForCausalLM.from_members(members))
+    building, ensemble = timed(lambda: EnsembleForCausalLM.from_members(members))
     watch = Stopwatch(device)
     contender = Contender(
         "ensemble", ensemble, _inputs(ensemble.tokenizer, prompts_of(case), device), ensemble.union.pieces
     )
-    walls = [1000 * contender.run(case.settings, watch, seed=1).wall / case.tokens for _ in range(3)]
+    found = [contender.run(case.settings, watch, seed=1) for _ in range(3)]
+    steps = [[1000 * timing.of(clock) / case.tokens for timing in found] for clock in ("cpu", "wall")]
     rows = [
-        ["building the ensemble from its members, s", f"{seconds:.2f}"],
-        ["first text of 64 tokens, ms a token", f"{walls[0]:.2f}"],
-        ["the same text again", f"{min(walls[1:]):.2f}"],
+        ["building the ensemble from its members, s", pair(building.of)],
+        ["first text of 64 tokens, ms a token", " / ".join(f"{values[0]:.2f}" for values in steps)],
+        ["the same text again", " / ".join(f"{min(values[1:]):.2f}" for values in steps)],
     ]
     return table(["a new ensemble of two small members, batch 1", ""], rows)
 
@@ -387,13 +389,9 @@ def setting(device: str) -> str:
 
 def arguments() -> argparse.Namespace:
     """The command line."""
-    parser = argparse.ArgumentParser(
-        prog="python -m tests.benchmarks.decode", description=__doc__.split("\n")[0]
-    )
+    parser = argparse.ArgumentParser(prog="python -m tests.benchmarks.decode", description=__doc__.split("\n")[0])
     parser.add_argument("--rounds", type=int, help="rounds per case (default 5; 3 with --quick)")
-    parser.add_argument(
-        "--cases", nargs="*", default=[], help="only cases whose name matches, as in 'different-m2-b1'"
-    )
+    parser.add_argument("--cases", nargs="*", default=[], help="only cases whose name matches, as in 'different-m2-b1'")
     parser.add_argument("--threads", type=int, default=1, help="threads of torch (default 1: steady times)")
     parser.add_argument("--quick", action="store_true", help="few tokens, few rounds: to see that it works")
     parser.add_argument("--device", default="cpu", help="cpu or cuda; cuda adds large members in bf16")
@@ -412,15 +410,15 @@ def main() -> None:
     logging.disable_progress_bar()
     torch.set_num_threads(options.threads)
     rounds = options.rounds or (3 if options.quick else 5)
-    union_seconds, building = union_times()
+    union_time, building = union_times()
     results = []
     for number, case in enumerate(cases, 1):
-        seconds, result = timed(lambda c=case: measure(c, rounds, options.device))
+        spent, result = timed(lambda c=case: measure(c, rounds, options.device))
         results.append(result)
         ratios = pair(lambda clock, r=result: r.ratio("ensemble", clock))
-        progress(f"[{number}/{len(cases)}] {case.name}: ratio {ratios} ({seconds:.0f} s)")
+        progress(f"[{number}/{len(cases)}] {case.name}: ratio {ratios} ({spent.wall:.0f} s)")
     found = growths(results)
-    parts = [setting(options.device), targets_table(results, found, union_seconds), costs_table(results)]
+    parts = [setting(options.device), targets_table(results, found, union_time), costs_table(results)]
     parts += [overhead_table(results)]
     if found:
         parts.append(growth_table(found))

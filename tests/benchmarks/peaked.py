@@ -75,9 +75,7 @@ def trained_member(
     generator = torch.Generator().manual_seed(0)
     for step in range(steps):
         progress = (step + 1) / steps
-        rate = (
-            learning_rate * min(1.0, 10 * progress) * (0.05 + 0.95 * (1 + math.cos(math.pi * progress)) / 2)
-        )
+        rate = learning_rate * min(1.0, 10 * progress) * (0.05 + 0.95 * (1 + math.cos(math.pi * progress)) / 2)
         for group in optimizer.param_groups:
             group["lr"] = rate
         starts = torch.randint(0, len(ids) - COLUMNS - 1, (ROWS,), generator=generator).to(device)
@@ -106,8 +104,7 @@ def _widened(small: LlamaForCausalLM, config: LlamaConfig, used: torch.Tensor) -
     place[used] = torch.arange(len(used))
     tables = ("model.embed_tokens.weight", "lm_head.weight")
     state = {
-        name: value[place.to(value.device)] if name in tables else value
-        for name, value in small.state_dict().items()
+        name: value[place.to(value.device)] if name in tables else value for name, value in small.state_dict().items()
     }
     with torch.device(small.device):
         wide = LlamaForCausalLM(config)

@@ -122,9 +122,7 @@ class Comparison:
             raise SkippedPair("a pair is two names joined by +")
         missing = [name for name in names if not (SHARED / "models" / name).is_dir()]
         if missing:
-            raise SkippedPair(
-                f"models/{missing[0]} is not there; set HF_RLAE_SHARED to the folder that holds it"
-            )
+            raise SkippedPair(f"models/{missing[0]} is not there; set HF_RLAE_SHARED to the folder that holds it")
         self.members = [Member.load(str(SHARED / "models" / name), dtype=torch.float32) for name in names]
         self.names = names
         if EnsembleForCausalLM.from_members(self.members).union is None:
@@ -176,9 +174,7 @@ class Comparison:
         logps = [
             guide[0]
             if is_exact
-            else particle_estimate(
-                decoder, passage.prompt, passage.text, guide, self.settings.particles, generator
-            )
+            else particle_estimate(decoder, passage.prompt, passage.text, guide, self.settings.particles, generator)
             for passage, guide in zip(self.passages, guides, strict=True)
         ]
         generator = self.settings.generator()
@@ -230,9 +226,10 @@ class Comparison:
 
     def table(self) -> list[str]:
         """The scores as lines of Markdown."""
+        fewest = min(sum(score.words) for score in self.scores)
         rows = [
             f"**{self.pair}**: {len(self.passages)} lines with {sum(self.lengths)} bytes, "
-            f"{len(self.prompts)} sampled texts with {min(sum(score.words) for score in self.scores)} words or more.",
+            f"{len(self.prompts)} sampled texts with {fewest} words or more.",
             "",
             "| decoder | weights | bits per byte | above the better member | unknown words per 100 |",
             "|---|---|---|---|---|",
@@ -336,9 +333,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
     parser.add_argument("--lines", type=int, default=48, help="lines that are scored, at least 2")
-    parser.add_argument(
-        "--bytes", type=int, default=120, help="most bytes scored of a line, and sampled of a text"
-    )
+    parser.add_argument("--bytes", type=int, default=120, help="most bytes scored of a line, and sampled of a text")
     parser.add_argument("--particles", type=int, default=32, help="segmentations kept at a time")
     parser.add_argument("--samples", type=int, default=256, help="texts sampled per decoder, at least 2")
     parser.add_argument("--seed", type=int, default=0, help="of the choice of lines and of everything drawn")

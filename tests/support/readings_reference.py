@@ -135,9 +135,7 @@ class RuleReference:
         """The probability, after `ids`, of all tokens that begin so and are strictly longer."""
         p = self.next_probs(ids)
         return sum(
-            float(p[v])
-            for v, piece in self.tokens
-            if piece.startswith(beginning) and len(piece) > len(beginning)
+            float(p[v]) for v, piece in self.tokens if piece.startswith(beginning) and len(piece) > len(beginning)
         )
 
     def half_character(self, raw: bytes) -> bytes:
@@ -292,9 +290,7 @@ class ReferenceRelay:
 
     def proposed(self, union_ids: Sequence[int]) -> np.ndarray:
         """Of each row's union token, the parts of `P(u)` from whole and from unfinished tokens: `(2, B)`."""
-        return np.array(
-            [[p[u] for p in row.proposals()] for row, u in zip(self.rows, union_ids, strict=True)]
-        ).T
+        return np.array([[p[u] for p in row.proposals()] for row, u in zip(self.rows, union_ids, strict=True)]).T
 
     def readings(self, row: int) -> list[tuple[tuple[int, ...], bytes, float]]:
         """`(ids, tail, a)` of every reading that counts, heaviest first."""

@@ -126,9 +126,7 @@ def lower_casing() -> PreTrainedTokenizerFast:
     backend.normalizer = normalizers.BertNormalizer(lowercase=True)
     backend.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
     backend.decoder = decoders.WordPiece()
-    trainer = trainers.WordPieceTrainer(
-        vocab_size=200, special_tokens=["<unk>", "<eos>"], show_progress=False
-    )
+    trainer = trainers.WordPieceTrainer(vocab_size=200, special_tokens=["<unk>", "<eos>"], show_progress=False)
     backend.train_from_iterator(LINES, trainer)
     return _finish(backend, eos_token="<eos>", unk_token="<unk>")
 

@@ -197,9 +197,7 @@ class World:
     def reference(self, k: int, prompt: Sequence[int], **options: Any) -> RuleReference:
         """The rules for voice `k`, one row."""
         voice = self.voices[k]
-        return RuleReference(
-            voice.vocabulary, self.union, voice.member.end_ids, voice.next_probs, prompt, **options
-        )
+        return RuleReference(voice.vocabulary, self.union, voice.member.end_ids, voice.next_probs, prompt, **options)
 
     def reference_relay(self, k: int, **options: Any) -> ReferenceRelay:
         """The rules for voice `k`, a batch of rows."""
@@ -208,9 +206,7 @@ class World:
     def segmentations(self, k: int, prompt: Sequence[int]) -> SegmentationReference:
         """Every segmentation for voice `k`, one row."""
         voice = self.voices[k]
-        return SegmentationReference(
-            voice.vocabulary, self.union, voice.member.end_ids, voice.next_probs, prompt
-        )
+        return SegmentationReference(voice.vocabulary, self.union, voice.member.end_ids, voice.next_probs, prompt)
 
     def relay(self, k: int, **options: Any) -> PackageRelay:
         """The package's relay of voice `k`."""
@@ -222,9 +218,7 @@ class World:
         return sorted(self.union.id_of.values())
 
 
-def random_model(
-    vocab_size: int, seed: int, architecture: str = "llama", scale: float = 0.5
-) -> torch.nn.Module:
+def random_model(vocab_size: int, seed: int, architecture: str = "llama", scale: float = 0.5) -> torch.nn.Module:
     """A random model with uneven distributions; `<eos>` and `<end>` end a text."""
     ends = [SPECIALS.index("<eos>"), SPECIALS.index("<end>")]
     common = {"vocab_size": vocab_size, "eos_token_id": ends, "pad_token_id": 3, "bos_token_id": 1}
@@ -328,9 +322,7 @@ def accent_world(seed: int = 0) -> World:
         [
             bpe("hab", "h a", "a b"),
             bpe("héba€", "h é", "hé b"),
-            byte_level(
-                "hé€ab", (bytes([e]), bytes([f])), (b"h", bytes([e])), (b"a", b"b"), (euro[:1], euro[1:2])
-            ),
+            byte_level("hé€ab", (bytes([e]), bytes([f])), (b"h", bytes([e])), (b"a", b"b"), (euro[:1], euro[1:2])),
         ],
         seed,
     )

@@ -121,9 +121,7 @@ class TableDecoder:
     def _logps(self):
         probs = []
         for history in self.histories:
-            values = np.random.default_rng(abs(hash(history[1:])) % 2**32).gamma(
-                0.5, size=len(self.union.id_of)
-            )
+            values = np.random.default_rng(abs(hash(history[1:])) % 2**32).gamma(0.5, size=len(self.union.id_of))
             probs.append([*(1 - self.stop) * values / values.sum(), self.stop])
         return torch.tensor(probs, dtype=torch.float64).log()
 
@@ -135,8 +133,7 @@ def test_openings_are_the_union_tokens_that_begin_the_rest():
     union = ab_pair().union
     found = openings(union, b"aab")
     expected = [
-        sorted(token for piece, token in union.id_of.items() if b"aab"[at:].startswith(piece))
-        for at in range(3)
+        sorted(token for piece, token in union.id_of.items() if b"aab"[at:].startswith(piece)) for at in range(3)
     ]
     assert [sorted(token for token, _ in ways) for ways in found] == expected
     assert all(len(union.pieces[token]) == length for ways in found for token, length in ways)

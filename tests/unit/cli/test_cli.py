@@ -245,9 +245,7 @@ def test_folders_that_hold_no_member(tmp_path, capsys, make):
 def test_an_unknown_hub_id(folders, capsys):
     assert generate(folders[0], "nobody/no-model", "--prompt", PROMPT) == 2
     captured = capsys.readouterr()
-    assert captured.err.startswith(
-        "hf-rlae: error: member nobody/no-model cannot be loaded: there is no such"
-    )
+    assert captured.err.startswith("hf-rlae: error: member nobody/no-model cannot be loaded: there is no such")
     assert captured.err.count("\n") == 1
     assert captured.out == ""
 
@@ -273,6 +271,7 @@ def test_the_hub_is_left_alone_without_a_network(monkeypatch, member, has_networ
 def test_errors_of_the_package_have_no_traceback(folders, capsys):
     assert generate(*folders, "--prompt", "word " * 80) == 2
     captured = capsys.readouterr()
+    assert captured.out == ""
     assert captured.err.startswith("hf-rlae: error: input_ids: the prompt has ")
     assert captured.err.count("\n") == 1
 
@@ -292,7 +291,8 @@ def test_revisions_and_dtype_reach_the_members(monkeypatch, capsys):
     assert seen == [("a", "v1", "bfloat16", None), ("b", None, "bfloat16", None)]
 
 
-def interrupt(*args, **kwargs):
+def interrupt(ensemble, inputs, args, streamer):
+    streamer.put(inputs["input_ids"])
     raise KeyboardInterrupt
 
 
@@ -324,9 +324,7 @@ def test_help_and_bad_arguments_import_nothing_slow(arguments, code):
         "slow = {'torch', 'transformers', 'tokenizers', 'huggingface_hub', 'rich'} & set(sys.modules)\n"
         "print(f'{code} {sorted(slow)}')\n"
     )
-    done = subprocess.run(
-        [sys.executable, "-c", script, *arguments], capture_output=True, text=True, check=True
-    )
+    done = subprocess.run([sys.executable, "-c", script, *arguments], capture_output=True, text=True, check=True)
     assert done.stdout.splitlines()[-1] == f"{code} []"
 
 

@@ -96,9 +96,7 @@ def test_teacher_forcing_equals_stepping(architecture):
 )
 def test_teacher_forcing_of_samples(first, span_length, mixing, seed):
     """Law: a sampled text scores by teacher forcing as it was sampled, in a padded batch."""
-    ensemble = trio(
-        StaticPolicy([first, (1 - first) / 2, (1 - first) / 2]), mixing=mixing, span_length=span_length
-    )
+    ensemble = trio(StaticPolicy([first, (1 - first) / 2, (1 - first) / 2]), mixing=mixing, span_length=span_length)
     inputs = encoded(ensemble, *TEXTS)
     torch.manual_seed(seed)
     out = ensemble.generate(
@@ -242,9 +240,7 @@ def test_order_of_two():
     members = [member("llama", raw_bytes), member("gpt2", sentencepiece_bpe, 1)]
     one = EnsembleForCausalLM.from_members(members, StaticPolicy([0.3, 0.7]))
     other = EnsembleForCausalLM.from_members(members[::-1], StaticPolicy([0.7, 0.3]))
-    outs = [
-        e.generate(**encoded(e, TEXTS[0]), max_new_tokens=10, do_sample=False, **TRACED) for e in (one, other)
-    ]
+    outs = [e.generate(**encoded(e, TEXTS[0]), max_new_tokens=10, do_sample=False, **TRACED) for e in (one, other)]
     texts = [
         b"".join(e.union.pieces[i] or b"" for i in out.sequences[0, -10:].tolist())
         for e, out in zip((one, other), outs, strict=True)
@@ -288,10 +284,7 @@ def test_mixtures_sum_to_one(weights, dtype, mixing):
     """Law: each mixture sums to 1; no mass on special tokens; STOP has the mass of all end ids."""
     members = [member(), member("gpt2", raw_bytes, 1), member("llama", sentencepiece_bpe, 2)]
     ensemble = EnsembleForCausalLM.from_members(
-        [
-            (type(model)(model.config).to(dtype).eval() if dtype != torch.float32 else model, t)
-            for model, t in members
-        ],
+        [(type(model)(model.config).to(dtype).eval() if dtype != torch.float32 else model, t) for model, t in members],
         StaticPolicy(weights),
         mixing=mixing,
     )
@@ -300,9 +293,7 @@ def test_mixtures_sum_to_one(weights, dtype, mixing):
     assert logits.dtype == torch.float32
     probs = logits.log_softmax(-1).exp()
     torch.testing.assert_close(probs.sum(-1), torch.ones(probs.shape[:2]), atol=1e-6, rtol=0)
-    silent = [
-        i for i, piece in enumerate(ensemble.union.pieces) if piece is None and i != ensemble.union.stop_id
-    ]
+    silent = [i for i, piece in enumerate(ensemble.union.pieces) if piece is None and i != ensemble.union.stop_id]
     assert silent
     assert float(probs[..., silent].max()) == 0.0
 
@@ -432,9 +423,7 @@ def test_proposed_tokens(architecture, lookup):
         **TRACED,
     }
     plain = ensemble.generate(**inputs, **options)
-    looked_up = ensemble.generate(
-        **inputs, **options, prompt_lookup_num_tokens=lookup, max_matching_ngram_size=1
-    )
+    looked_up = ensemble.generate(**inputs, **options, prompt_lookup_num_tokens=lookup, max_matching_ngram_size=1)
     assert torch.equal(plain.sequences, looked_up.sequences)
     torch.testing.assert_close(looked_up.span_weights, plain.span_weights)
     torch.testing.assert_close(looked_up.member_logps, plain.member_logps, atol=1e-4, rtol=0)
@@ -481,9 +470,7 @@ def test_a_member_drops_out_at_the_end_of_its_context(caplog):
     assert not out.member_logps[0, 0].isnan().any()
     assert out.member_logps[0, -1, 1].isnan() or float(out.member_logps[0, -1, 1]) == -float("inf")
     last = out.logits[-1][0].log_softmax(-1)
-    raw = "Once upon a time".encode() + b"".join(
-        ensemble.union.pieces[i] for i in out.sequences[0, 16:-1].tolist()
-    )
+    raw = "Once upon a time".encode() + b"".join(ensemble.union.pieces[i] for i in out.sequences[0, 16:-1].tolist())
     with torch.no_grad():
         own = members[0][0](torch.tensor([ensemble.engine.vocabularies[0].canonical_ids(raw)])).logits[0, -1]
     own[ensemble.engine.alignments[0].silent_ids] = -torch.inf

@@ -98,9 +98,7 @@ SETTINGS = {
     "eos_list": {"eos_token_id": list(range(3, 200)), "max_new_tokens": 20},
     "max_length": {"generation_config": GenerationConfig(max_length=30, pad_token_id=0, **EVERYTHING)},
     "config_object": {
-        "generation_config": GenerationConfig(
-            max_new_tokens=5, do_sample=True, top_k=7, pad_token_id=0, **EVERYTHING
-        )
+        "generation_config": GenerationConfig(max_new_tokens=5, do_sample=True, top_k=7, pad_token_id=0, **EVERYTHING)
     },
     "suppressed": {"suppress_tokens": list(range(0, 330, 2)), "num_beams": 3},
     "min_new_tokens": {"min_new_tokens": 4, "eos_token_id": list(range(0, 300))},
@@ -181,11 +179,10 @@ def test_assistant_model(architecture):
     assistant, _ = pair(architecture)
     with torch.no_grad():
         assistant.get_output_embeddings().weight.add_(
-            torch.randn(assistant.get_output_embeddings().weight.shape, generator=torch.manual_seed(0)), alpha=0.1
+            torch.randn(assistant.get_output_embeddings().weight.shape, generator=torch.manual_seed(0)),
+            alpha=0.1,
         )
-    got = assert_same(
-        model, ensemble, encode(TEXTS[0]), assistant_model=assistant, do_sample=False, max_new_tokens=12
-    )
+    got = assert_same(model, ensemble, encode(TEXTS[0]), assistant_model=assistant, do_sample=False, max_new_tokens=12)
     plain = model.generate(**encode(TEXTS[0]), do_sample=False, max_new_tokens=12)
     assert torch.equal(got.sequences, plain)
 
@@ -201,9 +198,7 @@ def test_peft_model(named):
     expected = model.generate(**inputs, max_new_tokens=8, do_sample=False)
     if named:
         model.set_adapter("one")
-    ensemble = EnsembleForCausalLM.from_members(
-        [(model, tokenizer)], adapter_names=["two"] if named else None
-    )
+    ensemble = EnsembleForCausalLM.from_members([(model, tokenizer)], adapter_names=["two"] if named else None)
     got = ensemble.generate(**inputs, max_new_tokens=8, do_sample=False)
     assert torch.equal(got, expected)
     assert not torch.equal(got, without)

@@ -38,7 +38,12 @@ def text_ids(columns: int, rows: int = 1, seed: int = 0) -> torch.Tensor:
 def test_copies_write_what_the_model_writes(copies, mixing, architecture):
     """Law: K copies of a model = the model."""
     model, tokenizer = pair(architecture, max_position_embeddings=64)
-    options = {"do_sample": False, "max_new_tokens": 10, "return_dict_in_generate": True, "output_logits": True}
+    options = {
+        "do_sample": False,
+        "max_new_tokens": 10,
+        "return_dict_in_generate": True,
+        "output_logits": True,
+    }
     expected = model.generate(**encode(*TEXTS), **options, eos_token_id=None)
     ensemble = endless([(model, tokenizer)] * copies, mixing=mixing, span_length=3)
     got = ensemble.generate(**encode(*TEXTS), **options)
@@ -234,7 +239,11 @@ def test_padding_changes_nothing(family):
             got = ensemble(input_ids=ids, attention_mask=mask, prompt_length=width - 2).logits
             for row, expected in enumerate(alone):
                 torch.testing.assert_close(
-                    got[row, -len(expected) :], expected, atol=1e-4, rtol=0, msg=f"row {row}, {padding} columns"
+                    got[row, -len(expected) :],
+                    expected,
+                    atol=1e-4,
+                    rtol=0,
+                    msg=f"row {row}, {padding} columns",
                 )
 
 
@@ -321,7 +330,9 @@ def test_the_cache_changes_nothing(mode):
     for use_cache in (True, False):
         torch.manual_seed(0)
         outputs.append(
-            ensemble.generate(**encode(*TEXTS[:1]), max_new_tokens=12, use_cache=use_cache, **{"do_sample": False, **mode})
+            ensemble.generate(
+                **encode(*TEXTS[:1]), max_new_tokens=12, use_cache=use_cache, **{"do_sample": False, **mode}
+            )
         )
     assert torch.equal(*outputs)
 

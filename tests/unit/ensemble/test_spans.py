@@ -105,7 +105,11 @@ def test_trace(mode, span_length):
         for index, own in enumerate(completion_logits(out.sequences[row], mask, 8)):
             expected = own.log_softmax(-1).gather(-1, tokens[:, None])[:, 0]
             torch.testing.assert_close(
-                out.member_logps[row, :, index].double(), expected, atol=1e-4, rtol=0, msg=f"row {row}, member {index}"
+                out.member_logps[row, :, index].double(),
+                expected,
+                atol=1e-4,
+                rtol=0,
+                msg=f"row {row}, member {index}",
             )
 
 

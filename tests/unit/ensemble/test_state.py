@@ -115,7 +115,11 @@ def test_an_exception_leaves_nothing_behind(name, where):
             finally:
                 handle.remove()
         else:
-            hook = {"streamer": fail, "stopping_criteria": [fail.criterion], "logits_processor": [fail.processor]}
+            hook = {
+                "streamer": fail,
+                "stopping_criteria": [fail.criterion],
+                "logits_processor": [fail.processor],
+            }
             ensemble.generate(**inputs, **options, **{where: hook[where]})
     assert not torch.is_inference_mode_enabled()
     assert torch.is_grad_enabled()

@@ -73,7 +73,9 @@ def test_a_member_that_is_never_needed():
 
 @settings(deadline=None, max_examples=15)
 @given(
-    table=st.lists(st.lists(st.sampled_from([0.0, 0.2, 1.0]), min_size=3, max_size=3).filter(any), min_size=1, max_size=4),
+    table=st.lists(
+        st.lists(st.sampled_from([0.0, 0.2, 1.0]), min_size=3, max_size=3).filter(any), min_size=1, max_size=4
+    ),
     span_length=st.integers(1, 5),
     mixing=st.sampled_from(["linear", "log"]),
     use_cache=st.booleans(),
@@ -183,9 +185,7 @@ def test_small_weights_are_cut(options, expected):
     torch.testing.assert_close(out.span_weights[0, 0], torch.tensor(expected))
     assert [len(seen) for seen in calls] == [4 if weight else 0 for weight in expected]
     got = torch.cat(out.logits).double().log_softmax(-1)
-    torch.testing.assert_close(
-        got, expected_logits(ensemble, out, inputs, 0).log_softmax(-1), atol=1e-4, rtol=0
-    )
+    torch.testing.assert_close(got, expected_logits(ensemble, out, inputs, 0).log_softmax(-1), atol=1e-4, rtol=0)
 
 
 @settings(deadline=None, max_examples=20)
@@ -198,9 +198,7 @@ def test_what_cutting_keeps(rows, min_weight, most):
     """Law: rows still sum to 1, the largest weight stays, kept weights keep their ratios, ties included."""
     given = torch.tensor(rows, dtype=torch.float32)
     given = given / given.sum(1, keepdim=True)
-    ensemble = endless(
-        [member("llama", 0)] * 3, lambda state: given, min_weight=min_weight, max_active_members=most
-    )
+    ensemble = endless([member("llama", 0)] * 3, lambda state: given, min_weight=min_weight, max_active_members=most)
     ids = torch.full((len(rows), 2), 5)
     out = ensemble.generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=1, **TRACED)
     weights = out.span_weights[:, 0]

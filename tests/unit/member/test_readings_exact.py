@@ -116,9 +116,7 @@ def test_equal_to_all_segmentations_while_one_reaches_the_end(name):
                         assert a == pytest.approx(before[row][key], abs=3e-6)
                     states += len(got)
                     uncertain += len(got) > 1
-                    assert probs[row, place.union.stop_id] == pytest.approx(
-                        exact[row].stop_probability(), abs=3e-6
-                    )
+                    assert probs[row, place.union.stop_id] == pytest.approx(exact[row].stop_probability(), abs=3e-6)
                     for byte in (b"a", b"b", b"c"):
                         mass = sum(probs[row, u] for raw, u in place.union.id_of.items() if raw[:1] == byte)
                         assert mass == pytest.approx(exact[row].next_byte_probability(byte), abs=3e-6)

@@ -105,9 +105,7 @@ def one_row(draw):
     pieces = [place.union.pieces[u] for u in place.union_text_ids]
     share = st.sampled_from(SHARES) | st.tuples(st.floats(0, 0.5, width=16), st.floats(0, 0.5, width=16))
     token = st.tuples(st.sampled_from(pieces), share).map(lambda pair: (pair[0], *pair[1]))
-    chunk = st.lists(st.sampled_from(pieces), min_size=2, max_size=4).map(
-        lambda parts: (b"".join(parts), 0.0, 0.0)
-    )
+    chunk = st.lists(st.sampled_from(pieces), min_size=2, max_size=4).map(lambda parts: (b"".join(parts), 0.0, 0.0))
     foreign = st.sampled_from(FOREIGN).map(lambda raw: (raw, 0.0, 0.0))
     steps = draw(st.lists(token | token | chunk | foreign, min_size=1, max_size=7))
     return kind, k, prompt, steps
@@ -156,10 +154,7 @@ def follow(place: World, k: int, seed: int, steps: int, batch: int, realistic: b
         same_everything(relay, reference)
         compared += len(reference.rows)
         if step % 3 == 2:
-            rows = [
-                rng.randrange(len(reference.rows))
-                for _ in range(rng.choice((batch, batch, batch + 1, batch - 1)))
-            ]
+            rows = [rng.randrange(len(reference.rows)) for _ in range(rng.choice((batch, batch, batch + 1, batch - 1)))]
             relay.reorder(rows)
             reference.reorder(rows)
             same_everything(relay, reference)
@@ -194,9 +189,7 @@ def test_with_and_without_a_cache_are_the_same(k):
         relay.begin(prompts)
     for step in range(8):
         updates = [
-            None
-            if rng.random() < 0.3
-            else (place.union.pieces[rng.choice(place.union_text_ids)], *rng.choice(SHARES))
+            None if rng.random() < 0.3 else (place.union.pieces[rng.choice(place.union_text_ids)], *rng.choice(SHARES))
             for _ in prompts
         ]
         for relay in relays:
@@ -279,9 +272,7 @@ def test_an_update_is_a_function_of_ids_and_shares():
     ]
     alone, beside = place.relay(1), place.relay(1)
     alone.begin([place.voices[1].ids("y")])
-    beside.begin(
-        [place.voices[1].ids("t", "he"[:1]), place.voices[1].ids("y"), place.voices[1].ids("there", "r")]
-    )
+    beside.begin([place.voices[1].ids("t", "he"[:1]), place.voices[1].ids("y"), place.voices[1].ids("there", "r")])
     for n, step in enumerate(steps):
         alone.advance([step])
         alone.distribution()

@@ -110,9 +110,7 @@ def test_ids_beyond_the_tokenizer_are_not_text():
 def test_a_range_holds_what_begins_with_a_prefix(prefix):
     vocabulary = ByteVocabulary(byte_level_bpe())
     lo, hi = vocabulary.range_of(prefix)
-    expected = {
-        i for i, p in enumerate(vocabulary.pieces) if p and p.startswith(prefix) and len(p) > len(prefix)
-    }
+    expected = {i for i, p in enumerate(vocabulary.pieces) if p and p.startswith(prefix) and len(p) > len(prefix)}
     assert set(vocabulary.sorted_ids[lo:hi]) == expected
 
 

@@ -1,0 +1,66 @@
+"""Commands and figures in the documentation are true."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+
+from hf_rlae.cli.main import build_parser
+
+ROOT = Path(__file__).parents[3]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+
+
+def blocks(path: Path, language: str) -> list[str]:
+    return re.findall(rf"^```{language}\n(.*?)^```$", path.read_text(), re.MULTILINE | re.DOTALL)
+
+
+def commands() -> list[str]:
+    lines = [line for page in PAGES for block in blocks(page, "bash") for line in block.splitlines()]
+    return [line for line in lines if re.match(r"(\S*/)?hf-rlae ", line)]
+
+
+def test_there_are_commands():
+    assert len(commands()) >= 3
+
+
+@pytest.mark.parametrize("command", commands())
+def test_commands_are_understood(command):
+    arguments = build_parser().parse_args(shlex.split(command)[1:])
+    assert arguments.members == ["MEMBER_1", "MEMBER_2"]
+
+
+def test_both_readme_commands_use_the_constraints():
+    environments = []
+    for block in blocks(PAGES[0], "bash"):
+        environments += re.findall(
+            r"^python3 -m venv (\S+)\n\1/bin/pip install -c .ci/constraints.txt -e ", block, re.M
+        )
+    assert environments == [".venv", ".venv-test"]
+    assert (ROOT / ".ci" / "constraints.txt").is_file()
+
+
+def test_the_gate_finds_the_test_command():
+    after = PAGES[0].read_text().split("<!-- test command -->\n", 1)[1]
+    assert after.startswith("```bash\npython3 -m venv .venv-test\n")
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_links_lead_somewhere(page):
+    for target in re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", page.read_text()):
+        assert (page.parent / target).exists(), target
+
+
+def test_the_picture_shows_what_its_command_prints(shared, capsys):
+    page = ROOT / "docs" / "concepts.md"
+    (block,) = [block for block in blocks(page, "py") if "MODELS/" in block]
+    models = shared("models", "stories260K").parent
+    exec(compile(block.replace("MODELS", str(models)), str(page), "exec"), {})
+    printed = set(re.findall(r"\d\.\d+", capsys.readouterr().out))
+    shown = set(re.findall(r"0\.\d\d\b", (ROOT / "docs" / "images" / "readings.svg").read_text().split("</desc>")[1]))
+    shown -= {"0.55"}  # an opacity
+    assert shown <= printed
+    assert {"0.11", "0.89", "0.23", "0.77"} <= shown

@@ -1,0 +1,288 @@
+"""Bad input gets a typed error that names the argument and the mend, before any forward pass."""
+
+from __future__ import annotations
+
+from contextlib import contextmanager
+
+import pytest
+import torch
+from transformers import AutoModelForSeq2SeqLM, LlamaModel, T5Config
+
+from hf_rlae import EnsembleConfig, EnsembleForCausalLM, StaticPolicy, UniformPolicy
+from hf_rlae.errors import ConfigError, HfRlaeError, InputError, MemberError, PolicyError, TokenizerError
+from tests.support.ensembles import columns_read, encode
+from tests.support.models import pair
+from tests.support.tokenizers import byte_level_bpe, characters, lower_casing, raw_bytes, sentencepiece_bpe
+
+
+def same(policy=None, **options):
+    return EnsembleForCausalLM.from_members([pair("llama"), pair("gpt2", 1)], policy, **options)
+
+
+def different(policy=None, **options):
+    members = [pair("llama"), pair("gpt2", 1, sentencepiece_bpe())]
+    return EnsembleForCausalLM.from_members(members, policy, **options)
+
+
+@contextmanager
+def refused(kind, *words, ensemble=None):
+    """The error is of this kind, its message has these words, and no member was run."""
+    models = [] if ensemble is None else [member.model for member in ensemble.members]
+    with columns_read(*models) as calls, pytest.raises(kind) as caught:
+        yield
+    for word in words:
+        assert word in str(caught.value), str(caught.value)
+    assert isinstance(caught.value, HfRlaeError)
+    assert not any(calls)
+
+
+@pytest.fixture(params=[same, different], ids=["one_tokenizer", "two_tokenizers"])
+def ensemble(request):
+    return request.param()
+
+
+# generate
+
+
+def test_no_prompt(ensemble):
+    with refused(InputError, "input_ids", "pass a prompt", ensemble=ensemble):
+        ensemble.generate(max_new_tokens=3)
+
+
+@pytest.mark.parametrize("shape", [(1, 0), (0, 4)])
+def test_empty_prompt(ensemble, shape):
+    with refused(InputError, "input_ids is empty", "bos token", ensemble=ensemble):
+        ensemble.generate(torch.zeros(shape, dtype=torch.long))
+
+
+def test_one_dimension(ensemble):
+    with refused(InputError, "2-D", ensemble=ensemble):
+        ensemble.generate(torch.tensor([3, 4]))
+
+
+def test_right_padding(ensemble):
+    inputs = encode("the dogs ran", "the")
+    inputs = {name: value.flip(1) for name, value in inputs.items()}
+    with refused(InputError, "attention_mask", "left", ensemble=ensemble):
+        ensemble.generate(**inputs)
+
+
+def test_all_masked_row(ensemble):
+    inputs = encode("the dogs ran", "the")
+    inputs["attention_mask"][1] = 0
+    with refused(InputError, "attention_mask", "row 1", ensemble=ensemble):
+        ensemble.generate(**inputs)
+
+
+def test_mask_of_another_shape(ensemble):
+    with refused(InputError, "attention_mask", "columns", ensemble=ensemble):
+        ensemble.generate(torch.full((1, 4), 5), attention_mask=torch.ones(1, 3, dtype=torch.long))
+
+
+@pytest.mark.parametrize("bad", [-1, 10**6])
+def test_ids_outside_the_union(ensemble, bad):
+    with refused(InputError, str(bad), "union vocabulary", "ensemble.tokenizer", ensemble=ensemble):
+        ensemble.generate(torch.tensor([[5, bad]]))
+
+
+def test_prompt_longer_than_a_context(ensemble):
+    with refused(InputError, "256", "shorten", ensemble=ensemble):
+        ensemble.generate(torch.full((1, 257), 40))
+
+
+def test_prompt_longer_than_the_context_of_a_member_with_shorter_tokens():
+    """What counts is the prompt in each member's own tokens."""
+    members = [pair("llama"), pair("gpt2", 1, raw_bytes(), max_position_embeddings=20)]
+    ensemble = EnsembleForCausalLM.from_members(members)
+    inputs = ensemble.tokenizer(["Once upon a time, there was a"], return_tensors="pt")
+    assert inputs["input_ids"].shape[1] < 20
+    with refused(InputError, "29 tokens", "20", ensemble=ensemble):
+        ensemble.generate(**inputs)
+
+
+def test_embeddings(ensemble):
+    with refused(InputError, "inputs_embeds", ensemble=ensemble):
+        ensemble.generate(inputs_embeds=torch.zeros(1, 2, 32))
+
+
+@pytest.mark.parametrize(
+    ("ids", "words"),
+    [
+        (torch.ones(1, 3, 4, dtype=torch.long), ["(1, 2, L)"]),
+        (torch.ones(1, 4, dtype=torch.long), ["(1, 2, L)"]),
+        (torch.full((1, 2, 4), 10**6), ["outside"]),
+    ],
+)
+def test_member_prompts_that_do_not_fit(ensemble, ids, words):
+    with refused(InputError, "member_input_ids", *words, ensemble=ensemble):
+        ensemble.generate(torch.full((1, 4), 5), member_input_ids=ids)
+
+
+def test_a_masked_member_prompt(ensemble):
+    ids = torch.full((1, 2, 4), 5)
+    mask = torch.ones_like(ids)
+    mask[0, 1] = 0
+    with refused(InputError, "member_attention_mask", "member 1", ensemble=ensemble):
+        ensemble.generate(torch.full((1, 4), 5), member_input_ids=ids, member_attention_mask=mask)
+
+
+# forward
+
+
+def test_labels_of_another_shape(ensemble):
+    with refused(InputError, "labels", "-100", ensemble=ensemble):
+        ensemble(torch.full((1, 4), 5), labels=torch.full((1, 5), 5))
+
+
+def test_ids_outside_the_union_in_forward(ensemble):
+    with refused(InputError, "union vocabulary", ensemble=ensemble):
+        ensemble(torch.tensor([[5, 10**6]]))
+
+
+# Weights
+
+
+@pytest.mark.parametrize("weights", [[0.5, -0.5], [float("nan"), 1], [0, 0], []])
+def test_static_weights_that_are_none(weights):
+    with refused(ConfigError, f"weights={weights}", "one number per member"):
+        StaticPolicy(weights)
+
+
+def test_static_weights_for_another_number_of_members():
+    with refused(ConfigError, "policy", "3", "2"):
+        same(StaticPolicy([0.2, 0.3, 0.5]))
+
+
+@pytest.mark.parametrize(
+    ("answer", "word"),
+    [
+        (torch.tensor([[0.5, -0.5]]), "at least 0"),
+        (torch.tensor([[float("nan"), 1.0]]), "finite"),
+        (torch.tensor([[0.0, 0.0]]), "sum"),
+        (torch.tensor([[0.2, 0.3, 0.5]]), "(1, 2)"),
+        ("half and half", "str"),
+    ],
+)
+@pytest.mark.parametrize("make", [same, different], ids=["one_tokenizer", "two_tokenizers"])
+def test_a_policy_that_answers_something_else(make, answer, word):
+    ensemble = make(lambda state: answer)
+    with refused(PolicyError, word, ensemble=ensemble):
+        ensemble.generate(**encode("the dogs ran"), max_new_tokens=2)
+
+
+def test_a_policy_that_cannot_be_called():
+    with refused(PolicyError, "callable"):
+        same([0.5, 0.5])
+
+
+# Options
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"span_length": 0}, ["span_length", "0"]),
+        ({"span_length": 1.5}, ["span_length"]),
+        ({"min_weight": 1.5}, ["min_weight"]),
+        ({"max_active_members": 0}, ["max_active_members"]),
+        ({"max_readings": 0}, ["max_readings"]),
+        ({"mixing": "liner"}, ["mixing", "linear"]),
+        ({"spanlength": 3}, ["spanlength", "span_length"]),
+        ({"revisions": ["main"]}, ["revisions", "1 entries", "2 members"]),
+        ({"end_token_ids": [[10**6], []]}, ["end_token_ids", "outside"]),
+    ],
+)
+def test_options_that_cannot_be_used(options, words):
+    with refused(ConfigError, *words):
+        same(**options)
+
+
+def test_config_checks_itself():
+    with refused(ConfigError, "span_length"):
+        EnsembleConfig(span_length=0)
+
+
+@pytest.mark.parametrize("given", [[], "path", 3])
+def test_members_that_are_no_list(given):
+    with refused(ConfigError, "members"):
+        EnsembleForCausalLM.from_members(given)
+
+
+def test_a_member_that_is_nothing():
+    with refused(MemberError, "members[1]", "(model, tokenizer)"):
+        EnsembleForCausalLM.from_members([pair("llama"), 3])
+
+
+# Members
+
+
+def test_a_tokenizer_of_another_model():
+    model, _ = pair("llama", 0, raw_bytes())
+    with refused(TokenizerError, "belongs to another model"):
+        EnsembleForCausalLM.from_members([(model, byte_level_bpe())])
+
+
+def test_nan_weights():
+    model, tokenizer = pair("llama")
+    with torch.no_grad():
+        model.model.layers[1].mlp.up_proj.weight[0, 0] = float("nan")
+    with refused(MemberError, "NaN", "up_proj"):
+        EnsembleForCausalLM.from_members([(model, tokenizer)])
+
+
+def test_an_encoder_decoder_model():
+    config = T5Config(vocab_size=330, d_model=16, d_kv=8, d_ff=16, num_layers=1, num_heads=2)
+    model = AutoModelForSeq2SeqLM.from_config(config)
+    with refused(MemberError, "encoder-decoder", "decoder-only"):
+        EnsembleForCausalLM.from_members([(model, byte_level_bpe())])
+
+
+def test_a_model_without_a_head():
+    model, tokenizer = pair("llama")
+    assert isinstance(model.model, LlamaModel)
+    with refused(MemberError, "head", "AutoModelForCausalLM"):
+        EnsembleForCausalLM.from_members([(model.model, tokenizer)])
+
+
+def test_a_lossy_tokenizer():
+    with refused(TokenizerError, "loses text"):
+        EnsembleForCausalLM.from_members([pair("llama"), pair("llama", 1, lower_casing())])
+
+
+def test_no_byte_in_common():
+    latin, greek = characters(), only("αβγδ")
+    with refused(TokenizerError, "in common"):
+        EnsembleForCausalLM.from_members([pair("llama", 0, latin), pair("llama", 1, greek)])
+
+
+def only(letters):
+    from tokenizers import Tokenizer, decoders, models
+    from transformers import PreTrainedTokenizerFast
+
+    vocab = {token: i for i, token in enumerate(["<unk>", "</s>", *letters])}
+    backend = Tokenizer(models.BPE(vocab=vocab, merges=[], unk_token="<unk>"))
+    backend.decoder = decoders.Fuse()
+    return PreTrainedTokenizerFast(tokenizer_object=backend, unk_token="<unk>", eos_token="</s>", pad_token="</s>")
+
+
+@pytest.mark.parametrize("tokenizer", [byte_level_bpe, sentencepiece_bpe], ids=["one_tokenizer", "two_tokenizers"])
+def test_nobody_can_end_a_text(tokenizer):
+    members = [pair("llama"), pair("llama", 1, tokenizer())]
+    for model, own in members:
+        model.generation_config.eos_token_id = model.config.eos_token_id = None
+        own.eos_token = None
+    try:
+        with refused(ConfigError, "end_token_ids", "one list a member"):
+            EnsembleForCausalLM.from_members(members)
+        assert EnsembleForCausalLM.from_members(members, end_token_ids=[[7], []]) is not None
+    finally:
+        byte_level_bpe.cache_clear()
+        sentencepiece_bpe.cache_clear()
+
+
+def test_a_policy_made_for_another_number_of_members():
+    class ForThree(UniformPolicy):
+        num_members = 3
+
+    with refused(ConfigError, "policy", "ForThree", "3"):
+        same(ForThree())

@@ -1,0 +1,172 @@
+"""Text passes from tokenizer to tokenizer without losing a byte."""
+
+from __future__ import annotations
+
+import random
+from functools import cache
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from hf_rlae import EnsembleForCausalLM, StaticPolicy
+from hf_rlae.member import Member, ReadingsRelay, SlotRunner, Update
+from hf_rlae.vocabulary import Alignment, ByteVocabulary, UnionVocabulary
+from tests.support.models import pair
+from tests.support.tokenizers import LOSSLESS, byte_level_bpe, raw_bytes, sentencepiece_bpe
+
+RANGES = [
+    (0x20, 0x7E),  # ASCII
+    (0xA0, 0x24F),  # Latin letters with marks
+    (0x300, 0x36F),  # combining marks
+    (0x400, 0x4FF),  # Cyrillic
+    (0x5D0, 0x5EA),  # Hebrew
+    (0x3040, 0x30FF),  # kana
+    (0x4E00, 0x9FFF),  # Han
+    (0x1F300, 0x1FAFF),  # emoji
+    (0x1F3FB, 0x1F3FF),  # skin tones
+]
+ODD = [
+    "\t",
+    "\n",
+    "\r\n",
+    "\0",
+    "    ",
+    "  ",
+    "\u200d",
+    "\ufe0f",
+    "\u2581",
+    "\ufffd",
+    "def f(x):\n\treturn x\n",
+    "<s>",
+    "</s>",
+]
+
+
+def random_text(rng: random.Random) -> str:
+    parts = []
+    for _ in range(rng.randint(1, 8)):
+        if rng.random() < 0.3:
+            parts.append(rng.choice(ODD))
+        else:
+            low, high = rng.choice(RANGES)
+            parts.append("".join(chr(rng.randint(low, high)) for _ in range(rng.randint(1, 6))))
+        if rng.random() < 0.4:
+            parts.append(" ")
+    return "".join(parts)
+
+
+@cache
+def everybody():
+    """All kinds of tokenizers and their union."""
+    vocabularies = {name: ByteVocabulary(make()) for name, make in LOSSLESS.items()}
+    return vocabularies, UnionVocabulary(list(vocabularies.values()))
+
+
+def test_ten_thousand_texts():
+    """Law: a text handed from tokenizer to tokenizer through the union vocabulary comes out as it went in."""
+    vocabularies, union = everybody()
+    rng = random.Random(0)
+    for _ in range(10_000):
+        raw = random_text(rng).encode()
+        for name in rng.sample(sorted(vocabularies), 2):
+            vocabulary = vocabularies[name]
+            places = [union.id_of[vocabulary.pieces[i]] for i in vocabulary.canonical_ids(raw)]
+            # only what a tokenizer without byte fallback has no token for is left out
+            expected = vocabulary.representable(raw) if name in ("unigram", "characters") else raw
+            raw = b"".join(union.pieces[place] for place in places)
+            assert raw == expected, (name, raw)
+
+
+def test_own_round_trip():
+    """Law: through the union = the tokenizer's own round trip, for texts that it encodes itself."""
+    vocabularies, union = everybody()
+    rng = random.Random(2)
+    for _ in range(2_000):
+        name = rng.choice(["byte_level_bpe", "wordpiece", "raw_bytes"])
+        tokenizer, vocabulary = LOSSLESS[name](), vocabularies[name]
+        text = random_text(rng).replace("<s>", "").replace("</s>", "")
+        ids = tokenizer(text, add_special_tokens=False)["input_ids"]
+        through_union = b"".join(union.pieces[union.id_of[vocabulary.pieces[i]]] for i in ids)
+        assert through_union.decode() == tokenizer.decode(ids, clean_up_tokenization_spaces=False) == text
+
+
+@cache
+def listener(name: str):
+    """A small model that hears text in the tokens of `name`, and the union it is heard through."""
+    model, tokenizer = pair("llama", 3, LOSSLESS[name](), max_position_embeddings=4096)
+    vocabularies, union = everybody()
+    member = Member(model, tokenizer, end_token_ids=[])
+    vocabulary = vocabularies[name]
+    return member, vocabulary, Alignment(vocabulary, union, [])
+
+
+@settings(deadline=None, max_examples=12)
+@given(
+    seed=st.integers(0, 10_000),
+    name=st.sampled_from(sorted(LOSSLESS)),
+    shares=st.sampled_from([(0, 0), (1, 0), (0.5, 0.3)]),
+)
+def test_what_a_member_heard_is_what_was_written(seed, name, shares):
+    """Law: for every reading `bytes(ids) + tail` is the text, less what the member cannot represent."""
+    member, vocabulary, alignment = listener(name)
+    rng = random.Random(seed)
+    prompt = tuple(vocabulary.canonical_ids(b"the"))
+    relay = ReadingsRelay(member, vocabulary, alignment, runner=SlotRunner)
+    with torch.inference_mode():
+        relay.begin([prompt])
+        written = b""
+        for _ in range(12):
+            piece = rng.choice([random_text(rng).encode(), bytes([rng.randrange(256)]), b" the", b"re", b"\xf0\x9f"])
+            relay.advance([Update(piece, *shares)])
+            written += piece
+            readings = relay.readings(0)
+            assert sum(a for _, _, a in readings) == pytest.approx(1, abs=1e-6)
+            heard = {vocabulary.to_bytes(ids[len(prompt) :]) + tail for ids, tail, _ in readings}
+            if name in ("byte_level_bpe", "sentencepiece_bpe", "wordpiece", "raw_bytes"):
+                assert heard == {written}
+            else:
+                for raw in heard:
+                    assert is_thinned(raw, written)
+
+
+def is_thinned(short: bytes, long: bytes) -> bool:
+    """Whether `short` is `long` with something left out."""
+    rest = iter(long)
+    return all(byte in rest for byte in short)
+
+
+@pytest.mark.parametrize("text", ["naïve café", "日本語 😀👍🏽", "a\tb\n\n  c", "e\u0301", "\0 NUL"])
+def test_members_write_bytes_that_the_other_lacks(text):
+    """An ensemble can write any text one of its members can: the forced text comes back byte for byte."""
+    members = [pair("llama", 0, byte_level_bpe()), pair("gpt2", 1, sentencepiece_bpe())]
+    ensemble = EnsembleForCausalLM.from_members(members, StaticPolicy([0.5, 0.5]))
+    union = ensemble.union
+    raw = text.encode()
+    ids = []
+    while raw:
+        ids.append(union.longest_prefix(raw))
+        raw = raw[len(union.pieces[ids[-1]]) :]
+    queue = iter(ids)
+
+    def force(input_ids, scores):
+        wanted = next(queue, None)
+        forced = torch.full_like(scores, -torch.inf)
+        forced[:, union.stop_id if wanted is None else wanted] = 0.0
+        return forced
+
+    inputs = ensemble.tokenizer(["Once"], return_tensors="pt")
+    out = ensemble.generate(**inputs, max_new_tokens=len(ids) + 1, do_sample=False, logits_processor=[force])
+    width = inputs["input_ids"].shape[1]
+    assert ensemble.tokenizer.decode(out[0, width:].tolist(), skip_special_tokens=True) == text
+    assert ensemble.tokenizer.decode(out[0].tolist(), skip_special_tokens=True) == "Once" + text
+
+
+def test_lone_continuation_bytes():
+    """A byte that is no character by itself is decoded as a replacement character, and its neighbours survive."""
+    members = [pair("llama", 0, raw_bytes()), pair("gpt2", 1, byte_level_bpe())]
+    ensemble = EnsembleForCausalLM.from_members(members)
+    union = ensemble.union
+    ids = [union.id_of[bytes([byte])] for byte in b"a\x80\xe2\x82\xacz\xf0\x9f\x98\x80"]
+    assert ensemble.tokenizer.decode(ids) == "a\ufffd€z😀"
