@@ -115,13 +115,15 @@ class ReadingsEngine:
         prompt_ends = torch.maximum(clock.starts - 1, clock.firsts).tolist()
         for relay in self._relays(cache):
             relay.start_recording(first)
+        # `generate` copies the logits of a single column; members' probabilities that are traced stay as they are
+        in_place = cache.in_generate and keep == 1 and not cache.trace.enabled
         results: list[torch.Tensor] = []
         scores: list[list[tuple[torch.Tensor, torch.Tensor] | None]] = []
         for column in range(first, total):
             tokens = [row[column - first] for row in text]
             if mask is not None:
                 tokens = [t if row[column - first] else None for t, row in zip(tokens, mask, strict=True)]
-            mixed, members = self._column(cache, column, tokens, prompt_ends, column >= low, ask)
+            mixed, members = self._column(cache, column, tokens, prompt_ends, column >= low, in_place, ask)
             for relay in self._relays(cache):
                 relay.mark(column)
             if column >= low:
@@ -142,6 +144,7 @@ class ReadingsEngine:
         tokens: list[int | None],
         prompt_ends: list[int],
         is_wanted: bool,
+        in_place: bool,
         ask: AskPolicy,
     ) -> tuple[torch.Tensor, list[tuple[torch.Tensor, torch.Tensor] | None]]:
         """Takes the token of one column in and mixes the distributions of the next."""
@@ -182,7 +185,7 @@ class ReadingsEngine:
                 if rows:
                     self._bring(relay, heard, index, rows)
                     if is_wanted:
-                        outputs[index] = relay.distribution()
+                        outputs[index] = relay.distribution(in_place)
         self._defer(relays, heard)
         if not is_wanted:
             return ids, outputs
@@ -323,6 +326,8 @@ class ReadingsEngine:
             total = weights.sum(1, keepdim=True)
             speechless = total[:, 0] == 0
             weights = weights / total.masked_fill(total == 0, 1.0)
+        if cache.trace.enabled:
+            probs = [entry.clone() for entry in probs]
         mixed = self.mixing.of_probs(probs, log_z, weights)
         if speechless is not None:
             # nobody can go on: the text ends

@@ -5,12 +5,13 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from itertools import islice
 
 import torch
 
 from hf_rlae.member.member import Member
 from hf_rlae.member.runners import Chain, Path, RowRunner, SlotRunner
-from hf_rlae.vocabulary import Alignment, Boundary, ByteVocabulary, Target
+from hf_rlae.vocabulary import Alignment, Boundary, ByteVocabulary, Canonical, Target
 
 logger = logging.getLogger(__name__)
 
@@ -78,15 +79,15 @@ class _Step:
 
     __slots__ = (
         "base",
-        "column",
+        "canonical",
         "end",
         "end_sum",
         "first",
         "inner",
         "new_ids",
         "row",
+        "slots",
         "stays",
-        "target",
         "update",
     )
 
@@ -95,13 +96,13 @@ class _Step:
         self.update = update
         self.base: Reading | None = None  # the reading that the live path goes on from
         self.new_ids: tuple[int, ...] = ()
-        self.target: Target | None = None  # set where the path is canonical
+        self.canonical: Canonical | None = None  # set where the path is canonical
         self.first = 0  # how many new ids come before the first wanted column
         self.end = 0.0  # weight of the canonical path so far
         self.end_sum = 0.0
         self.stays: list[tuple[Reading, float]] = []
         self.inner: list[tuple[Boundary, float]] = []
-        self.column = 0
+        self.slots: list[int] = []  # where the probabilities of the wanted columns are
 
 
 def _common(first: Sequence[int], second: Sequence[int]) -> int:
@@ -169,6 +170,7 @@ class ReadingsRelay:
         self._pool = torch.zeros(1, self._width, device=self.device)
         self._log_z = torch.zeros(1, device=self.device)
         self._hidden: torch.Tensor | None = None
+        self._buffer: torch.Tensor | None = None
         self._totals: dict[int, tuple[Reading, int]] = {}
         self._total_values: torch.Tensor | None = None
         self._warned = False
@@ -274,10 +276,13 @@ class ReadingsRelay:
 
     # -- what the member says -----------------------------------------------------------------------------
 
-    def distribution(self) -> tuple[torch.Tensor, torch.Tensor]:
+    def distribution(self, in_place: bool = False) -> tuple[torch.Tensor, torch.Tensor]:
         """The member's next-token probabilities over the union vocabulary.
 
         Rule 1: `P(u) = sum_i a_i / Z_i * sum_{v: bytes after tail_i -> u} p(v | ids_i)`.
+
+        Args:
+            in_place (`bool`): whether the next call may write into the tensor that this one returns.
 
         Returns:
             fp32 probabilities of shape `(B, V)`, each row summing to 1, and the log of the sum of exponentials of the
@@ -288,9 +293,9 @@ class ReadingsRelay:
         self._totals = {}
         if all(head is not None and not head.tail and head.weight == 1.0 for head in heads):
             slots = [head.slot for head in heads if head is not None]
-            return self._spread(slots), self._log_z[slots]
+            return self._spread(slots, in_place), self._log_z[slots]
         ends = [next((r for r in row.readings if not r.tail), None) for row in self.rows]
-        probs = self._spread([0 if r is None else r.slot for r in ends])
+        probs = self._spread([0 if r is None else r.slot for r in ends], in_place)
         weights = torch.tensor([0.0 if r is None else r.weight for r in ends], device=self.device)
         tails = [(i, r) for i, row in enumerate(self.rows) for r in row.readings if r.tail]
         if not tails:
@@ -323,9 +328,12 @@ class ReadingsRelay:
         hidden = None if self._hidden is None else self._hidden[slots]
         return self._pool[slots, : self._width - 1].log(), hidden
 
-    def _spread(self, slots: Sequence[int]) -> torch.Tensor:
+    def _spread(self, slots: Sequence[int], in_place: bool) -> torch.Tensor:
         """The probabilities of slots over the union vocabulary: shape `(B, V)`."""
-        probs = self._pool.new_empty(len(slots), len(self._gather))
+        probs = self._buffer
+        if not in_place or probs is None or len(probs) != len(slots):
+            probs = self._pool.new_empty(len(slots), len(self._gather))  # memory that is new costs page faults
+            self._buffer = probs if in_place else None
         for row, slot in enumerate(slots):
             torch.index_select(self._pool[slot], 0, self._gather, out=probs[row])
         if len(self._extra_from):
@@ -438,14 +446,14 @@ class ReadingsRelay:
                 step = _Step(row, update)
                 self._choose(step, evaluated[row], sums)
                 steps.append(step)
-        probs, log_z, hidden = self._read(steps)
-        self._weigh_inside(steps, probs)
-        self._renew(steps, probs, log_z, hidden)
+        self._read(steps)
+        self._weigh_inside(steps)
+        self._renew(steps)
 
     def _choose(self, step: _Step, entries: list[tuple[Reading, Target, float, int]], sums: Sequence[float]) -> None:
         """Sets the live path of a row, before any forward pass."""
         best_end: tuple[float, Reading | None, int] = (0.0, None, -1)
-        best_path: tuple[float, Reading | None, Target | None] = (0.0, None, None)
+        best_path: tuple[float, Reading | None, Canonical | None] = (0.0, None, None)
         for reading, target, scale, at in entries:
             for offset, i in enumerate(target.ends):
                 value = scale * sums[at + offset]
@@ -453,10 +461,10 @@ class ReadingsRelay:
                 if value > best_end[0]:
                     best_end = (value, reading, i)
             after = at + len(target.ends)
-            if target.is_path and not target.ends:
+            if not target.ends and target.canonical.is_path:
                 value = scale * sums[after]
                 if value > best_path[0]:
-                    best_path = (value, reading, target)
+                    best_path = (value, reading, target.canonical)
             stay = scale * sums[after + 2]
             if stay > 0:
                 step.stays.append((reading, stay))
@@ -468,11 +476,11 @@ class ReadingsRelay:
                 step.base, step.new_ids = None, ()  # a dropped end costs no forward pass
         elif best_path[1] is not None and update.r < others:
             assert best_path[2] is not None
-            step.base, step.target, step.end = best_path[1], best_path[2], best_path[0]
-            step.new_ids = step.target.canonical
+            step.base, step.canonical, step.end = best_path[1], best_path[2], best_path[0]
+            step.new_ids = step.canonical.ids
             step.first = 1
             if not step.stays and step.end_sum == 0.0:  # no other candidates: only ratios inside the path count
-                boundaries = step.target.boundaries
+                boundaries = step.canonical.boundaries
                 step.first = boundaries[0].after if boundaries else len(step.new_ids)
         elif step.stays:
             pass
@@ -481,8 +489,8 @@ class ReadingsRelay:
 
     def _fall_back(self, step: _Step, entry: tuple[Reading, Target, float, int]) -> None:
         """Nothing explains the new text: the heaviest reading ends by the canonical ids."""
-        step.base, step.target = entry[0], entry[1]
-        step.new_ids = step.target.canonical
+        step.base, step.canonical = entry[0], entry[1].canonical
+        step.new_ids = step.canonical.ids
         step.first = len(step.new_ids)
         step.end = 1.0
 
@@ -507,7 +515,7 @@ class ReadingsRelay:
         if step.base is None or not step.new_ids:
             return None
         ids = step.base.ids + step.new_ids
-        want = len(step.new_ids) - step.first + 1 if step.target is not None else 1
+        want = len(step.new_ids) - step.first + 1 if step.canonical is not None else 1
         length = state.settled.length + len(ids)
         return Path(state.settled, ids, self._keep(state, ids, length - want), want)
 
@@ -519,17 +527,34 @@ class ReadingsRelay:
             kept = min(kept, state.settled.length + _common(state.cached, ids))
         return min(kept, most)
 
-    def _run(self, paths: list[Path | None]) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
-        """Runs the model: probabilities `(R, V_m)` of the wanted columns, their `log Z`, hidden states."""
+    def _run(self, paths: list[Path | None]) -> list[int]:
+        """Runs the model; the pool slots that now hold the probabilities of the wanted columns, row by row."""
         if not self.use_cache:
             self.runner.reset()
         output = self.runner.run(paths, self.keep_hidden)
         logits = output.logits.float()
         if len(self._silent):
             logits.index_fill_(-1, self._silent, -torch.inf)
-        probs = logits.softmax(-1)
+        slots = self._free_slots(len(logits))
+        index = torch.tensor(slots, device=self.device)
+        highest = logits.amax(-1)
+        if self.device.type == "cpu":  # row by row into place saves a copy of everything
+            likeliest = torch.empty_like(highest)
+            for row, slot in enumerate(slots):
+                kept = self._pool[slot, :-1]
+                torch.softmax(logits[row], -1, out=kept)
+                torch.amax(kept, 0, out=likeliest[row])
+        else:
+            probs = logits.softmax(-1)
+            likeliest = probs.amax(-1)
+            self._pool[index, :-1] = probs
         # log Z = logit - log p of any token: that of the likeliest one is the most precise
-        return probs, logits.amax(-1) - probs.amax(-1).log(), output.hidden
+        self._log_z[index] = highest - likeliest.log()
+        if output.hidden is not None:
+            if self._hidden is None:
+                self._hidden = output.hidden.new_zeros(len(self._pool), output.hidden.shape[-1])
+            self._hidden[index] = output.hidden
+        return slots
 
     def _fits(self, step_row: int, path: Path | None) -> bool:
         limit = self.member.context_length
@@ -545,7 +570,8 @@ class ReadingsRelay:
             )
         return False
 
-    def _read(self, steps: list[_Step]) -> tuple[torch.Tensor | None, torch.Tensor | None, torch.Tensor | None]:
+    def _read(self, steps: list[_Step]) -> None:
+        """Runs the live paths of all rows; rows that no longer fit the model's context are taken out of `steps`."""
         paths: list[Path | None] = [None] * len(self.rows)
         for step in list(steps):
             path = self._path(step)
@@ -553,96 +579,80 @@ class ReadingsRelay:
                 paths[step.row] = path
             else:
                 steps.remove(step)
-        column = 0
+        if not any(paths):
+            return
+        slots = self._run(paths)
+        at = 0
         for step in steps:
-            step.column = column
             path = paths[step.row]
-            column += 0 if path is None else path.want
-        return self._run(paths) if column else (None, None, None)
+            if path is not None:
+                step.slots = slots[at : at + path.want]
+                at += path.want
 
-    def _weigh_inside(self, steps: list[_Step], probs: torch.Tensor | None) -> None:
+    def _weigh_inside(self, steps: list[_Step]) -> None:
         """Follows canonical paths id by id: the weights of their inner boundaries and of their end."""
         parts: list[torch.Tensor] = []
         segments: list[int] = []
-        plans: list[tuple[_Step, int, int, Boundary | None]] = []
+        plans: list[tuple[_Step, int, int]] = []
         for step in steps:
-            target = step.target
-            if target is None:
+            canonical = step.canonical
+            if canonical is None:
                 continue
-            if not step.new_ids or (step.first == len(step.new_ids) and target.open is None):
+            if not step.new_ids or (step.first == len(step.new_ids) and canonical.open is None):
                 step.end_sum += step.end
                 continue
-            at = len(segments)
-            inner = [b for b in target.boundaries if b.after >= step.first]
-            base = (step.column - step.first) * (self._width - 1)
-            following = torch.tensor(step.new_ids[step.first :], dtype=torch.long)
-            columns = torch.arange(step.first, step.first + len(following)) * (self._width - 1)
-            parts.append(following + columns + base)
+            following = step.new_ids[step.first :]
+            plans.append((step, len(segments), len(following)))
+            places = [i + slot * self._width for i, slot in zip(following, step.slots, strict=False)]
+            parts.append(torch.tensor(places, dtype=torch.long))
             segments += [1] * len(following)
-            for boundary in inner + ([target.open] if target.open is not None else []):
-                parts.append(boundary.stay_ids + boundary.after * (self._width - 1) + base)
+            inner = [boundary for boundary in canonical.boundaries if boundary.after >= step.first]
+            for boundary in [*inner, canonical.open] if canonical.open is not None else inner:
+                parts.append(boundary.stay_ids + self._place(step, boundary.after) * self._width)
                 segments.append(len(boundary.stay_ids))
-            plans.append((step, at, len(following), target.open))
         if not plans:
             return
-        assert probs is not None
-        values = probs.view(-1).take(torch.cat(parts).to(self.device))
+        values = self._pool.view(-1).take(torch.cat(parts).to(self.device))
         index = torch.repeat_interleave(torch.arange(len(segments)), torch.tensor(segments)).to(self.device)
         sums = torch.zeros(len(segments), device=self.device).index_add_(0, index, values).tolist()
-        for step, at, following_count, opened in plans:
-            assert step.target is not None
-            stays = iter(sums[at + following_count :])
-            weight = step.end
-            following = sums[at : at + following_count]
-            here = step.first
-            for boundary in step.target.boundaries:
-                if boundary.after < step.first:
-                    continue
-                while here < boundary.after:
-                    weight *= following[here - step.first]
-                    here += 1
-                step.inner.append((boundary, weight * next(stays)))
-            while here < len(step.new_ids):
+        for step, at, count in plans:
+            self._follow(step, sums[at : at + count], sums[at + count :])
+
+    def _follow(self, step: _Step, following: list[float], stays: list[float]) -> None:
+        """Multiplies up the probabilities along a canonical path."""
+        assert step.canonical is not None
+        weight = step.end
+        here = step.first
+        rest = iter(stays)
+        for boundary in step.canonical.boundaries:
+            if boundary.after < step.first:
+                continue
+            while here < boundary.after:
                 weight *= following[here - step.first]
                 here += 1
-            if opened is not None:
-                step.inner.append((opened, weight * next(stays)))
-            else:
-                step.end_sum += weight
+            step.inner.append((boundary, weight * next(rest)))
+        while here < len(step.new_ids):
+            weight *= following[here - step.first]
+            here += 1
+        if step.canonical.open is not None:
+            step.inner.append((step.canonical.open, weight * next(rest)))
+        else:
+            step.end_sum += weight
 
-    def _renew(
-        self,
-        steps: list[_Step],
-        probs: torch.Tensor | None,
-        log_z: torch.Tensor | None,
-        hidden: torch.Tensor | None,
-    ) -> None:
+    def _renew(self, steps: list[_Step]) -> None:
         """Makes the new rows: keeps the heaviest readings and settles the ids that all of them share."""
-        free = self._free_slots()
-        columns: list[int] = []
-        slots: list[int] = []
-        made: list[tuple[_Step, list[Reading]]] = []
         for step in steps:
             candidates = self._candidates(step)
-            candidates = [entry for entry in candidates if entry[2] >= self.min_reading] or [
-                max(candidates, key=lambda entry: entry[2])
-            ]
-            candidates.sort(key=lambda entry: -entry[2])
-            candidates = candidates[: self.max_readings]
+            if len(candidates) > 1:
+                heaviest = max(candidates, key=lambda entry: entry[2])
+                candidates = [entry for entry in candidates if entry[2] >= self.min_reading] or [heaviest]
+                candidates.sort(key=lambda entry: -entry[2])
+                candidates = candidates[: self.max_readings]
             total = sum(entry[2] for entry in candidates)
-            readings = []
-            for ids, tail, weight, slot in candidates:
-                if slot < 0:  # a column that was just read
-                    columns.append(-1 - slot)
-                    slot = next(free)
-                    slots.append(slot)
-                readings.append(Reading(ids, tail, weight / total if len(candidates) > 1 else 1.0, slot))
-            made.append((step, readings))
-        if columns:
-            assert probs is not None
-            assert log_z is not None
-            self._store(columns, slots, probs, log_z, hidden)
-        for step, readings in made:
+            readings = [
+                Reading(ids, tail, weight / total if len(candidates) > 1 else 1.0, slot)
+                for ids, tail, weight, slot in candidates
+            ]
             self.rows[step.row] = self._settled(step, readings)
 
     def _candidates(self, step: _Step) -> list[tuple[tuple[int, ...], bytes, float, int]]:
@@ -653,23 +663,23 @@ class ReadingsRelay:
         ]
         if step.base is None:
             return found
-        ids, target = step.base.ids, step.target
+        ids, canonical = step.base.ids, step.canonical
         for boundary, value in step.inner:
             slot = self._place(step, boundary.after)
             found.append((ids + step.new_ids[: boundary.after], boundary.rest, value * factor, slot))
-        if target is not None and target.open is not None:
+        if canonical is not None and canonical.open is not None:
             if not any(entry[2] > 0 for entry in found):  # not even half a character is expected here
-                found.append((ids + step.new_ids, target.open.rest, 1.0, self._place(step, len(step.new_ids))))
+                found.append((ids + step.new_ids, canonical.open.rest, 1.0, self._place(step, len(step.new_ids))))
         else:
             found.append((ids + step.new_ids, b"", end, self._place(step, len(step.new_ids))))
         return found
 
     def _place(self, step: _Step, after: int) -> int:
-        """Where the probabilities after `after` new ids are: a pool slot, or `-1 - column` of the last run."""
+        """The pool slot of the probabilities after `after` new ids."""
         assert step.base is not None
         if after == 0:
             return step.base.slot
-        return -1 - (step.column + (after - step.first if step.target is not None else 0))
+        return step.slots[after - step.first if step.canonical is not None else 0]
 
     def _settled(self, step: _Step, readings: list[Reading]) -> Row:
         old = self.rows[step.row]
@@ -692,43 +702,19 @@ class ReadingsRelay:
 
     # -- the pool -----------------------------------------------------------------------------------------
 
-    def _free_slots(self):  # type: ignore[no-untyped-def]
-        """Slots that no row refers to; the pool grows when there are none left."""
-        used = {reading.slot for row in self.rows for reading in row.readings}
-        for past in (self._history or {}).values():
-            used.update(reading.slot for row in past for reading in row.readings)
-        slot = 0
-        while True:
-            slot += 1
-            if slot >= len(self._pool):
-                grown = max(2 * len(self._pool), slot + 4)
-                self._pool = _grown(self._pool, grown)
-                self._log_z = _grown(self._log_z, grown)
-                if self._hidden is not None:
-                    self._hidden = _grown(self._hidden, grown)
-            if slot not in used:
-                yield slot
-
-    def _store(
-        self,
-        columns: list[int],
-        slots: list[int],
-        probs: torch.Tensor,
-        log_z: torch.Tensor,
-        hidden: torch.Tensor | None,
-    ) -> None:
-        if columns != list(range(len(probs))):  # columns of one row may come in another order
-            chosen = torch.tensor(columns, device=self.device)
-            probs, log_z = probs[chosen], log_z[chosen]
-            hidden = None if hidden is None else hidden[chosen]
-        for row, slot in enumerate(slots):
-            self._pool[slot, :-1] = probs[row]
-        index = torch.tensor(slots, device=self.device)
-        self._log_z[index] = log_z
-        if hidden is not None:
-            if self._hidden is None:
-                self._hidden = hidden.new_zeros(len(self._pool), hidden.shape[-1])
-            self._hidden[index] = hidden
+    def _free_slots(self, count: int) -> list[int]:
+        """Slots that no row refers to; the pool grows when there are too few."""
+        used = {0}
+        for rows in (self.rows, *(self._history or {}).values()):
+            used.update(reading.slot for row in rows for reading in row.readings)
+        if len(used) + count > len(self._pool):
+            grown = max(2 * len(self._pool), len(used) + count)
+            self._pool = _grown(self._pool, grown)
+            self._log_z = _grown(self._log_z, grown)
+            if self._hidden is not None:
+                self._hidden = _grown(self._hidden, grown)
+        free = (slot for slot in range(len(self._pool)) if slot not in used)
+        return list(islice(free, count))
 
     def _begin(self, fresh: list[int]) -> None:
         """Reads prompts, together with the pending text of rows that have some."""
@@ -739,50 +725,46 @@ class ReadingsRelay:
             following: tuple[int, ...] = ()
             if state.pending:
                 target = self.alignment.target(b"", state.pending)
-                following = target.ends[:1] or target.canonical
+                following = target.ends[:1] or target.canonical.ids
             path = Path(Chain(), state.unread + following, 0, len(following) + 1)
             if self._fits(row, path):
                 paths[row] = path
                 plans.append((row, following))
         if not plans:
             return
-        probs, log_z, hidden = self._run(paths)
-        free = self._free_slots()
-        columns, slots = [], []
+        slots = self._run(paths)
+        kept: list[list[int]] = []
         updates: list[Update | None] = [None] * len(self.rows)
         column = 0
         for row, following in plans:
             old = self.rows[row]
-            columns.append(column)
-            slots.append(next(free))
+            kept.append(slots[column : column + len(following) + 1])
             column += len(following) + 1
             self.rows[row] = Row(
                 Chain(None, old.unread),
-                (Reading((), b"", 1.0, slots[-1]),),
+                (Reading((), b"", 1.0, kept[-1][0]),),
                 old.pending,
                 (),
                 following,
                 len(old.unread) + len(following),
             )
             updates[row] = Update(b"") if following else None
-        self._store(columns, slots, probs, log_z, hidden)
         if not any(updates):
             return
         sums = self.measure(updates).tolist()
         steps = []
-        for (row, following), first, entries in zip(
-            plans, columns, [self._evaluated(updates, sums)[row] for row, _ in plans], strict=True
-        ):
+        evaluated = self._evaluated(updates, sums)
+        for (row, following), own_slots in zip(plans, kept, strict=True):
             update = updates[row]
             if update is None:
                 continue
             step = _Step(row, update)
-            self._choose(step, entries, sums)
-            step.column = first + max(step.first, 1)
+            self._choose(step, evaluated[row], sums)
+            step.slots = own_slots[max(step.first, 1) :]
             if step.new_ids in ((), following):  # else the path has to be read after all, as any other
                 steps.append(step)
-        self._weigh_inside(steps, probs)
-        self._renew(steps, probs, log_z, hidden)
+        self._weigh_inside(steps)
+        self._renew(steps)
 
 
 def _taken_back(now: Row, then: Row) -> Row:

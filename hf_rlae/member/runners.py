@@ -123,6 +123,8 @@ class SlotRunner:
             logits = member.model(**arguments, return_dict=True).logits
         self.forward_calls += 1
         self.cache.length = plan.length
+        if all(path is not None and path.want == 1 for path in paths):
+            return PathOutput(logits[:, -1], caught[-1][:, -1] if caught else None)
         rows, back = _picks(paths)
         index = (torch.tensor(rows, device=logits.device), -torch.tensor(back, device=logits.device))
         return PathOutput(logits[index], caught[-1][index] if caught else None)

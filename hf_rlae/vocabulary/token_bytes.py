@@ -129,6 +129,7 @@ class ByteVocabulary:
         self.max_piece = max(map(len, self.ids_of), default=0)
         self._canonical: dict[bytes, tuple[int, ...]] = {}
         self._has_char: dict[str, bool] = {}
+        self._heads: dict[str, list[int]] = {}
 
     def _read_pieces(self, tokenizer: PreTrainedTokenizerBase) -> tuple[list[bytes | None], frozenset[int], set[int]]:
         backend = self._backend
@@ -254,7 +255,9 @@ class ByteVocabulary:
 
     def _behind_anchor(self, text: str, raw: bytes) -> tuple[int, ...] | None:
         for anchor in _ANCHORS:
-            head = self._backend.encode(anchor, add_special_tokens=False).ids
+            head = self._heads.get(anchor)
+            if head is None:
+                head = self._heads[anchor] = self._backend.encode(anchor, add_special_tokens=False).ids
             whole = self._backend.encode(anchor + text, add_special_tokens=False).ids
             ids = whole[len(head) :]
             if head and whole[: len(head)] == head and all(self.pieces[i] for i in ids) and self.to_bytes(ids) == raw:

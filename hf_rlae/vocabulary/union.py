@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property, partial
 
 import torch
 
@@ -51,32 +52,50 @@ class Boundary:
 
 
 @dataclass(frozen=True)
-class Target:
-    """How a reading with some tail can take further bytes.
+class Canonical:
+    """The ids that the tokenizer itself would write for a tail and further bytes.
 
     Attributes:
-        ends (`tuple[int, ...]`): the ids whose bytes are the tail and the new bytes.
-        canonical (`tuple[int, ...]`): the ids that the tokenizer itself would write for them.
-        is_path (`bool`): whether the first canonical id begins with the tail and is longer.
-        boundaries (`tuple[Boundary, ...]`): places inside `canonical` where tokens can go on.
+        ids (`tuple[int, ...]`): these ids.
+        is_path (`bool`): whether the first one begins with the tail and is longer.
+        boundaries (`tuple[Boundary, ...]`): places inside where tokens can go on.
         open (`Boundary` or `None`): half a character at the end, which no token stands for, but some begin with.
-        ids (`torch.LongTensor`), segments (`torch.LongTensor`): probabilities to be summed: one segment for each
-            of `ends`, then the first canonical id, the tokens that lend their mass to the new bytes
-            ("unfinished"), and the tokens that begin with tail and new bytes and are longer ("stays").
     """
 
-    ends: tuple[int, ...]
-    canonical: tuple[int, ...]
+    ids: tuple[int, ...]
     is_path: bool
     boundaries: tuple[Boundary, ...]
     open: Boundary | None
-    ids: torch.Tensor
-    segments: torch.Tensor
 
-    @property
-    def num_segments(self) -> int:
-        """Number of sums."""
-        return len(self.ends) + 3
+
+class Target:
+    """How a reading with some tail can take further bytes.
+
+    Args:
+        ends (`tuple[int, ...]`): the ids whose bytes are the tail and the new bytes.
+        parts (`Sequence[torch.LongTensor]`): the ids whose probabilities are to be summed: one part for each of
+            `ends`, then the first canonical id (empty where there are ends), the tokens that lend their mass to the
+            new bytes ("unfinished"), and the tokens that begin with tail and new bytes and are longer ("stays").
+        find_canonical (callable): makes `canonical` when it is first needed.
+
+    Attributes:
+        ids, segments (`torch.LongTensor`): the parts in one, and which part each id belongs to.
+        num_segments (`int`): number of parts.
+    """
+
+    def __init__(
+        self, ends: tuple[int, ...], parts: Sequence[torch.Tensor], find_canonical: Callable[[], Canonical]
+    ) -> None:
+        self.ends = ends
+        self.ids = torch.cat(list(parts))
+        self.segments = torch.repeat_interleave(torch.tensor([len(part) for part in parts]))
+        self.num_segments = len(parts)
+        self._find_canonical = find_canonical
+
+    @cached_property
+    def canonical(self) -> Canonical:
+        """The canonical ids, with the boundaries inside."""
+        return self._find_canonical()
 
 
 class UnionVocabulary:
@@ -187,19 +206,16 @@ class Alignment:
 
     def _build_tail_map(self, tail: bytes) -> TailMap:
         lo, hi = self.vocabulary.range_of(tail)
-        start, find, ends = len(tail), self.union.id_of.get, set(self.end_ids)
-        rests = [piece[start:] for piece in self.vocabulary.sorted_pieces[lo:hi]]
-        targets = [find(rest, OUTSIDE) for rest in rests]
-        whole = [target != OUTSIDE for target in targets]
-        members = self.vocabulary.sorted_ids[lo:hi]
-        for index, target in enumerate(targets):
-            if target == OUTSIDE:
-                targets[index] = self.union.longest_prefix(rests[index])
-            if members[index] in ends:
-                targets[index] = OUTSIDE
-        table = torch.tensor([members, targets, whole], dtype=torch.long).reshape(3, -1)
-        table = table[:, table[1] != OUTSIDE]
-        return TailMap(table[0], table[1], table[2].bool())
+        start, find = len(tail), self.union.id_of.get
+        pieces, members = self.vocabulary.sorted_pieces[lo:hi], self.text_ids[lo:hi]
+        targets = torch.tensor([find(piece[start:], OUTSIDE) for piece in pieces], dtype=torch.long)
+        whole = targets != OUTSIDE
+        for index in (~whole).nonzero()[:, 0].tolist():
+            targets[index] = self.union.longest_prefix(pieces[index][start:])
+        inside = targets != OUTSIDE
+        if self._text_ends is not None:
+            inside &= ~torch.isin(members, self._text_ends)
+        return TailMap(members[inside], targets[inside], whole[inside])
 
     def stay_ids(self, begun: bytes) -> torch.Tensor:
         """The text ids that begin with `begun` and are longer, in the order of their bytes."""
@@ -221,35 +237,50 @@ class Alignment:
     def _build_target(self, tail: bytes, raw: bytes) -> Target:
         whole = tail + raw
         ends = tuple(i for i in self.vocabulary.ids_of.get(whole, ()) if i not in self.end_ids)
-        body, open_at_end = whole, None
-        partial = _half_character(whole)
-        if partial and not ends and not all(bytes([byte]) in self.vocabulary.ids_of for byte in partial):
-            stay_ids = self.stay_ids(partial)
-            if len(stay_ids):
-                body = whole[: len(whole) - len(partial)]
-                open_at_end = Boundary(0, partial, stay_ids)
-        canonical = self.vocabulary.canonical_ids(body)
-        pieces = [self.vocabulary.pieces[i] or b"" for i in canonical]
+        find_canonical = partial(self._build_canonical, tail, whole, bool(ends))
+        none = torch.empty(0, dtype=torch.long)
+        parts = [torch.tensor([i]) for i in ends]
+        if ends:
+            parts.append(none)
+        else:
+            canonical = find_canonical()
+            find_canonical = partial(_as_it_is, canonical)
+            parts.append(torch.tensor(canonical.ids[:1], dtype=torch.long))
+        if tail:
+            tokens = self.tail_map(tail)
+            union_id = self.union.id_of.get(raw, OUTSIDE)
+            parts.append(tokens.member_ids[(tokens.union_ids == union_id) & ~tokens.whole])
+        else:
+            parts.append(none)
+        return Target(ends, [*parts, self.stay_ids(whole)], find_canonical)
+
+    def _build_canonical(self, tail: bytes, whole: bytes, has_ends: bool) -> Canonical:
+        body, half, half_ids = whole, _half_character(whole), None
+        if half and not has_ends and not all(bytes([byte]) in self.vocabulary.ids_of for byte in half):
+            half_ids = self.stay_ids(half)
+            if len(half_ids):
+                body = whole[: len(whole) - len(half)]
+            else:
+                half_ids = None
+        ids = self.vocabulary.canonical_ids(body)
+        pieces = [self.vocabulary.pieces[i] or b"" for i in ids]
         boundaries = []
         rest = b"".join(pieces)
         for after, piece in enumerate(pieces[:-1], 1):
             rest = rest[len(piece) :]
             # a token that goes on past the end cannot begin before half a character that it does not have
-            stay_ids = self.stay_ids(rest + (open_at_end.rest if open_at_end else b""))
+            begun = rest if half_ids is None else rest + half
+            stay_ids = self.stay_ids(begun)
             if len(stay_ids):
-                boundaries.append(Boundary(after, rest + (open_at_end.rest if open_at_end else b""), stay_ids))
-        if open_at_end is not None:
-            open_at_end = Boundary(len(canonical), open_at_end.rest, open_at_end.stay_ids)
+                boundaries.append(Boundary(after, begun, stay_ids))
         is_path = bool(pieces) and pieces[0].startswith(tail) and len(pieces[0]) > len(tail)
-        unfinished = torch.empty(0, dtype=torch.long)
-        if tail:
-            tokens = self.tail_map(tail)
-            union_id = self.union.id_of.get(raw, OUTSIDE)
-            unfinished = tokens.member_ids[(tokens.union_ids == union_id) & ~tokens.whole]
-        parts = [torch.tensor([i]) for i in ends]
-        parts += [torch.tensor(canonical[:1], dtype=torch.long), unfinished, self.stay_ids(whole)]
-        segments = torch.repeat_interleave(torch.arange(len(parts)), torch.tensor([len(part) for part in parts]))
-        return Target(ends, canonical, is_path, tuple(boundaries), open_at_end, torch.cat(parts), segments)
+        return Canonical(
+            ids, is_path, tuple(boundaries), None if half_ids is None else Boundary(len(ids), half, half_ids)
+        )
+
+
+def _as_it_is(canonical: Canonical) -> Canonical:
+    return canonical
 
 
 def _half_character(raw: bytes) -> bytes:

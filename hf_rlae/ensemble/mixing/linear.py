@@ -37,11 +37,16 @@ class LinearMixing:
         self, probs: Sequence[torch.Tensor], log_z: Sequence[torch.Tensor], weights: torch.Tensor
     ) -> torch.Tensor:
         """See `Mixing.of_probs`."""
-        mixed = probs[0] * weights[..., 0, None]
+        # multiplied and added one after the other, not fused, so that the order of two does not matter
+        if torch.is_grad_enabled():
+            mixed = probs[0] * weights[..., 0, None]
+            for index, prob in enumerate(probs[1:], 1):
+                mixed = mixed + prob * weights[..., index, None]
+            return mixed.log() + shift(log_z, weights)[..., None]
+        mixed = probs[0].mul_(weights[..., 0, None])
         for index, prob in enumerate(probs[1:], 1):
-            mixed.add_(prob * weights[..., index, None])  # not fused, so that the order of two does not matter
-        logps = mixed.log() if torch.is_grad_enabled() else mixed.log_()
-        return logps.add_(shift(log_z, weights)[..., None])
+            mixed.add_(prob.mul_(weights[..., index, None]))
+        return mixed.log_().add_(shift(log_z, weights)[..., None])
 
 
 mixings.register("linear")(LinearMixing())

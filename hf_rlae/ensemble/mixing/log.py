@@ -47,7 +47,7 @@ class LogMixing:
     ) -> torch.Tensor:
         """See `Mixing.of_probs`."""
         mixed = self.of_logits([prob.log() for prob in probs], [torch.zeros_like(z) for z in log_z], weights)
-        return mixed.add_(shift(log_z, weights)[..., None])
+        return mixed + shift(log_z, weights)[..., None]
 
 
 mixings.register("log")(LogMixing())

@@ -28,7 +28,7 @@ class Mixing(Protocol):
     def of_probs(
         self, probs: Sequence[torch.Tensor], log_z: Sequence[torch.Tensor], weights: torch.Tensor
     ) -> torch.Tensor:
-        """Of M fp32 tensors of probabilities `(B, n, V)`."""
+        """Of M fp32 tensors of probabilities `(B, n, V)`; they may be overwritten where no gradient is asked."""
         ...
 
 
