@@ -98,6 +98,11 @@ def build(
 
 
 def _member(given: Any, index: int, *, kwargs: dict[str, Any], **options: Any) -> Member:
+    if kwargs and not isinstance(given, (str, os.PathLike)):
+        raise ConfigError(
+            f"member_kwargs[{index}] says how a member is loaded, but member {index} is an object that is loaded already; "
+            "give None there"
+        )
     if isinstance(given, Member):
         return given
     if isinstance(given, (str, os.PathLike)):

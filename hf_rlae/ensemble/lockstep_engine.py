@@ -94,7 +94,9 @@ class LockstepEngine:
                 self._remember(cache, low, active, [scores], [scores.float().logsumexp(-1)])
             return self._padded(logits[0])
         device = ids.device
-        scores = [self._padded(entry).to(device=device, dtype=torch.float32, copy=True) for entry in logits]
+        # what a member has just returned belongs to this step, unless it is traced
+        copy = cache.trace.enabled or not cache.in_generate
+        scores = [self._padded(entry).to(device=device, dtype=torch.float32, copy=copy) for entry in logits]
         log_z = [entry.logsumexp(-1) for entry in scores]
         if cache.trace.enabled:
             self._remember(cache, low, active, logits, log_z)

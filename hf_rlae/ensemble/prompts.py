@@ -64,7 +64,7 @@ class PromptEncoder:
             raw = b"".join(self.union.pieces[i] or b"" for i in ids)
             head, rest = _split_at_invalid(raw)
             text = head.removeprefix(" ") if not text.startswith(" ") else head
-        own = [] if not text and rest else list(member.tokenizer(text)["input_ids"])
+        own = [] if not text and rest else list(member.tokenizer(text, verbose=False)["input_ids"])
         while own and own[-1] in member.end_ids and own[-1] not in member.declared_text_end_ids:
             if len(own) == 1:
                 break  # a text may begin with its end token
@@ -78,7 +78,7 @@ class PromptEncoder:
         """The text less the characters that the member has no token for: it is silent there."""
         member, vocabulary = self.members[index], self.vocabularies[index]
         kept = vocabulary.representable(text.encode()).decode("utf-8", "ignore")
-        own = list(member.tokenizer(kept)["input_ids"])
+        own = list(member.tokenizer(kept, verbose=False)["input_ids"])
         unknown = member.tokenizer.unk_token_id
         return [i for i in own if i != unknown]
 

@@ -30,9 +30,10 @@ def _no_member_gradients() -> AbstractContextManager[object]:
 class _Column:
     """What the text of one column means for the members."""
 
-    def __init__(self, updates: list[list[Update | None]], sums: list[list[float] | None]) -> None:
+    def __init__(self, updates: list[list[Update | None]]) -> None:
         self.updates = updates  # per member and row; `None` where nothing was said, or it has been taken in
-        self.sums = sums  # what the member's relay measured for exactly these updates
+        self.sums: list[list[float] | None] = [None] * len(updates)  # what the member's relay measured
+        self.measured: list[list[bool]] = [[] for _ in updates]  # for which rows
 
 
 class ReadingsEngine:
@@ -223,7 +224,7 @@ class ReadingsEngine:
         nobody: list[list[Update | None]] = [
             [None if raw is None else Update(raw) for raw in raws] for _ in range(count)
         ]
-        heard = _Column(nobody, [None] * count)
+        heard = _Column(nobody)
         if not any(raws):
             return heard
         clock = cache.clock
@@ -249,6 +250,7 @@ class ReadingsEngine:
                 proposed.append([(0.0, 0.0)] * len(raws))
                 continue
             heard.sums[index] = sums
+            heard.measured[index] = [update is not None for update in asked[index]]
             proposed.append(relay.proposed(asked[index], sums))
         for row, raw in enumerate(raws):
             if raw is None:
@@ -279,20 +281,15 @@ class ReadingsEngine:
                     heard.updates[index][row] = None
             relay.catch_up([row for row in rows if relay.rows[row].unread])
         chosen: list[Update | None] = [None] * len(relay.rows)
-        wanted = set(rows)
-        is_measured = heard.sums[index] is not None
-        for row, update in enumerate(heard.updates[index]):
-            state = relay.rows[row]
-            if row in wanted:
-                if update is None and state.pending:
-                    update = Update(b"")
-                chosen[row] = update
-                heard.updates[index][row] = None
-                is_measured = is_measured and (update is None or not state.pending)
-            elif update is not None:
-                is_measured = False
+        for row in rows:
+            update = heard.updates[index][row]
+            if update is None and relay.rows[row].pending:
+                update = Update(b"")
+            chosen[row] = update
+            heard.updates[index][row] = None
         if any(update is not None for update in chosen):
-            relay.advance(chosen, heard.sums[index] if is_measured else None)
+            fits = [update is not None for update in chosen] == heard.measured[index]
+            relay.advance(chosen, heard.sums[index] if fits else None)
 
     def _defer(self, relays: Sequence[ReadingsRelay], heard: _Column) -> None:
         for relay, updates in zip(relays, heard.updates, strict=True):

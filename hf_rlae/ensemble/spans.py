@@ -130,8 +130,9 @@ class SpanClock:
         """Makes row `i` continue what row `rows[i]` was."""
         on_cpu = rows.cpu()
         self.starts, self.firsts = self.starts[on_cpu], self.firsts[on_cpu]
-        for span in sorted(self._table)[:-2]:
-            del self._table[span], self._asked[span], self._lists[span]
+        if self.uniform:  # else rows that began later may still need the older spans
+            for span in sorted(self._table)[:-2]:
+                del self._table[span], self._asked[span], self._lists[span]
         for span, weights in self._table.items():
             self._table[span] = weights.index_select(0, rows.to(weights.device))
             self._asked[span] = self._asked[span][on_cpu]

@@ -18,7 +18,7 @@ class MemberScores:
         column (`int`): the first column they are for (the token after it).
         logps (`list` of `(scores, log_z)` or `None`): for each member, scores of shape `(B, n, V)` whose log-total
             is `log_z` of shape `(B, n)`; `None` for members that were not run.
-        are_probs (`bool`): the scores are probabilities, and `log_z` does not count.
+        are_probs (`bool`): the scores are probabilities, and `log_z` only says whether the member was run.
         rows (`torch.LongTensor` of shape `(B,)` or `None`): which row of the tensors each present row continues.
     """
 
@@ -49,7 +49,10 @@ class MemberScores:
             inside = tokens.to(scores.device)
             within = inside < scores.shape[-1]
             picked = scores.gather(-1, inside.clamp(max=scores.shape[-1] - 1)).float()
-            logps = picked.log() if self.are_probs else picked - log_z[..., None]
+            if self.are_probs:  # a row in which the member had nothing to say has log Z = -inf
+                logps = picked.log().masked_fill((log_z == -torch.inf)[..., None], torch.nan)
+            else:
+                logps = picked - log_z[..., None]
             columns.append(torch.where(within, logps, -torch.inf).to(tokens.device))
         return torch.stack(columns, dim=-1)
 

@@ -137,6 +137,8 @@ def particle_estimate(
     finished = []
     while at:
         ways = [(row, token, length) for row, start in enumerate(at) for token, length in found[start]]
+        if not ways:
+            break
         rows, tokens, lengths = (torch.tensor(column) for column in zip(*ways, strict=True))
         weights = weights[rows] + logps[rows, tokens]
         ends = torch.tensor(at)[rows] + lengths
@@ -152,7 +154,7 @@ def particle_estimate(
         if at:
             decoder.select(rows[going])
             logps = decoder.step(tokens[going])
-    return float(torch.cat(finished).logsumexp(0))
+    return float(torch.cat(finished).logsumexp(0)) if finished else -math.inf
 
 
 def ratio(numerators: Sequence[float], denominators: Sequence[float]) -> tuple[float, float]:

@@ -189,6 +189,7 @@ def test_a_policy_that_cannot_be_called():
         ({"mixing": "liner"}, ["mixing", "linear"]),
         ({"spanlength": 3}, ["spanlength", "span_length"]),
         ({"revisions": ["main"]}, ["revisions", "1 entries", "2 members"]),
+        ({"member_kwargs": [{"trust_remote_code": True}, None]}, ["member_kwargs[0]", "loaded already"]),
         ({"end_token_ids": [[10**6], []]}, ["end_token_ids", "outside"]),
     ],
 )
