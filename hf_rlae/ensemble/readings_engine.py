@@ -321,14 +321,15 @@ class ReadingsEngine:
         if any(relays[index].can_be_silent for index in active):
             weights = weights * torch.isfinite(torch.stack(log_z, dim=1))
             total = weights.sum(1, keepdim=True)
-            speechless = total[:, 0] == 0
+            nobody = total[:, 0] == 0
+            speechless = nobody if bool(nobody.any()) else None
             weights = weights / total.masked_fill(total == 0, 1.0)
         if cache.trace.enabled:
             probs = [entry.clone() for entry in probs]
         mixed = self.mixing.of_probs(probs, log_z, weights)
         if speechless is not None:
             # nobody can go on: the text ends
-            if not cache.warned and bool(speechless.any()):
+            if not cache.warned:
                 cache.warned = True
                 logger.warning("no member with weight can go on from a text, so it ends there")
             mixed = mixed.masked_fill(speechless[:, None], -torch.inf)

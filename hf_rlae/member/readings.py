@@ -163,8 +163,9 @@ class ReadingsRelay:
         self.rows: list[Row] = []
         self.device = member.device
         self._gather = alignment.gather.to(self.device)
-        self._extra_from = alignment.extra_from.to(self.device)
-        self._extra_to = alignment.extra_to.to(self.device)
+        self._cleared = alignment.cleared.to(self.device)
+        self._moved_from = alignment.moved_from.to(self.device)
+        self._moved_to = alignment.moved_to.to(self.device)
         self._silent = alignment.silent_ids.to(self.device)
         self._width = vocabulary.size + 1
         self._pool = torch.zeros(1, self._width, device=self.device)
@@ -334,10 +335,19 @@ class ReadingsRelay:
         if not in_place or probs is None or len(probs) != len(slots):
             probs = self._pool.new_empty(len(slots), len(self._gather))  # memory that is new costs page faults
             self._buffer = probs if in_place else None
+        copied = self.alignment.copied
         for row, slot in enumerate(slots):
-            torch.index_select(self._pool[slot], 0, self._gather, out=probs[row])
-        if len(self._extra_from):
-            probs.index_add_(1, self._extra_to, self._pool[slots][:, self._extra_from])
+            if copied:
+                probs[row, :copied] = self._pool[slot, :copied]
+            else:
+                torch.index_select(self._pool[slot], 0, self._gather, out=probs[row])
+        if copied:
+            probs[:, copied:] = 0.0
+            if len(self._cleared):
+                probs.index_fill_(1, self._cleared, 0.0)
+        if len(self._moved_from):
+            places = torch.tensor(slots, device=self.device)[:, None] * self._width + self._moved_from
+            probs.index_add_(1, self._moved_to, self._pool.view(-1).take(places))
         return probs
 
     # -- what the member hears ----------------------------------------------------------------------------

@@ -163,6 +163,10 @@ class Alignment:
             `V_m` (a column of zeros that the caller appends) where the member has none.
         extra_from, extra_to (`torch.LongTensor` of shape `(E,)`): further member ids with the same bytes as
             another one, and end ids, with the union ids that receive their mass.
+        copied (`int`): the first so many union ids are the member's own ids, so that their probabilities can be copied
+            instead of gathered; 0 where it does not pay.
+        cleared (`torch.LongTensor`): which of those have no mass of their own; `moved_from`, `moved_to` say where the
+            mass of all ids goes that are not copied.
         text_ids (`torch.LongTensor` of shape `(N,)`): the member's text ids in the order of their bytes.
         silent_ids (`torch.LongTensor`): ids that are neither text nor ends; they have no part in the mixture.
     """
@@ -194,8 +198,22 @@ class Alignment:
         self._text_ends = torch.tensor(text_ends, dtype=torch.long) if text_ends else None
         silent = [i for i, piece in enumerate(vocabulary.pieces) if not piece and i not in ends]
         self.silent_ids = torch.tensor(silent, dtype=torch.long)
+        self.copied, self.cleared, self.moved_from, self.moved_to = self._find_copied(gather)
         self._tails: dict[bytes, TailMap] = {}
         self._targets: dict[tuple[bytes, bytes], Target] = {}
+
+    def _find_copied(self, gather: torch.Tensor) -> tuple[int, torch.Tensor, torch.Tensor, torch.Tensor]:
+        size = self.vocabulary.size
+        head = min(size, self.union.size)
+        own = torch.arange(head)
+        differs = ((gather[:head] != own) & (gather[:head] != size)).nonzero()
+        copied = int(differs[0]) if len(differs) else head
+        rest = copied + (gather[copied:] != size).nonzero()[:, 0]
+        if 2 * copied < size or len(rest) > size // 16:
+            copied, rest = 0, rest[:0]
+        cleared = (gather[:copied] == size).nonzero()[:, 0]
+        cleared = cleared[~torch.isin(cleared, self.silent_ids)]
+        return copied, cleared, torch.cat([gather[rest], self.extra_from]), torch.cat([rest, self.extra_to])
 
     def tail_map(self, tail: bytes) -> TailMap:
         """Where the tokens that begin with `tail` go (computed once per tail, then kept)."""
