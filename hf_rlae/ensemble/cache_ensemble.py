@@ -15,7 +15,8 @@ from hf_rlae.ensemble.trace import Trace
 class Relay(Protocol):
     """A member's state in one call."""
 
-    forward_calls: int
+    @property
+    def forward_calls(self) -> int: ...
 
     def reorder(self, rows: torch.Tensor) -> None: ...
 

@@ -2,7 +2,7 @@
 
 # no `from __future__ import annotations`: the types of fields are checked, and must not be strings
 
-from typing import Any
+from typing import Any, ClassVar
 
 from huggingface_hub.dataclasses import strict
 from transformers import PreTrainedConfig
@@ -37,7 +37,7 @@ class EnsembleConfig(PreTrainedConfig):
     """
 
     model_type = "hf_rlae_ensemble"
-    keys_to_ignore_at_inference = ["past_key_values"]
+    keys_to_ignore_at_inference: ClassVar[list[str]] = ["past_key_values"]
 
     members: list[str | None] | None = None
     revisions: list[str | None] | None = None

@@ -132,8 +132,8 @@ def check_member_inputs(model: EnsembleForCausalLM, ids: Any, mask: Any, rows: i
     if not isinstance(ids, torch.Tensor) or ids.dim() != 3 or tuple(ids.shape[:2]) != (rows, members):
         given = tuple(ids.shape) if isinstance(ids, torch.Tensor) else type(ids).__name__
         raise InputError(
-            f"member_input_ids must have the shape (rows, members, columns) = ({rows}, {members}, L), got {given}; make "
-            "it with `ensemble.tokenizer.apply_chat_template(conversations)`"
+            f"member_input_ids must have the shape (rows, members, columns) = ({rows}, {members}, L), got {given}; "
+            "make it with `ensemble.tokenizer.apply_chat_template(conversations)`"
         )
     if mask is not None and (not isinstance(mask, torch.Tensor) or mask.shape != ids.shape):
         raise InputError("member_attention_mask must have the shape of member_input_ids")

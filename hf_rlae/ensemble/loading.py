@@ -8,6 +8,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -100,8 +101,8 @@ def build(
 def _member(given: Any, index: int, *, kwargs: dict[str, Any], **options: Any) -> Member:
     if kwargs and not isinstance(given, (str, os.PathLike)):
         raise ConfigError(
-            f"member_kwargs[{index}] says how a member is loaded, but member {index} is an object that is loaded already; "
-            "give None there"
+            f"member_kwargs[{index}] says how a member is loaded, but member {index} is an object that is loaded "
+            "already; give None there"
         )
     if isinstance(given, Member):
         return given
@@ -256,7 +257,7 @@ def save(ensemble: EnsembleForCausalLM, directory: Any, push_to_hub: bool = Fals
                 shutil.rmtree(final, ignore_errors=True)
             os.replace(path, final)
     if push_to_hub:
-        ensemble.push_to_hub(str(kwargs.get("repo_id") or target.name))
+        ensemble.push_to_hub(str(kwargs.get("repo_id") or target.name))  # type: ignore[arg-type]
 
 
 def load(
@@ -286,8 +287,6 @@ def load(
             "member_kwargs": member_kwargs,
         },
     )
-    try:
+    with suppress(OSError):  # an ensemble that was saved without one keeps the defaults
         ensemble.generation_config = GenerationConfig.from_pretrained(source, **hub_kwargs)
-    except OSError:
-        pass
     return ensemble

@@ -50,7 +50,8 @@ class LockstepEngine:
             same = own_mask.shape == shared_mask.shape and torch.equal(own_mask.bool().cpu(), shared_mask.bool().cpu())
             if same and torch.equal((own * own_mask).cpu(), (shared * shared_mask).cpu()):
                 continue
-            cache.relays[index] = OwnPromptRelay(relay, own, own_mask, start)  # type: ignore[arg-type]
+            assert isinstance(relay, LockstepRelay | SeparateRowsRelay)
+            cache.relays[index] = OwnPromptRelay(relay, own, own_mask, start)
 
     def step(self, cache: EnsembleCache, keep: int, ask: AskPolicy) -> torch.Tensor:
         """Logits for the last `keep` columns of `cache.ids`, of shape `(B, keep, V)`."""
@@ -90,8 +91,7 @@ class LockstepEngine:
         logits = [run(index)[0][:, low - first :] for index in active]
         if len(active) == 1 and not prompt:
             if cache.trace.enabled:
-                scores = logits[0]
-                self._remember(cache, low, active, [scores], [scores.float().logsumexp(-1)])
+                self._remember(cache, low, active, logits, [logits[0].float().logsumexp(-1)])
             return self._padded(logits[0])
         device = ids.device
         # what a member has just returned belongs to this step, unless it is traced

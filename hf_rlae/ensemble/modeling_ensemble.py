@@ -61,6 +61,8 @@ class EnsembleForCausalLM(PreTrainedModel, GenerationMixin):
     _supports_sdpa = True
     _supports_flash_attn = True
     _is_stateful = False
+    members: tuple[Member, ...]
+    policy: Any
 
     def __init__(self, config: EnsembleConfig, members: Sequence[Member] = (), policy: Any = None) -> None:
         super().__init__(config)
@@ -348,7 +350,7 @@ class EnsembleForCausalLM(PreTrainedModel, GenerationMixin):
                     limit,
                 )
 
-    def prepare_inputs_for_generation(
+    def prepare_inputs_for_generation(  # type: ignore[override]
         self,
         input_ids: torch.LongTensor,
         next_sequence_length: int | None = None,
@@ -375,7 +377,7 @@ class EnsembleForCausalLM(PreTrainedModel, GenerationMixin):
         return inputs
 
     @torch.no_grad()
-    def generate(
+    def generate(  # type: ignore[override]
         self,
         inputs: torch.Tensor | None = None,
         generation_config: GenerationConfig | None = None,
@@ -404,20 +406,21 @@ class EnsembleForCausalLM(PreTrainedModel, GenerationMixin):
         cache = kwargs.get("past_key_values")
         if cache is None:
             cache = kwargs["past_key_values"] = self.new_cache(use_cache is not False, record=bool(wants_dict))
+        assert ids is not None
         check_prompt_lengths(self, cache, ids, kwargs)
         beams = kwargs.get("num_beams", settings.num_beams) or 1
-        if wants_dict and beams > 1 and ids is not None:
+        if wants_dict and beams > 1:
             watch = BeamWatch(cache.trace, beams, len(ids))
             kwargs["stopping_criteria"] = StoppingCriteriaList([*(kwargs.get("stopping_criteria") or ()), watch])
         cache.in_generate = True
-        cache.expected_start = None if ids is None else int(ids.shape[1])
+        cache.expected_start = int(ids.shape[1])
         cache.clock = None
-        result = super().generate(inputs, generation_config, **kwargs)
+        result = super().generate(inputs, generation_config, **kwargs)  # type: ignore[misc]
         if not wants_dict:
             return result
         return attach_trace(self, result, cache)
 
-    def save_pretrained(self, save_directory: Any, **kwargs: Any) -> None:
+    def save_pretrained(self, save_directory: Any, **kwargs: Any) -> None:  # type: ignore[override]
         """Writes config, generation config and policy; members are stored by id and revision."""
         loading.save(self, save_directory, **kwargs)
 

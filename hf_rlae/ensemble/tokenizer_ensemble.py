@@ -35,8 +35,8 @@ class MemberChats:
         """Renders conversations by each member's own chat template.
 
         Args:
-            conversation (`list[dict]` or `list[list[dict]]`): messages with `role` and `content`, of one conversation or
-                of several.
+            conversation (`list[dict]` or `list[list[dict]]`): messages with `role` and `content`, of one conversation
+                or of several.
             args, kwargs: as in transformers. With `tokenize=False` the first member's text is returned.
 
         Returns:
@@ -58,7 +58,8 @@ class MemberChats:
                     f"the tokenizer of member {name} has no chat template; set its `chat_template`, or give plain text "
                     "to the tokenizer instead of messages"
                 )
-            texts = tokenizer.apply_chat_template(conversations, *args, tokenize=False, **kwargs)
+            options = {**kwargs, "tokenize": False}
+            texts = tokenizer.apply_chat_template(conversations, *args, **options)
             rows.append([list(ids) for ids in tokenizer(texts, add_special_tokens=False)["input_ids"]])
         pad = getattr(self, "pad_token_id", None) or 0
         first_ids, first_mask = padded(rows[0], pad)
@@ -110,6 +111,7 @@ class EnsembleTokenizer(MemberChats, PreTrainedTokenizerFast):
         self.union = union
         self.member_tokenizers = list(tokenizers)
         self.member_names = list(names)
+        self._tokenizer: Any  # the backend, set by transformers
         self._own_size = 0
         self._extra_ids: dict[str, int] = {}
         named = {name: token for name, token in first.special_tokens_map.items() if isinstance(token, str)}
@@ -128,8 +130,8 @@ class EnsembleTokenizer(MemberChats, PreTrainedTokenizerFast):
         self._tokens = self._names_of_extra_tokens()
         self._extra_ids = {token: i for i, token in self._tokens.items()}
         self._special_tokens_map["eos_token"] = self._tokens[union.stop_id]
-        if self.pad_token is None:
-            self.pad_token = first_end or self._tokens[union.stop_id]
+        if self.pad_token_id is None:
+            self.pad_token: Any = first_end or self._tokens[union.stop_id]
         self._strips = self._strips_leading_space()
 
     def _names_of_extra_tokens(self) -> dict[int, str]:

@@ -97,7 +97,8 @@ class LockstepRelay:
         return torch.cat([logits for logits, _ in steps], dim=1), torch.cat(states, dim=1) if states else None
 
     def _forward(self, ids: torch.Tensor, mask: torch.Tensor | None, keep: int, hidden: bool) -> Scores:
-        member, model = self.member, self.member.model
+        member = self.member
+        model: Any = member.model
         total = ids.shape[1]
         if self._recording and not self._cache and self.use_cache and not member.is_recurrent:
             # made here, so that even the first pass keeps what a rollback needs

@@ -54,8 +54,8 @@ class Member:
         recurrence (`Recurrence`): what else such a model can and cannot do.
 
     Raises:
-        MemberError: a recurrent model that keeps its state to itself, an encoder-decoder model, something that is no causal language model, or parameters that
-            are not finite.
+        MemberError: an encoder-decoder model, something that is no causal language model, a recurrent model that keeps
+            its state to itself, or parameters that are not finite.
         TokenizerError: the tokenizer has more tokens than the model, and so belongs to another one.
         ConfigError: an unknown adapter or end ids outside the vocabulary.
     """
@@ -77,12 +77,14 @@ class Member:
                 "load it with `AutoModelForCausalLM.from_pretrained(...)`"
             )
         self.wrapper = model
-        self.model: PreTrainedModel = model.get_base_model() if hasattr(model, "peft_config") else model
+        has_adapters = hasattr(model, "peft_config")
+        base: Any = model.get_base_model() if has_adapters else model  # type: ignore[operator]
+        self.model: PreTrainedModel = base
         self.tokenizer = tokenizer
         self.config = self.model.config.get_text_config(decoder=True)
         path = getattr(self.model, "name_or_path", "") or getattr(self.model.config, "_name_or_path", "")
         self.name = name or path or type(self.model).__name__
-        has_adapters = hasattr(model, "peft_config") or getattr(model, "_hf_peft_config_loaded", False)
+        has_adapters = has_adapters or getattr(model, "_hf_peft_config_loaded", False)
         self.source = source or (None if has_adapters else path) or None
         self.revision = revision
         self.adapter_name = adapter_name
@@ -167,7 +169,7 @@ class Member:
             before = [(layer, layer._active_adapter) for layer in layers]
             try:
                 for layer in layers:
-                    layer._active_adapter = [self.adapter_name]
+                    layer._active_adapter = [self.adapter_name]  # type: ignore[assignment]
                 yield
             finally:
                 for layer, adapter in before:
@@ -219,8 +221,8 @@ class Member:
         found = find_recurrence(self.model, self.device, self.vocab_size)
         if not found.returns_state:
             raise MemberError(
-                f"member {self.name} ({type(self.model).__name__}) keeps its state inside the model and returns none, so "
-                "two texts would mix in it; take a model that returns its state or its key-value cache"
+                f"member {self.name} ({type(self.model).__name__}) keeps its state inside the model and returns none, "
+                "so two texts would mix in it; take a model that returns its state or its key-value cache"
             )
         return found
 

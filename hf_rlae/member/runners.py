@@ -28,6 +28,7 @@ class Chain:
     """
 
     __slots__ = ("before", "ids", "length")
+    length: int
 
     def __init__(self, before: Chain | None = None, ids: tuple[int, ...] = ()) -> None:
         self.before = before
@@ -174,17 +175,16 @@ class RowRunner:
         cache = copy.deepcopy(cache)
         ids = path.after(length)
         at_once = length == 0 or self.member.recurrence.reads_chunks
-        pieces = []
+        pieces: list[tuple[torch.Tensor, torch.Tensor | None]] = []
         for piece in [ids] if at_once else [(i,) for i in ids]:
-            cache, *scores = self._forward(cache, piece, min(path.want, len(piece)), hidden)
-            pieces.append(scores)
+            cache, logits, states = self._forward(cache, piece, min(path.want, len(piece)), hidden)
+            pieces.append((logits, states))
         known.append((path.length, cache))
         settled = [state for state in known if state[0] <= path.settled.length]
         self._states[row] = tuple(settled[-1:] + known[len(settled) :])
-        if len(pieces) == 1:
-            return pieces[0][0], pieces[0][1]
-        logits, states = zip(*pieces[-path.want :], strict=True)
-        return torch.cat(logits), torch.cat(states) if hidden else None
+        wanted = pieces[-path.want :]
+        found = [states for _, states in wanted if states is not None]
+        return torch.cat([logits for logits, _ in wanted]), torch.cat(found) if found else None
 
     def _forward(
         self, cache: dict[str, Any], ids: Sequence[int], want: int, hidden: bool

@@ -88,7 +88,7 @@ class SlotLayer(CacheLayerMixin):
 
     def reorder_cache(self, beam_idx: torch.LongTensor) -> None:
         """Makes row `i` continue what row `beam_idx[i]` was."""
-        if self.keys is not None:
+        if self.keys is not None and self.values is not None:
             self.keys = self.keys.index_select(0, beam_idx.to(self.keys.device))
             self.values = self.values.index_select(0, beam_idx.to(self.values.device))
 
@@ -107,7 +107,9 @@ class SlotCache(Cache):
         """Writes one layer's new columns."""
         while len(self.layers) <= layer_idx:
             self.layers.append(SlotLayer(self))
-        return self.layers[layer_idx].update(key_states, value_states)
+        layer = self.layers[layer_idx]
+        assert isinstance(layer, SlotLayer)
+        return layer.update(key_states, value_states)
 
     def get_seq_length(self, layer_idx: int = 0) -> int:
         """Slots in use before this forward pass."""
