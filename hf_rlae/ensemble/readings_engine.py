@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext
 
 import torch
 
@@ -20,11 +19,6 @@ from hf_rlae.vocabulary import Alignment, ByteVocabulary, UnionVocabulary
 logger = logging.getLogger(__name__)
 
 AskPolicy = Callable[[EnsembleCache, SpanQuery, Callable[[], Sequence[MemberObservation]]], None]
-
-
-def _no_member_gradients() -> AbstractContextManager[object]:
-    """Gradients reach the weights, not the members; in `generate` everything is in inference mode already."""
-    return nullcontext() if torch.is_inference_mode_enabled() else torch.no_grad()
 
 
 class _Column:
@@ -160,18 +154,16 @@ class ReadingsEngine:
             self.union.pieces[token] if token is not None and column > end else None
             for token, end in zip(tokens, prompt_ends, strict=True)
         ]
-        with _no_member_gradients():
-            heard = self._measure(cache, column, raws)
+        heard = self._measure(cache, column, raws)
         for query in clock.queries(column, column + 1):
             if query.column > column:
                 continue
 
             def observe() -> list[MemberObservation]:
                 rows = [row for row, end in enumerate(prompt_ends) if end <= column]
-                with _no_member_gradients():
-                    for index in range(len(relays)):
-                        self._bring(relays[index], heard, index, rows)
-                    return [MemberObservation(*relay.observation()) for relay in relays]
+                for index in range(len(relays)):
+                    self._bring(relays[index], heard, index, rows)
+                return [MemberObservation(*relay.observation()) for relay in relays]
 
             ask(cache, query, observe)
         begun = [end <= column for end in prompt_ends]
@@ -180,13 +172,12 @@ class ReadingsEngine:
             return self._nothing(ids), [None] * len(relays)
         weights = clock.host_weights(column)
         outputs: list[tuple[torch.Tensor, torch.Tensor] | None] = [None] * len(relays)
-        with _no_member_gradients():
-            for index, relay in enumerate(relays):
-                rows = [row for row, weight in enumerate(weights) if begun[row] and weight[index] > 0]
-                if rows:
-                    self._bring(relay, heard, index, rows)
-                    if is_wanted:
-                        outputs[index] = relay.distribution(in_place)
+        for index, relay in enumerate(relays):
+            rows = [row for row, weight in enumerate(weights) if begun[row] and weight[index] > 0]
+            if rows:
+                self._bring(relay, heard, index, rows)
+                if is_wanted:
+                    outputs[index] = relay.distribution(in_place)
         self._defer(relays, heard)
         if not is_wanted:
             return ids, outputs

@@ -537,6 +537,7 @@ class ReadingsRelay:
             kept = min(kept, state.settled.length + _common(state.cached, ids))
         return min(kept, most)
 
+    @torch.no_grad()  # gradients reach the weights of a mixture, never the members
     def _run(self, paths: list[Path | None]) -> list[int]:
         """Runs the model; the pool slots that now hold the probabilities of the wanted columns, row by row."""
         if not self.use_cache:
