@@ -76,6 +76,11 @@ def check_generate_inputs(model: EnsembleForCausalLM, ids: Any, kwargs: dict[str
     """Raises `InputError` for arguments of `generate` that cannot be used."""
     if kwargs.get("inputs_embeds") is not None:
         raise InputError("inputs_embeds: members have different embeddings; pass input_ids")
+    if model.union is not None and kwargs.get("guidance_scale") not in (None, 1):
+        raise InputError(
+            f"guidance_scale={kwargs['guidance_scale']}: with different tokenizers some ids have no probability at all, "
+            "and classifier-free guidance compares their logarithms; leave guidance_scale out"
+        )
     if ids is None:
         raise InputError(
             "input_ids is missing: pass a prompt, `ensemble.generate(**ensemble.tokenizer(texts, "

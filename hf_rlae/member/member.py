@@ -175,6 +175,18 @@ class Member:
                 for layer, adapter in before:
                     layer._active_adapter = adapter
 
+    @contextmanager
+    def tried(self) -> Iterator[None]:
+        """Within this context the member can be tried out: in eval mode, without gradients, by its own adapter."""
+        training = [module for module in self.model.modules() if module.training]
+        self.model.eval()
+        try:
+            with torch.no_grad(), self.active():
+                yield
+        finally:
+            for module in training:
+                module.training = True
+
     def _check_architecture(self) -> None:
         if getattr(self.model.config, "is_encoder_decoder", False):
             raise MemberError(
@@ -218,7 +230,8 @@ class Member:
                 )
 
     def _find_recurrence(self) -> Recurrence:
-        found = find_recurrence(self.model, self.device, self.vocab_size)
+        with self.tried():
+            found = find_recurrence(self.model, self.device, self.vocab_size)
         if not found.returns_state:
             raise MemberError(
                 f"member {self.name} ({type(self.model).__name__}) keeps its state inside the model and returns none, "
@@ -246,9 +259,10 @@ class Member:
 
 
 def _is_linear(head: Any) -> bool:
-    weight = getattr(head, "weight", None)
-    out_features = getattr(head, "out_features", None)
-    return weight is not None and weight.dim() == 2 and out_features in (None, weight.shape[0])
+    weight = getattr(head, "weight", None)  # quantised heads have methods, or packed tensors, of that name
+    if not isinstance(weight, torch.Tensor) or weight.dim() != 2:
+        return False
+    return getattr(head, "out_features", None) in (None, weight.shape[0])
 
 
 def _adapter_lock(model: nn.Module) -> threading.RLock:

@@ -6,6 +6,10 @@ nothing can end early. A ratio is the ensemble's time per emitted token over the
 tables hold medians over rounds. With different tokenizers an ensemble's tokens are not the members' own; the
 tables show how many bytes both have on average.
 
+"Forwards in turn" are only the members' forward passes, one of each member at every step on ids given
+beforehand, over the same sum. Members that push each other's weights out of the processor's caches cost that
+much in any ensemble that runs them in turn, before anything is mixed.
+
 Members are "real" (tiny models; short contexts) or "small" (4 layers, 256 wide, with the real GPT-2 and
 GPT-NeoX tokenizers, trained on the spot, see `tests.benchmarks.peaked`). "flat" members are like small ones
 with random weights; nothing writes or reads text as they do, but they show the other end. "large" ones are of
@@ -34,7 +38,7 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 import torch
-from transformers import AutoTokenizer, LlamaForCausalLM, PreTrainedTokenizerBase
+from transformers import AutoTokenizer, DynamicCache, LlamaForCausalLM, PreTrainedTokenizerBase
 from transformers.utils import logging
 
 from hf_rlae import EnsembleForCausalLM, Member
@@ -42,6 +46,7 @@ from hf_rlae.vocabulary import Alignment, ByteVocabulary, UnionVocabulary, same_
 from tests.benchmarks import peaked
 from tests.benchmarks.appending import appending_ensemble
 from tests.benchmarks.costs import (
+    IN_TURN,
     Case,
     Outside,
     Result,
@@ -77,18 +82,25 @@ def all_cases(device: str) -> Iterator[Case]:
                 yield Case("small", tokenizers, 2, batch, 256, "sample")
             if batch == 1 or tokenizers == "different":
                 yield Case("small", tokenizers, 2, batch, 512, "sample")
-            yield Case("small", tokenizers, 3, batch, 64, "sample")
-    for batch in (1, 8):
-        yield Case("flat", "different", 2, batch, 64, "sample")
+            if batch == 1:
+                yield Case("small", tokenizers, 3, batch, 64, "sample")
     for tokenizers in ("same", "different"):
-        for count in (2, 3):
-            for batch in (1, 8):
-                yield Case("real", tokenizers, count, batch, 64, "sample")
+        for count, batch in ((2, 1), (2, 8), (3, 1)):
+            yield Case("real", tokenizers, count, batch, 64, "sample")
     if device != "cpu":
         for tokenizers in ("same", "different"):
             for batch in (1, 8):
                 for tokens in (64, 512):
                     yield Case("large", tokenizers, 2, batch, tokens, "sample")
+
+
+def further_cases() -> Iterator[Case]:
+    """Cases that are measured only where `--cases` asks for them."""
+    for batch in (1, 8):
+        yield Case("flat", "different", 2, batch, 64, "sample")
+    for members in ("small", "real"):
+        for tokenizers in ("same", "different"):
+            yield Case(members, tokenizers, 3, 8, 64, "sample")
 
 
 # -- members ----------------------------------------------------------------------------------------------
@@ -213,8 +225,53 @@ class Contender:
         return Timing(later_cpu - cpu, later_wall - wall, written)
 
 
-def contenders(case: Case, device: str) -> list[Contender]:
-    """The ensemble, plain appending where tokenizers differ, and every member."""
+@dataclass
+class InTurn:
+    """The members' forward passes in turn, to be timed like a contender.
+
+    Attributes:
+        members (`list[Contender]`): whose models are run, and on what.
+    """
+
+    members: Sequence[Contender]
+    name: str = IN_TURN
+
+    @torch.inference_mode()
+    def run(self, settings: dict[str, Any], watch: Stopwatch, seed: int) -> Timing:
+        """As many forward passes of every member as its `generate` makes; nothing is drawn, whatever the seed."""
+        steps = settings["max_new_tokens"]
+        cpu, wall = watch.now()
+        for _ in zip(*(forward_passes(m.model, steps, **m.inputs) for m in self.members), strict=True):
+            pass
+        later_cpu, later_wall = watch.now()
+        return Timing(later_cpu - cpu, later_wall - wall)
+
+
+def forward_passes(
+    model: LlamaForCausalLM, steps: int, input_ids: torch.Tensor, attention_mask: torch.Tensor
+) -> Iterator[None]:
+    """A forward pass whenever the next one is asked for: the prompts, then a column of their ids over again."""
+    cache, (batch, width) = DynamicCache(config=model.config), input_ids.shape
+    ids = input_ids.repeat(1, 1 + -(-steps // width))
+    mask = torch.cat([attention_mask, attention_mask.new_ones(batch, steps)], dim=1)
+    positions = (mask.cumsum(-1) - 1).clamp(min=0)
+    is_padded = not attention_mask.all()  # else `generate` passes no mask
+    start = 0
+    for end in range(width, width + steps):
+        model(
+            input_ids=ids[:, start:end],
+            attention_mask=mask[:, :end] if is_padded else None,
+            position_ids=positions[:, start:end],
+            past_key_values=cache,
+            use_cache=True,
+            logits_to_keep=1,
+        )
+        start = end
+        yield
+
+
+def contenders(case: Case, device: str) -> list[Contender | InTurn]:
+    """The ensemble, plain appending where tokenizers differ, every member, and the members' forward passes."""
     members = members_of(case.members, case.tokenizers, case.count, device)
     ensemble = ensemble_of(case.members, case.tokenizers, case.count, device)
     prompts = prompts_of(case)
@@ -224,11 +281,12 @@ def contenders(case: Case, device: str) -> list[Contender]:
     found = [Contender("ensemble", ensemble, inputs, pieces)]
     if ensemble.union is not None:
         found.append(Contender("appending", appending_ensemble(ensemble), inputs, pieces))
+    alone = []
     for index, (member, vocabulary) in enumerate(zip(members, vocabularies, strict=True)):
         options = {"pad_token_id": member.tokenizer.pad_token_id}
         own = _inputs(member.tokenizer, prompts, device)
-        found.append(Contender(f"member {index}", member.model, own, vocabulary.pieces, options))
-    return found
+        alone.append(Contender(f"member {index}", member.model, own, vocabulary.pieces, options))
+    return [*found, *alone, InTurn(alone)]
 
 
 @cache
@@ -280,7 +338,7 @@ def measure(case: Case, rounds: int, device: str) -> Result:
     return Result(case, timings, measure_outside(case, found[0], watch, device))
 
 
-def measure_outside(case: Case, contender: Contender, watch: Stopwatch, device: str) -> Outside:
+def measure_outside(case: Case, contender: Contender | InTurn, watch: Stopwatch, device: str) -> Outside:
     """The ensemble's time outside the members' forward passes."""
     members = members_of(case.members, case.tokenizers, case.count, device)
     settings = case.at(min(case.tokens, 64)).settings
@@ -367,7 +425,7 @@ def progress(line: str) -> None:
 
 def chosen_cases(patterns: Sequence[str], quick: bool, device: str) -> list[Case]:
     """The cases that match a pattern; with `quick` few tokens and only two members."""
-    cases = list(all_cases(device))
+    cases = [*all_cases(device), *(further_cases() if patterns else ())]
     if quick:
         short = [case.at(min(case.tokens, 96)) for case in cases if case.count == 2 and case.tokens != 512]
         cases = [case.at(24) if case.tokens == 64 else case for case in short]
@@ -390,7 +448,7 @@ def setting(device: str) -> str:
 def arguments() -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(prog="python -m tests.benchmarks.decode", description=__doc__.split("\n")[0])
-    parser.add_argument("--rounds", type=int, help="rounds per case (default 5; 3 with --quick)")
+    parser.add_argument("--rounds", type=int, help="rounds per case (default 5; 3 if long or --quick)")
     parser.add_argument("--cases", nargs="*", default=[], help="only cases whose name matches, as in 'different-m2-b1'")
     parser.add_argument("--threads", type=int, default=1, help="threads of torch (default 1: steady times)")
     parser.add_argument("--quick", action="store_true", help="few tokens, few rounds: to see that it works")
@@ -409,11 +467,11 @@ def main() -> None:
         return
     logging.disable_progress_bar()
     torch.set_num_threads(options.threads)
-    rounds = options.rounds or (3 if options.quick else 5)
     union_time, building = union_times()
     results = []
     for number, case in enumerate(cases, 1):
-        spent, result = timed(lambda c=case: measure(c, rounds, options.device))
+        rounds = options.rounds or (3 if options.quick or case.tokens > 64 else 5)
+        spent, result = timed(lambda c=case, n=rounds: measure(c, n, options.device))
         results.append(result)
         ratios = pair(lambda clock, r=result: r.ratio("ensemble", clock))
         progress(f"[{number}/{len(cases)}] {case.name}: ratio {ratios} ({spent.wall:.0f} s)")

@@ -146,7 +146,9 @@ def test_an_assistant_model():
     inputs = encoded(ensemble, PROMPT)
     plain = ensemble.generate(**inputs, max_new_tokens=40, do_sample=False)
     assistant = real(OTHER)[0]
-    assert torch.equal(plain, ensemble.generate(**inputs, max_new_tokens=40, do_sample=False, assistant_model=assistant))
+    assert torch.equal(
+        plain, ensemble.generate(**inputs, max_new_tokens=40, do_sample=False, assistant_model=assistant)
+    )
 
 
 def test_the_end_of_a_context(caplog):

@@ -105,6 +105,12 @@ def test_embeddings(ensemble):
         ensemble.generate(inputs_embeds=torch.zeros(1, 2, 32))
 
 
+def test_guidance():
+    ensemble = different()
+    with refused(InputError, "guidance_scale", "leave", ensemble=ensemble):
+        ensemble.generate(**encode("the dogs ran"), guidance_scale=1.5)
+
+
 @pytest.mark.parametrize(
     ("ids", "words"),
     [

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from functools import cache
 
 import pytest
@@ -11,7 +12,7 @@ from hypothesis import strategies as st
 
 from hf_rlae import EnsembleForCausalLM, StaticPolicy
 from tests.support.ensembles import TEXTS, Recorder, Schedule, columns_read, policy_of_text
-from tests.support.models import ARCHITECTURES, RECURRENT, WINDOW, pair
+from tests.support.models import ARCHITECTURES, RECURRENT, WINDOW, pair, with_adapters
 from tests.support.tokenizers import (
     byte_level_bpe,
     characters,
@@ -518,3 +519,47 @@ def test_rows_that_need_different_members():
     torch.manual_seed(0)
     out = ensemble.generate(**inputs, **options, **TRACED)
     assert_close(forced(ensemble, inputs, out.sequences), stepped(out))
+
+
+def test_a_quantised_member():
+    """A member with int8 weights writes along; alone it is itself."""
+    quantization = pytest.importorskip("torch.ao.quantization")
+    model, tokenizer = pair("gpt2", 1, raw_bytes())
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        quantised = quantization.quantize_dynamic(pair("llama")[0], {torch.nn.Linear}, dtype=torch.qint8)
+    own = byte_level_bpe()(TEXTS[0], return_tensors="pt")["input_ids"]
+    expected = quantised.generate(own, max_new_tokens=8, do_sample=False)
+    alone = EnsembleForCausalLM.from_members([(quantised, byte_level_bpe())])
+    assert torch.equal(alone.generate(own, max_new_tokens=8, do_sample=False), expected)
+    ensemble = EnsembleForCausalLM.from_members([(quantised, byte_level_bpe()), (model, tokenizer)])
+    out = ensemble.generate(**encoded(ensemble, TEXTS[0]), max_new_tokens=8, do_sample=False, **TRACED)
+    probs = stepped(out).softmax(-1)
+    torch.testing.assert_close(probs.sum(-1), torch.ones_like(probs[..., 0]), atol=1e-6, rtol=0)
+
+
+def test_a_member_in_training_mode():
+    """A model with dropout that is in training mode is tried out without it, and stays in that mode."""
+    model, tokenizer = pair("gpt2", 1, raw_bytes())
+    model.train()
+    EnsembleForCausalLM.from_members([pair("llama"), (model, tokenizer)])
+    assert model.training
+    assert all(module.training for module in model.modules())
+
+
+@pytest.mark.parametrize("adapter", ["one", "two"])
+def test_adapters_and_another_tokenizer(adapter):
+    """Two adapters of one base and a member with another tokenizer: each adapter speaks for itself."""
+    model, tokenizer = with_adapters(pair("llama")[0]), byte_level_bpe()
+    names = ["one", "two"]
+    ensemble = EnsembleForCausalLM.from_members(
+        [(model, tokenizer), (model, tokenizer), member("gpt2", raw_bytes, 1)],
+        StaticPolicy([float(adapter == name) for name in names] + [0.0]),
+        adapter_names=[*names, None],
+    )
+    got = ensemble.generate(**encoded(ensemble, TEXTS[0]), max_new_tokens=10, do_sample=False)
+    model.set_adapter(adapter)
+    own = tokenizer(TEXTS[0], return_tensors="pt")["input_ids"]
+    expected = model.generate(input_ids=own, max_new_tokens=10, do_sample=False)
+    raw = b"".join(ensemble.union.pieces[i] or b"" for i in got[0, own.shape[1] :].tolist())
+    assert raw == own_bytes(ensemble, 0, expected[0, own.shape[1] :].tolist())
