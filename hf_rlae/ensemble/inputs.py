@@ -78,7 +78,7 @@ def check_generate_inputs(model: EnsembleForCausalLM, ids: Any, kwargs: dict[str
         raise InputError("inputs_embeds: members have different embeddings; pass input_ids")
     if model.union is not None and kwargs.get("guidance_scale") not in (None, 1):
         raise InputError(
-            f"guidance_scale={kwargs['guidance_scale']}: with different tokenizers some ids have no probability at all, "
+            f"guidance_scale={kwargs['guidance_scale']}: with different tokenizers some ids have no probability, "
             "and classifier-free guidance compares their logarithms; leave guidance_scale out"
         )
     if ids is None:
