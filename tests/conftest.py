@@ -7,8 +7,16 @@ from pathlib import Path
 
 import pytest
 
+from tests import documentation
+
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+
+def pytest_configure(config):
+    """Documentation lies outside `tests`, where this file's own hooks would not be asked."""
+    config.pluginmanager.register(documentation)
+
 
 SHARED = Path(os.environ.get("HF_RLAE_SHARED", Path(__file__).resolve().parents[2] / "shared"))
 

@@ -7,8 +7,8 @@ tables hold medians over rounds. With different tokenizers an ensemble's tokens 
 tables show how many bytes both have on average.
 
 "Forwards in turn" are only the members' forward passes, one of each member at every step on ids given
-beforehand, over the same sum. Members that push each other's weights out of the processor's caches cost that
-much in any ensemble that runs them in turn, before anything is mixed.
+beforehand, over the same sum. An ensemble that runs its members in turn cannot be faster, and where they push
+each other's weights out of the processor's caches, that alone can cost as much as their own `generate`.
 
 Members are "real" (tiny models; short contexts) or "small" (4 layers, 256 wide, with the real GPT-2 and
 GPT-NeoX tokenizers, trained on the spot, see `tests.benchmarks.peaked`). "flat" members are like small ones
