@@ -2,7 +2,8 @@
 
 from hf_rlae.member.lockstep import LockstepRelay, OwnPromptRelay, SeparateRowsRelay
 from hf_rlae.member.member import Member
-from hf_rlae.member.readings import ReadingsRelay, Update
+from hf_rlae.member.reading_state import Update
+from hf_rlae.member.readings import ReadingsRelay
 from hf_rlae.member.runners import RowRunner, SlotRunner, choose_runner
 
 __all__ = [

@@ -138,7 +138,7 @@ def test_kept_probabilities_are_those_of_a_run_from_scratch():
                 with torch.no_grad():
                     logits = relay.member.model(torch.tensor([ids])).logits[0, -1].float()
                 logits[relay.alignment.silent_ids] = -torch.inf
-                kept = relay._pool[reading.slot, :-1]
+                kept = relay.pool.probs[reading.slot, :-1]
                 torch.testing.assert_close(kept, logits.softmax(-1), atol=1e-5, rtol=0)
                 compared += 1
     assert compared >= 9
