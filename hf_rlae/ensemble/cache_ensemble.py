@@ -57,6 +57,7 @@ class EnsembleCache(Cache):
         self.expected_start: int | None = None
         self.in_generate = False
         self.is_recording = False
+        self.is_padded: bool | None = None
         self.member_prompts: list[list[tuple[int, ...]]] | None = None
         self.encoded_prompts: dict[tuple[int, ...], list[tuple[int, ...]]] = {}
         self.warned = False

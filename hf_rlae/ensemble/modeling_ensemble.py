@@ -222,6 +222,10 @@ class EnsembleForCausalLM(PreTrainedModel, GenerationMixin):
                 check_forward_inputs(self, input_ids, attention_mask, cache, labels)
             cache.ids = input_ids if cache.ids is None else torch.cat([cache.ids, input_ids], dim=1)
         text = cache.ids
+        if cache.in_generate:  # columns that are written are never masked, so that the prompt says it all
+            if cache.is_padded is None:
+                cache.is_padded = attention_mask is not None and not bool(attention_mask.all())
+            attention_mask = attention_mask if cache.is_padded else None
         cache.mask = attention_mask
         if attention_mask is not None and attention_mask.shape[1] != text.shape[1]:
             seen = attention_mask.new_ones(attention_mask.shape[0], text.shape[1] - attention_mask.shape[1])
