@@ -8,6 +8,7 @@ from typing import Any, Protocol
 import torch
 from transformers import Cache
 
+from hf_rlae.ensemble.draws import MemberDraws
 from hf_rlae.ensemble.spans import SpanClock
 from hf_rlae.ensemble.trace import Trace
 
@@ -56,6 +57,7 @@ class EnsembleCache(Cache):
         self.trace = Trace(enabled=record)
         self.expected_start: int | None = None
         self.in_generate = False
+        self.draws: MemberDraws | None = None
         self.is_recording = False
         self.is_padded: bool | None = None
         self.member_prompts: list[list[tuple[int, ...]]] | None = None

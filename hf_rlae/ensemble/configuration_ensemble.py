@@ -7,6 +7,7 @@ from typing import Any, ClassVar
 from huggingface_hub.dataclasses import strict
 from transformers import PreTrainedConfig
 
+from hf_rlae.ensemble.draws import SCOPES, UNITS
 from hf_rlae.ensemble.mixing import mixings
 from hf_rlae.errors import ConfigError
 
@@ -26,6 +27,9 @@ class EnsembleConfig(PreTrainedConfig):
         max_active_members (`int`, *optional*): at most so many members have weight in a span.
         max_readings (`int`, defaults to 4): readings that a member keeps at most (ours).
         min_reading (`float`, defaults to 1e-4): readings with less probability are dropped (ours).
+        draw (`str`, *optional*): sample from one member at a time, drawn by the weights for every `"token"`, `"word"` or
+            `"span"`; see [`MemberDraws`]. `None` mixes the members' distributions (ours).
+        draw_scope (`str`, defaults to `"row"`): `"row"` draws for each row, `"batch"` for all rows together.
         policy (`dict`, *optional*): name and settings of a policy that needs no files.
         end_token_ids (`list[list[int] | None]`, *optional*): each member's end ids, where given by the user.
         adapter_names (`list[str | None]`, *optional*): each member's adapter.
@@ -47,6 +51,8 @@ class EnsembleConfig(PreTrainedConfig):
     max_active_members: int | None = None
     max_readings: int = 4
     min_reading: float | int = 1e-4
+    draw: str | None = None
+    draw_scope: str = "row"
     policy: dict[str, Any] | None = None
     end_token_ids: list[list[int] | None] | None = None
     adapter_names: list[str | None] | None = None
@@ -63,6 +69,15 @@ class EnsembleConfig(PreTrainedConfig):
             raise ConfigError(f"span_length={self.span_length}: a span has at least 1 token")
         if self.mixing not in mixings:
             mixings[self.mixing]
+        if self.draw is not None and self.draw not in UNITS:
+            raise ConfigError(f"draw={self.draw!r}: it must be None or one of {list(UNITS)}")
+        if self.draw_scope not in SCOPES:
+            raise ConfigError(f"draw_scope={self.draw_scope!r}: it must be one of {list(SCOPES)}")
+        if self.draw is not None and self.mixing != "linear":
+            raise ConfigError(
+                f"draw={self.draw!r} with mixing={self.mixing!r}: drawing a member and sampling from it is linear mixing; "
+                "leave draw out, or set mixing='linear'"
+            )
         if not 0 <= self.min_weight < 1:
             raise ConfigError(f"min_weight={self.min_weight}: it must be at least 0 and less than 1")
         if self.max_active_members is not None and self.max_active_members < 1:

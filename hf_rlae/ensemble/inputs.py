@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import logging
 from typing import TYPE_CHECKING, Any
 
 import torch
+from transformers import GenerationConfig
 
 from hf_rlae.errors import InputError
+
+logger = logging.getLogger(__name__)
 
 if TYPE_CHECKING:
     from hf_rlae.ensemble.cache_ensemble import EnsembleCache
@@ -96,6 +100,36 @@ def check_generate_inputs(model: EnsembleForCausalLM, ids: Any, kwargs: dict[str
                 f"attention_mask ends with 0 in row {row}: prompts must be padded on the left; set "
                 "`tokenizer.padding_side = 'left'`"
             )
+
+
+def check_draws(settings: GenerationConfig, kwargs: dict[str, Any]) -> None:
+    """Raises `InputError` for ways of decoding in which a member cannot be drawn, and logs what sampling means then."""
+
+    def value(name: str) -> Any:
+        return kwargs.get(name, getattr(settings, name, None))
+
+    if not value("do_sample"):
+        raise InputError(
+            "do_sample=False with draw: a drawn member's likeliest token is not the mixture's; pass do_sample=True, or build "
+            "the ensemble with draw=None"
+        )
+    if (value("num_beams") or 1) > 1:
+        raise InputError(
+            f"num_beams={value('num_beams')} with draw: beams need the mixture's own probabilities; pass num_beams=1, or "
+            "build the ensemble with draw=None"
+        )
+    if kwargs.get("assistant_model") is not None or value("prompt_lookup_num_tokens"):
+        raise InputError(
+            "assisted decoding with draw: proposed tokens are accepted by the mixture's own probabilities; leave "
+            "assistant_model and prompt_lookup_num_tokens out, or build the ensemble with draw=None"
+        )
+    warped = [name for name, plain in (("temperature", 1.0), ("top_p", 1.0), ("top_k", 0)) if value(name) not in (None, plain)]
+    if warped:
+        logger.info(
+            "%s act on the drawn member: texts come from the mixture of the members' warped distributions, not from the "
+            "warped mixture",
+            ", ".join(f"{name}={value(name)}" for name in warped),
+        )
 
 
 def check_prompt_lengths(

@@ -39,6 +39,8 @@ _FIELDS = (
     "max_active_members",
     "max_readings",
     "min_reading",
+    "draw",
+    "draw_scope",
 )
 _PER_MEMBER = ("revisions", "end_token_ids", "adapter_names")
 

@@ -85,6 +85,8 @@ class LockstepEngine:
                 ]
 
             ask(cache, query, observe)
+        if cache.draws is not None:
+            cache.draws.choose(clock, ids, total - 1, [sorted(cache.exhausted)] * ids.shape[0])
         weights = clock.weights(low, total)
         active = clock.active(low, total)
         weights = self._without_exhausted(cache, weights, active)

@@ -15,7 +15,10 @@ from transformers.modeling_outputs import CausalLMOutputWithPast
 from hf_rlae.ensemble import loading
 from hf_rlae.ensemble.cache_ensemble import EnsembleCache
 from hf_rlae.ensemble.configuration_ensemble import EnsembleConfig
+from hf_rlae.ensemble.custom_generate import make_custom_generate
+from hf_rlae.ensemble.draws import MemberDraws
 from hf_rlae.ensemble.inputs import (
+    check_draws,
     check_forward_inputs,
     check_generate_inputs,
     check_member_inputs,
@@ -28,6 +31,7 @@ from hf_rlae.ensemble.trace import BeamWatch
 from hf_rlae.errors import ConfigError, InputError, PolicyError
 from hf_rlae.member import Member
 from hf_rlae.policy import MemberObservation, PolicyState, UniformPolicy, ask, cut
+from hf_rlae.vocabulary import ByteVocabulary
 
 logger = logging.getLogger(__name__)
 
@@ -79,8 +83,15 @@ class EnsembleForCausalLM(PreTrainedModel, GenerationMixin):
         self.union = parts.union
         self.generation_config = parts.generation_config
         self._tokenizer = parts.tokenizer
+        self._begins_word = self._find_word_beginnings() if config.draw == "word" else None
         for name in ("pad_token_id", "bos_token_id", "eos_token_id"):
             setattr(self.config, name, getattr(self.generation_config, name))
+
+    def _find_word_beginnings(self) -> torch.Tensor:
+        """Which ids begin with a space, `(V,)`."""
+        first = self.members[0]
+        pieces = ByteVocabulary(first.tokenizer, self.engine.vocab_size).pieces if self.union is None else self.union.pieces
+        return torch.tensor([piece is not None and piece.startswith(b" ") for piece in pieces])
 
     @classmethod
     def from_members(cls, members: Sequence[Any], policy: Any = None, **settings: Any) -> EnsembleForCausalLM:
@@ -416,6 +427,9 @@ class EnsembleForCausalLM(PreTrainedModel, GenerationMixin):
         if wants_dict and beams > 1:
             watch = BeamWatch(cache.trace, beams, len(ids))
             kwargs["stopping_criteria"] = StoppingCriteriaList([*(kwargs.get("stopping_criteria") or ()), watch])
+        if self.config.draw is not None:
+            check_draws(settings, kwargs)
+            cache.draws = MemberDraws(self.config.draw, self.config.draw_scope, self._begins_word)
         cache.in_generate = True
         cache.expected_start = int(ids.shape[1])
         cache.clock = None
@@ -423,6 +437,18 @@ class EnsembleForCausalLM(PreTrainedModel, GenerationMixin):
         if not wants_dict:
             return result
         return attach_trace(self, result, cache)
+
+    def as_custom_generate(self) -> Callable[..., Any]:
+        """For the first member's own `generate`: `model_1.generate(..., custom_generate=ensemble.as_custom_generate())`.
+
+        Returns:
+            a callable that decodes with the ensemble, by the settings of the call, and returns ids of the first
+            member's tokenizer with the same text. Where tokenizers differ, a completion with tokens that the first
+            member lacks is encoded anew from its bytes (characters that its tokenizer has no token for are lost).
+            Processors and stopping criteria of the call see union ids. transformers hands no `streamer` and no
+            `assistant_model` on; give those to the ensemble's `generate`.
+        """
+        return make_custom_generate(self)
 
     def save_pretrained(self, save_directory: Any, **kwargs: Any) -> None:  # type: ignore[override]
         """Writes config, generation config and policy; members are stored by id and revision."""

@@ -170,7 +170,22 @@ class ReadingsEngine:
         if not any(begun):
             self._defer(relays, heard)
             return self._nothing(ids), [None] * len(relays)
-        weights = clock.host_weights(column)
+        if cache.draws is None or not is_wanted:
+            outputs = self._run_members(cache, column, heard, begun, is_wanted, in_place)
+        else:
+            outputs = self._run_drawn_members(cache, column, heard, begun, in_place)
+        self._defer(relays, heard)
+        if not is_wanted:
+            return ids, outputs
+        return self._mixed(cache, column, outputs, begun), outputs
+
+    def _run_members(
+        self, cache: EnsembleCache, column: int, heard: _Column, begun: list[bool], is_wanted: bool, in_place: bool
+    ) -> list[tuple[torch.Tensor, torch.Tensor] | None]:
+        """Lets the members with weight read what they have not read yet, and returns what they say."""
+        assert cache.clock is not None
+        relays = self._relays(cache)
+        weights = cache.clock.host_weights(column)
         outputs: list[tuple[torch.Tensor, torch.Tensor] | None] = [None] * len(relays)
         for index, relay in enumerate(relays):
             rows = [row for row, weight in enumerate(weights) if begun[row] and weight[index] > 0]
@@ -178,10 +193,32 @@ class ReadingsEngine:
                 self._bring(relay, heard, index, rows)
                 if is_wanted:
                     outputs[index] = relay.distribution(in_place)
-        self._defer(relays, heard)
-        if not is_wanted:
-            return ids, outputs
-        return self._mixed(cache, column, outputs, begun), outputs
+        return outputs
+
+    def _run_drawn_members(
+        self, cache: EnsembleCache, column: int, heard: _Column, begun: list[bool], in_place: bool
+    ) -> list[tuple[torch.Tensor, torch.Tensor] | None]:
+        """As `_run_members`, with one member a row; where it turns out to have nothing to say another one is drawn."""
+        ids, clock, draws = cache.ids, cache.clock, cache.draws
+        assert ids is not None
+        assert clock is not None
+        assert draws is not None
+        relays = self._relays(cache)
+        mute = [{k for k, relay in enumerate(relays) if relay.rows[row].is_exhausted} for row in range(len(begun))]
+        while True:
+            draws.choose(clock, ids, column, [sorted(members) for members in mute])
+            outputs = self._run_members(cache, column, heard, begun, True, in_place)
+            speakers = [weights.index(1.0) for weights in clock.host_weights(column)]
+            doubtful = [
+                (row, k)
+                for row, k in enumerate(speakers)
+                if begun[row] and k not in mute[row] and relays[k].can_be_silent
+            ]
+            silent = [(row, k) for row, k in doubtful if bool(outputs[k][1][row] == -torch.inf)]  # type: ignore[index]
+            if not silent:
+                return outputs
+            for row, k in silent:
+                mute[row].add(k)
 
     def _nothing(self, ids: torch.Tensor) -> torch.Tensor:
         return torch.full((ids.shape[0], self.vocab_size), torch.nan, device=ids.device)

@@ -59,6 +59,7 @@ class SpanClock:
         self._asked: dict[int, torch.Tensor] = {}
         self._active: dict[int, frozenset[int]] = {}
         self._lists: dict[int, list[list[float]]] = {}
+        self._narrowed: dict[int, tuple[torch.Tensor, list[list[float]]]] = {}
 
     def span_of(self, column: int) -> torch.Tensor:
         """The span of the token after `column`, for every row: shape `(B,)`."""
@@ -95,8 +96,17 @@ class SpanClock:
         self._active[query.span] = frozenset(i for row in rows for i, weight in enumerate(row) if weight > 0)
         self.records.append(SpanRecord(query.span, query.column, weights))
 
+    def narrow(self, column: int, members: torch.Tensor) -> None:
+        """Gives all weight for the token after `column` to one member a row, `members` `(B,)`; the last two are kept."""
+        one_hot = torch.nn.functional.one_hot(members, self.span_weights(column).shape[1]).float()
+        self._narrowed = {at: entry for at, entry in self._narrowed.items() if at == column - 1}
+        device = next(iter(self._table.values())).device
+        self._narrowed[column] = (one_hot.to(device), one_hot.tolist())
+
     def active(self, low: int, high: int) -> list[int]:
         """The members that have weight in some row for the tokens after the columns `low .. high - 1`."""
+        if low in self._narrowed and high == low + 1:
+            return sorted({row.index(1.0) for row in self._narrowed[low][1]})
         if self.uniform:
             start = int(self.starts[0])
             spans = {max(0, (column + 1 - start) // self.span_length) for column in range(low, high)}
@@ -106,6 +116,15 @@ class SpanClock:
 
     def weights(self, low: int, high: int) -> torch.Tensor:
         """The weights of the tokens after the columns `low .. high - 1`, of shape `(B, high - low, M)`."""
+        if low in self._narrowed and high == low + 1:
+            return self._narrowed[low][0][:, None]
+        return self._given(low, high)
+
+    def span_weights(self, column: int) -> torch.Tensor:
+        """The weights of the span that the token after `column` belongs to, of shape `(B, M)`, drawn or not."""
+        return self._given(column, column + 1)[:, 0]
+
+    def _given(self, low: int, high: int) -> torch.Tensor:
         if self.uniform:
             start = int(self.starts[0])
             columns = [self._table[max(0, (c + 1 - start) // self.span_length)] for c in range(low, high)]
@@ -120,6 +139,8 @@ class SpanClock:
 
     def host_weights(self, column: int) -> list[list[float]]:
         """The weights of the token after `column`, row by row; rows whose span has not begun have none (all 0)."""
+        if column in self._narrowed:
+            return self._narrowed[column][1]
         if self.uniform:
             return self._lists[max(0, (column + 1 - int(self.starts[0])) // self.span_length)]
         count = len(next(iter(self._lists.values()))[0]) if self._lists else 0
@@ -133,6 +154,10 @@ class SpanClock:
         if self.uniform:  # else rows that began later may still need the older spans
             for span in sorted(self._table)[:-2]:
                 del self._table[span], self._asked[span], self._lists[span]
+        self._narrowed = {
+            at: (weights[rows.to(weights.device)], [lists[row] for row in on_cpu.tolist()])
+            for at, (weights, lists) in self._narrowed.items()
+        }
         for span, weights in self._table.items():
             self._table[span] = weights.index_select(0, rows.to(weights.device))
             self._asked[span] = self._asked[span][on_cpu]

@@ -1,0 +1,84 @@
+"""Sampling from one member at a time: draw the member from the weights, run it alone, sample from it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+
+from hf_rlae.ensemble.spans import SpanClock
+
+UNITS = ("token", "word", "span")
+SCOPES = ("row", "batch")
+
+
+class MemberDraws:
+    """Which member speaks in each row, drawn anew for every token, word or span.
+
+    With linear mixing, drawing `k ~ w` and then a token from member k gives the tokens of the mixture
+    `sum_k w_k P_k`. A draw that holds for longer gives a mixture of longer pieces: of words, where it holds until a
+    token that begins with a space has been written (that token included), or of spans.
+
+    Source: ours.
+
+    Args:
+        unit (`str`): `"token"`, `"word"` or `"span"`.
+        scope (`str`): `"row"` draws for every row by itself; `"batch"` uses one random number for all rows, so that
+            rows with equal weights run the same member. Each row's own law is the same, but rows depend on one another.
+        begins_word (`torch.BoolTensor` of shape `(V,)`, *optional*): the ids that begin with a space; for words.
+
+    Attributes:
+        drawn (`list[tuple[int, torch.LongTensor]]`): the column of each token, and the member `(B,)` that wrote it.
+    """
+
+    def __init__(self, unit: str, scope: str, begins_word: torch.Tensor | None = None) -> None:
+        self.unit = unit
+        self.scope = scope
+        self.begins_word = begins_word
+        self.drawn: list[tuple[int, torch.Tensor]] = []
+        self._current: torch.Tensor | None = None
+
+    def choose(self, clock: SpanClock, ids: torch.Tensor, column: int, mute: Sequence[Sequence[int]] = ()) -> None:
+        """Draws the members that write the token after `column`, and tells the clock.
+
+        Args:
+            clock (`SpanClock`): knows the weights of the spans.
+            ids (`torch.LongTensor` of shape `(B, L)`): the text.
+            column (`int`): the last column of the text.
+            mute: for each row the members that cannot speak; `()` if all can.
+        """
+        weights = clock.span_weights(column).float().cpu()
+        if any(mute):
+            weights = weights.clone()
+            for row, members in enumerate(mute):
+                weights[row, list(members)] = 0.0
+        fresh = self._fresh(clock, ids, column, len(weights))
+        if self._current is not None:
+            fresh = fresh | (weights.gather(1, self._current[:, None])[:, 0] == 0)
+        if bool(fresh.any()):
+            found = self._draw(weights)
+            self._current = found if self._current is None else torch.where(fresh, found, self._current)
+        assert self._current is not None
+        if self.drawn and self.drawn[-1][0] == column + 1:
+            self.drawn.pop()
+        self.drawn.append((column + 1, self._current))
+        clock.narrow(column, self._current)
+
+    def _fresh(self, clock: SpanClock, ids: torch.Tensor, column: int, rows: int) -> torch.Tensor:
+        """The rows in which a new piece begins."""
+        every = torch.ones(rows, dtype=torch.bool)
+        if self._current is None or self.unit == "token":
+            return every
+        if self.unit == "span":
+            return (column + 1 - clock.starts) % clock.span_length == 0
+        assert self.begins_word is not None
+        return self.begins_word[ids[:, column].cpu()]
+
+    def _draw(self, weights: torch.Tensor) -> torch.Tensor:
+        """One member a row, by the inverse of the cumulative weights."""
+        numbers = torch.rand(1 if self.scope == "batch" else len(weights))
+        steps = weights.cumsum(1)
+        found = (steps <= (numbers * steps[:, -1].expand(len(weights)))[:, None]).sum(1)
+        # rounding may leave a number past the last step: the last member with weight is meant
+        last = weights.shape[1] - 1 - (weights.flip(1) > 0).int().argmax(1)
+        return torch.minimum(found, last)

@@ -1,0 +1,318 @@
+"""Sampling from one drawn member at a time gives exactly the mixture that it says: of tokens, of words, of spans."""
+
+from __future__ import annotations
+
+import copy
+import itertools
+import logging
+from collections import Counter
+from functools import cache
+
+import pytest
+import torch
+
+from hf_rlae import EnsembleForCausalLM, StaticPolicy
+from hf_rlae.errors import ConfigError, InputError
+from tests.support.ensembles import TEXTS, Schedule, columns_read, encode, endless
+from tests.support.models import pair
+from tests.support.tokenizers import raw_bytes
+from tests.support.worlds import bpe, build, random_model
+
+STEPS = 3
+SAMPLES = 6000
+WEIGHTS = ((0.7, 0.3), (0.2, 0.8))
+SEEDS = (0, 1, 2)
+
+
+def p_value(counts: Counter, expected: dict[tuple[int, ...], float]) -> float:
+    """How likely counts like these are under the expected probabilities (chi-square; small cells together)."""
+    total = sum(counts.values())
+    assert sum(expected.values()) == pytest.approx(1, abs=1e-4)
+    assert set(counts) <= {key for key, probability in expected.items() if probability > 0}
+    large = [key for key, probability in expected.items() if probability * total >= 5]
+    cells = [(counts[key], expected[key] * total) for key in large]
+    rest = total - sum(expected[key] for key in large) * total
+    if rest >= 5:
+        cells.append((total - sum(counts[key] for key in large), rest))
+    statistic = sum((seen - wanted) ** 2 / wanted for seen, wanted in cells)
+    assert len(cells) > 10
+    return float(torch.special.gammaincc(torch.tensor((len(cells) - 1) / 2), torch.tensor(statistic / 2)))
+
+
+def sampled(ensemble, ids, seed, **options) -> Counter:
+    """How often each completion of `STEPS` tokens was sampled."""
+    torch.manual_seed(seed)
+    counts: Counter = Counter()
+    for _ in range(3):
+        out = ensemble.generate(
+            input_ids=ids,
+            attention_mask=torch.ones_like(ids),
+            do_sample=True,
+            top_k=0,
+            max_new_tokens=STEPS,
+            num_return_sequences=SAMPLES // 3,
+            **options,
+        )
+        counts.update(tuple(row) for row in out[:, ids.shape[1] :].tolist())
+    return counts
+
+
+def policy():
+    return Schedule(*WEIGHTS)
+
+
+# One tokenizer
+
+
+@cache
+def twins():
+    """Two members with one tokenizer in which a token begins with a space."""
+    tokenizer = bpe("a ", "_ a")
+    return [(random_model(len(tokenizer), seed), tokenizer) for seed in (1, 2)]
+
+
+def expected_of_one_tokenizer(unit: str, prompt: list[int], span_length: int, weights=WEIGHTS):
+    """The definition, summed over all draws."""
+    models = [model for model, _ in twins()]
+    size = len(twins()[0][1])
+    space = twins()[0][1].convert_tokens_to_ids([" ", " a"])
+
+    @cache
+    def probs(member: int, ids: tuple[int, ...]):
+        with torch.no_grad():
+            return models[member](torch.tensor([[*prompt, *ids]])).logits[0, -1].double().softmax(-1).tolist()
+
+    expected = {}
+    for tokens in itertools.product(range(size), repeat=STEPS):
+        states = {None: 1.0}  # the probability of the tokens so far with each member speaking
+        for step, token in enumerate(tokens):
+            w = weights[step // span_length % 2]
+            is_fresh = unit == "token" or step == 0
+            is_fresh |= unit == "span" and step % span_length == 0
+            is_fresh |= unit == "word" and tokens[step - 1] in space
+            after = dict.fromkeys(range(2), 0.0)
+            for member, weight in states.items():
+                drawn = enumerate(w) if is_fresh else [(member, 1.0)]
+                for new, chance in drawn:
+                    after[new] += weight * chance * probs(new, tokens[:step])[token]
+            states = after
+        expected[tokens] = sum(states.values())
+    return expected
+
+
+@pytest.mark.parametrize(("unit", "span_length"), [("token", 2), ("word", 2), ("span", 2), ("span", 1)])
+def test_exact_for_one_tokenizer(unit, span_length):
+    """Law: draws give the mixture of tokens, words or spans, by enumeration of all texts."""
+    ensemble = endless(twins(), policy(), span_length=span_length, draw=unit)
+    prompt = [4, 5]
+    expected = expected_of_one_tokenizer(unit, prompt, span_length)
+    values = [
+        p_value(sampled(ensemble, torch.tensor([prompt]), seed, eos_token_id=None, pad_token_id=3), expected)
+        for seed in SEEDS
+    ]
+    assert min(values) > 0.01, values
+
+
+def test_a_wrong_sampler_is_rejected():
+    """The test can fail: other weights, and another unit, are told apart."""
+    prompt = [4, 5]
+    counts = sampled(
+        endless(twins(), StaticPolicy([0.45, 0.55]), draw="token"), torch.tensor([prompt]), 0, eos_token_id=None, pad_token_id=3
+    )
+    assert p_value(counts, expected_of_one_tokenizer("token", prompt, 2)) < 0.01
+    spans = sampled(
+        endless(twins(), policy(), span_length=3, draw="span"), torch.tensor([prompt]), 0, eos_token_id=None, pad_token_id=3
+    )
+    weights = (WEIGHTS[0], WEIGHTS[0])
+    assert p_value(spans, expected_of_one_tokenizer("token", prompt, 3, weights)) < 0.01
+    assert p_value(spans, expected_of_one_tokenizer("span", prompt, 3, weights)) > 0.01
+
+
+def test_rows_that_share_a_draw_keep_their_law():
+    """Law: `draw_scope="batch"` changes how rows depend on one another, not what each of them is."""
+    ensemble = endless(twins(), policy(), span_length=2, draw="token", draw_scope="batch")
+    prompt = torch.tensor([[4, 5]])
+    options = {"do_sample": True, "top_k": 0, "max_new_tokens": STEPS, "eos_token_id": None, "pad_token_id": 3}
+    torch.manual_seed(0)
+    counts: Counter = Counter()
+    for _ in range(1500):
+        out = ensemble.generate(input_ids=prompt, attention_mask=torch.ones_like(prompt), **options)
+        counts[tuple(out[0, 2:].tolist())] += 1
+    assert p_value(counts, expected_of_one_tokenizer("token", [4, 5], 2)) > 0.01
+
+
+# Different tokenizers
+
+
+@cache
+def place():
+    return build([bpe("ab "), bpe("ab ", "a b", "_ a")], 3)
+
+
+def expected_of_two_tokenizers(unit: str, prompts, span_length: int):
+    """The definition over the union, each member with its readings, summed over all draws."""
+    world = place()
+    union = world.union
+    tokens = [*sorted(union.id_of.values()), union.stop_id]
+    expected: dict[tuple[int, ...], float] = {}
+
+    def go_on(written, member, references, pending, chance):
+        step = len(written)
+        if step == STEPS or (written and written[-1] == union.stop_id):
+            key = written + (world_pad,) * (STEPS - step)
+            expected[key] = expected.get(key, 0.0) + chance
+            return
+        w = WEIGHTS[step // span_length % 2]
+        is_fresh = unit == "token" or step == 0
+        is_fresh |= unit == "span" and step % span_length == 0
+        is_fresh |= unit == "word" and bool(written) and union.pieces[written[-1]].startswith(b" ")
+        for new, weight in enumerate(w) if is_fresh else [(member, 1.0)]:
+            speaker = copy.copy(references[new])
+            speaker.readings = list(speaker.readings)
+            raw, shares = pending[new]
+            if raw:  # what a member proposed itself is its own only if it goes on at once
+                speaker.update(raw, *(shares if new == member else (0.0, 0.0)))
+            whole, unfinished = speaker.proposals()
+            for u in tokens:
+                p = float(whole[u] + unfinished[u])
+                if p <= 0:
+                    continue
+                heard = list(references)
+                heard[new] = speaker
+                piece = union.pieces[u] or b""
+                waiting = [(text + piece, (0.0, 0.0)) for text, _ in pending]
+                waiting[new] = (piece, (float(whole[u]) / p, float(unfinished[u]) / p))
+                go_on((*written, u), new, heard, waiting, chance * weight * p)
+
+    world_pad = EnsembleForCausalLM.from_members([voice.member for voice in world.voices]).tokenizer.pad_token_id
+    references = [world.reference(k, prompt) for k, prompt in enumerate(prompts)]
+    go_on((), None, references, [(b"", (0.0, 0.0))] * 2, 1.0)
+    return expected
+
+
+@pytest.mark.parametrize(("unit", "span_length"), [("token", 2), ("word", 2), ("span", 2)])
+def test_exact_for_two_tokenizers(unit, span_length):
+    """Law: with different tokenizers too, each draw by its own definition, the lagging members' readings included."""
+    world = place()
+    members = [voice.member for voice in world.voices]
+    ensemble = EnsembleForCausalLM.from_members(members, policy(), span_length=span_length, draw=unit)
+    ids = torch.tensor([[world.voices[0].id("a"), world.voices[0].id("b")]])
+    prompts = ensemble.engine.encoder(tuple(ids[0].tolist()))
+    expected = expected_of_two_tokenizers(unit, prompts, span_length)
+    values = [p_value(sampled(ensemble, ids, seed), expected) for seed in SEEDS]
+    assert min(values) > 0.01, values
+
+
+# What is run
+
+
+@pytest.mark.parametrize("tokenizer", [None, raw_bytes], ids=["one_tokenizer", "two_tokenizers"])
+def test_only_the_drawn_member_is_run(tokenizer):
+    """At batch 1 there is one forward pass a token, and the trace says whose it was."""
+    members = [pair("llama"), pair("gpt2", 1, tokenizer() if tokenizer else None)]
+    ensemble = endless(members, StaticPolicy([0.5, 0.5]), span_length=4, draw="token")
+    torch.manual_seed(0)
+    with columns_read(*(model for model, _ in members)) as calls:
+        out = ensemble.generate(
+            **encode(TEXTS[0]), do_sample=True, top_k=0, max_new_tokens=20, return_dict_in_generate=True
+        )
+    assert 20 <= len(calls[0]) + len(calls[1]) <= 20 + 1
+    assert min(len(calls[0]), len(calls[1])) > 3
+    spoke = ~out.member_logps.isnan()
+    assert torch.equal(spoke.sum(-1), torch.ones(1, 20, dtype=torch.long))
+    assert spoke[0, :, 0].sum() == len(calls[0])
+
+
+def test_spans_are_routed():
+    """With `draw="span"` one member writes the whole span."""
+    members = [pair("llama"), pair("gpt2", 1, raw_bytes())]
+    ensemble = endless(members, StaticPolicy([0.5, 0.5]), span_length=5, draw="span")
+    torch.manual_seed(1)
+    out = ensemble.generate(
+        **encode(*TEXTS), do_sample=True, top_k=0, max_new_tokens=20, return_dict_in_generate=True
+    )
+    speakers = (~out.member_logps.isnan()).float().argmax(-1)
+    assert len(set(speakers.flatten().tolist())) == 2
+    for row in speakers.view(3, 4, 5).tolist():
+        assert all(len(set(span)) == 1 for span in row)
+
+
+def test_one_draw_for_all_rows():
+    """With `draw_scope="batch"` and equal weights all rows have the same member."""
+    members = [pair("llama"), pair("gpt2", 1)]
+    ensemble = endless(members, StaticPolicy([0.5, 0.5]), draw="token", draw_scope="batch")
+    torch.manual_seed(1)
+    with columns_read(*(model for model, _ in members)) as calls:
+        ensemble.generate(**encode(*TEXTS), do_sample=True, top_k=0, max_new_tokens=20)
+    assert len(calls[0]) + len(calls[1]) == 20
+
+
+def test_members_without_weight_are_never_drawn():
+    """A weight of 0 stays 0."""
+    ensemble = endless(twins(), StaticPolicy([0.0, 1.0]), draw="token")
+    alone = endless(twins()[1:], draw=None)
+    texts = []
+    for each in (ensemble, alone):
+        torch.manual_seed(0)
+        out = each.generate(**{"input_ids": torch.tensor([[4, 5]])}, do_sample=True, top_k=0, max_new_tokens=30, pad_token_id=3)
+        texts.append(out)
+    assert set(texts[0][0].tolist()) <= set(range(7))
+    counts = sampled(ensemble, torch.tensor([[4, 5]]), 0, eos_token_id=None, pad_token_id=3)
+    only = expected_of_one_tokenizer("token", [4, 5], 2, ((0.0, 1.0), (0.0, 1.0)))
+    assert p_value(counts, only) > 0.01
+
+
+def test_a_member_that_has_nothing_to_say_is_drawn_anew(caplog):
+    """Where the drawn member has outgrown its context another one is drawn, and the text goes on."""
+    members = [pair("llama", 0, raw_bytes()), pair("gpt2", 1, max_position_embeddings=20)]
+    ensemble = endless(members, StaticPolicy([0.1, 0.9]), draw="token")
+    inputs = dict(ensemble.tokenizer(["Once upon a time"], return_tensors="pt"))
+    torch.manual_seed(0)
+    out = ensemble.generate(
+        **inputs,
+        do_sample=True,
+        top_k=0,
+        max_new_tokens=60,
+        suppress_tokens=[ensemble.union.stop_id],
+        return_dict_in_generate=True,
+    )
+    assert "outgrown the context" in caplog.text
+    assert not out.member_logps[0, -1, 0].isnan()
+    assert out.sequences.shape[1] == inputs["input_ids"].shape[1] + 60
+
+
+# What is refused
+
+
+@pytest.mark.parametrize(
+    ("options", "word"),
+    [
+        ({"do_sample": False}, "do_sample"),
+        ({"do_sample": True, "num_beams": 2}, "num_beams"),
+        ({"do_sample": True, "prompt_lookup_num_tokens": 3}, "assisted"),
+    ],
+)
+def test_ways_of_decoding_that_are_refused(options, word):
+    """Greedy search, beams and assisted decoding need the mixture's own probabilities."""
+    ensemble = endless([pair("llama"), pair("gpt2", 1)], draw="token")
+    with pytest.raises(InputError, match=word):
+        ensemble.generate(**encode(TEXTS[0]), max_new_tokens=3, **options)
+
+
+@pytest.mark.parametrize(
+    ("options", "word"),
+    [({"draw": "sentence"}, "draw"), ({"draw_scope": "all"}, "draw_scope"), ({"draw": "token", "mixing": "log"}, "mixing")],
+)
+def test_options_that_are_refused(options, word):
+    """Unknown units and scopes, and a product of experts, which no draw gives."""
+    with pytest.raises(ConfigError, match=word):
+        endless([pair("llama"), pair("gpt2", 1)], **options)
+
+
+def test_warping_is_logged(caplog):
+    """Temperature and top-p act on the drawn member, and a log line says so."""
+    ensemble = endless([pair("llama"), pair("gpt2", 1)], draw="token")
+    with caplog.at_level(logging.INFO, logger="hf_rlae"):
+        ensemble.generate(**encode(TEXTS[0]), max_new_tokens=2, do_sample=True, top_p=0.9, temperature=0.7, top_k=0)
+    assert "temperature=0.7, top_p=0.9 act on the drawn member" in caplog.text
+
