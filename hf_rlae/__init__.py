@@ -12,12 +12,15 @@ _EXPORTS = {
     "EnsembleCache": "hf_rlae.ensemble",
     "EnsembleConfig": "hf_rlae.ensemble",
     "EnsembleForCausalLM": "hf_rlae.ensemble",
+    "EnsembleLogitsProcessor": "hf_rlae.ensemble",
     "Member": "hf_rlae.member",
     "PolicyOutput": "hf_rlae.policy",
     "PolicyState": "hf_rlae.policy",
     "StaticPolicy": "hf_rlae.policy",
     "UniformPolicy": "hf_rlae.policy",
     "UnionVocabulary": "hf_rlae.vocabulary",
+    "load_member": "hf_rlae.zoo",
+    "load_members": "hf_rlae.zoo",
 }
 
 __all__ = sorted(_EXPORTS)

@@ -3,5 +3,6 @@
 from hf_rlae.ensemble.cache_ensemble import EnsembleCache
 from hf_rlae.ensemble.configuration_ensemble import EnsembleConfig
 from hf_rlae.ensemble.modeling_ensemble import EnsembleForCausalLM
+from hf_rlae.ensemble.processor import EnsembleLogitsProcessor
 
-__all__ = ["EnsembleCache", "EnsembleConfig", "EnsembleForCausalLM"]
+__all__ = ["EnsembleCache", "EnsembleConfig", "EnsembleForCausalLM", "EnsembleLogitsProcessor"]

@@ -439,7 +439,7 @@ class EnsembleForCausalLM(PreTrainedModel, GenerationMixin):
         return attach_trace(self, result, cache)
 
     def as_custom_generate(self) -> Callable[..., Any]:
-        """For the first member's own `generate`: `model_1.generate(..., custom_generate=ensemble.as_custom_generate())`.
+        """For the first member's own `generate(..., custom_generate=ensemble.as_custom_generate())`.
 
         Returns:
             a callable that decodes with the ensemble, by the settings of the call, and returns ids of the first

@@ -255,10 +255,11 @@ def targets_table(results: Sequence[Result], found: Sequence[Growth], union_time
             rows += _target(f"{where}: above plain appending", 0.12, different, Result.above)
     for growth in found:
         case = growth.long.case
-        if case.members == "small" and case.tokenizers == "different":
+        if case.members in ("small", "narrow") and case.tokenizers == "different":
             values = [growth.relative("cpu"), growth.relative("wall")]
             span = f"{growth.short.case.tokens} to {case.tokens} tokens"
             label = f"different tokenizers, {case.mode}, batch {case.batch}: growth of the ratio, {span}"
+            label += f" ({case.members} members)"
             rows.append([label, "1.05", *_verdicts(values, 1.05)])
     return table(["target (M = 2, small members)", "at most", "CPU / wall", ""], rows)
 

@@ -12,7 +12,9 @@ each other's weights out of the processor's caches, that alone can cost as much 
 
 Members are "real" (tiny models; short contexts) or "small" (4 layers, 256 wide, with the real GPT-2 and
 GPT-NeoX tokenizers, trained on the spot, see `tests.benchmarks.peaked`). "flat" members are like small ones
-with random weights; nothing writes or reads text as they do, but they show the other end. "large" ones are of
+with random weights; nothing writes or reads text as they do, but they show the other end. "narrow" ones (2 layers,
+16 wide, random) cost next to nothing themselves, so that what an ensemble's step does beside them, and whether it grows
+with the text, can be seen through the noise of the others. "large" ones are of
 the shape of a model with a billion parameters and 150,000 ids (bf16, on a GPU; most ids past the tokenizer's
 stand for nothing). A third small member, and the second one where all have one tokenizer, is a copy of the
 first with noise on its weights.
@@ -21,6 +23,7 @@ first with noise on its weights.
 from __future__ import annotations
 
 import argparse
+import copy
 import fnmatch
 import os
 import sys
@@ -62,6 +65,14 @@ from tests.benchmarks.costs import (
 )
 from tests.conftest import SHARED
 
+NARROW = {
+    "hidden_size": 16,
+    "intermediate_size": 16,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "num_key_value_heads": 2,
+    "head_dim": 8,
+}
 TRAINING_STEPS, TRAINING_CHARACTERS = 250, 40_000
 LARGE_VOCABULARY = 150_000
 REAL = {
@@ -84,6 +95,9 @@ def all_cases(device: str) -> Iterator[Case]:
                 yield Case("small", tokenizers, 2, batch, 512, "sample")
             if batch == 1:
                 yield Case("small", tokenizers, 3, batch, 64, "sample")
+    for tokenizers in ("same", "different"):
+        for tokens in (64, 512):
+            yield Case("narrow", tokenizers, 2, 1, tokens, "sample")
     for tokenizers in ("same", "different"):
         for count, batch in ((2, 1), (2, 8), (3, 1)):
             yield Case("real", tokenizers, count, batch, 64, "sample")
@@ -128,9 +142,11 @@ def model_of(kind: str, tokenizer_name: str, place: int, device: str) -> LlamaFo
     if place:
         first = model_of(kind, tokenizer_name, 0, device)
         return peaked.sibling(first)
-    if kind == "flat":
+    if kind in ("flat", "narrow"):
         torch.manual_seed(0)
-        config = model_of("small", tokenizer_name, 0, device).config
+        config = copy.deepcopy(model_of("small", tokenizer_name, 0, device).config)
+        if kind == "narrow":
+            config.update({**NARROW, "initializer_range": 0.5})
         return LlamaForCausalLM(config).eval().to(device)
     if kind == "large":
         model = peaked.trained_member(
