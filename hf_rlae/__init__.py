@@ -19,8 +19,6 @@ _EXPORTS = {
     "StaticPolicy": "hf_rlae.policy",
     "UniformPolicy": "hf_rlae.policy",
     "UnionVocabulary": "hf_rlae.vocabulary",
-    "load_member": "hf_rlae.zoo",
-    "load_members": "hf_rlae.zoo",
 }
 
 __all__ = sorted(_EXPORTS)

@@ -14,7 +14,11 @@ IN_TURN = "forwards in turn"
 
 @dataclass(frozen=True)
 class Case:
-    """What is measured in one go: which members, how many, rows, new tokens, "sample" or "greedy"."""
+    """What is measured in one go: which members, how many, rows, new tokens, and the way of decoding.
+
+    Modes are "sample", "greedy", and sampling from one drawn member at a time: "draw-token", "draw-word", "draw-span",
+    or with one draw for all rows "draw-token-batch" and so on.
+    """
 
     members: str
     tokenizers: str
@@ -33,9 +37,17 @@ class Case:
         return Case(self.members, self.tokenizers, self.count, self.batch, tokens, self.mode)
 
     @property
+    def draws(self) -> tuple[str, str] | None:
+        """`draw` and `draw_scope` of the ensemble, if members are drawn."""
+        if not self.mode.startswith("draw-"):
+            return None
+        _, unit, *scope = self.mode.split("-")
+        return unit, scope[0] if scope else "row"
+
+    @property
     def settings(self) -> dict[str, Any]:
         """Arguments of `generate`, for ensembles and members alike."""
-        drawn = {"do_sample": True, "temperature": 1.0, "top_k": 0} if self.mode == "sample" else {"do_sample": False}
+        drawn = {"do_sample": False} if self.mode == "greedy" else {"do_sample": True, "temperature": 1.0, "top_k": 0}
         return {"min_new_tokens": self.tokens, "max_new_tokens": self.tokens, **drawn}
 
 
@@ -244,7 +256,7 @@ def targets_table(results: Sequence[Result], found: Sequence[Growth], union_time
             *_verdicts([union_time.cpu, union_time.wall], 1.0),
         ]
     ]
-    for mode in sorted({result.case.mode for result in small}):
+    for mode in sorted({result.case.mode for result in small if result.case.draws is None}):
         chosen = [result for result in small if result.case.mode == mode]
         same = [result for result in chosen if result.case.tokenizers == "same"]
         rows += _ratio_target(f"same tokenizer, {mode}", 0.95, same)

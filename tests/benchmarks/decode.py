@@ -96,6 +96,10 @@ def all_cases(device: str) -> Iterator[Case]:
             if batch == 1:
                 yield Case("small", tokenizers, 3, batch, 64, "sample")
     for tokenizers in ("same", "different"):
+        for count in (2, 3):
+            for batch, mode in ((1, "draw-token"), (1, "draw-word"), (8, "draw-token-batch")):
+                yield Case("small", tokenizers, count, batch, 64, mode)
+    for tokenizers in ("same", "different"):
         for tokens in (64, 512):
             yield Case("narrow", tokenizers, 2, 1, tokens, "sample")
     for tokenizers in ("same", "different"):
@@ -180,9 +184,12 @@ def members_of(kind: str, tokenizers: str, count: int, device: str) -> tuple[Mem
 
 
 @cache
-def ensemble_of(kind: str, tokenizers: str, count: int, device: str) -> EnsembleForCausalLM:
+def ensemble_of(
+    kind: str, tokenizers: str, count: int, device: str, draws: tuple[str, str] | None = None
+) -> EnsembleForCausalLM:
     """The ensemble of a case, with uniform weights."""
-    return EnsembleForCausalLM.from_members(members_of(kind, tokenizers, count, device))
+    options = {"draw": draws[0], "draw_scope": draws[1]} if draws else {}
+    return EnsembleForCausalLM.from_members(members_of(kind, tokenizers, count, device), **options)
 
 
 def prompts_of(case: Case) -> list[str]:
@@ -289,13 +296,13 @@ def forward_passes(
 def contenders(case: Case, device: str) -> list[Contender | InTurn]:
     """The ensemble, plain appending where tokenizers differ, every member, and the members' forward passes."""
     members = members_of(case.members, case.tokenizers, case.count, device)
-    ensemble = ensemble_of(case.members, case.tokenizers, case.count, device)
+    ensemble = ensemble_of(case.members, case.tokenizers, case.count, device, case.draws)
     prompts = prompts_of(case)
     vocabularies = [vocabulary_of(member) for member in members]
     pieces = vocabularies[0].pieces if ensemble.union is None else ensemble.union.pieces
     inputs = _inputs(ensemble.tokenizer, prompts, device)
     found = [Contender("ensemble", ensemble, inputs, pieces)]
-    if ensemble.union is not None:
+    if ensemble.union is not None and case.draws is None:
         found.append(Contender("appending", appending_ensemble(ensemble), inputs, pieces))
     alone = []
     for index, (member, vocabulary) in enumerate(zip(members, vocabularies, strict=True)):

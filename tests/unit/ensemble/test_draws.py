@@ -19,9 +19,9 @@ from tests.support.tokenizers import raw_bytes
 from tests.support.worlds import bpe, build, random_model
 
 STEPS = 3
-SAMPLES = 6000
+SAMPLES = 4000
 WEIGHTS = ((0.7, 0.3), (0.2, 0.8))
-SEEDS = (0, 1, 2)
+SEEDS = (10, 11, 12)
 
 
 def p_value(counts: Counter, expected: dict[tuple[int, ...], float]) -> float:
@@ -43,14 +43,14 @@ def sampled(ensemble, ids, seed, **options) -> Counter:
     """How often each completion of `STEPS` tokens was sampled."""
     torch.manual_seed(seed)
     counts: Counter = Counter()
-    for _ in range(3):
+    for _ in range(2):
         out = ensemble.generate(
             input_ids=ids,
             attention_mask=torch.ones_like(ids),
             do_sample=True,
             top_k=0,
             max_new_tokens=STEPS,
-            num_return_sequences=SAMPLES // 3,
+            num_return_sequences=SAMPLES // 2,
             **options,
         )
         counts.update(tuple(row) for row in out[:, ids.shape[1] :].tolist())
@@ -117,11 +117,19 @@ def test_a_wrong_sampler_is_rejected():
     """The test can fail: other weights, and another unit, are told apart."""
     prompt = [4, 5]
     counts = sampled(
-        endless(twins(), StaticPolicy([0.45, 0.55]), draw="token"), torch.tensor([prompt]), 0, eos_token_id=None, pad_token_id=3
+        endless(twins(), StaticPolicy([0.45, 0.55]), draw="token"),
+        torch.tensor([prompt]),
+        0,
+        eos_token_id=None,
+        pad_token_id=3,
     )
     assert p_value(counts, expected_of_one_tokenizer("token", prompt, 2)) < 0.01
     spans = sampled(
-        endless(twins(), policy(), span_length=3, draw="span"), torch.tensor([prompt]), 0, eos_token_id=None, pad_token_id=3
+        endless(twins(), policy(), span_length=3, draw="span"),
+        torch.tensor([prompt]),
+        0,
+        eos_token_id=None,
+        pad_token_id=3,
     )
     weights = (WEIGHTS[0], WEIGHTS[0])
     assert p_value(spans, expected_of_one_tokenizer("token", prompt, 3, weights)) < 0.01
@@ -135,7 +143,7 @@ def test_rows_that_share_a_draw_keep_their_law():
     options = {"do_sample": True, "top_k": 0, "max_new_tokens": STEPS, "eos_token_id": None, "pad_token_id": 3}
     torch.manual_seed(0)
     counts: Counter = Counter()
-    for _ in range(1500):
+    for _ in range(600):
         out = ensemble.generate(input_ids=prompt, attention_mask=torch.ones_like(prompt), **options)
         counts[tuple(out[0, 2:].tolist())] += 1
     assert p_value(counts, expected_of_one_tokenizer("token", [4, 5], 2)) > 0.01
@@ -228,9 +236,7 @@ def test_spans_are_routed():
     members = [pair("llama"), pair("gpt2", 1, raw_bytes())]
     ensemble = endless(members, StaticPolicy([0.5, 0.5]), span_length=5, draw="span")
     torch.manual_seed(1)
-    out = ensemble.generate(
-        **encode(*TEXTS), do_sample=True, top_k=0, max_new_tokens=20, return_dict_in_generate=True
-    )
+    out = ensemble.generate(**encode(*TEXTS), do_sample=True, top_k=0, max_new_tokens=20, return_dict_in_generate=True)
     speakers = (~out.member_logps.isnan()).float().argmax(-1)
     assert len(set(speakers.flatten().tolist())) == 2
     for row in speakers.view(3, 4, 5).tolist():
@@ -254,7 +260,9 @@ def test_members_without_weight_are_never_drawn():
     texts = []
     for each in (ensemble, alone):
         torch.manual_seed(0)
-        out = each.generate(**{"input_ids": torch.tensor([[4, 5]])}, do_sample=True, top_k=0, max_new_tokens=30, pad_token_id=3)
+        out = each.generate(
+            **{"input_ids": torch.tensor([[4, 5]])}, do_sample=True, top_k=0, max_new_tokens=30, pad_token_id=3
+        )
         texts.append(out)
     assert set(texts[0][0].tolist()) <= set(range(7))
     counts = sampled(ensemble, torch.tensor([[4, 5]]), 0, eos_token_id=None, pad_token_id=3)
@@ -301,7 +309,11 @@ def test_ways_of_decoding_that_are_refused(options, word):
 
 @pytest.mark.parametrize(
     ("options", "word"),
-    [({"draw": "sentence"}, "draw"), ({"draw_scope": "all"}, "draw_scope"), ({"draw": "token", "mixing": "log"}, "mixing")],
+    [
+        ({"draw": "sentence"}, "draw"),
+        ({"draw_scope": "all"}, "draw_scope"),
+        ({"draw": "token", "mixing": "log"}, "mixing"),
+    ],
 )
 def test_options_that_are_refused(options, word):
     """Unknown units and scopes, and a product of experts, which no draw gives."""
@@ -315,4 +327,3 @@ def test_warping_is_logged(caplog):
     with caplog.at_level(logging.INFO, logger="hf_rlae"):
         ensemble.generate(**encode(TEXTS[0]), max_new_tokens=2, do_sample=True, top_p=0.9, temperature=0.7, top_k=0)
     assert "temperature=0.7, top_p=0.9 act on the drawn member" in caplog.text
-
