@@ -13,12 +13,18 @@ _EXPORTS = {
     "EnsembleConfig": "hf_rlae.ensemble",
     "EnsembleForCausalLM": "hf_rlae.ensemble",
     "EnsembleLogitsProcessor": "hf_rlae.ensemble",
+    "EntropyPolicy": "hf_rlae.policy",
     "Member": "hf_rlae.member",
+    "PerplexityPolicy": "hf_rlae.policy",
+    "PolicyConfig": "hf_rlae.policy",
+    "PolicyModel": "hf_rlae.policy",
     "PolicyOutput": "hf_rlae.policy",
     "PolicyState": "hf_rlae.policy",
     "StaticPolicy": "hf_rlae.policy",
     "UniformPolicy": "hf_rlae.policy",
     "UnionVocabulary": "hf_rlae.vocabulary",
+    "load_member": "hf_rlae.zoo",
+    "load_members": "hf_rlae.zoo",
 }
 
 __all__ = sorted(_EXPORTS)

@@ -62,6 +62,7 @@ class EnsembleCache(Cache):
         self.is_padded: bool | None = None
         self.member_prompts: list[list[tuple[int, ...]]] | None = None
         self.encoded_prompts: dict[tuple[int, ...], list[tuple[int, ...]]] = {}
+        self.scored_prompts: dict[tuple[int, tuple[int, ...]], list[float]] = {}
         self.warned = False
         self.exhausted: set[int] = set()
 

@@ -27,8 +27,8 @@ class EnsembleConfig(PreTrainedConfig):
         max_active_members (`int`, *optional*): at most so many members have weight in a span.
         max_readings (`int`, defaults to 4): readings that a member keeps at most (ours).
         min_reading (`float`, defaults to 1e-4): readings with less probability are dropped (ours).
-        draw (`str`, *optional*): sample from one member at a time, drawn by the weights for every `"token"`, `"word"` or
-            `"span"`; see [`MemberDraws`]. `None` mixes the members' distributions (ours).
+        draw (`str`, *optional*): sample from one member at a time, drawn by the weights for every `"token"`, `"word"`
+            or `"span"`; see [`MemberDraws`]. `None` mixes the members' distributions (ours).
         draw_scope (`str`, defaults to `"row"`): `"row"` draws for each row, `"batch"` for all rows together.
         policy (`dict`, *optional*): name and settings of a policy that needs no files.
         end_token_ids (`list[list[int] | None]`, *optional*): each member's end ids, where given by the user.
@@ -75,8 +75,8 @@ class EnsembleConfig(PreTrainedConfig):
             raise ConfigError(f"draw_scope={self.draw_scope!r}: it must be one of {list(SCOPES)}")
         if self.draw is not None and self.mixing != "linear":
             raise ConfigError(
-                f"draw={self.draw!r} with mixing={self.mixing!r}: drawing a member and sampling from it is linear mixing; "
-                "leave draw out, or set mixing='linear'"
+                f"draw={self.draw!r} with mixing={self.mixing!r}: drawing a member and sampling from it is linear "
+                "mixing; leave draw out, or set mixing='linear'"
             )
         if not 0 <= self.min_weight < 1:
             raise ConfigError(f"min_weight={self.min_weight}: it must be at least 0 and less than 1")

@@ -11,10 +11,7 @@ from transformers import (
     EosTokenCriteria,
     GenerationConfig,
     LogitsProcessorList,
-    MaxLengthCriteria,
-    MaxTimeCriteria,
     StoppingCriteriaList,
-    StopStringCriteria,
 )
 
 from hf_rlae.errors import InputError
@@ -22,8 +19,6 @@ from hf_rlae.vocabulary import ByteVocabulary
 
 if TYPE_CHECKING:
     from hf_rlae.ensemble.modeling_ensemble import EnsembleForCausalLM
-
-_MADE_ANEW = (EosTokenCriteria, MaxLengthCriteria, MaxTimeCriteria, StopStringCriteria)
 
 
 def make_custom_generate(ensemble: EnsembleForCausalLM) -> Callable[..., Any]:
@@ -38,15 +33,17 @@ def make_custom_generate(ensemble: EnsembleForCausalLM) -> Callable[..., Any]:
         **model_kwargs: Any,
     ) -> Any:
         host = ensemble.members[0]
-        if model is not host.model:
+        first: Any = host.model
+        if model is not first:
             raise InputError(
                 f"custom_generate: the ensemble's first member is {host.name}, but `generate` was called on another "
                 f"model ({getattr(model, 'name_or_path', '') or type(model).__name__}); call it on the first member"
             )
-        # `generate` has repeated the rows for beams and samples, and the ensemble's own will do so again
+        # `generate` has repeated rows for beams and samples, and the ensemble's own will do so again
         repeats = max(generation_config.num_beams or 1, generation_config.num_return_sequences or 1)
         mask = model_kwargs.get("attention_mask")
-        made = model._get_logits_processor(
+        # of the list, what `generate` made from its settings is made anew for the ensemble, which has other ids
+        made = first._get_logits_processor(
             generation_config, input_ids_seq_length=input_ids.shape[1], device=input_ids.device
         )
         made_kinds = {type(processor) for processor in made}
@@ -54,11 +51,12 @@ def make_custom_generate(ensemble: EnsembleForCausalLM) -> Callable[..., Any]:
             # `generate` hands on no mask where nothing is masked
             "attention_mask": torch.ones_like(input_ids[::repeats]) if mask is None else mask[::repeats],
             "logits_processor": LogitsProcessorList(p for p in logits_processor if type(p) not in made_kinds),
-            "stopping_criteria": StoppingCriteriaList(c for c in stopping_criteria if not isinstance(c, _MADE_ANEW)),
+            # the ensemble has end tokens of its own
+            "stopping_criteria": StoppingCriteriaList(
+                criterion for criterion in stopping_criteria if not isinstance(criterion, EosTokenCriteria)
+            ),
         }
-        if generation_config.stop_strings:
-            options["tokenizer"] = ensemble.tokenizer
-        result = ensemble.generate(input_ids[::repeats], _settings(ensemble, generation_config), **options)
+        result: Any = ensemble.generate(input_ids[::repeats], _settings(ensemble, generation_config), **options)
         if ensemble.union is None:
             return result
         width = input_ids.shape[1]

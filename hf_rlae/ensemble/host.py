@@ -14,7 +14,9 @@ from hf_rlae.ensemble.cache_ensemble import EnsembleCache
 from hf_rlae.ensemble.readings_engine import ReadingsEngine
 from hf_rlae.member import Member, ReadingsRelay, Update
 from hf_rlae.member.reading_state import Reading, Row
+from hf_rlae.member.reading_step import ReadingStep
 from hf_rlae.member.recurrence import returned_state
+from hf_rlae.member.runners import Chain, Path
 from hf_rlae.vocabulary import ByteVocabulary, UnionVocabulary
 
 
@@ -106,7 +108,7 @@ class LockstepHost:
         self.forward_calls = 0
         self._fed: tuple[torch.Tensor, torch.Tensor | None] | None = None
 
-    def feed(self, logits: torch.Tensor, hidden: torch.Tensor | None) -> None:
+    def feed(self, logits: torch.Tensor, hidden: torch.Tensor | None, text: torch.Tensor, pads: Sequence[int]) -> None:
         """Takes what the host said after the newest column: logits `(B, V)` and hidden states `(B, H)`."""
         self._fed = (logits, hidden)
 
@@ -139,57 +141,95 @@ class LockstepHost:
 
 
 class ReadingsHost(ReadingsRelay):
-    """The host in the place of a `ReadingsRelay`: it wrote every id itself, so it has one reading, and is never run.
+    """The host in the place of a `ReadingsRelay`: it is never run, and its ids are always those that were written.
 
-    What it says after a column is fed before the column is taken in; until then `measure` and `proposed` speak of the
-    column before, which is what updates ask about.
+    `generate` conditions the host on the ids of the text, so the live path of every update is the written id: all ends
+    count for it. Another member may have carried the written token where the host itself would have written a longer
+    one. Such a stay needs no forward pass, only the probabilities that the host gave before, so stays are kept as by
+    every other member.
+
+    What the host says after a column is fed before the column is taken in; until then `measure` and `proposed` speak of
+    the column before, which is what updates ask about.
     """
 
-    _fed: tuple[torch.Tensor, torch.Tensor | None] | None = None
+    _fed: tuple[torch.Tensor, torch.Tensor | None, list[int]] | None = None
+    _slots: list[int]
 
-    def feed(self, logits: torch.Tensor, hidden: torch.Tensor | None) -> None:
-        """Takes what the host said after the newest column: logits `(B, V)` and hidden states `(B, H)`."""
-        self._fed = (logits, hidden)
+    def feed(self, logits: torch.Tensor, hidden: torch.Tensor | None, text: torch.Tensor, pads: Sequence[int]) -> None:
+        """Takes what the host said after the newest column of the text: logits `(B, V)` and hidden states `(B, H)`."""
+        self._fed = (logits, hidden, text[:, -1].tolist())
 
-    def _take(self) -> None:
+    def _store(self) -> None:
+        """Puts what was fed into the pool; rows that begin, or whose newest token says nothing, start from there."""
         if self._fed is None:
             return
-        logits, hidden = self._fed
+        logits, hidden, last_ids = self._fed
         self._fed = None
         logits = logits.to(device=self.device, dtype=torch.float32)
         if len(self._silent):
             logits = logits.index_fill(-1, self._silent, -torch.inf)
-        slots = self.pool.store(logits, hidden, {0})
-        self.rows = [Row(readings=(Reading((), b"", 1.0, slot),)) for slot in slots]
+        used = {0} | {reading.slot for row in self.rows for reading in row.readings}
+        self._slots = self.pool.store(logits, hidden, used)
+        begins = not self.rows
+        if begins:
+            self.rows = [Row() for _ in last_ids]
+        for row, i in enumerate(last_ids):
+            if begins or not self.vocabulary.pieces[i]:
+                self.rows[row] = Row(readings=(Reading((), b"", 1.0, self._slots[row]),))
 
     def admit(self, prompts: Sequence[Sequence[int] | None]) -> None:
         """See `ReadingsRelay.admit`; the host has read its prompt."""
-        self._take()
+        self._store()
 
     def catch_up(self, rows: Sequence[int] | range) -> None:
         """The host is never behind."""
 
     def defer(self, row: int, raw: bytes) -> None:
-        """The host is never behind."""
-        self._take()
+        """The host is never behind: it takes the text in at once."""
+        updates: list[Update | None] = [None] * len(self.rows)
+        updates[row] = Update(raw)
+        self.advance(updates)
 
     def advance(self, updates: Sequence[Update | None], sums: Sequence[float] | None = None) -> None:
         """See `ReadingsRelay.advance`."""
-        self._take()
+        if sums is None:
+            sums = self.measure(updates).tolist()
+        evaluated = self._evaluated(updates, sums)
+        self._store()
+        for row, update in enumerate(updates):
+            if update is None:
+                continue
+            step = ReadingStep(row, update)
+            for reading, target, scale, at in evaluated[row]:
+                ends = len(target.ends)
+                step.end_sum += scale * sum(sums[at : at + ends])
+                stay = scale * sums[at + ends + 2]
+                if stay > 0:
+                    step.stays.append((reading, stay))
+            end, factor = step.end_weight()
+            found = [Reading((), b"", end, self._slots[row])]
+            found += [Reading((), r.tail + update.raw, value * factor, r.slot) for r, value in step.stays]
+            found.sort(key=lambda reading: -reading.weight)
+            kept = [reading for reading in found if reading.weight >= self.min_reading] or found[:1]
+            kept = kept[: self.max_readings]
+            total = sum(reading.weight for reading in kept)
+            for reading in kept:
+                reading.weight = reading.weight / total if len(kept) > 1 else 1.0
+            self.rows[row] = Row(readings=tuple(kept))
 
     def mark(self, column: int) -> None:
         """See `ReadingsRelay.mark`."""
-        self._take()
+        self._store()
         super().mark(column)
 
     def distribution(self, in_place: bool = False) -> tuple[torch.Tensor, torch.Tensor]:
         """See `ReadingsRelay.distribution`."""
-        self._take()
+        self._store()
         return super().distribution(in_place)
 
     def observation(self) -> tuple[torch.Tensor, torch.Tensor | None]:
         """See `ReadingsRelay.observation`."""
-        self._take()
+        self._store()
         return super().observation()
 
     def reorder(self, rows: torch.Tensor) -> None:
@@ -197,11 +237,98 @@ class ReadingsHost(ReadingsRelay):
         self.rows = [self.rows[row] for row in rows.tolist()] if self.rows else []
 
 
-def seat_host(cache: EnsembleCache, engine: Any) -> LockstepHost | ReadingsHost:
+class RereadingHost(ReadingsRelay):
+    """The host with readings of its own, as every other member has them.
+
+    Where its live path is the text as it was written, `generate` has run it already and what it said is taken as it
+    is; only where it reads the text in other tokens is it run once more, on a cache of its own.
+    """
+
+    _fed: tuple[torch.Tensor, torch.Tensor | None] | None = None
+    _text: torch.Tensor
+    _pads: Sequence[int]
+    _served: frozenset[int] = frozenset()
+
+    def feed(self, logits: torch.Tensor, hidden: torch.Tensor | None, text: torch.Tensor, pads: Sequence[int]) -> None:
+        """Takes what the host said after the text `(B, L)`, whose rows begin with so many `pads`."""
+        logits = logits.to(device=self.device, dtype=torch.float32)
+        if len(self._silent):
+            logits = logits.index_fill(-1, self._silent, -torch.inf)
+        self._fed = (logits, hidden)
+        self._text, self._pads = text, pads
+
+    def admit(self, prompts: Sequence[Sequence[int] | None]) -> None:
+        """See `ReadingsRelay.admit`; the host has read its prompt."""
+        assert self._fed is not None
+        slots = self.pool.store(*self._fed, {0})
+        self.rows = [
+            Row(Chain(None, tuple(prompt or ())), (Reading((), b"", 1.0, slot),))
+            for prompt, slot in zip(prompts, slots, strict=True)
+        ]
+
+    def _is_written(self, row: int, path: Path) -> bool:
+        pad = self._pads[row]
+        if path.want != 1 or path.length != self._text.shape[1] - pad:
+            return False
+        return path.after(0) == tuple(self._text[row, pad:].tolist())
+
+    @torch.no_grad()
+    def _run(self, paths: list[Path | None]) -> list[int]:
+        assert self._fed is not None
+        fed_logits, fed_hidden = self._fed
+        self._served = frozenset(
+            row for row, path in enumerate(paths) if path is not None and self._is_written(row, path)
+        )
+        rest = [None if row in self._served else path for row, path in enumerate(paths)]
+        if not self._served:
+            return super()._run(paths)
+        logits, hidden = [], []
+        own = self.runner.run(rest, self.keep_hidden) if any(rest) else None
+        own_logits = None if own is None else own.logits.float()
+        if own_logits is not None and len(self._silent):
+            own_logits.index_fill_(-1, self._silent, -torch.inf)
+        at = 0
+        for row, path in enumerate(paths):
+            if path is None:
+                continue
+            if row in self._served:
+                logits.append(fed_logits[row, None])
+                hidden += [] if fed_hidden is None else [fed_hidden[row, None]]
+            else:
+                assert own is not None
+                assert own_logits is not None
+                logits.append(own_logits[at : at + path.want])
+                hidden += [] if own.hidden is None else [own.hidden[at : at + path.want]]
+                at += path.want
+        used = {0} | {reading.slot for row in self.rows for reading in row.readings}
+        return self.pool.store(torch.cat(logits), torch.cat(hidden) if hidden else None, used)
+
+    def _settled(self, step: ReadingStep, readings: list[Reading]) -> Row:
+        if step.row in self._served:
+            step.new_ids = ()  # the host's own cache has not moved
+        return super()._settled(step, readings)
+
+    def advance(self, updates: Sequence[Update | None], sums: Sequence[float] | None = None) -> None:
+        """See `ReadingsRelay.advance`."""
+        self._served = frozenset()
+        super().advance(updates, sums)
+
+
+def seat_host(
+    cache: EnsembleCache, engine: Any, rereads: bool, keeps_hidden: bool
+) -> LockstepHost | ReadingsHost | RereadingHost:
     """Puts the host in the place of the first member of a fresh cache."""
-    host: LockstepHost | ReadingsHost
+    host: LockstepHost | ReadingsHost | RereadingHost
     if isinstance(engine, ReadingsEngine):
-        host = ReadingsHost(engine.members[0], engine.vocabularies[0], engine.alignments[0], keep_hidden=True)
+        host = (RereadingHost if rereads else ReadingsHost)(
+            engine.members[0],
+            engine.vocabularies[0],
+            engine.alignments[0],
+            engine.max_readings,
+            engine.min_reading,
+            runner=engine.runners[0],
+            keep_hidden=keeps_hidden,
+        )
     else:
         host = LockstepHost()
     cache.relays[0] = host

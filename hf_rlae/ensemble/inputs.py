@@ -110,24 +110,25 @@ def check_draws(settings: GenerationConfig, kwargs: dict[str, Any]) -> None:
 
     if not value("do_sample"):
         raise InputError(
-            "do_sample=False with draw: a drawn member's likeliest token is not the mixture's; pass do_sample=True, or build "
-            "the ensemble with draw=None"
+            "do_sample=False with draw: a drawn member's likeliest token is not the mixture's; pass do_sample=True, or "
+            "build the ensemble with draw=None"
         )
     if (value("num_beams") or 1) > 1:
         raise InputError(
-            f"num_beams={value('num_beams')} with draw: beams need the mixture's own probabilities; pass num_beams=1, or "
-            "build the ensemble with draw=None"
+            f"num_beams={value('num_beams')} with draw: beams need the mixture's own probabilities; pass num_beams=1, "
+            "or build the ensemble with draw=None"
         )
     if kwargs.get("assistant_model") is not None or value("prompt_lookup_num_tokens"):
         raise InputError(
             "assisted decoding with draw: proposed tokens are accepted by the mixture's own probabilities; leave "
             "assistant_model and prompt_lookup_num_tokens out, or build the ensemble with draw=None"
         )
-    warped = [name for name, plain in (("temperature", 1.0), ("top_p", 1.0), ("top_k", 0)) if value(name) not in (None, plain)]
+    plain = {"temperature": 1.0, "top_p": 1.0, "top_k": 0}
+    warped = [name for name in plain if value(name) not in (None, plain[name])]
     if warped:
         logger.info(
-            "%s act on the drawn member: texts come from the mixture of the members' warped distributions, not from the "
-            "warped mixture",
+            "%s act on the drawn member: texts come from the mixture of the members' warped distributions, not from "
+            "the warped mixture",
             ", ".join(f"{name}={value(name)}" for name in warped),
         )
 

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from huggingface_hub.errors import StrictDataclassFieldValidationError
-from transformers import GenerationConfig, PreTrainedModel
+from transformers import CONFIG_MAPPING, AutoModel, GenerationConfig, PreTrainedModel
 
 from hf_rlae.ensemble.configuration_ensemble import EnsembleConfig
 from hf_rlae.ensemble.lockstep_engine import LockstepEngine
@@ -42,6 +42,9 @@ _FIELDS = (
     "draw",
     "draw_scope",
 )
+POLICY_FOLDER = "policy"
+"""Where a policy with files of its own is, inside the ensemble's folder or repository."""
+
 _PER_MEMBER = ("revisions", "end_token_ids", "adapter_names")
 
 
@@ -240,7 +243,9 @@ def save(ensemble: EnsembleForCausalLM, directory: Any, push_to_hub: bool = Fals
     name = getattr(policy, "registered_name", None)
     if name is not None:
         config.policy = {"name": name, **policy.settings()}
-    elif not isinstance(policy, PreTrainedModel):
+    elif isinstance(policy, PreTrainedModel):
+        config.policy = {"model_type": policy.config.model_type}
+    else:
         raise ConfigError(
             f"the policy {type(policy).__name__} cannot be saved: it is neither a PreTrainedModel nor one of "
             f"{list(policies)}; save the ensemble with one of those, and pass your own on loading"
@@ -252,12 +257,14 @@ def save(ensemble: EnsembleForCausalLM, directory: Any, push_to_hub: bool = Fals
         config.save_pretrained(scratch)
         ensemble.generation_config.save_pretrained(scratch)
         if isinstance(policy, PreTrainedModel):
-            policy.save_pretrained(Path(scratch) / "policy", **kwargs)
+            policy.save_pretrained(Path(scratch) / POLICY_FOLDER, **kwargs)
         for path in sorted(Path(scratch).iterdir()):
             final = target / path.name
             if path.is_dir():
                 shutil.rmtree(final, ignore_errors=True)
             os.replace(path, final)
+        if not isinstance(policy, PreTrainedModel):  # one of an ensemble that was here before
+            shutil.rmtree(target / POLICY_FOLDER, ignore_errors=True)
     if push_to_hub:
         ensemble.push_to_hub(str(kwargs.get("repo_id") or target.name))  # type: ignore[arg-type]
 
@@ -276,8 +283,7 @@ def load(
     """`EnsembleForCausalLM.from_pretrained`."""
     config = config or EnsembleConfig.from_pretrained(source, **hub_kwargs)
     if policy is None and config.policy is not None:
-        settings = dict(config.policy)
-        policy = policies[settings.pop("name")](**settings)
+        policy = _load_policy(source, config.policy, hub_kwargs)
     ensemble = build(
         cls,
         list(config.members or []),
@@ -292,3 +298,19 @@ def load(
     with suppress(OSError):  # an ensemble that was saved without one keeps the defaults
         ensemble.generation_config = GenerationConfig.from_pretrained(source, **hub_kwargs)
     return ensemble
+
+
+def _load_policy(source: Any, saved: dict[str, Any], hub_kwargs: dict[str, Any]) -> Any:
+    """The policy that an ensemble was saved with."""
+    settings = dict(saved)
+    if "name" in settings:
+        return policies[settings.pop("name")](**settings)
+    inside = hub_kwargs.get("subfolder") or ""
+    options = {**hub_kwargs, "subfolder": f"{inside}/{POLICY_FOLDER}" if inside else POLICY_FOLDER}
+    kind = settings.get("model_type")
+    if kind not in CONFIG_MAPPING:
+        raise ConfigError(
+            f"the ensemble was saved with a policy of model_type={kind!r}, which transformers does not know: import "
+            "the module that registers it (`AutoConfig.register`, `AutoModel.register`), or pass `policy=`"
+        )
+    return AutoModel.from_pretrained(source, **options)

@@ -27,10 +27,11 @@ from hf_rlae.ensemble.inputs import (
 )
 from hf_rlae.ensemble.outputs import attach_trace
 from hf_rlae.ensemble.spans import SpanClock, SpanQuery
+from hf_rlae.ensemble.states import StateReader
 from hf_rlae.ensemble.trace import BeamWatch
 from hf_rlae.errors import ConfigError, InputError, PolicyError
 from hf_rlae.member import Member
-from hf_rlae.policy import MemberObservation, PolicyState, UniformPolicy, ask, cut
+from hf_rlae.policy import MemberObservation, UniformPolicy, ask, cut
 from hf_rlae.vocabulary import ByteVocabulary
 
 logger = logging.getLogger(__name__)
@@ -83,14 +84,15 @@ class EnsembleForCausalLM(PreTrainedModel, GenerationMixin):
         self.union = parts.union
         self.generation_config = parts.generation_config
         self._tokenizer = parts.tokenizer
+        self._states = StateReader(self.members, self.engine, parts.tokenizer)
         self._begins_word = self._find_word_beginnings() if config.draw == "word" else None
         for name in ("pad_token_id", "bos_token_id", "eos_token_id"):
             setattr(self.config, name, getattr(self.generation_config, name))
 
     def _find_word_beginnings(self) -> torch.Tensor:
         """Which ids begin with a space, `(V,)`."""
-        first = self.members[0]
-        pieces = ByteVocabulary(first.tokenizer, self.engine.vocab_size).pieces if self.union is None else self.union.pieces
+        vocabulary = self.union or ByteVocabulary(self.members[0].tokenizer, self.engine.vocab_size)
+        pieces = vocabulary.pieces
         return torch.tensor([piece is not None and piece.startswith(b" ") for piece in pieces])
 
     @classmethod
@@ -127,6 +129,7 @@ class EnsembleForCausalLM(PreTrainedModel, GenerationMixin):
                 f"policy: {type(policy).__name__} weighs {wanted} members, this ensemble has {len(self.members)}; "
                 "make the policy for that number"
             )
+        self._check_policy_config(getattr(policy, "config", None))
         if not callable(policy):
             raise PolicyError(f"policy must be callable with a PolicyState, got {type(policy).__name__}")
         if "policy" in self._modules:
@@ -136,6 +139,25 @@ class EnsembleForCausalLM(PreTrainedModel, GenerationMixin):
             self.policy = policy
         else:
             object.__setattr__(self, "policy", policy)
+
+    def _check_policy_config(self, config: Any) -> None:
+        """Refuses a learned policy that was made for other members."""
+        sizes = getattr(config, "member_hidden_sizes", None)
+        given = [member.hidden_size for member in self.members]
+        if sizes is not None and getattr(config, "observes_members", True) and list(sizes) != given:
+            raise ConfigError(
+                f"policy: member_hidden_sizes={list(sizes)}, but the hidden states of these members have the widths "
+                f"{given}; make the policy with `PolicyConfig.for_members(ensemble.members)`"
+            )
+        span_length = getattr(config, "span_length", None)
+        if span_length is not None and span_length != self.config.span_length:
+            logger.warning(
+                "the policy was made for spans of %s tokens, and this ensemble asks it every %s; build the ensemble "
+                "with span_length=%s unless that is on purpose",
+                span_length,
+                self.config.span_length,
+                span_length,
+            )
 
     @property
     def device(self) -> torch.device:
@@ -308,25 +330,7 @@ class EnsembleForCausalLM(PreTrainedModel, GenerationMixin):
         assert clock is not None
         assert ids is not None
         rows = None if query.rows is None or bool(query.rows.all()) else query.rows.nonzero().flatten()
-        count = ids.shape[0] if rows is None else len(rows)
-
-        def read_text() -> list[str]:
-            texts = self._texts(cache, query.column + 1)
-            return texts if rows is None else [texts[row] for row in rows.tolist()]
-
-        def observe_rows() -> Sequence[MemberObservation]:
-            seen = observe()
-            if rows is None:
-                return seen
-            return [
-                MemberObservation(
-                    entry.logits[rows.to(entry.logits.device)],
-                    None if entry.hidden is None else entry.hidden[rows.to(entry.hidden.device)],
-                )
-                for entry in seen
-            ]
-
-        state = PolicyState(len(self.members), torch.full((count,), query.span), ids.device, read_text, observe_rows)
+        state = self._states.state(cache, query, rows, observe)
         given = ask(self.policy, state).weights
         weights = cut(given, self.config.min_weight, self.config.max_active_members)
         if rows is not None:
@@ -334,16 +338,6 @@ class EnsembleForCausalLM(PreTrainedModel, GenerationMixin):
             every[rows.to(weights.device)] = weights
             weights = every
         clock.answer(query, weights)
-
-    def _texts(self, cache: EnsembleCache, columns: int) -> list[str]:
-        assert cache.ids is not None
-        texts = []
-        for row in range(cache.ids.shape[0]):
-            ids = cache.ids[row, :columns]
-            if cache.mask is not None:
-                ids = ids[cache.mask[row, :columns].bool()]
-            texts.append(self.tokenizer.decode(ids.tolist(), skip_special_tokens=True))
-        return texts
 
     def _drop_exhausted_members(self, cache: EnsembleCache) -> None:
         """Members whose context the text has outgrown drop out, with a warning."""
@@ -445,8 +439,8 @@ class EnsembleForCausalLM(PreTrainedModel, GenerationMixin):
             a callable that decodes with the ensemble, by the settings of the call, and returns ids of the first
             member's tokenizer with the same text. Where tokenizers differ, a completion with tokens that the first
             member lacks is encoded anew from its bytes (characters that its tokenizer has no token for are lost).
-            Processors and stopping criteria of the call see union ids. transformers hands no `streamer` and no
-            `assistant_model` on; give those to the ensemble's `generate`.
+            Processors and stopping criteria of the call see union ids. transformers hands no `streamer`,
+            `assistant_model` or `tokenizer` (for `stop_strings`) on; give those to the ensemble's own `generate`.
         """
         return make_custom_generate(self)
 

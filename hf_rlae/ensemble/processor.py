@@ -14,7 +14,15 @@ import torch
 from transformers import LogitsProcessor
 
 from hf_rlae.ensemble.cache_ensemble import EnsembleCache
-from hf_rlae.ensemble.host import HostPass, HostTap, HostVocabulary, LockstepHost, ReadingsHost, seat_host
+from hf_rlae.ensemble.host import (
+    HostPass,
+    HostTap,
+    HostVocabulary,
+    LockstepHost,
+    ReadingsHost,
+    RereadingHost,
+    seat_host,
+)
 from hf_rlae.ensemble.inputs import check_generate_inputs, check_prompt_lengths
 from hf_rlae.ensemble.modeling_ensemble import EnsembleForCausalLM
 from hf_rlae.ensemble.readings_engine import ReadingsEngine
@@ -49,9 +57,10 @@ class _Call:
     """One `generate` call: the ensemble's state, and what it takes to recognise the next step."""
 
     cache: EnsembleCache
-    host: LockstepHost | ReadingsHost
+    host: LockstepHost | ReadingsHost | RereadingHost
     ids: torch.Tensor
     groups: torch.Tensor  # rows with one number have the same prompt
+    pads: list[int]  # columns of padding in front of each row
     reads_on: bool  # the host keeps a cache, so that it reads one column a step
     start: int
     host_cache: Any = None
@@ -103,6 +112,11 @@ class EnsembleLogitsProcessor(LogitsProcessor):
         attention_mask (`torch.LongTensor` of shape `(B, L)`, *optional*): 1 = keep, of the prompts of the coming calls.
             Without it, the mask that `generate` gives to the host counts; where the host takes none of that kind, the
             leading run of padding ids is padding. The attribute may be set anew before each call.
+        host_rereads (`bool`, defaults to `False`): where tokenizers differ, `generate` conditions the host on the very
+            tokens that were written, such as single letters where the host would have written a word. With `True` the
+            host keeps readings of its own, as it does in [`EnsembleForCausalLM`], and is run once more wherever it would
+            have written the text in other tokens: better text at a higher cost. No difference with one shared
+            tokenizer, or where the host's tokens are the shortest.
 
     Raises:
         ConfigError: an ensemble that draws members, or an adapter that is named for the host.
@@ -113,10 +127,16 @@ class EnsembleLogitsProcessor(LogitsProcessor):
     >>> model_1.generate(**t1("Once", return_tensors="pt"), logits_processor=[processor])  # doctest: +SKIP
     """
 
-    def __init__(self, ensemble: EnsembleForCausalLM, attention_mask: torch.Tensor | None = None) -> None:
+    def __init__(
+        self,
+        ensemble: EnsembleForCausalLM,
+        attention_mask: torch.Tensor | None = None,
+        host_rereads: bool = False,
+    ) -> None:
         _check_ensemble(ensemble)
         self.ensemble = ensemble
         self.attention_mask = attention_mask
+        self.host_rereads = host_rereads
         self.host: Member = ensemble.members[0]
         self._vocabulary = _host_vocabulary(ensemble)
         self._local = threading.local()
@@ -132,6 +152,7 @@ class EnsembleLogitsProcessor(LogitsProcessor):
         tokenizers: Sequence[Any],
         policy: Any = None,
         attention_mask: torch.Tensor | None = None,
+        host_rereads: bool = False,
         **settings: Any,
     ) -> EnsembleLogitsProcessor:
         """Builds the processor from models.
@@ -142,7 +163,7 @@ class EnsembleLogitsProcessor(LogitsProcessor):
             tokenizers: one a model, the host's first.
             policy (callable, *optional*): called with a `PolicyState`, returns weights `(B, M)`, the host's first;
                 `None` = uniform.
-            attention_mask (`torch.LongTensor` of shape `(B, L)`, *optional*): see the class.
+            attention_mask (`torch.LongTensor` of shape `(B, L)`, *optional*), host_rereads (`bool`): see the class.
             settings: as in [`EnsembleForCausalLM.from_members`], such as `span_length`, `mixing`, `end_token_ids`.
 
         Raises:
@@ -159,7 +180,7 @@ class EnsembleLogitsProcessor(LogitsProcessor):
                 "give one a model, the host's first"
             )
         ensemble = EnsembleForCausalLM.from_members(list(zip(models, given, strict=True)), policy, **settings)
-        return cls(ensemble, attention_mask)
+        return cls(ensemble, attention_mask, host_rereads)
 
     @torch.no_grad()
     def __call__(self, input_ids: torch.LongTensor, scores: torch.FloatTensor) -> torch.FloatTensor:  # type: ignore[override]
@@ -193,7 +214,7 @@ class EnsembleLogitsProcessor(LogitsProcessor):
                 _warn_of_changes()
             call.ids = input_ids
             call.reads_on = heard.cache is not None
-            call.host.feed(voice.logits.clone(), heard.hidden)
+            call.host.feed(voice.logits.clone(), heard.hidden, input_ids, call.pads)
             mixed = self._mixed(call, input_ids)
         finally:
             self._tap.take()  # the host may be another member's model, too
@@ -229,14 +250,16 @@ class EnsembleLogitsProcessor(LogitsProcessor):
         mask = self._mask(ids, heard)
         check_generate_inputs(self.ensemble, ids, {"attention_mask": mask})
         cache = self.ensemble.new_cache()
-        host = seat_host(cache, self.ensemble.engine)
+        observes = getattr(self.ensemble.policy, "observes_members", True)
+        host = seat_host(cache, self.ensemble.engine, self.host_rereads, observes)
         cache.in_generate = True
         cache.expected_start = ids.shape[1]
         check_prompt_lengths(self.ensemble, cache, ids, {"attention_mask": mask})
         cache.mask = mask
         key = ids if mask is None else torch.cat([ids, mask.to(ids.device, ids.dtype)], dim=1)
         groups = torch.unique(key, dim=0, return_inverse=True)[1]
-        call = _Call(cache, host, ids, groups, heard.cache is not None, ids.shape[1])
+        pads = [0] * len(ids) if mask is None else (mask == 0).sum(1).tolist()
+        call = _Call(cache, host, ids, groups, pads, heard.cache is not None, ids.shape[1])
         call.host_cache = _end_with(heard.cache, seat)
         return call
 

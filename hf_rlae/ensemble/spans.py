@@ -97,7 +97,7 @@ class SpanClock:
         self.records.append(SpanRecord(query.span, query.column, weights))
 
     def narrow(self, column: int, members: torch.Tensor) -> None:
-        """Gives all weight for the token after `column` to one member a row, `members` `(B,)`; the last two are kept."""
+        """Gives all weight for the token after `column` to one member a row, `members` of shape `(B,)`."""
         one_hot = torch.nn.functional.one_hot(members, self.span_weights(column).shape[1]).float()
         self._narrowed = {at: entry for at, entry in self._narrowed.items() if at == column - 1}
         device = next(iter(self._table.values())).device

@@ -2,6 +2,7 @@
 
 from hf_rlae.member.lockstep import LockstepRelay, OwnPromptRelay, SeparateRowsRelay
 from hf_rlae.member.member import Member
+from hf_rlae.member.prompt_logps import prompt_logps
 from hf_rlae.member.reading_state import Update
 from hf_rlae.member.readings import ReadingsRelay
 from hf_rlae.member.runners import RowRunner, SlotRunner, choose_runner
@@ -16,4 +17,5 @@ __all__ = [
     "SlotRunner",
     "Update",
     "choose_runner",
+    "prompt_logps",
 ]

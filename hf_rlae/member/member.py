@@ -148,6 +148,15 @@ class Member:
         return self.model.dtype
 
     @property
+    def hidden_size(self) -> int:
+        """Width of the last hidden states, which enter the language-model head, H_m."""
+        head: Any = self.model.get_output_embeddings()
+        width = getattr(head, "in_features", None)
+        if width is None and _is_linear(head):
+            width = head.weight.shape[1]
+        return int(self.config.hidden_size if width is None else width)
+
+    @property
     def generation_config(self) -> GenerationConfig | None:
         """The model's own generation config."""
         return getattr(self.model, "generation_config", None)

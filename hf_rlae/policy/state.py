@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Protocol, runtime_checkable
 
 import torch
+
+from hf_rlae.errors import PolicyError
+
+LEAST_LOGIT = -1e4
+"""Logits are at most so far below the best one; `exp` of it is 0."""
 
 
 @dataclass(frozen=True)
@@ -32,16 +38,39 @@ class PolicyOutput:
         actions (`torch.Tensor`, *optional*): what was drawn, before it became weights.
         log_probs (`torch.Tensor`, *optional*): its log-density in nats.
         values (`torch.Tensor` of shape `(B,)`, *optional*): the critic's estimate.
+        entropies (`torch.Tensor`, *optional*): of the distribution that actions are drawn from, in nats.
     """
 
     weights: torch.Tensor
     actions: torch.Tensor | None = None
     log_probs: torch.Tensor | None = None
     values: torch.Tensor | None = None
+    entropies: torch.Tensor | None = None
+
+
+@dataclass(frozen=True)
+class PromptScores:
+    """How likely each member finds the prompts.
+
+    A member cannot score the first id that it reads. Where that is text for some member of a row (no
+    beginning-of-text token comes before it), no member of the row scores its first token, so that all are measured on
+    nearly the same text. Special tokens are never counted. A prompt with nothing to score is 0 everywhere.
+
+    Attributes:
+        logps (`torch.FloatTensor` of shape `(B, M)`): sum of the log-probabilities of the scored tokens, in nats.
+        num_bytes (`torch.FloatTensor` of shape `(B, M)`): how many bytes these tokens have.
+        num_tokens (`torch.FloatTensor` of shape `(B, M)`): how many tokens they are.
+    """
+
+    logps: torch.Tensor
+    num_bytes: torch.Tensor
+    num_tokens: torch.Tensor
 
 
 class PolicyState:
     """The state of all rows at a span's first token. Everything is computed when it is first read.
+
+    A member that has nothing to say in a row counts as one that finds every token equally likely.
 
     Args:
         num_members (`int`): M.
@@ -49,14 +78,28 @@ class PolicyState:
         device (`torch.device`): where weights are wanted.
         read_text (callable): returns the prompt and the text so far of every row.
         observe (callable): returns one `MemberObservation` per member; runs the members if need be.
+        read_next (callable, *optional*): of members with different tokenizers: given the observations and each
+            member's likeliest ids `(B, M)`, the bytes that each of these adds to the text, row by row (`b""` for the
+            end of the text, `None` for nothing). Without it ids are compared as they are.
+        score_prompts (callable, *optional*): returns `PromptScores`; runs the members over the prompts if need be.
 
     Attributes:
         text (`list[str]`): prompt and text so far, one a row.
         observations (`list[MemberObservation]`): one a member.
         hidden_states (`list[torch.Tensor]`): last hidden states, `(B, H_m)` each.
         entropies (`torch.FloatTensor` of shape `(B, M)`): of the members' next-token distributions, in nats.
-        margins (`torch.FloatTensor` of shape `(B, M)`): log-probability of the best token less the second's.
+        margins (`torch.FloatTensor` of shape `(B, M)`): log-probability of the best token less the second's, in nats;
+            at most 1e4.
         top_logps (`torch.FloatTensor` of shape `(B, M)`): log-probability of the best token.
+        agreement (`torch.FloatTensor` of shape `(B, M, M)`): 1.0 where the likeliest next tokens of two members agree,
+            else 0.0; 1.0 on the diagonal. With one tokenizer they agree if they are the same token. With different
+            ones they agree if both end the text, or if the bytes of one begin those of the other: neither member would
+            contradict the other's token.
+        prompt_scores (`PromptScores`): of the prompts; costs one more forward pass of each member over each prompt,
+            once a call.
+        prompt_logps (`torch.FloatTensor` of shape `(B, M)`): log-probability of each prompt, in nats.
+        prompt_perplexities (`torch.FloatTensor` of shape `(B, M)`): of each prompt, per *byte*, so that members with
+            different tokenizers can be compared: `exp(-logps / num_bytes)`; 1.0 where there is nothing to score.
     """
 
     def __init__(
@@ -66,12 +109,16 @@ class PolicyState:
         device: torch.device,
         read_text: Callable[[], list[str]],
         observe: Callable[[], Sequence[MemberObservation]],
+        read_next: Callable[[Sequence[MemberObservation], list[list[int]]], list[list[bytes | None]]] | None = None,
+        score_prompts: Callable[[], PromptScores] | None = None,
     ) -> None:
         self.num_members = num_members
         self.span_index = span_index
         self.device = device
         self._read_text = read_text
         self._observe = observe
+        self._read_next = read_next
+        self._score_prompts = score_prompts
 
     @property
     def batch_size(self) -> int:
@@ -91,30 +138,91 @@ class PolicyState:
         return [observation.hidden for observation in self.observations]
 
     @cached_property
-    def entropies(self) -> torch.Tensor:
-        columns = []
-        for observation in self.observations:
-            logps = observation.logits.float().log_softmax(-1)
-            columns.append(-(logps.exp() * logps.masked_fill(logps == -torch.inf, 0.0)).sum(-1))
-        return torch.stack([column.to(self.device) for column in columns], dim=1)
-
-    @cached_property
-    def _best_two(self) -> tuple[torch.Tensor, torch.Tensor]:
-        tops, margins = [], []
-        for observation in self.observations:
-            logits = observation.logits.float()
-            best = logits.topk(2, dim=-1).values
-            tops.append((best[:, 0] - logits.logsumexp(-1)).to(self.device))
-            margins.append((best[:, 0] - best[:, 1]).to(self.device))
-        return torch.stack(tops, dim=1), torch.stack(margins, dim=1)
+    def _summaries(self) -> torch.Tensor:
+        """Entropies, margins, best log-probabilities and best ids, `(4, B, M)`."""
+        columns = [_summary(observation.logits.float()).to(self.device) for observation in self.observations]
+        return torch.stack(columns, dim=2)
 
     @property
-    def top_logps(self) -> torch.Tensor:
-        return self._best_two[0]
+    def entropies(self) -> torch.Tensor:
+        return self._summaries[0]
 
     @property
     def margins(self) -> torch.Tensor:
-        return self._best_two[1]
+        return self._summaries[1]
+
+    @property
+    def top_logps(self) -> torch.Tensor:
+        return self._summaries[2]
+
+    @property
+    def _best_ids(self) -> torch.Tensor:
+        return self._summaries[3].long()
+
+    @cached_property
+    def agreement(self) -> torch.Tensor:
+        best = self._best_ids
+        if self._read_next is None:
+            return (best[:, :, None] == best[:, None]).float()
+        rows = self._read_next(self.observations, best.tolist())
+        return torch.tensor(
+            [[[float(i == j or _agree(a, b)) for j, b in enumerate(row)] for i, a in enumerate(row)] for row in rows],
+            device=self.device,
+        )
+
+    @cached_property
+    def prompt_scores(self) -> PromptScores:
+        if self._score_prompts is None:
+            raise PolicyError(
+                "this PolicyState cannot score prompts: whoever made it gave no `score_prompts`. An ensemble's own "
+                "states can; in a state of your own, pass `score_prompts=` that returns PromptScores"
+            )
+        return self._score_prompts()
+
+    @property
+    def prompt_logps(self) -> torch.Tensor:
+        return self.prompt_scores.logps
+
+    @property
+    def prompt_perplexities(self) -> torch.Tensor:
+        scores = self.prompt_scores
+        return (-scores.logps / scores.num_bytes.clamp(min=1)).exp()
+
+
+def _summary(logits: torch.Tensor) -> torch.Tensor:
+    """The entropy, margin, best log-probability and best id of fp32 logits `(B, V)`: shape `(4, B)`, in fp32.
+
+    A few passes over the logits and two copies of them; `topk`, `max` with indices and `argmax` take far longer.
+    fp32 holds ids up to 2^24.
+    """
+    top = logits.amax(-1, keepdim=True)
+    rest = (logits - top).clamp_(min=LEAST_LOGIT)  # 0 times minus infinity is no number
+    places = (rest == 0).nonzero()
+    best, rows = places[:, 1], logits.shape[0]
+    is_plain = len(best) == rows and (rows == 1 or bool(torch.isfinite(top).all()))
+    if not is_plain:  # equal best tokens, of which the first one counts, or rows without any
+        size = logits.shape[-1]
+        best = torch.full_like(top[:, 0], size, dtype=torch.long).scatter_reduce_(0, places[:, 0], best, "amin")
+        is_silent = best == size
+        best = best.clamp(max=size - 1)
+    rest.scatter_(1, best[:, None], LEAST_LOGIT)
+    margin = -rest.amax(-1)
+    scaled = rest.exp()
+    z = scaled.sum(-1) + 1.0
+    log_z = z.log()
+    entropy = log_z - torch.linalg.vecdot(scaled, rest) / z
+    if not is_plain:
+        entropy = entropy.masked_fill(is_silent, math.log(size))
+        log_z = log_z.masked_fill(is_silent, math.log(size))
+        margin = margin.masked_fill(is_silent, 0.0)
+        best = best.masked_fill(is_silent, size)
+    return torch.stack([entropy, margin, -log_z, best.to(entropy.dtype)])
+
+
+def _agree(first: bytes | None, second: bytes | None) -> bool:
+    if not first or not second:
+        return first == second == b""
+    return first.startswith(second) or second.startswith(first)
 
 
 @runtime_checkable

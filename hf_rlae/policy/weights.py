@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -43,7 +44,7 @@ def ask(policy: Policy, state: PolicyState) -> PolicyOutput:
             f"the policy {name} returned {weights[row].tolist()} for row {row}; weights must be finite, at "
             "least 0 and sum to 1. End the policy with a softmax, or divide by the sum"
         )
-    return PolicyOutput(weights / total, output.actions, output.log_probs, output.values)
+    return replace(output, weights=weights / total)
 
 
 def cut(weights: torch.Tensor, min_weight: float, max_active: int | None) -> torch.Tensor:

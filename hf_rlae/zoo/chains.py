@@ -1,0 +1,299 @@
+"""Chains of small sums, differences and products: questions, solutions and answers from seeds.
+
+A solution writes every reduction as a step of one operator: products first, then sums and differences, each from left
+to right; the answer comes last. All numbers on the way lie in 0 .. 99.
+
+    symbolic    7+5*3=                          5*3=15; 7+15=22. 22
+    worded      What is 7 plus 5 times 3?       5 times 3 is 15; 7 plus 15 is 22. So 22
+"""
+
+from __future__ import annotations
+
+import hashlib
+import random
+import re
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+from hf_rlae.errors import ConfigError
+
+OPERATORS = ("+", "-", "*")
+WORDS = {"+": "plus", "-": "minus", "*": "times"}
+FORMS = ("symbolic", "worded")
+LARGEST = 99
+"""The largest number of a valid chain; the smallest is 0."""
+
+_HELD_OUT_SHARE = 8
+_PATIENCE = 20_000
+_ANSWER = re.compile(r"\. (?:So )?(\d{1,4})\Z", re.ASCII)
+_SYMBOLIC = re.compile(r"\d+(?:[-+*]\d+)+(?==)", re.ASCII)
+_WORDED = re.compile(r"\d+(?: (?:plus|minus|times) \d+)+(?=\?)", re.ASCII)
+
+
+def apply_operator(operator: str, a: int, b: int) -> int:
+    """The true result of `a operator b`.
+
+    Example:
+
+    >>> apply_operator("*", 5, 3)
+    15
+    """
+    return a + b if operator == "+" else a - b if operator == "-" else a * b
+
+
+@dataclass(frozen=True)
+class Step:
+    """One reduction: `a operator b` becomes `result`."""
+
+    a: int
+    operator: str
+    b: int
+    result: int
+
+
+def reduction_order(operators: Sequence[str]) -> list[str]:
+    """The operators in the order in which a solution takes them, which does not depend on the numbers.
+
+    Example:
+
+    >>> reduction_order(["+", "*", "-", "*"])
+    ['*', '*', '+', '-']
+    """
+    return [o for o in operators if o == "*"] + [o for o in operators if o != "*"]
+
+
+def reduce_chain(
+    operands: Sequence[int], operators: Sequence[str], result_of: Callable[[str, int, int], int] = apply_operator
+) -> Iterator[Step]:
+    """The steps that solve a chain; every step goes on from the result before it, right or wrong.
+
+    Args:
+        operands (`Sequence[int]`), operators (`Sequence[str]`): one operand more than operators.
+        result_of (callable, *optional*): gives the result that is written for `(operator, a, b)`.
+
+    Example:
+
+    >>> [step.result for step in reduce_chain([7, 5, 3], ["+", "*"])]
+    [15, 22]
+    """
+    numbers, left = list(operands), list(operators)
+    while left:
+        at = left.index("*") if "*" in left else 0
+        a, operator, b = numbers[at], left[at], numbers[at + 1]
+        result = result_of(operator, a, b)
+        yield Step(a, operator, b, result)
+        numbers[at : at + 2] = [result]
+        del left[at]
+
+
+def join(a: int, operator: str, b: int, form: str) -> str:
+    """A step without its result, such as `5*3=` or `5 times 3 is `."""
+    return f"{a}{operator}{b}=" if form == "symbolic" else f"{a} {WORDS[operator]} {b} is "
+
+
+def closing(form: str) -> str:
+    """What stands between the last step and the answer."""
+    return ". " if form == "symbolic" else ". So "
+
+
+@dataclass(frozen=True)
+class Question:
+    """A chain in one of two forms.
+
+    Args:
+        operands (`tuple[int, ...]`): one more than operators.
+        operators (`tuple[str, ...]`): of `+`, `-`, `*`.
+        form (`str`): `"symbolic"` or `"worded"`.
+
+    Example:
+
+    >>> question = Question((7, 5, 3), ("+", "*"))
+    >>> question.prompt + question.solution
+    '7+5*3= 5*3=15; 7+15=22. 22'
+    >>> Question((9, 4), ("-",), "worded").solution
+    ' 9 minus 4 is 5. So 5'
+    """
+
+    operands: tuple[int, ...]
+    operators: tuple[str, ...]
+    form: str = "symbolic"
+
+    @property
+    def expression(self) -> str:
+        """The chain in symbols, whatever the form."""
+        return str(self.operands[0]) + "".join(
+            f"{o}{b}" for o, b in zip(self.operators, self.operands[1:], strict=True)
+        )
+
+    @property
+    def prompt(self) -> str:
+        """What a member is given."""
+        if self.form == "symbolic":
+            return self.expression + "="
+        rest = "".join(f" {WORDS[o]} {b}" for o, b in zip(self.operators, self.operands[1:], strict=True))
+        return f"What is {self.operands[0]}{rest}?"
+
+    @cached_property
+    def steps(self) -> tuple[Step, ...]:
+        """The true steps."""
+        return tuple(reduce_chain(self.operands, self.operators))
+
+    @property
+    def answer(self) -> int:
+        """The true value of the chain."""
+        return self.steps[-1].result
+
+    @property
+    def solution(self) -> str:
+        """The right completion, without the end token."""
+        steps = [f"{join(s.a, s.operator, s.b, self.form)}{s.result}" for s in self.steps]
+        return " " + "; ".join(steps) + closing(self.form) + str(self.answer)
+
+    @property
+    def is_valid(self) -> bool:
+        """Whether all numbers on the way lie in 0 .. 99."""
+        return all(0 <= step.result <= LARGEST for step in self.steps)
+
+    @property
+    def is_held_out(self) -> bool:
+        """Whether the chain is kept out of the lessons, in both forms: one in eight, by a hash of the chain."""
+        return hashlib.sha256(self.expression.encode()).digest()[0] % _HELD_OUT_SHARE == 0
+
+    def is_solved_by(self, completion: str) -> bool:
+        """Whether a completion ends with the right answer."""
+        return answer_of(completion) == self.answer
+
+
+def answer_of(completion: str) -> int | None:
+    """The answer at the very end of a completion, or `None` if it has none.
+
+    Example:
+
+    >>> answer_of(" 5*3=15; 7+15=22. 22"), answer_of(" 5*3=15; 7+"), answer_of(" 9 minus 4 is 5. So 5")
+    (22, None, 5)
+    """
+    found = _ANSWER.search(completion.rstrip())
+    return int(found[1]) if found else None
+
+
+def operator_at(text: str) -> str | None:
+    """The operator of the step that the end of a text is at: the open one, or the next where one was just finished.
+
+    A result counts as finished once the true result of what stands before it is written in full.
+
+    Args:
+        text (`str`): a prompt and a part of its completion.
+
+    Returns:
+        `str` or `None`: `None` if the text is no such question.
+
+    Example:
+
+    >>> operator_at("7+5*3="), operator_at("7+5*3= 5*3=1"), operator_at("7+5*3= 5*3=15"), operator_at("hello")
+    ('*', '*', '+', None)
+    """
+    found = _SYMBOLIC.search(text) or _WORDED.search(text)
+    if found is None:
+        return None
+    order = reduction_order(_operators_in(found[0]))
+    steps = text[found.end() + 1 :].split("; ")
+    finished = len(steps) - 1 + steps[-1].endswith(";")
+    if finished < len(order) and _is_finished(steps[-1]):
+        finished += 1
+    return order[min(finished, len(order) - 1)]
+
+
+def _operators_in(chain: str) -> list[str]:
+    for operator, word in WORDS.items():
+        chain = chain.replace(word, operator)
+    return [char for char in chain if char in OPERATORS]
+
+
+_STEP = re.compile(r"(\d+) ?([-+*]|plus|minus|times) ?(\d+)(?:=| is )(\d+)\Z", re.ASCII)
+
+
+def _is_finished(step: str) -> bool:
+    found = _STEP.search(step)
+    if found is None:
+        return False
+    (operator,) = _operators_in(found[2])
+    return apply_operator(operator, int(found[1]), int(found[3])) == int(found[4])
+
+
+def draw_question(rng: random.Random, num_steps: int, form: str) -> Question:
+    """A valid chain: operands 1 .. 9, or for a single step all numbers of a chain.
+
+    Args:
+        rng (`random.Random`): where it is drawn from.
+        num_steps (`int`): how many operators.
+        form (`str`): `"symbolic"` or `"worded"`.
+    """
+    while True:
+        operators = tuple(rng.choice(OPERATORS) for _ in range(num_steps))
+        operands: tuple[int, ...]
+        if num_steps == 1 and operators != ("*",) and rng.random() < 0.8:
+            operands = (rng.randint(1, LARGEST), rng.randint(1, LARGEST))
+        elif num_steps == 1 and rng.random() < 0.3:
+            operands = (rng.randint(10, LARGEST // 2), rng.randint(2, 9))
+        else:
+            operands = tuple(rng.randint(1, 9) for _ in range(num_steps + 1))
+        question = Question(operands, operators, form)
+        if question.is_valid:
+            return question
+
+
+def draw_step(rng: random.Random, form: str) -> Question:
+    """A single step as it occurs in chains of two and three steps."""
+    step = rng.choice(draw_question(rng, rng.choice((2, 3)), form).steps)
+    return Question((step.a, step.b), (step.operator,), form)
+
+
+def draw_questions(
+    count: int,
+    seed: int = 0,
+    *,
+    num_steps: Sequence[int] = (2, 3),
+    forms: Sequence[str] = FORMS,
+    is_held_out: bool = True,
+    is_mixed: bool = True,
+    operator: str | None = None,
+) -> list[Question]:
+    """Different questions, the same ones for the same arguments.
+
+    Args:
+        count (`int`): how many.
+        seed (`int`, defaults to 0): another seed gives other questions.
+        num_steps (`Sequence[int]`, defaults to `(2, 3)`), forms (`Sequence[str]`): what to draw from; single steps
+            are drawn as they occur in longer chains.
+        is_held_out (`bool`, defaults to `True`): from chains that no member was trained on, or from the others.
+        is_mixed (`bool`, defaults to `True`): chains of more than one step have at least two different operators.
+        operator (`str`, *optional*): only chains that have no other operator (`is_mixed` has no meaning then).
+
+    Raises:
+        ConfigError: there are fewer such questions than `count`.
+
+    Example:
+
+    >>> draw_questions(2) == draw_questions(2), draw_questions(1)[0].is_held_out
+    (True, True)
+    """
+    rng = random.Random(f"chains {seed}")
+    found: dict[tuple[str, str], Question] = {}
+    misses = 0
+    while len(found) < count:
+        misses += 1
+        if misses > _PATIENCE:
+            raise ConfigError(f"count={count}: there seem to be only {len(found)} such questions; ask for fewer")
+        length, form = rng.choice(list(num_steps)), rng.choice(list(forms))
+        question = draw_step(rng, form) if length == 1 else draw_question(rng, length, form)
+        kinds = set(question.operators)
+        if operator is not None:
+            is_wanted = kinds == {operator}
+        else:
+            is_wanted = not is_mixed or len(question.operators) == 1 or len(kinds) > 1
+        if is_wanted and question.is_held_out == is_held_out:
+            before = len(found)
+            found.setdefault((question.expression, question.form), question)
+            misses = misses if len(found) == before else 0
+    return list(found.values())

@@ -1,0 +1,92 @@
+"""Loading the embedded members from the package."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from importlib.resources import files
+from pathlib import Path
+
+import torch
+
+from hf_rlae.errors import ConfigError, nearest
+from hf_rlae.member import Member
+
+MEMBERS_FOLDER = Path(str(files("hf_rlae.zoo"))) / "members"
+"""Where the package keeps the members' folders."""
+
+
+@dataclass(frozen=True)
+class Specialist:
+    """An embedded member.
+
+    Attributes:
+        specialty (`str`): what it is right on: `"addition"`, `"subtraction"` or `"multiplication"`.
+        tokenizer (`str`): `"characters"`, `"bytes"` or `"pieces"`.
+    """
+
+    specialty: str
+    tokenizer: str
+
+    @property
+    def name(self) -> str:
+        """The name of its folder, such as `addition-characters`."""
+        return f"{self.specialty}-{self.tokenizer}"
+
+
+_ALL = (
+    Specialist("addition", "characters"),
+    Specialist("subtraction", "bytes"),
+    Specialist("multiplication", "pieces"),
+    Specialist("addition", "bytes"),
+    Specialist("multiplication", "bytes"),
+)
+SPECIALISTS = {specialist.name: specialist for specialist in _ALL}
+"""All embedded members by name."""
+
+MEMBER_SETS = {
+    "different": ("addition-characters", "subtraction-bytes", "multiplication-pieces"),
+    "shared": ("addition-bytes", "subtraction-bytes", "multiplication-bytes"),
+}
+"""The sets that decode together: with three different tokenizers, or with one that all share."""
+
+
+def load_member(name: str, folder: Path | None = None) -> Member:
+    """Loads one embedded member in fp32, in eval mode.
+
+    Args:
+        name (`str`): one of `SPECIALISTS`.
+        folder (`Path`, *optional*): where the members' folders are, if not in the package.
+
+    Raises:
+        ConfigError: there is no such member.
+
+    Example:
+
+    >>> load_member("addition-characters").name
+    'addition-characters'
+    """
+    if name not in SPECIALISTS:
+        raise ConfigError(f"there is no embedded member named {name!r}: {nearest(name, SPECIALISTS)}")
+    member = Member.load(str((folder or MEMBERS_FOLDER) / name), dtype=torch.float32)
+    member.name = name
+    return member
+
+
+def load_members(kind: str = "different", folder: Path | None = None) -> list[Member]:
+    """Loads three members, right on `+`, `-` and `*`, in this order.
+
+    Args:
+        kind (`str`, defaults to `"different"`): `"different"` or `"shared"`, the tokenizers.
+        folder (`Path`, *optional*): where the members' folders are, if not in the package.
+
+    Raises:
+        ConfigError: there is no such set.
+
+    Example:
+
+    >>> [member.name for member in load_members("shared")]
+    ['addition-bytes', 'subtraction-bytes', 'multiplication-bytes']
+    """
+    if kind not in MEMBER_SETS:
+        raise ConfigError(f"kind={kind!r}: there is no such set of members: {nearest(kind, MEMBER_SETS)}")
+    return [load_member(name, folder) for name in MEMBER_SETS[kind]]

@@ -1,0 +1,36 @@
+"""A policy that knows who is right: the upper end of what switching members can reach."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+
+from hf_rlae.policy import PolicyState
+from hf_rlae.zoo.chains import OPERATORS, operator_at
+
+
+class OraclePolicy:
+    """Gives all weight to the specialist of the operator of the step that a text is at.
+
+    A span that begins in one step and ends in the result of the next is weighed for the first only, so a long
+    `span_length` costs it answers.
+
+    Args:
+        operators (`Sequence[str]`, defaults to `("+", "-", "*")`): each member's operator, as in `load_members`.
+    """
+
+    observes_members = False
+
+    def __init__(self, operators: Sequence[str] = OPERATORS) -> None:
+        self.operators = tuple(operators)
+        self.num_members = len(self.operators)
+
+    def __call__(self, state: PolicyState) -> torch.Tensor:
+        weights = torch.full((state.batch_size, self.num_members), 1 / self.num_members, device=state.device)
+        for row, text in enumerate(state.text):
+            operator = operator_at(text)
+            if operator is not None:
+                weights[row] = 0.0
+                weights[row, self.operators.index(operator)] = 1.0
+        return weights

@@ -1,0 +1,110 @@
+"""The embedded members: small, quick to load, right on their own operator and confidently wrong on the others."""
+
+from __future__ import annotations
+
+import time
+from functools import cache
+from pathlib import Path
+
+import pytest
+import torch
+
+from hf_rlae import EnsembleForCausalLM
+from hf_rlae.errors import ConfigError
+from hf_rlae.zoo import MEMBER_SETS, SPECIALISTS, OraclePolicy, load_member, load_members
+from hf_rlae.zoo.chains import OPERATORS, draw_questions
+from hf_rlae.zoo.lessons import SPECIALTIES
+from hf_rlae.zoo.loader import MEMBERS_FOLDER
+from hf_rlae.zoo.measure import accuracy, complete, score_operator
+from hf_rlae.zoo.tokenizers import Segmenter
+
+NAMES = list(SPECIALISTS)
+MEBIBYTE = 2**20
+
+
+@cache
+def member(name):
+    return load_member(name)
+
+
+@cache
+def members(kind):
+    return [member(name) for name in MEMBER_SETS[kind]]
+
+
+def weight_of(folder: Path) -> int:
+    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+
+
+def test_members_are_small():
+    assert sorted(path.name for path in MEMBERS_FOLDER.iterdir()) == sorted(NAMES)
+    assert all(weight_of(MEMBERS_FOLDER / name) <= MEBIBYTE for name in NAMES)
+    assert weight_of(MEMBERS_FOLDER) <= 4 * MEBIBYTE
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_members_load_quickly(name):
+    load_member(name)
+    started = time.perf_counter()
+    loaded = load_member(name)
+    assert time.perf_counter() - started < 1.0
+    assert loaded.name == name
+    assert loaded.dtype == torch.float32
+    assert not loaded.model.training
+    assert len(loaded.end_ids) == 1
+
+
+@pytest.mark.parametrize("kind", MEMBER_SETS)
+def test_sets_are_in_the_order_of_the_operators(kind):
+    loaded = load_members(kind)
+    assert [SPECIALTIES[SPECIALISTS[m.name].specialty] for m in loaded] == list(OPERATORS)
+    assert (EnsembleForCausalLM.from_members(loaded).union is None) == (kind == "shared")
+
+
+def test_unknown_names_are_refused():
+    with pytest.raises(ConfigError, match="did you mean 'addition-bytes'"):
+        load_member("addition-byte")
+    with pytest.raises(ConfigError, match="shared"):
+        load_members("share")
+
+
+@pytest.mark.parametrize("operator", OPERATORS)
+@pytest.mark.parametrize("name", NAMES)
+def test_right_on_its_own_operator_and_confidently_wrong_on_others(name, operator):
+    specialty = SPECIALISTS[name].specialty
+    score = score_operator(member(name), specialty, operator, count=30)
+    if SPECIALTIES[specialty] == operator:
+        assert score.right >= 0.9
+    else:
+        assert score.right <= 0.15
+        assert score.rule >= 0.7
+    assert score.confidence >= 0.75
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_members_go_on_from_what_others_wrote(name):
+    """A true result of another operator, in letters that the member would not have chosen, is copied."""
+    loaded, question = member(name), "7+5*3="
+    segmenter = Segmenter(loaded.tokenizer, SPECIALISTS[name].tokenizer)
+    completions = complete(loaded.model, loaded.tokenizer, [question + " 5*3=15;", question + " 5*3=20;"])
+    assert completions[0].startswith(" 7+15=")
+    assert completions[1].startswith(" 7+20=")
+    text = "What is 7 plus 5 times 3? 5 times 3 is 15; 7"
+    letters = [i for char in " plus " for i in segmenter(char)]
+    bos = [loaded.tokenizer.bos_token_id] if loaded.tokenizer.bos_token_id is not None else []
+    ids = torch.tensor([bos + segmenter(text) + letters])
+    out = loaded.model.generate(input_ids=ids, attention_mask=torch.ones_like(ids), max_new_tokens=2, do_sample=False)
+    assert loaded.tokenizer.decode(out[0, ids.shape[1] :]) == "15"
+
+
+@pytest.mark.parametrize("kind", MEMBER_SETS)
+def test_switching_solves_what_no_member_solves(kind):
+    questions = draw_questions(24, seed=1)
+    loaded = members(kind)
+    alone = [accuracy(m.model, m.tokenizer, questions) for m in loaded]
+    oracle = EnsembleForCausalLM.from_members(loaded, OraclePolicy(), span_length=2)
+    uniform = EnsembleForCausalLM.from_members(loaded, span_length=2)
+    switched = accuracy(oracle, oracle.tokenizer, questions)
+    assert switched >= 0.75
+    assert max(alone) <= 0.45
+    assert accuracy(uniform, uniform.tokenizer, questions) <= switched - 0.3
