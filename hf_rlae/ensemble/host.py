@@ -1,104 +1,18 @@
-"""The member inside whose own `generate` an ensemble writes: it is run by `generate`, and heard here."""
+"""The member inside whose own `generate` an ensemble writes: `generate` runs it, and its engine hears it from here."""
 
 from __future__ import annotations
 
-import threading
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from typing import Any
 
 import torch
-from torch import nn
 
 from hf_rlae.ensemble.cache_ensemble import EnsembleCache
 from hf_rlae.ensemble.readings_engine import ReadingsEngine
-from hf_rlae.member import Member, ReadingsRelay, Update
+from hf_rlae.member import ReadingsRelay, Update
 from hf_rlae.member.reading_state import Reading, Row
 from hf_rlae.member.reading_step import ReadingStep
-from hf_rlae.member.recurrence import returned_state
 from hf_rlae.member.runners import Chain, Path
-from hf_rlae.vocabulary import ByteVocabulary, UnionVocabulary
-
-
-@dataclass(frozen=True)
-class HostPass:
-    """What one forward pass of the host read and said.
-
-    Attributes:
-        last_ids (`torch.LongTensor` of shape `(B,)`): the last column that it read.
-        columns (`int`): how many columns it read.
-        mask (`torch.Tensor` of shape `(B, L)` or `None`): its attention mask.
-        has_mask (`bool`): whether `mask` tells what is padding; models may be given another kind of mask.
-        logits (`torch.Tensor` of shape `(B, V)`): of the last column.
-        hidden (`torch.Tensor` of shape `(B, H)` or `None`): what entered the head there.
-        cache: the key-value cache that it returned, or `None`.
-    """
-
-    last_ids: torch.Tensor
-    columns: int
-    mask: torch.Tensor | None
-    has_mask: bool
-    logits: torch.Tensor
-    hidden: torch.Tensor | None
-    cache: Any
-
-
-class HostTap:
-    """Keeps what the host said in its newest forward pass, thread by thread, until it is taken.
-
-    `generate` has run the host once before it calls a processor for the first time, so the hooks are there from
-    `attach` on; they change nothing, keep one column, and go with `detach`. A copied or pickled model gets a tap that
-    hears nothing.
-    """
-
-    def __init__(self) -> None:
-        self._wants_hidden: Callable[[], bool] = bool
-        self._local = threading.local()
-        self._handles: list[Any] = []
-
-    def __reduce__(self) -> tuple[type[HostTap], tuple[()]]:
-        return HostTap, ()
-
-    def attach(self, member: Member, wants_hidden: Callable[[], bool]) -> None:
-        """Begins to listen; also for what enters the head, while `wants_hidden` says so."""
-        self._wants_hidden = wants_hidden
-        self._handles = [
-            member.model.register_forward_hook(self._note, with_kwargs=True),
-            member.model.get_output_embeddings().register_forward_pre_hook(self._note_hidden),
-        ]
-
-    def detach(self) -> None:
-        """Stops listening."""
-        for handle in self._handles:
-            handle.remove()
-        self._handles = []
-
-    def take(self) -> HostPass | None:
-        """The newest pass of this thread; a second call returns `None`."""
-        self._local.__dict__.pop("hidden", None)
-        return self._local.__dict__.pop("last", None)
-
-    def _note_hidden(self, _module: nn.Module, args: tuple[torch.Tensor, ...]) -> None:
-        if self._handles and self._wants_hidden():
-            self._local.hidden = args[0][:, -1].detach().clone()
-
-    def _note(self, _module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
-        hidden = self._local.__dict__.pop("hidden", None)
-        self._local.__dict__.pop("last", None)
-        ids = kwargs.get("input_ids", args[0] if args else None)
-        logits = getattr(output, "logits", None)
-        if not self._handles or not isinstance(ids, torch.Tensor) or logits is None:
-            return
-        mask = kwargs.get("attention_mask")
-        self._local.last = HostPass(
-            ids[:, -1].detach().clone(),
-            ids.shape[1],
-            mask if isinstance(mask, torch.Tensor) and mask.dim() == 2 else None,
-            mask is None or (isinstance(mask, torch.Tensor) and mask.dim() == 2),
-            logits[:, -1].detach().clone(),
-            hidden,
-            next(iter(returned_state(output).values()), None),
-        )
 
 
 class LockstepHost:
@@ -333,56 +247,3 @@ def seat_host(
         host = LockstepHost()
     cache.relays[0] = host
     return host
-
-
-class HostVocabulary:
-    """Brings distributions over the union vocabulary onto the vocabulary of the host.
-
-    Union tokens that the host lacks lend their mass to the longest host token that begins them; STOP goes to one of
-    the host's end ids, the one that the host itself finds likeliest; what no host token begins is left out, and the
-    rest is renormalised. Special tokens that are not text have no mass in the union and get none.
-
-    Args:
-        vocabulary (`ByteVocabulary`), end_ids (`Sequence[int]`): of the host.
-        union (`UnionVocabulary`): its first ids are the host's.
-        stop_ids (`Sequence[int]`): those of `end_ids` that STOP may become.
-    """
-
-    def __init__(
-        self, vocabulary: ByteVocabulary, end_ids: Sequence[int], union: UnionVocabulary, stop_ids: Sequence[int]
-    ) -> None:
-        self.size = vocabulary.size
-        self.stop_id = union.stop_id
-        self.end_ids = torch.tensor(list(end_ids), dtype=torch.long)
-        self.stop_ids = torch.tensor(list(stop_ids), dtype=torch.long)
-        ends = set(end_ids)
-        own = {piece: i for piece, ids in vocabulary.ids_of.items() for i in reversed(ids) if i not in ends}
-        pairs = []
-        for i in [*end_ids, *range(self.size, union.stop_id)]:
-            piece = union.pieces[i] or b""
-            found = next((own[piece[:n]] for n in range(len(piece), 0, -1) if piece[:n] in own), None)
-            if found is not None:
-                pairs.append((i, found))
-        self.lent_from = torch.tensor([pair[0] for pair in pairs], dtype=torch.long)
-        self.lent_to = torch.tensor([pair[1] for pair in pairs], dtype=torch.long)
-
-    def to(self, device: torch.device) -> HostVocabulary:
-        """Moves the tables."""
-        for name in ("end_ids", "stop_ids", "lent_from", "lent_to"):
-            setattr(self, name, getattr(self, name).to(device))
-        return self
-
-    def restrict(self, logits: torch.Tensor, host_scores: torch.Tensor) -> torch.Tensor:
-        """Logits over the union `(B, V)` to logits over the host's vocabulary, with the same sum of exponentials.
-
-        Args:
-            logits (`torch.FloatTensor` of shape `(B, V)`): fp32.
-            host_scores (`torch.FloatTensor` of shape `(B, V_host)`): the host's, to choose among end ids.
-        """
-        probs = logits.softmax(-1)
-        kept = probs[:, : self.size].index_fill(1, self.end_ids, 0.0)
-        kept.index_add_(1, self.lent_to, probs[:, self.lent_from])
-        if len(self.stop_ids):
-            chosen = self.stop_ids[host_scores[:, self.stop_ids].argmax(1)]
-            kept.scatter_add_(1, chosen[:, None], probs[:, self.stop_id, None])
-        return (kept / kept.sum(1, keepdim=True)).log() + logits.logsumexp(1, keepdim=True)

@@ -14,15 +14,9 @@ import torch
 from transformers import LogitsProcessor
 
 from hf_rlae.ensemble.cache_ensemble import EnsembleCache
-from hf_rlae.ensemble.host import (
-    HostPass,
-    HostTap,
-    HostVocabulary,
-    LockstepHost,
-    ReadingsHost,
-    RereadingHost,
-    seat_host,
-)
+from hf_rlae.ensemble.host import LockstepHost, ReadingsHost, RereadingHost, seat_host
+from hf_rlae.ensemble.host_tap import HostPass, HostTap
+from hf_rlae.ensemble.host_vocabulary import HostVocabulary
 from hf_rlae.ensemble.inputs import check_generate_inputs, check_prompt_lengths
 from hf_rlae.ensemble.modeling_ensemble import EnsembleForCausalLM
 from hf_rlae.ensemble.readings_engine import ReadingsEngine
@@ -114,8 +108,8 @@ class EnsembleLogitsProcessor(LogitsProcessor):
             leading run of padding ids is padding. The attribute may be set anew before each call.
         host_rereads (`bool`, defaults to `False`): where tokenizers differ, `generate` conditions the host on the very
             tokens that were written, such as single letters where the host would have written a word. With `True` the
-            host keeps readings of its own, as it does in [`EnsembleForCausalLM`], and is run once more wherever it would
-            have written the text in other tokens: better text at a higher cost. No difference with one shared
+            host keeps readings of its own, as it does in [`EnsembleForCausalLM`], and is run once more wherever it
+            would have written the text in other tokens: better text at a higher cost. No difference with one shared
             tokenizer, or where the host's tokens are the shortest.
 
     Raises:

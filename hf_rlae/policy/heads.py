@@ -21,7 +21,7 @@ class Score(nn.Linear):
 class Heads(nn.Module):
     """Actor and critic on top of what is observed, in fp32 whatever the members' dtype is.
 
-    Each member's last hidden state, and the encoder's pooled state, goes through a layer norm and a linear layer; with
+    Each member's last hidden state, and the encoder's pooled state, goes through a layer norm and a linear layer with `tanh`; with
     the members' entropies and margins (as `log(1 + x)`) and their pairwise agreement it makes the features. An actor
     is a linear layer with `tanh` (the trunk) and one that gives scores; the critic is the same, with a value.
 
@@ -87,4 +87,4 @@ class Heads(nn.Module):
 
 
 def _projection(size: int, hidden: int) -> nn.Sequential:
-    return nn.Sequential(nn.LayerNorm(size), nn.Linear(size, hidden), nn.GELU())
+    return nn.Sequential(nn.LayerNorm(size), nn.Linear(size, hidden), nn.Tanh())

@@ -40,19 +40,20 @@ def test_one_tokenizer_equals_the_ensemble(mode):
 
 @pytest.mark.parametrize("mode", [{"do_sample": False}, {"num_beams": 3, "do_sample": False}])
 @pytest.mark.parametrize(
-    ("names", "weights"),
+    ("names", "weights", "host_rereads"),
     [
-        ([STORY, CHARACTERS], [0.5, 0.5]),
-        ([CHARACTERS, STORY], [0.5, 0.5]),
-        ([STORY, CHARACTERS, RWKV], [0.5, 0.3, 0.2]),
+        ([STORY, CHARACTERS], [0.5, 0.5], True),
+        ([CHARACTERS, STORY], [0.5, 0.5], False),
+        ([CHARACTERS, STORY], [0.5, 0.5], True),
+        ([STORY, CHARACTERS, RWKV], [0.5, 0.3, 0.2], True),
     ],
 )
-def test_they_write_a_story_together(names, weights, mode):
+def test_they_write_a_story_together(names, weights, host_rereads, mode):
     """The text is English: nearly all of its words are words of children's stories."""
     corpus = shared_path("data", "tinystories", "tinystories_v1_part.txt").read_text(encoding="utf-8").lower()
     known = set(re.findall(r"[a-z']+", corpus))
     host, tokenizer = real(names[0])
-    processor = processor_of(names, weights)
+    processor = processor_of(names, weights, host_rereads=host_rereads)
     out = host.generate(**prompt_of(names[0], PROMPT), **mode, max_new_tokens=120, logits_processor=[processor])
     text = tokenizer.decode(out[0], skip_special_tokens=True)
     words = re.findall(r"[a-z']+", text.lower().rsplit(" ", 1)[0])
