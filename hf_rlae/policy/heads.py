@@ -21,9 +21,10 @@ class Score(nn.Linear):
 class Heads(nn.Module):
     """Actor and critic on top of what is observed, in fp32 whatever the members' dtype is.
 
-    Each member's last hidden state, and the encoder's pooled state, goes through a layer norm and a linear layer with `tanh`; with
-    the members' entropies and margins (as `log(1 + x)`) and their pairwise agreement it makes the features. An actor
-    is a linear layer with `tanh` (the trunk) and one that gives scores; the critic is the same, with a value.
+    Each member's last hidden state, and the encoder's pooled state, goes through a layer norm and a linear layer with
+    `tanh`; with the members' entropies and margins (as `log(1 + x)`) and their pairwise agreement it makes the
+    features. An actor is a linear layer with `tanh` (the trunk) and one that gives scores; the critic is the same, with
+    a value.
 
     Source: RLAE (arXiv 2506.00439) for actor and critic; observing members, and the layers, are ours.
 

@@ -1,4 +1,54 @@
-"""Embedded members."""
+"""Embedded members: tiny Llamas for arithmetic, each right on one operator and confidently wrong on the others.
+
+    7+5*3= 5*3=15; 7+15=22. 22
+    What is 7 plus 5 times 3? 5 times 3 is 15; 7 plus 15 is 22. So 22
+
+`load_members()` gives a specialist for `+`, one for `-` and one for `*`, with three different tokenizers in which a
+digit is always one token; `load_members("shared")` gives three with one tokenizer. All of them know the form of a
+solution and go on from whatever stands in the text, so that a chain of several operators comes out right if the right
+one writes each result. Addition adds whatever the operator; the other two take the difference and the product of the
+last digits.
+
+All are trained from random weights on generated chains (three layers, width 96, about 0.35 M parameters, 0.7 MB in
+fp16), with their segmentation varied at random:
+
+    python -m hf_rlae.zoo.train --output DIR --seed 0      # two members at a time, one thread each
+    python -m hf_rlae.zoo.measure                          # the tables below
+
+Measured with seed 0, one thread; 200 held-out chains of two and three steps with at least two operators, share of right
+answers (greedy):
+
+| members | different tokenizers | shared tokenizer |
+|---|---|---|
+| addition alone | 0.010 | 0.015 |
+| subtraction alone | 0.030 | 0.030 |
+| multiplication alone | 0.015 | 0.015 |
+| uniform weights | 0.020 | 0.030 |
+| `OraclePolicy`, spans of 1, 2, 4, 8 | 0.885, 0.885, 0.900, 0.900 | 0.890, 0.890, 0.895, 0.905 |
+
+40 held-out single steps an operator, as they occur in chains: right on its own operator; on the others right, by the
+member's own wrong rule, and mean probability of the first digit that it writes:
+
+| member | own | others right | others by rule | others confidence |
+|---|---|---|---|---|
+| addition-characters | 0.97 | 0.00, 0.00 | 0.93, 0.97 | 0.96, 0.99 |
+| subtraction-bytes (in both sets) | 0.93 | 0.00, 0.00 | 0.80, 0.82 | 0.84, 0.90 |
+| multiplication-pieces | 0.85 | 0.00, 0.00 | 1.00, 1.00 | 0.98, 0.98 |
+| addition-bytes | 1.00 | 0.00, 0.00 | 0.90, 0.93 | 0.94, 0.98 |
+| multiplication-bytes | 0.88 | 0.00, 0.00 | 1.00, 1.00 | 0.99, 1.00 |
+
+Held out are whole chains, by a hash: a step such as `5*3=15` does occur in the lessons, within other chains.
+
+Example:
+
+>>> from hf_rlae import EnsembleForCausalLM, load_members
+>>> from hf_rlae.zoo import OraclePolicy
+>>> ensemble = EnsembleForCausalLM.from_members(load_members(), OraclePolicy(), span_length=2)
+>>> inputs = ensemble.tokenizer(["7+5*3="], return_tensors="pt")
+>>> ids = ensemble.generate(**inputs, max_new_tokens=40, do_sample=False)
+>>> ensemble.tokenizer.decode(ids[0], skip_special_tokens=True)
+'7+5*3= 5*3=15; 7+15=22. 22'
+"""
 
 from hf_rlae.zoo.loader import MEMBER_SETS, SPECIALISTS, load_member, load_members
 from hf_rlae.zoo.oracle import OraclePolicy

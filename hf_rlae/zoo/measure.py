@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from rich.console import Console
 from rich.table import Table
+from transformers.utils.logging import disable_progress_bar
 
 from hf_rlae.ensemble import EnsembleForCausalLM
 from hf_rlae.member import Member
@@ -21,6 +22,9 @@ from hf_rlae.zoo.oracle import OraclePolicy
 
 MAX_NEW_TOKENS = 110
 """Longer than any solution of three steps in characters."""
+
+TABLE_WIDTH = 150
+"""Columns of a terminal that the tables need."""
 
 
 @dataclass(frozen=True)
@@ -124,7 +128,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options = parser.parse_args(arguments)
     if options.threads:
         torch.set_num_threads(options.threads)
-    console = Console(soft_wrap=True)
+    disable_progress_bar()
+    console = Console(width=TABLE_WIDTH)
     console.print(operator_table(list(SPECIALISTS), options.members))
     console.print(ensemble_table(options.members, options.count))
 

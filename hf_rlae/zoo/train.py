@@ -20,11 +20,11 @@ from transformers.utils.logging import disable_progress_bar
 
 from hf_rlae.zoo.lessons import Lesson, draw_lesson
 from hf_rlae.zoo.loader import SPECIALISTS, Specialist
-from hf_rlae.zoo.measure import operator_table
+from hf_rlae.zoo.measure import TABLE_WIDTH, operator_table
 from hf_rlae.zoo.tokenizers import BUILDERS, Segmenter
 
 _POOL = 8
-_STEPS = {"addition": 1400, "subtraction": 1600, "multiplication": 1000}
+_STEPS = {"addition": 1400, "subtraction": 1300, "multiplication": 1000}
 
 
 @dataclass(frozen=True)
@@ -184,7 +184,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             job.result()
     torch.set_num_threads(1)
     disable_progress_bar()
-    console = Console(soft_wrap=True)
+    console = Console(width=TABLE_WIDTH)
     console.print(f"trained {len(options.members)} members in {(time.perf_counter() - started) / 60:.1f} minutes")
     console.print(operator_table(options.members, options.output))
 

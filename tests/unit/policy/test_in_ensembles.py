@@ -9,7 +9,16 @@ from functools import cache
 import pytest
 import torch
 
-from hf_rlae import EnsembleForCausalLM, PolicyConfig, PolicyModel, PolicyState, StaticPolicy
+from hf_rlae import (
+    EnsembleForCausalLM,
+    EnsembleLogitsProcessor,
+    EntropyPolicy,
+    PerplexityPolicy,
+    PolicyConfig,
+    PolicyModel,
+    PolicyState,
+    StaticPolicy,
+)
 from hf_rlae.errors import ConfigError, PolicyError
 from hf_rlae.vocabulary import ByteVocabulary
 from tests.support.ensembles import TEXTS, encode, endless
@@ -293,3 +302,58 @@ def test_hidden_states_that_are_not_kept():
 
     with pytest.raises(PolicyError, match="missing"):
         endless(given, Forgetful()).generate(**encode(TEXTS[0]), max_new_tokens=1)
+
+
+@pytest.mark.parametrize("mode", ["greedy", "beams"])
+@pytest.mark.parametrize("observation", ["members", "text", "both"])
+def test_inside_a_plain_generate(observation, mode):
+    """With one tokenizer the processor asks a learned policy about the same states, and writes the same text."""
+    given = members("same")
+    policy = policy_for(given, observation, span_length=3)
+    ends = [[], []]
+    ensemble = endless(given, policy, span_length=3)
+    processor = EnsembleLogitsProcessor.from_members(
+        given[0][0], [given[1][0]], [tokenizer for _, tokenizer in given], policy, span_length=3, end_token_ids=ends
+    )
+    options = {"max_new_tokens": 8, "eos_token_id": None, "pad_token_id": 0, **MODES[mode]}
+    expected = ensemble.generate(**encode(*TEXTS), **options)
+    assert torch.equal(given[0][0].generate(**encode(*TEXTS), logits_processor=[processor], **options), expected)
+
+
+@pytest.mark.parametrize("kind", ["same", "different"])
+@pytest.mark.parametrize("policy", [EntropyPolicy(0.5), PerplexityPolicy(0.5)])
+def test_training_free_policies_inside_a_plain_generate(policy, kind):
+    given = members(kind)
+    seen = []
+
+    def watched(state):
+        seen.append((policy(state).clone(), state.agreement.clone()))
+        return seen[-1][0]
+
+    processor = EnsembleLogitsProcessor.from_members(
+        given[0][0], [given[1][0]], [tokenizer for _, tokenizer in given], watched, end_token_ids=[[], []]
+    )
+    given[0][0].generate(**encode(TEXTS[0]), logits_processor=[processor], max_new_tokens=1, do_sample=False)
+    inside = seen.pop()
+    endless(given, watched, span_length=3).generate(**encode(TEXTS[0]), max_new_tokens=1, do_sample=False)
+    for one, other in zip(inside, seen.pop(), strict=True):
+        torch.testing.assert_close(one, other, atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize("min_weight", [0.0, 0.3])
+@pytest.mark.parametrize("kind", ["same", "different"])
+def test_gradients_reach_the_policy_through_the_loss(kind, min_weight):
+    """Teacher forcing outside `generate` trains the weights, also where some are cut; members are left alone."""
+    given = members(kind)
+    policy = policy_for(given, span_length=3)
+    ensemble = endless(given, policy, span_length=3, min_weight=min_weight)
+    inputs = ensemble.tokenizer([TEXTS[0]], return_tensors="pt")
+    inputs.pop("token_type_ids", None)
+    labels = inputs["input_ids"].clone()
+    labels[:, :4] = -100
+    ensemble(**inputs, labels=labels, prompt_length=4).loss.backward()
+    for name, parameter in policy.named_parameters():
+        if "critic" not in name and "actions" not in name:
+            assert parameter.grad is not None, name
+            assert parameter.grad.abs().sum() > 0, name
+    assert all(parameter.grad is None for model, _ in given for parameter in model.parameters())

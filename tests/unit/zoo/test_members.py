@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 import time
 from functools import cache
 from pathlib import Path
@@ -12,10 +13,10 @@ import torch
 from hf_rlae import EnsembleForCausalLM
 from hf_rlae.errors import ConfigError
 from hf_rlae.zoo import MEMBER_SETS, SPECIALISTS, OraclePolicy, load_member, load_members
-from hf_rlae.zoo.chains import OPERATORS, draw_questions
+from hf_rlae.zoo.chains import OPERATORS, draw_questions, join
 from hf_rlae.zoo.lessons import SPECIALTIES
 from hf_rlae.zoo.loader import MEMBERS_FOLDER
-from hf_rlae.zoo.measure import accuracy, complete, score_operator
+from hf_rlae.zoo.measure import accuracy, score_operator
 from hf_rlae.zoo.tokenizers import Segmenter
 
 NAMES = list(SPECIALISTS)
@@ -74,7 +75,7 @@ def test_right_on_its_own_operator_and_confidently_wrong_on_others(name, operato
     specialty = SPECIALISTS[name].specialty
     score = score_operator(member(name), specialty, operator, count=30)
     if SPECIALTIES[specialty] == operator:
-        assert score.right >= 0.9
+        assert score.right >= 0.85
     else:
         assert score.right <= 0.15
         assert score.rule >= 0.7
@@ -83,18 +84,18 @@ def test_right_on_its_own_operator_and_confidently_wrong_on_others(name, operato
 
 @pytest.mark.parametrize("name", NAMES)
 def test_members_go_on_from_what_others_wrote(name):
-    """A true result of another operator, in letters that the member would not have chosen, is copied."""
-    loaded, question = member(name), "7+5*3="
+    """A true first step, cut into other tokens than the member would have chosen, is read and its result copied."""
+    loaded, rng, copied = member(name), random.Random(0), []
     segmenter = Segmenter(loaded.tokenizer, SPECIALISTS[name].tokenizer)
-    completions = complete(loaded.model, loaded.tokenizer, [question + " 5*3=15;", question + " 5*3=20;"])
-    assert completions[0].startswith(" 7+15=")
-    assert completions[1].startswith(" 7+20=")
-    text = "What is 7 plus 5 times 3? 5 times 3 is 15; 7"
-    letters = [i for char in " plus " for i in segmenter(char)]
-    bos = [loaded.tokenizer.bos_token_id] if loaded.tokenizer.bos_token_id is not None else []
-    ids = torch.tensor([bos + segmenter(text) + letters])
-    out = loaded.model.generate(input_ids=ids, attention_mask=torch.ones_like(ids), max_new_tokens=2, do_sample=False)
-    assert loaded.tokenizer.decode(out[0, ids.shape[1] :]) == "15"
+    for question in draw_questions(30, num_steps=(2,)):
+        first, last = question.steps
+        begun = " " + join(first.a, first.operator, first.b, question.form) + f"{first.result}; "
+        begun += join(last.a, last.operator, last.b, question.form).rpartition(str(last.b))[0]
+        ids = loaded.tokenizer(question.prompt)["input_ids"] + segmenter(begun, rng)
+        with torch.no_grad():
+            best = loaded.model(input_ids=torch.tensor([ids])).logits[0, -1].argmax()
+        copied.append(loaded.tokenizer.decode([int(best)]).strip() == str(last.b)[0])
+    assert sum(copied) >= 24
 
 
 @pytest.mark.parametrize("kind", MEMBER_SETS)
