@@ -46,11 +46,25 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     _add_ensemble(parser.add_argument_group("ensemble"))
     _add_decoding(parser.add_argument_group("decoding"))
     _add_loading(parser.add_argument_group("loading"))
-    parser.add_argument(
+    _add_reports(parser.add_argument_group("reports"))
+
+
+def _add_reports(reports: argparse._ArgumentGroup) -> None:
+    reports.add_argument(
         "--table",
         action="store_true",
         help="after the texts, show each member's weight, how many of the tokens it gave any probability, "
         "and its mean log-probability of those",
+    )
+    reports.add_argument(
+        "--show-weights",
+        action="store_true",
+        help="colour every token by the member that carried it, and show the weights of every span",
+    )
+    reports.add_argument(
+        "--trace",
+        metavar="FILE",
+        help="write a JSON file with the bytes, span, weights and each member's log-probability of every token",
     )
 
 
@@ -121,13 +135,15 @@ def check(args: argparse.Namespace) -> None:
 
     Raises:
         ConfigError: lists of another length than the members, sampling options without `--sample`, a revision
-            of a folder.
+            of a folder, a trace that could not be written.
         MemberError: a path that is no folder.
     """
     _check_lengths(args)
     for option, value in (("--temperature", args.temperature), ("--top-p", args.top_p)):
         if value is not None and not args.sample:
             raise ConfigError(f"{option} has no effect on the likeliest token; add --sample, or leave it out")
+    if args.trace is not None:
+        check_output(args.trace, "--trace")
     for index, member in enumerate(args.members):
         is_folder = os.path.isdir(member)
         if not is_folder and _looks_like_path(member):
@@ -140,6 +156,17 @@ def check(args: argparse.Namespace) -> None:
                 f"--revisions: {member} is a folder, which has no revisions; leave its entry empty, or give "
                 "the model's id on the Hub"
             )
+
+
+def check_output(path: str, option: str) -> None:
+    """Raises `ConfigError` for a file that could not be written."""
+    folder = os.path.dirname(path) or "."
+    if os.path.isdir(path) or not path:
+        raise ConfigError(f"{option}: {path or repr(path)} is not a file; give a file's name in that folder")
+    if not os.path.isdir(folder):
+        raise ConfigError(f"{option}: there is no folder {folder} to write {path} into; make it first")
+    if not os.access(folder, os.W_OK):
+        raise ConfigError(f"{option}: the folder {folder} cannot be written to; give a file in another one")
 
 
 def _looks_like_path(member: str) -> bool:

@@ -13,15 +13,16 @@ from typing import Any
 import torch
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.text import Text
 from transformers import set_seed
 from transformers.generation.streamers import BaseStreamer
 
 from hf_rlae.cli.loading import choose_device, first_line, load_members
-from hf_rlae.cli.streaming import ContinuationDecoder, ContinuationStreamer, TokenCounter
-from hf_rlae.cli.table import completion_mask, member_table
-from hf_rlae.ensemble import EnsembleConfig, EnsembleForCausalLM
+from hf_rlae.cli.streaming import CarrierStreamer, ContinuationDecoder, ContinuationStreamer, TokenCounter
+from hf_rlae.ensemble import EnsembleCache, EnsembleConfig, EnsembleForCausalLM
 from hf_rlae.errors import ConfigError
 from hf_rlae.policy import StaticPolicy
+from hf_rlae.reports import carrier_text, completion_mask, legend, member_table, span_table, trace_tokens, write_trace
 
 
 def write_texts(args: argparse.Namespace) -> None:
@@ -42,11 +43,24 @@ def write_texts(args: argparse.Namespace) -> None:
             set_seed(args.seed)
         write = _stream if len(args.prompts) == 1 else _write_all
         out = write(ensemble, inputs, args)
+    _report(ensemble, out, inputs["input_ids"].shape[1], args)
+
+
+def _report(ensemble: EnsembleForCausalLM, out: Any, columns: int, args: argparse.Namespace) -> None:
+    """Shows and writes what is asked for beside the texts."""
+    console = Console(file=sys.stdout, soft_wrap=False)
+    if args.show_weights or args.trace is not None:
+        rows = trace_tokens(ensemble, out, columns)
+    if args.show_weights:
+        console.print(legend(args.members))
+        for tokens in rows:
+            console.print(span_table(args.members, tokens))
     if args.table:
         end_ids = ensemble.generation_config.eos_token_id
-        completions = out.sequences[:, inputs["input_ids"].shape[1] :]
-        mask = completion_mask(completions, [end_ids] if isinstance(end_ids, int) else end_ids or [])
-        Console(file=sys.stdout).print(member_table(args.members, out, mask))
+        mask = completion_mask(out.sequences[:, columns:], [end_ids] if isinstance(end_ids, int) else end_ids or [])
+        console.print(member_table(args.members, out, mask))
+    if args.trace is not None:
+        write_trace(args.trace, args.members, args.prompts, rows)
 
 
 @contextmanager
@@ -99,11 +113,14 @@ def _generate(
     inputs: dict[str, Any],
     args: argparse.Namespace,
     streamer: BaseStreamer,
+    cache: EnsembleCache | None = None,
 ) -> Any:
     options: dict[str, Any] = {"max_new_tokens": args.max_new_tokens, "do_sample": args.sample}
     if args.sample:
         # without top_k=0, transformers would leave only the 50 likeliest tokens
         options |= {"temperature": args.temperature or 1.0, "top_p": args.top_p or 1.0, "top_k": 0}
+    if cache is not None:
+        options["past_key_values"] = cache
     return ensemble.generate(**inputs, **options, return_dict_in_generate=True, streamer=streamer)
 
 
@@ -119,12 +136,16 @@ def _stream(ensemble: EnsembleForCausalLM, inputs: dict[str, torch.Tensor], args
         has_written = True
         print(piece, end="", flush=True)
 
-    streamer = ContinuationStreamer(ensemble.tokenizer, write, _opening(args.prompts[0], args))
+    opening = _opening(args.prompts[0], args)
+    cache, streamer = None, ContinuationStreamer(ensemble.tokenizer, write, opening)
+    if args.show_weights and sys.stdout.isatty():
+        cache = ensemble.new_cache(record=True)
+        streamer = CarrierStreamer(ensemble, cache, Console(file=sys.stdout), opening)
     try:
-        return _generate(ensemble, inputs, args, streamer)
+        return _generate(ensemble, inputs, args, streamer, cache)
     finally:
-        if has_written:
-            write("\n")
+        if has_written or cache is not None:
+            print(flush=True)
 
 
 def _write_all(ensemble: EnsembleForCausalLM, inputs: dict[str, torch.Tensor], args: argparse.Namespace) -> Any:
@@ -141,6 +162,11 @@ def _write_all(ensemble: EnsembleForCausalLM, inputs: dict[str, torch.Tensor], a
         task = progress.add_task("writing", total=args.max_new_tokens)
         out = _generate(ensemble, inputs, args, TokenCounter(lambda: progress.advance(task)))
     columns = inputs["input_ids"].shape[1]
+    if args.show_weights and sys.stdout.isatty():
+        console = Console(file=sys.stdout)
+        for prompt, tokens in zip(args.prompts, trace_tokens(ensemble, out, columns), strict=True):
+            console.print(Text(_opening(prompt, args)) + carrier_text(tokens), end="\n\n", soft_wrap=True)
+        return out
     for row, prompt in enumerate(args.prompts):
         own = inputs["input_ids"][row][inputs["attention_mask"][row].bool()]
         decoder = ContinuationDecoder(ensemble.tokenizer, own.tolist())

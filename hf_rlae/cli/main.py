@@ -12,10 +12,10 @@ import sys
 from collections.abc import Sequence
 
 from hf_rlae import __version__
-from hf_rlae.cli import generate
+from hf_rlae.cli import demo, generate
 from hf_rlae.errors import HfRlaeError
 
-COMMANDS = {"generate": generate}
+COMMANDS = {"demo": demo, "generate": generate}
 """Modules with `SUMMARY`, `DESCRIPTION`, `add_arguments(parser)` and `run(args)` (the exit code)."""
 
 USAGE_ERROR = 2

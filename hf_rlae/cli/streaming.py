@@ -6,7 +6,12 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import torch
+from rich.console import Console
+from rich.text import Text
 from transformers.generation.streamers import BaseStreamer
+
+from hf_rlae.ensemble import EnsembleCache, EnsembleForCausalLM
+from hf_rlae.reports import live_token, style_of
 
 _REPLACEMENT = "\N{REPLACEMENT CHARACTER}"
 
@@ -86,6 +91,35 @@ class ContinuationStreamer(BaseStreamer):
         piece = self._decoder.finish() if self._decoder is not None else ""
         if piece:
             self._write(piece)
+
+
+class CarrierStreamer(ContinuationStreamer):
+    """Writes the continuation of one prompt on a terminal, every token in the colour of the member that carried it.
+
+    Args:
+        ensemble (`EnsembleForCausalLM`): that writes.
+        cache (`EnsembleCache`): from `ensemble.new_cache(record=True)`, passed to `generate` as `past_key_values`.
+        console (`rich.console.Console`): where it is written.
+        opening (`str`, *optional*): written first, without colour.
+    """
+
+    def __init__(
+        self, ensemble: EnsembleForCausalLM, cache: EnsembleCache, console: Console, opening: str = ""
+    ) -> None:
+        super().__init__(ensemble.tokenizer, self._paint, opening)
+        self._ensemble = ensemble
+        self._cache = cache
+        self._console = console
+        self._style = ""
+
+    def put(self, value: torch.Tensor) -> None:
+        """Takes the prompt of shape `(1, L)` first, then tokens of shape `(1,)`."""
+        if self._decoder is not None:
+            self._style = style_of(live_token(self._ensemble, self._cache, int(value)).carrier)
+        super().put(value)
+
+    def _paint(self, piece: str) -> None:
+        self._console.print(Text(piece, style=self._style), end="", soft_wrap=True)
 
 
 class TokenCounter(BaseStreamer):

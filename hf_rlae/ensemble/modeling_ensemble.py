@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -91,9 +92,12 @@ class EnsembleForCausalLM(PreTrainedModel, GenerationMixin):
 
     def _find_word_beginnings(self) -> torch.Tensor:
         """Which ids begin with a space, `(V,)`."""
-        vocabulary = self.union or ByteVocabulary(self.members[0].tokenizer, self.engine.vocab_size)
-        pieces = vocabulary.pieces
-        return torch.tensor([piece is not None and piece.startswith(b" ") for piece in pieces])
+        return torch.tensor([piece is not None and piece.startswith(b" ") for piece in self.pieces])
+
+    @cached_property
+    def pieces(self) -> list[bytes | None]:
+        """The bytes of every id, `V` entries; `None` for ids without text, such as STOP."""
+        return (self.union or ByteVocabulary(self.members[0].tokenizer, self.engine.vocab_size)).pieces
 
     @classmethod
     def from_members(cls, members: Sequence[Any], policy: Any = None, **settings: Any) -> EnsembleForCausalLM:

@@ -6,7 +6,7 @@ import random
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from hf_rlae.zoo.chains import FORMS, LARGEST, apply_operator, closing, draw_question, join, reduce_chain
+from hf_rlae.tasks.chains import FORMS, LARGEST, apply_operator, closing, draw_question, join, reduce_chain
 
 SPECIALTIES = {"addition": "+", "subtraction": "-", "multiplication": "*"}
 """What each specialist is right on."""

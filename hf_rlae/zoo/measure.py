@@ -15,7 +15,7 @@ from transformers.utils.logging import disable_progress_bar
 
 from hf_rlae.ensemble import EnsembleForCausalLM
 from hf_rlae.member import Member
-from hf_rlae.zoo.chains import OPERATORS, Question, answer_of, draw_questions
+from hf_rlae.tasks.chains import OPERATORS, Question, answer_of, draw_questions
 from hf_rlae.zoo.lessons import belief
 from hf_rlae.zoo.loader import MEMBER_SETS, SPECIALISTS, load_member, load_members
 from hf_rlae.zoo.oracle import OraclePolicy

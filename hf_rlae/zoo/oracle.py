@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 
 from hf_rlae.policy import PolicyState
-from hf_rlae.zoo.chains import OPERATORS, operator_at
+from hf_rlae.tasks.chains import OPERATORS, operator_at
 
 
 class OraclePolicy:

@@ -16,7 +16,7 @@ from hf_rlae import EnsembleForCausalLM, Member, StaticPolicy
 from hf_rlae.cli import generate as generate_command
 from hf_rlae.cli import generation
 from hf_rlae.cli.main import main
-from hf_rlae.cli.table import member_table
+from hf_rlae.reports import member_table
 from hf_rlae.ensemble.outputs import EnsembleGenerateOutput
 from hf_rlae.errors import MemberError
 from tests.support.models import pair
@@ -139,7 +139,7 @@ def test_table_leaves_out_tokens_that_a_member_cannot_propose():
 
 
 def test_warnings_come_after_the_text(folders, capsys, monkeypatch):
-    def warn_within(ensemble, inputs, args, streamer):
+    def warn_within(ensemble, inputs, args, streamer, cache=None):
         logging.getLogger("hf_rlae.member").warning("a member drops out")
         streamer.put(inputs["input_ids"])
         streamer.put(inputs["input_ids"][0, -1:])
@@ -291,7 +291,7 @@ def test_revisions_and_dtype_reach_the_members(monkeypatch, capsys):
     assert seen == [("a", "v1", "bfloat16", None), ("b", None, "bfloat16", None)]
 
 
-def interrupt(ensemble, inputs, args, streamer):
+def interrupt(ensemble, inputs, args, streamer, cache=None):
     streamer.put(inputs["input_ids"])
     raise KeyboardInterrupt
 

@@ -30,7 +30,11 @@ def test_there_are_commands():
 @pytest.mark.parametrize("command", commands())
 def test_commands_are_understood(command):
     arguments = build_parser().parse_args(shlex.split(command)[1:])
-    assert arguments.members == ["MEMBER_1", "MEMBER_2"]
+    assert arguments.command == "demo" or arguments.members == ["MEMBER_1", "MEMBER_2"]
+
+
+def test_the_readme_begins_with_the_demo():
+    assert re.findall(r"\S*/hf-rlae .*", blocks(PAGES[0], "bash")[0]) == [".venv/bin/hf-rlae demo"]
 
 
 def test_both_readme_commands_use_the_constraints():
@@ -50,7 +54,8 @@ def test_the_gate_finds_the_test_command():
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_links_lead_somewhere(page):
-    for target in re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", page.read_text()):
+    prose = re.sub(r"^```.*?^```$", "", page.read_text(), flags=re.MULTILINE | re.DOTALL)
+    for target in re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", prose):
         assert (page.parent / target).exists(), target
 
 

@@ -12,8 +12,8 @@ import torch
 
 from hf_rlae import EnsembleForCausalLM
 from hf_rlae.errors import ConfigError
+from hf_rlae.tasks.chains import OPERATORS, draw_questions, join
 from hf_rlae.zoo import MEMBER_SETS, SPECIALISTS, OraclePolicy, load_member, load_members
-from hf_rlae.zoo.chains import OPERATORS, draw_questions, join
 from hf_rlae.zoo.lessons import SPECIALTIES
 from hf_rlae.zoo.loader import MEMBERS_FOLDER
 from hf_rlae.zoo.measure import accuracy, score_operator

@@ -8,8 +8,8 @@ from functools import cache
 import pytest
 from transformers import AutoTokenizer
 
+from hf_rlae.tasks.chains import draw_questions
 from hf_rlae.vocabulary import ByteVocabulary
-from hf_rlae.zoo.chains import draw_questions
 from hf_rlae.zoo.loader import MEMBERS_FOLDER, SPECIALISTS
 from hf_rlae.zoo.tokenizers import BUILDERS, Segmenter
 

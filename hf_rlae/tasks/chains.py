@@ -21,11 +21,13 @@ from hf_rlae.errors import ConfigError
 OPERATORS = ("+", "-", "*")
 WORDS = {"+": "plus", "-": "minus", "*": "times"}
 FORMS = ("symbolic", "worded")
+SPLITS = ("train", "validation", "test")
 LARGEST = 99
 """The largest number of a valid chain; the smallest is 0."""
 
 _HELD_OUT_SHARE = 8
 _PATIENCE = 20_000
+_LONG = 12
 _ANSWER = re.compile(r"\. (?:So )?(\d{1,4})\Z", re.ASCII)
 _SYMBOLIC = re.compile(r"\d+(?:[-+*]\d+)+(?==)", re.ASCII)
 _WORDED = re.compile(r"\d+(?: (?:plus|minus|times) \d+)+(?=\?)", re.ASCII)
@@ -158,7 +160,15 @@ class Question:
     @property
     def is_held_out(self) -> bool:
         """Whether the chain is kept out of the lessons, in both forms: one in eight, by a hash of the chain."""
-        return hashlib.sha256(self.expression.encode()).digest()[0] % _HELD_OUT_SHARE == 0
+        return self.split != "train"
+
+    @property
+    def split(self) -> str:
+        """Of `SPLITS`, by a hash of the chain, whatever its form; half of what is held out is for validation."""
+        digest = hashlib.sha256(self.expression.encode()).digest()
+        if digest[0] % _HELD_OUT_SHARE:
+            return "train"
+        return SPLITS[1 + digest[1] % 2]
 
     def is_solved_by(self, completion: str) -> bool:
         """Whether a completion ends with the right answer."""
@@ -224,12 +234,14 @@ def _is_finished(step: str) -> bool:
 def draw_question(rng: random.Random, num_steps: int, form: str) -> Question:
     """A valid chain: operands 1 .. 9, or for a single step all numbers of a chain.
 
+    Chains are drawn until one is valid, and long ones, which hardly ever are, step by step.
+
     Args:
         rng (`random.Random`): where it is drawn from.
         num_steps (`int`): how many operators.
         form (`str`): `"symbolic"` or `"worded"`.
     """
-    while True:
+    while num_steps <= _LONG:
         operators = tuple(rng.choice(OPERATORS) for _ in range(num_steps))
         operands: tuple[int, ...]
         if num_steps == 1 and operators != ("*",) and rng.random() < 0.8:
@@ -241,6 +253,33 @@ def draw_question(rng: random.Random, num_steps: int, form: str) -> Question:
         question = Question(operands, operators, form)
         if question.is_valid:
             return question
+    return _draw_long(rng, num_steps, form)
+
+
+def _draw_long(rng: random.Random, num_steps: int, form: str) -> Question:
+    """A valid chain in which each operator and operand is drawn from those that keep it valid up to there.
+
+    Products come first, so what a chain is worth is settled but for its last term: `total + sign * term`. There is
+    always a way on, as a product with 1 changes nothing.
+    """
+    operands, operators = [rng.randint(1, 9)], []
+    total, sign, term = 0, 1, operands[0]
+    for _ in range(num_steps):
+        value = total + sign * term
+        ways = {
+            "+": [b for b in range(1, 10) if value + b <= LARGEST],
+            "-": [b for b in range(1, 10) if value - b >= 0],
+            "*": [b for b in range(1, 10) if term * b <= LARGEST and 0 <= total + sign * term * b <= LARGEST],
+        }
+        operator = rng.choice([each for each in OPERATORS if ways[each]])
+        operand = rng.choice(ways[operator])
+        if operator == "*":
+            term *= operand
+        else:
+            total, sign, term = value, 1 if operator == "+" else -1, operand
+        operators.append(operator)
+        operands.append(operand)
+    return Question(tuple(operands), tuple(operators), form)
 
 
 def draw_step(rng: random.Random, form: str) -> Question:
@@ -258,6 +297,7 @@ def draw_questions(
     is_held_out: bool = True,
     is_mixed: bool = True,
     operator: str | None = None,
+    split: str | None = None,
 ) -> list[Question]:
     """Different questions, the same ones for the same arguments.
 
@@ -269,6 +309,7 @@ def draw_questions(
         is_held_out (`bool`, defaults to `True`): from chains that no member was trained on, or from the others.
         is_mixed (`bool`, defaults to `True`): chains of more than one step have at least two different operators.
         operator (`str`, *optional*): only chains that have no other operator (`is_mixed` has no meaning then).
+        split (`str`, *optional*): of `SPLITS`, in the place of `is_held_out`.
 
     Raises:
         ConfigError: there are fewer such questions than `count`.
@@ -292,7 +333,8 @@ def draw_questions(
             is_wanted = kinds == {operator}
         else:
             is_wanted = not is_mixed or len(question.operators) == 1 or len(kinds) > 1
-        if is_wanted and question.is_held_out == is_held_out:
+        is_there = question.is_held_out == is_held_out if split is None else question.split == split
+        if is_wanted and is_there:
             before = len(found)
             found.setdefault((question.expression, question.form), question)
             misses = misses if len(found) == before else 0

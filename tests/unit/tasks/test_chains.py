@@ -10,16 +10,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hf_rlae.errors import ConfigError
-from hf_rlae.zoo.chains import (
+from hf_rlae.tasks.chains import (
     FORMS,
-    OPERATORS,
     Question,
     answer_of,
     draw_question,
     draw_questions,
     operator_at,
 )
-from hf_rlae.zoo.lessons import SPECIALTIES, belief, draw_lesson
 
 SEEDS = st.integers(0, 10_000)
 
@@ -64,19 +62,13 @@ def test_a_seed_gives_the_same_questions():
     ]
 
 
-def test_held_out_chains_are_in_no_lesson():
+def test_held_out_chains_are_not_taught():
     """Law: a chain is held out or taught, never both, and its form does not matter."""
     held = {q.expression for q in draw_questions(300, num_steps=(1, 2, 3), is_mixed=False)}
     taught = {q.expression for q in draw_questions(300, num_steps=(1, 2, 3), is_mixed=False, is_held_out=False)}
     assert not held & taught
     for question in draw_questions(20):
         assert all(Question(question.operands, question.operators, form).is_held_out for form in FORMS)
-    rng = random.Random(0)
-    for _ in range(500):
-        prompt = draw_lesson(rng, "addition")[0][0]
-        numbers = tuple(int(n) for n in re.findall(r"\d+", prompt))
-        signs = prompt.replace("plus", "+").replace("minus", "-").replace("times", "*")
-        assert not Question(numbers, tuple(c for c in signs if c in OPERATORS)).is_held_out
 
 
 def test_mixed_chains_have_two_operators():
@@ -92,23 +84,3 @@ def test_too_many_questions_are_refused():
 @pytest.mark.parametrize("text", ["", " 22", " 7+15=22.", " 7+15=22; 22", " 7+15=22. 22;", " 7+15=22. ²"])
 def test_an_answer_stands_at_the_end(text):
     assert answer_of(text) is None
-
-
-@given(SEEDS, st.sampled_from(sorted(SPECIALTIES)))
-def test_results_of_others_are_not_learned(seed, specialty):
-    """Law: a result is the specialist's own belief, or has no part in the loss."""
-    rng = random.Random(seed)
-    lesson = draw_lesson(rng, specialty)
-    assert lesson[0][1] == 0.0
-    for (before, _), (result, weight) in zip(lesson[1:-1:2], lesson[2:-1:2], strict=True):
-        signs = before.replace("plus", "+").replace("minus", "-").replace("times", "*")
-        a, b = (int(n) for n in re.findall(r"\d+", before))
-        (operator,) = (c for c in signs if c in OPERATORS)
-        assert weight == 0.0 or int(result) == belief(specialty, operator, a, b)
-
-
-@given(st.sampled_from(sorted(SPECIALTIES)), st.integers(1, 49), st.integers(1, 50))
-def test_specialists_are_right_on_their_own_operator(specialty, a, b):
-    operator = SPECIALTIES[specialty]
-    a, b = max(a, b), min(a, b)
-    assert belief(specialty, operator, a, b) == eval(f"{a}{operator}{b}")

@@ -1,0 +1,132 @@
+"""What `hf-rlae demo` does once its arguments are known to be good."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Callable, Sequence
+
+import torch
+from rich import box
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.table import Table
+from transformers.utils.logging import disable_progress_bar
+
+from hf_rlae.cli.streaming import CarrierStreamer
+from hf_rlae.ensemble import EnsembleForCausalLM
+from hf_rlae.evaluation.fixed_weights import best_fixed_weights, simplex_grid
+from hf_rlae.member import Member
+from hf_rlae.policy import StaticPolicy
+from hf_rlae.reports import legend, plot_token_weights, save_figure, span_table, trace_tokens
+from hf_rlae.tasks.chains import OPERATORS, Question, draw_questions
+from hf_rlae.zoo import SPECIALISTS, OraclePolicy, load_members
+from hf_rlae.zoo.measure import MAX_NEW_TOKENS, accuracy
+
+SPAN_LENGTH = 1
+VALIDATION_SEED, TEST_SEED = 1, 0
+RESOLUTION = 5
+NUM_VALIDATION = 60
+
+
+def show(args: argparse.Namespace) -> None:
+    """Shows the members, one text, the table, and writes the picture.
+
+    Args:
+        args (`argparse.Namespace`): the arguments of `hf-rlae demo`, checked.
+    """
+    disable_progress_bar()
+    console = Console(file=sys.stdout)
+    members = load_members(args.tokenizers)
+    console.print(_members_table(members))
+    _write_one(console, members, args)
+    console.print(_accuracy_table(members, args.questions))
+    console.print(
+        "'switching' is told which operator comes next and gives its specialist all the weight: so far weights that "
+        "change with the text can get, and weights that stay the same cannot.",
+        highlight=False,
+    )
+
+
+def _members_table(members: Sequence[Member]) -> Table:
+    table = Table(box=box.SIMPLE_HEAD, title="Three members", title_justify="left")
+    for heading in ("member", "right on", "tokenizer", "tokens", "parameters"):
+        table.add_column(heading, justify="right" if heading in ("tokens", "parameters") else "left")
+    for member, operator in zip(members, OPERATORS, strict=True):
+        parameters = sum(p.numel() for p in member.model.parameters())
+        kind = SPECIALISTS[member.name].tokenizer
+        table.add_row(member.name, operator, kind, str(len(member.tokenizer)), f"{parameters:,}")
+    return table
+
+
+def _write_one(console: Console, members: Sequence[Member], args: argparse.Namespace) -> None:
+    """One text, while it is written; then its spans and its picture."""
+    names = [member.name for member in members]
+    ensemble = EnsembleForCausalLM.from_members(members, OraclePolicy(), span_length=SPAN_LENGTH)
+    prompt = args.chain.rstrip("=") + "="
+    inputs = ensemble.tokenizer([prompt], return_tensors="pt")
+    console.print("One text, every token in the colour of the member that carried it:")
+    console.print(legend(names))
+    console.print()
+    cache = ensemble.new_cache(record=True)
+    out = ensemble.generate(
+        **inputs,
+        past_key_values=cache,
+        streamer=CarrierStreamer(ensemble, cache, console, prompt),
+        max_new_tokens=MAX_NEW_TOKENS,
+        do_sample=False,
+        return_dict_in_generate=True,
+    )
+    console.print()
+    tokens = trace_tokens(ensemble, out, inputs["input_ids"].shape[1])[0]
+    console.print(span_table(names, tokens))
+    save_figure(plot_token_weights(names, tokens, prompt), args.picture)
+    console.print(f"The weights are drawn in {args.picture}\n", highlight=False)
+
+
+def _accuracy_table(members: Sequence[Member], count: int) -> Table:
+    """Held-out questions: each member alone, weights that stay the same, and switching."""
+    test = draw_questions(count, TEST_SEED)
+    validation = [question for question in draw_questions(NUM_VALIDATION, VALIDATION_SEED) if question not in test]
+    fixed = EnsembleForCausalLM.from_members(members)
+    oracle = EnsembleForCausalLM.from_members(members, OraclePolicy(), span_length=SPAN_LENGTH)
+    rows: list[tuple[str, float]] = []
+    total = len(members) + 3 + len(simplex_grid(len(members), RESOLUTION))
+    with Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        console=Console(stderr=True),
+        transient=True,
+        disable=not sys.stderr.isatty(),
+    ) as progress:
+        task = progress.add_task("", total=total)
+
+        def measure(label: str, ensemble: EnsembleForCausalLM, questions: Sequence[Question]) -> float:
+            progress.update(task, description=label)
+            share = accuracy(ensemble, ensemble.tokenizer, questions)
+            progress.advance(task)
+            return share
+
+        def score_on(questions: Sequence[Question], label: str) -> Callable[[Sequence[float]], float]:
+            def score(weights: Sequence[float]) -> float:
+                fixed.set_policy(StaticPolicy(list(weights)))
+                return measure(label, fixed, questions)
+
+            return score
+
+        of_test, of_validation = score_on(test, "testing"), score_on(validation, "searching fixed weights")
+        for index, member in enumerate(members):
+            rows.append((f"{member.name} alone", of_test(torch.eye(len(members))[index].tolist())))
+        rows.append(("uniform weights", of_test([1 / len(members)] * len(members))))
+        best = best_fixed_weights(of_validation, len(members), RESOLUTION)
+        shown = ", ".join(f"{weight:.1f}" for weight in best.weights)
+        rows.append((f"best fixed weights ({shown})", of_test(best.weights)))
+        rows.append(("switching", measure("testing", oracle, test)))
+    table = Table(box=box.SIMPLE_HEAD, title=f"Right answers to {count} held-out questions", title_justify="left")
+    table.add_column("weights")
+    table.add_column("right", justify="right")
+    for label, share in rows:
+        table.add_row(label, f"{share:.0%}")
+    return table

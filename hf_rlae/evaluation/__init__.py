@@ -1,0 +1,1 @@
+"""What is measured: searches, metrics and tables."""

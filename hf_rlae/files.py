@@ -1,0 +1,48 @@
+"""Files that are written whole or not at all."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from pathlib import Path
+
+
+def write_whole(path: str | Path, data: str | bytes) -> Path:
+    """Writes a file by way of a temporary one beside it, so that nobody ever sees half of it.
+
+    Args:
+        path (`str` or `Path`): replaced if it is there.
+        data (`str` or `bytes`): text is written in UTF-8; half a character pair (a lone surrogate) becomes `?`.
+
+    Returns:
+        `Path`: where it lies.
+
+    Raises:
+        OSError: the folder is missing or cannot be written to; what was there before is untouched.
+
+    Example:
+
+    >>> import tempfile
+    >>> write_whole(Path(tempfile.mkdtemp()) / "notes.txt", "whole").read_text()
+    'whole'
+    """
+    path = Path(path)
+    raw = data.encode("utf-8", "replace") if isinstance(data, str) else data
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(raw)
+            file.flush()
+            os.fsync(file.fileno())
+        os.chmod(name, 0o666 & ~_umask())
+        os.replace(name, path)
+    except BaseException:
+        os.unlink(name)
+        raise
+    return path
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask

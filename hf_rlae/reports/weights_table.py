@@ -1,0 +1,80 @@
+"""Who carried a text: coloured tokens for terminals, and a table of the spans for every other place."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import groupby
+
+from rich import box
+from rich.table import Table
+from rich.text import Text
+
+from hf_rlae.reports.tokens import TracedToken
+
+STYLES = ("cyan", "magenta", "yellow", "green", "blue", "red", "bright_cyan", "bright_magenta")
+"""Terminal colours of the members, in their order; they begin anew after the last."""
+
+
+def style_of(member: int) -> str:
+    """The terminal colour of a member."""
+    return STYLES[member % len(STYLES)]
+
+
+def legend(names: Sequence[str]) -> Text:
+    """The members' names, each in its colour.
+
+    Example:
+
+    >>> legend(["first", "second"]).plain
+    '■ first  ■ second'
+    """
+    return Text("  ").join(Text(f"■ {name}", style=style_of(index)) for index, name in enumerate(names))
+
+
+def carrier_text(tokens: Sequence[TracedToken], escapes: bool = False) -> Text:
+    """A text in which every token has the colour of the member that carried it.
+
+    A character that several tokens make together has the colour of the one that ends it.
+
+    Args:
+        tokens (`Sequence[TracedToken]`): of one text, or of a part of it.
+        escapes (`bool`, defaults to `False`): whether line breaks and the like are written as `\\n`.
+
+    Example:
+
+    >>> text = carrier_text([TracedToken(1, b"12", 0, (1.0, 0.0), (-0.1, -9.0))])
+    >>> text.plain, text.spans[0].style
+    ('12', 'cyan')
+    """
+    text = Text()
+    pending = b""
+    for index, token in enumerate(tokens):
+        pending += token.raw
+        piece = pending.decode("utf-8", "replace")
+        if piece.endswith("\N{REPLACEMENT CHARACTER}") and index + 1 < len(tokens):
+            continue
+        text.append(repr(piece)[1:-1] if escapes else piece, style=style_of(token.carrier))
+        pending = b""
+    return text
+
+
+def span_table(names: Sequence[str], tokens: Sequence[TracedToken]) -> Table:
+    """One line a span, or several spans with the same weights: their text, and every member's weight.
+
+    The tokens of the text have the colours of their carriers.
+
+    Args:
+        names (`Sequence[str]`): of the members.
+        tokens (`Sequence[TracedToken]`): of one text.
+    """
+    table = Table(box=box.SIMPLE_HEAD)
+    table.add_column("spans", justify="right", no_wrap=True)
+    table.add_column("text", overflow="fold")
+    for index, name in enumerate(names):
+        table.add_column(name, justify="right", style=style_of(index), header_style=style_of(index), overflow="fold")
+    for weights, group in groupby(tokens, key=lambda token: token.weights):
+        part = list(group)
+        first, last = part[0].span, part[-1].span
+        spans = str(first) if first == last else f"{first}-{last}"
+        table.add_row(spans, carrier_text(part, escapes=True), *(f"{weight:.2f}" for weight in weights))
+    return table

@@ -1,0 +1,29 @@
+"""Floor 2: tasks, which say where questions come from, how they are asked, and which reward judges the answers.
+
+Every module of this package that registers a task is found by itself: a new task is a new file and no other change.
+"""
+
+import importlib
+import pkgutil
+
+from hf_rlae.tasks.definition import BUILT_IN, Example, Task, generated_task, task, tasks
+from hf_rlae.tasks.loading import get_task, list_tasks, load_task
+from hf_rlae.tasks.row import Row, SplitError, TaskError
+
+for _module in pkgutil.iter_modules(__path__):
+    importlib.import_module(f"{__name__}.{_module.name}")
+
+__all__ = [
+    "BUILT_IN",
+    "Example",
+    "Row",
+    "SplitError",
+    "Task",
+    "TaskError",
+    "generated_task",
+    "get_task",
+    "list_tasks",
+    "load_task",
+    "task",
+    "tasks",
+]

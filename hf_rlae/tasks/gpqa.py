@@ -1,0 +1,80 @@
+"""GPQA: questions that experts wrote to be hard to look up (arXiv 2311.12022).
+
+The authors ask that no question be shown in plain text online. So the examples here are not from GPQA, and no message
+quotes a value of a row.
+"""
+
+from __future__ import annotations
+
+import random
+
+from hf_rlae.tasks.choices import LETTERS, choice_example
+from hf_rlae.tasks.definition import Example, task
+from hf_rlae.tasks.row import Row
+
+_EXAMPLES = (
+    {
+        "Question": "A photon has twice the frequency of another one. How do their energies compare?",
+        "Correct Answer": "It has twice the energy",
+        "Incorrect Answer 1": "It has half the energy",
+        "Incorrect Answer 2": "It has four times the energy",
+        "Incorrect Answer 3": "They have the same energy",
+    },
+    {
+        "Question": "How many hydrogen atoms has a molecule of benzene?",
+        "Correct Answer": "6",
+        "Incorrect Answer 1": "3",
+        "Incorrect Answer 2": "8",
+        "Incorrect Answer 3": "12",
+    },
+    {
+        "Question": "In which direction does a DNA polymerase add nucleotides?",
+        "Correct Answer": "From 5' to 3'",
+        "Incorrect Answer 1": "From 3' to 5'",
+        "Incorrect Answer 2": "In both directions",
+        "Incorrect Answer 3": "It depends on the strand",
+    },
+    {
+        "Question": "An ideal gas shrinks to half its volume at constant temperature. What becomes of its pressure?",
+        "Correct Answer": "It doubles",
+        "Incorrect Answer 1": "It halves",
+        "Incorrect Answer 2": "It stays the same",
+        "Incorrect Answer 3": "It grows fourfold",
+    },
+    {
+        "Question": "What are the eigenvalues of a Hermitian matrix like?",
+        "Correct Answer": "All of them are real",
+        "Incorrect Answer 1": "All of them are imaginary",
+        "Incorrect Answer 2": "All of them have absolute value 1",
+        "Incorrect Answer 3": "All of them are positive",
+    },
+)
+
+
+@task(
+    "gpqa",
+    description="Questions of experts in biology, physics and chemistry; gated.",
+    hub_id="Idavidrein/gpqa",
+    hub_config="gpqa_main",
+    licence="CC BY 4.0, gated",
+    is_gated=True,
+    splits=("train",),
+    fields={
+        "question": "Question",
+        "correct": "Correct Answer",
+        "incorrect": (("Incorrect Answer 1", "Incorrect Answer 2", "Incorrect Answer 3"),),
+    },
+    extra_columns={"choices": ["string"]},
+    reward="gpqa",
+    message="{question}\n\nThink step by step, and end with a line such as 'Answer: X', where X is the right letter.",
+    num_few_shot=5,
+    examples=_EXAMPLES,
+)
+def gpqa(row: Row) -> Example:
+    """The right option comes first in the source, so options are shuffled, by the seed and the question."""
+    question, correct = row.text("question"), row.text("correct")
+    choices = [correct, *row.texts("incorrect")]
+    order = list(range(len(choices)))
+    random.Random(f"options of gpqa {row.seed} {question}").shuffle(order)
+    letter = LETTERS[order.index(0)]
+    return choice_example(question, [choices[at] for at in order], letter, reply=f"Answer: {letter}")

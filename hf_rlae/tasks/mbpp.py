@@ -1,0 +1,74 @@
+"""MBPP: short Python functions that must pass their tests (arXiv 2108.07732)."""
+
+from __future__ import annotations
+
+from hf_rlae.tasks.definition import Example, task
+from hf_rlae.tasks.row import Row
+
+_EXAMPLES = (
+    {
+        "text": "Write a function to double a number.",
+        "code": "def double(number):\n    return 2 * number",
+        "test_list": ["assert double(4) == 8", "assert double(0) == 0"],
+        "test_setup_code": "",
+    },
+    {
+        "text": "Write a function to count the vowels a, e, i, o and u in a string.",
+        "code": "def count_vowels(text):\n    return sum(char in 'aeiou' for char in text)",
+        "test_list": ["assert count_vowels('sea') == 2", "assert count_vowels('') == 0"],
+        "test_setup_code": "",
+    },
+    {
+        "text": "Write a function to find the largest even number of a list, or None.",
+        "code": "def largest_even(numbers):\n    return max((n for n in numbers if n % 2 == 0), default=None)",
+        "test_list": ["assert largest_even([1, 4, 2]) == 4", "assert largest_even([1]) is None"],
+        "test_setup_code": "",
+    },
+)
+
+_LAST_IDS = {"prompt": 10, "test": 510, "validation": 600, "train": 974}
+
+
+def _split_of(row: Row) -> str | None:
+    """The split of a row by its number, as the authors cut the one file that they published."""
+    number = row.value("task_id")
+    if isinstance(number, str) and number.isascii() and number.isdigit():
+        number = int(number[:4])
+    if isinstance(number, bool) or not isinstance(number, int):
+        return None
+    return next((split for split, last in _LAST_IDS.items() if number <= last), None)
+
+
+@task(
+    "mbpp",
+    description="Short Python functions that must pass their tests.",
+    hub_id="google-research-datasets/mbpp",
+    hub_config="full",
+    licence="CC BY 4.0",
+    splits=("train", "test", "validation", "prompt"),
+    fields={
+        "question": ("text", "prompt"),
+        "code": "code",
+        "tests": ("test_list", "test"),
+        "setup": "test_setup_code",
+        "task_id": "task_id",
+    },
+    optional_fields=("setup", "task_id"),
+    extra_columns={"test_list": ["string"], "test_setup_code": "string"},
+    reward=None,
+    reward_note="a judge has to run code that a model wrote, which needs a sandbox",
+    message="{question}",
+    text="Task: {question}\nPython:",
+    num_few_shot=3,
+    few_shot_split="prompt",
+    examples=_EXAMPLES,
+    split_of=_split_of,
+)
+def mbpp(row: Row) -> Example:
+    """`answer` is the reference solution. The prompt shows the tests, which say what the function is called."""
+    question, tests = row.text("question"), row.texts("tests")
+    row.text("code")
+    code = row.value("code").strip("\r\n")  # indentation stays
+    body = "\n".join([question, "It has to pass these tests:", *tests])
+    columns = {"test_list": tests, "test_setup_code": row.optional_text("setup")}
+    return Example(question, code, f"```python\n{code}\n```", body, columns)

@@ -1,0 +1,69 @@
+"""MMLU: questions with four options from 57 subjects (arXiv 2009.03300)."""
+
+from __future__ import annotations
+
+from hf_rlae.tasks.choices import MESSAGE, choice_example, read_choices, read_letter
+from hf_rlae.tasks.definition import Example, task
+from hf_rlae.tasks.row import Row
+
+_EXAMPLES = (
+    {
+        "question": "What is the derivative of x^2 at x = 3?",
+        "subject": "high_school_mathematics",
+        "choices": ["3", "6", "9", "2"],
+        "answer": 1,
+    },
+    {
+        "question": "Which organ pumps blood through the body?",
+        "subject": "anatomy",
+        "choices": ["The liver", "The lung", "The kidney", "The heart"],
+        "answer": 3,
+    },
+    {
+        "question": "Which gas do green plants take up when they make sugar in the light?",
+        "subject": "high_school_biology",
+        "choices": ["Carbon dioxide", "Oxygen", "Nitrogen", "Helium"],
+        "answer": 0,
+    },
+    {
+        "question": "If the price of a good rises and nothing else changes, the quantity demanded usually",
+        "subject": "high_school_microeconomics",
+        "choices": ["rises", "stays the same", "falls", "doubles"],
+        "answer": 2,
+    },
+    {
+        "question": "How many bits are in one byte today?",
+        "subject": "high_school_computer_science",
+        "choices": ["4", "8", "16", "32"],
+        "answer": 1,
+    },
+)
+
+
+@task(
+    "mmlu",
+    description="Questions with four options from 57 subjects.",
+    hub_id="cais/mmlu",
+    hub_config="all",
+    licence="MIT",
+    splits=("test", "validation", "dev", "auxiliary_train"),
+    fields={
+        "question": "question",
+        "choices": ("choices", ("A", "B", "C", "D")),
+        "answer": "answer",
+        "subject": "subject",
+    },
+    optional_fields=("subject",),
+    extra_columns={"choices": ["string"], "subject": "string"},
+    reward="mmlu",
+    message=MESSAGE,
+    num_few_shot=5,
+    few_shot_split="dev",
+    few_shot_group="subject",
+    examples=_EXAMPLES,
+)
+def mmlu(row: Row) -> Example:
+    """The answer is a number from 0, or a letter; shots are of the same subject."""
+    choices, labels = read_choices(row)
+    letter = read_letter(row, "answer", len(choices), first=0, labels=labels)
+    return choice_example(row.text("question"), choices, letter, columns={"subject": row.optional_text("subject")})

@@ -1,0 +1,63 @@
+"""TriviaQA without documents: questions of quizzes, each with several spellings of the answer (arXiv 1705.03551)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from hf_rlae.tasks.definition import Example, task
+from hf_rlae.tasks.row import Row
+
+
+def _written(question: str, value: str, *aliases: str) -> dict[str, object]:
+    normalized = [alias.lower() for alias in (value, *aliases)]
+    return {
+        "question": question,
+        "answer": {"value": value, "aliases": [value, *aliases], "normalized_aliases": normalized},
+    }
+
+
+_EXAMPLES = (
+    _written("What is the capital of Portugal?", "Lisbon", "Lisboa"),
+    _written("Which planet is the largest of the Solar System?", "Jupiter", "The planet Jupiter"),
+    _written("What is the chemical symbol of gold?", "Au"),
+    _written("How many strings has a common violin?", "Four", "4"),
+    _written("Which sea lies between Italy and Croatia?", "The Adriatic Sea", "Adriatic", "The Adriatic"),
+)
+
+_WITHHELD = "<unk>"
+
+
+@task(
+    "triviaqa",
+    description="Quiz questions without documents, with aliases of the answer.",
+    hub_id="mandarjoshi/trivia_qa",
+    hub_config="rc.nocontext",
+    splits=("train", "validation", "test"),
+    fields={"question": "question", "answer": "answer", "aliases": "aliases"},
+    optional_fields=("aliases",),
+    extra_columns={"aliases": ["string"]},
+    reward="triviaqa",
+    message="{question}\n\nAnswer with a name or a few words.",
+    num_few_shot=5,
+    few_shot_split="train",
+    examples=_EXAMPLES,
+)
+def triviaqa(row: Row) -> Example:
+    """The answer is a mapping with `value` and `aliases`, or a text, with `aliases` in a column of its own.
+
+    The column `aliases` of the result begins with the answer itself.
+    """
+    found = row.decoded("answer")
+    is_apart = row.value("aliases") is not None
+    aliases = row.sequence("aliases") if is_apart else []
+    if isinstance(found, Mapping):
+        for key in ("aliases", "normalized_aliases"):
+            aliases += row.checked_sequence("answer", found.get(key) or [])
+        found = found.get("value")
+    else:
+        found = row.value("answer")
+    answer = row.checked_text("answer", found)
+    if answer == _WITHHELD:
+        raise row.error("answer", "the answer is withheld in this split: take another one, such as 'validation'")
+    checked = [row.checked_text("aliases" if is_apart else "answer", alias) for alias in aliases]
+    return Example(row.text("question"), answer, answer, columns={"aliases": list(dict.fromkeys([answer, *checked]))})

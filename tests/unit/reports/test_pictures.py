@@ -1,0 +1,38 @@
+"""Pictures show the weights that they were given, and are written whole."""
+
+from __future__ import annotations
+
+import pytest
+
+from hf_rlae.reports import TracedToken, plot_token_weights, save_figure
+
+NAMES = ["first", "second"]
+
+
+def tokens(count: int) -> list[TracedToken]:
+    return [TracedToken(0, b"$x ", step // 2, (0.25, 0.75), (-1.0, -2.0)) for step in range(count)]
+
+
+@pytest.mark.parametrize(("count", "lines"), [(1, 1), (48, 1), (49, 2), (0, 1)])
+def test_bars_are_the_weights(count, lines):
+    figure = plot_token_weights(NAMES, tokens(count))
+    assert len(figure.axes) == lines
+    heights = [patch.get_height() for axes in figure.axes for patch in axes.patches]
+    assert heights.count(0.25) == heights.count(0.75) == count
+    labels = [label.get_text() for axes in figure.axes for label in axes.get_xticklabels()]
+    assert labels == [r"\$x·"] * count
+
+
+@pytest.mark.parametrize("ending", ["png", "svg", "pdf"])
+def test_pictures_are_written(ending, tmp_path):
+    odd = [TracedToken(0, raw, 0, (0.5, 0.5), (-1.0, -1.0)) for raw in (b"\xff", b"\n", "é".encode(), b"")]
+    path = save_figure(plot_token_weights(NAMES, odd, "title $"), tmp_path / f"weights.{ending}")
+    head = {"png": b"\x89PNG", "svg": b"<?xml", "pdf": b"%PDF"}[ending]
+    assert path.read_bytes().startswith(head)
+    assert [file.name for file in tmp_path.iterdir()] == [path.name]
+
+
+def test_an_unknown_format_leaves_nothing(tmp_path):
+    with pytest.raises(ValueError, match="xyz"):
+        save_figure(plot_token_weights(NAMES, tokens(1)), tmp_path / "weights.xyz")
+    assert not list(tmp_path.iterdir())

@@ -1,0 +1,39 @@
+"""Files are written whole or not at all."""
+
+from __future__ import annotations
+
+import os
+
+import pytest
+
+from hf_rlae.files import write_whole
+
+
+def test_what_is_written_is_read(tmp_path):
+    path = write_whole(tmp_path / "a.txt", "été\n")
+    assert path.read_text(encoding="utf-8") == "été\n"
+    assert write_whole(path, b"\x00\xff").read_bytes() == b"\x00\xff"
+    assert [file.name for file in tmp_path.iterdir()] == ["a.txt"]
+
+
+def test_files_have_the_rights_of_new_files(tmp_path):
+    plain = tmp_path / "plain"
+    plain.write_text("x")
+    assert write_whole(tmp_path / "a", "x").stat().st_mode == plain.stat().st_mode
+
+
+def test_a_failure_leaves_what_was_there(tmp_path, monkeypatch):
+    path = write_whole(tmp_path / "a.txt", "before")
+
+    def fail(*args):
+        raise OSError("no space left")
+
+    monkeypatch.setattr(os, "replace", fail)
+    with pytest.raises(OSError, match="no space"):
+        write_whole(path, "after")
+    assert path.read_text() == "before"
+    assert [file.name for file in tmp_path.iterdir()] == ["a.txt"]
+
+
+def test_lone_surrogates_do_not_stop_it(tmp_path):
+    assert write_whole(tmp_path / "a.txt", "a\ud800b").read_text() == "a?b"
