@@ -33,8 +33,9 @@ class LockstepEngine:
 
     def new_relays(self, use_cache: bool, keep_hidden: bool = True) -> list[LockstepRelay | SeparateRowsRelay]:
         """Fresh caches for one call; hidden states are read when a policy asks for them."""
+        shares_prompts = len(self.members) > 1
         return [
-            (LockstepRelay if member.recurrence.reads_batches else SeparateRowsRelay)(member, use_cache)
+            (LockstepRelay if member.recurrence.reads_batches else SeparateRowsRelay)(member, use_cache, shares_prompts)
             for member in self.members
         ]
 

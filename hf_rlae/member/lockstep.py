@@ -56,14 +56,17 @@ class LockstepRelay:
     Args:
         member (`Member`): whose model is run.
         use_cache (`bool`): keep the model's cache from step to step, or run the whole text each time.
+        shares_prompts (`bool`, defaults to `False`): whether rows with the same prompt read it once. A batch of
+            another size may round differently, so this is not for a member that is to be itself bit for bit.
 
     Attributes:
         seen (`int`): columns that the member has read.
     """
 
-    def __init__(self, member: Member, use_cache: bool) -> None:
+    def __init__(self, member: Member, use_cache: bool, shares_prompts: bool = False) -> None:
         self.member = member
         self.use_cache = use_cache
+        self.shares_prompts = shares_prompts
         self.seen = 0
         self.forward_calls = 0
         self._recording = False
@@ -82,6 +85,13 @@ class LockstepRelay:
             keep (`int`): for how many of the last columns logits are wanted.
             hidden (`bool`): whether the last hidden states are wanted.
         """
+        shared = (
+            distinct_rows(input_ids, attention_mask)
+            if self.shares_prompts and self.seen == 0 and self.use_cache
+            else None
+        )
+        if shared is not None:
+            return run_distinct(self, *shared, input_ids, attention_mask, keep, hidden)
         device = self.member.device
         ids = input_ids.to(device)
         mask = None if attention_mask is None else attention_mask.to(device)
@@ -170,18 +180,64 @@ class LockstepRelay:
                 getattr(cache, method)()
 
 
+def distinct_rows(ids: torch.Tensor, mask: torch.Tensor | None) -> tuple[torch.Tensor, torch.Tensor] | None:
+    """Which rows differ, so that samples of one prompt, and its beams, read it once.
+
+    Args:
+        ids (`torch.LongTensor` of shape `(B, L)`), mask (`torch.LongTensor` of shape `(B, L)`, *optional*): 1 = keep.
+
+    Returns:
+        the first row of each kind, of shape `(U,)`, and for every row which of those it is, of shape `(B,)`, on the
+        CPU; `None` if all rows differ.
+
+    Example:
+
+    >>> distinct_rows(torch.tensor([[1, 2], [3, 4], [1, 2]]), None)
+    (tensor([0, 1]), tensor([0, 1, 0]))
+    """
+    if len(ids) < 2:
+        return None
+    rows = ids.tolist() if mask is None else torch.cat([ids * mask.to(ids.device), mask.to(ids.device)], 1).tolist()
+    kinds: dict[tuple[int, ...], int] = {}
+    firsts, places = [], []
+    for at, row in enumerate(map(tuple, rows)):
+        if row not in kinds:
+            kinds[row] = len(kinds)
+            firsts.append(at)
+        places.append(kinds[row])
+    return None if len(firsts) == len(places) else (torch.tensor(firsts), torch.tensor(places))
+
+
+def run_distinct(
+    relay: LockstepRelay | SeparateRowsRelay,
+    firsts: torch.Tensor,
+    places: torch.Tensor,
+    input_ids: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    keep: int,
+    hidden: bool,
+) -> Scores:
+    """Runs a relay that has read nothing on the rows `firsts`, and makes row `i` the copy of `places[i]` of them."""
+    mask = None if attention_mask is None else attention_mask[firsts]
+    logits, states = relay.run(input_ids[firsts], mask, keep, hidden)
+    relay.reorder(places)
+    places = places.to(logits.device)
+    return logits[places], None if states is None else states[places]
+
+
 class SeparateRowsRelay:
     """A member that reads every row by itself, without padding: for models whose batches mix their rows.
 
     Takes and gives what `LockstepRelay` does; padded columns get logits of 0.
 
     Args:
-        member (`Member`), use_cache (`bool`): see `LockstepRelay`.
+        member (`Member`), use_cache (`bool`), shares_prompts (`bool`): see `LockstepRelay`.
     """
 
-    def __init__(self, member: Member, use_cache: bool) -> None:
+    def __init__(self, member: Member, use_cache: bool, shares_prompts: bool = False) -> None:
         self.member = member
         self.use_cache = use_cache
+        self.shares_prompts = shares_prompts
         self.rows: list[LockstepRelay] = []
         self._recording = False
         self._columns: list[list[int]] = []  # for each row the columns that are not padding
@@ -205,6 +261,13 @@ class SeparateRowsRelay:
 
     def run(self, input_ids: torch.Tensor, attention_mask: torch.Tensor | None, keep: int, hidden: bool) -> Scores:
         """See `LockstepRelay.run`."""
+        shared = (
+            distinct_rows(input_ids, attention_mask)
+            if self.shares_prompts and not self.rows and self.use_cache
+            else None
+        )
+        if shared is not None:
+            return run_distinct(self, *shared, input_ids, attention_mask, keep, hidden)
         if not self.rows:
             self.rows = [LockstepRelay(self.member, self.use_cache) for _ in range(len(input_ids))]
             for relay in self.rows:

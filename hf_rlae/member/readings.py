@@ -112,7 +112,9 @@ class ReadingsRelay:
     def catch_up(self, rows: Sequence[int] | range) -> None:
         """Reads what the given rows have not read yet, in one forward pass: their bytes are nobody's proposal."""
         fresh = [row for row in rows if self.rows[row].unread and not self.rows[row].is_exhausted]
-        if fresh:
+        if fresh and len(fresh) == len(self.rows):
+            self._begin_distinct()
+        elif fresh:
             self._begin(fresh)
         waiting = [row for row in rows if self.rows[row].pending and self.rows[row].readings]
         if waiting:
@@ -120,6 +122,17 @@ class ReadingsRelay:
             for row in waiting:
                 updates[row] = Update(b"")
             self.advance(updates)
+
+    def _begin_distinct(self) -> None:
+        """Reads the prompts of all rows, each prompt once; rows that share it share what has been read."""
+        kinds: dict[tuple[tuple[int, ...], bytes], int] = {}
+        places = [kinds.setdefault((row.unread, row.pending), len(kinds)) for row in self.rows]
+        if len(kinds) < len(places):
+            self.rows = [self.rows[places.index(kind)] for kind in range(len(kinds))]
+        self._begin(list(range(len(self.rows))))
+        if len(kinds) < len(places):
+            self.rows = [self.rows[kind] for kind in places]
+            self.runner.reorder(torch.tensor(places))
 
     def readings(self, row: int) -> list[tuple[tuple[int, ...], bytes, float]]:
         """The readings of a row as `(all ids, tail, a)`, heaviest first."""

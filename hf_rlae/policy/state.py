@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from typing import Any, Protocol, runtime_checkable
 
 import torch
@@ -14,6 +13,23 @@ from hf_rlae.errors import PolicyError
 
 LEAST_LOGIT = -1e4
 """Logits are at most so far below the best one; `exp` of it is 0."""
+
+
+class _once:
+    """`functools.cached_property` without its lock, which in Python 3.11 all instances share."""
+
+    def __init__(self, compute: Callable[[Any], Any]) -> None:
+        self.compute = compute
+        self.__doc__ = compute.__doc__
+
+    def __set_name__(self, owner: type, name: str) -> None:
+        self.name = name
+
+    def __get__(self, instance: Any, owner: type | None = None) -> Any:
+        if instance is None:
+            return self
+        value = instance.__dict__[self.name] = self.compute(instance)
+        return value
 
 
 @dataclass(frozen=True)
@@ -125,19 +141,19 @@ class PolicyState:
         """Number of rows, B."""
         return int(self.span_index.shape[0])
 
-    @cached_property
+    @_once
     def text(self) -> list[str]:
         return self._read_text()
 
-    @cached_property
+    @_once
     def observations(self) -> list[MemberObservation]:
         return list(self._observe())
 
-    @cached_property
+    @_once
     def hidden_states(self) -> list[torch.Tensor | None]:
         return [observation.hidden for observation in self.observations]
 
-    @cached_property
+    @_once
     def _summaries(self) -> torch.Tensor:
         """Entropies, margins, best log-probabilities and best ids, `(4, B, M)`."""
         columns = [_summary(observation.logits.float()).to(self.device) for observation in self.observations]
@@ -159,7 +175,7 @@ class PolicyState:
     def _best_ids(self) -> torch.Tensor:
         return self._summaries[3].long()
 
-    @cached_property
+    @_once
     def agreement(self) -> torch.Tensor:
         best = self._best_ids
         if self._read_next is None:
@@ -170,7 +186,7 @@ class PolicyState:
             device=self.device,
         )
 
-    @cached_property
+    @_once
     def prompt_scores(self) -> PromptScores:
         if self._score_prompts is None:
             raise PolicyError(

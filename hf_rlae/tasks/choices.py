@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -9,6 +10,8 @@ from hf_rlae.tasks.definition import Example
 from hf_rlae.tasks.row import Row
 
 LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
+
+_SMALL_NUMBER = re.compile(r"-?\d{1,4}(?:\.0)?", re.ASCII)
 
 MESSAGE = "{question}\n\nAnswer with the letter of the right option."
 
@@ -88,15 +91,15 @@ def read_letter(row: Row, name: str, num_choices: int, first: int, labels: Seque
         TaskError: the answer is none of the options.
     """
     value = row.value(name)
-    key = str(int(value)) if isinstance(value, float) and value.is_integer() else str(value).strip()
+    key = str(value).strip()
     at = -1
     if isinstance(value, bool) or value is None:
         pass
     elif labels is not None and key in labels:
         at = list(labels).index(key)
-    elif key.isascii() and key.lstrip("-").isdigit():
-        at = int(key[:4]) - first
-    elif len(key) == 1 and key.upper() in LETTERS:
+    elif _SMALL_NUMBER.fullmatch(key):
+        at = int(float(key)) - first
+    elif len(key) == 1 and key.isascii() and key.upper() in LETTERS:
         at = LETTERS.index(key.upper())
     if not 0 <= at < num_choices:
         numbers = f"{first} to {first + num_choices - 1}"

@@ -79,7 +79,8 @@ def load_task(
         num_few_shot (`int`, *optional*, defaults to 0): worked examples in front of each question; `None` for the
             task's customary number.
         few_shot_split (`str`, *optional*): the split of the same source that they come from, or `"built_in"`. By
-            default the task's own, and where the source lacks it, the examples that come with the task.
+            default the task's own; where the source lacks it, or is one file that does not say which split it holds,
+            the examples that come with the task.
         **options: the task's own, see `Task.options`.
 
     Returns:

@@ -99,7 +99,7 @@ class Source:
             label = f"the examples of {self.task.name}"
             return _table(label, [(f"row {n}", row) for n, row in enumerate(self.task.examples, 1)], holds_all=True)
         path = Path(where).expanduser()
-        if path.is_dir():
+        if path.is_dir() and str(where):
             return self._in_folder(path, split)
         if path.is_file():
             return self._in_file(path, split)

@@ -2,53 +2,16 @@
 
 from __future__ import annotations
 
+import math
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from statistics import median
-from typing import Any
+from statistics import median, quantiles
+
+from tests.benchmarks.cases import Case
 
 IN_TURN = "forwards in turn"
 """The name under which the members' bare forward passes are timed."""
-
-
-@dataclass(frozen=True)
-class Case:
-    """What is measured in one go: which members, how many, rows, new tokens, and the way of decoding.
-
-    Modes are "sample", "greedy", and sampling from one drawn member at a time: "draw-token", "draw-word", "draw-span",
-    or with one draw for all rows "draw-token-batch" and so on.
-    """
-
-    members: str
-    tokenizers: str
-    count: int
-    batch: int
-    tokens: int
-    mode: str
-
-    @property
-    def name(self) -> str:
-        """What `--cases` is matched with."""
-        return f"{self.members}-{self.tokenizers}-m{self.count}-b{self.batch}-t{self.tokens}-{self.mode}"
-
-    def at(self, tokens: int) -> Case:
-        """The same case with another number of new tokens."""
-        return Case(self.members, self.tokenizers, self.count, self.batch, tokens, self.mode)
-
-    @property
-    def draws(self) -> tuple[str, str] | None:
-        """`draw` and `draw_scope` of the ensemble, if members are drawn."""
-        if not self.mode.startswith("draw-"):
-            return None
-        _, unit, *scope = self.mode.split("-")
-        return unit, scope[0] if scope else "row"
-
-    @property
-    def settings(self) -> dict[str, Any]:
-        """Arguments of `generate`, for ensembles and members alike."""
-        drawn = {"do_sample": False} if self.mode == "greedy" else {"do_sample": True, "temperature": 1.0, "top_k": 0}
-        return {"min_new_tokens": self.tokens, "max_new_tokens": self.tokens, **drawn}
 
 
 @dataclass(frozen=True)
@@ -83,12 +46,30 @@ class Outside:
 
 
 @dataclass(frozen=True)
+class Asking:
+    """What is spent inside a learned policy, which the members' forward passes are not part of (from a run of its own).
+
+    Attributes:
+        share (`dict[str, float]`), seconds (`dict[str, float]`): by clock, of the whole run, and of one call.
+    """
+
+    share: dict[str, float]
+    seconds: dict[str, float]
+
+
+@dataclass(frozen=True)
 class Result:
-    """A case, its timings (one a round and contender) and what lies outside the forward passes."""
+    """A case, its timings (one a round and contender), and what lies outside the forward passes or inside a policy."""
 
     case: Case
     timings: Timings
-    outside: Outside
+    outside: Outside | None = None
+    asking: Asking | None = None
+
+    @property
+    def subject(self) -> str:
+        """The contender that the case is about."""
+        return self.case.kind if self.case.kind in ("processor", "policy") else "ensemble"
 
     def per_token(self, who: str, clock: str) -> list[float]:
         """Milliseconds per step (one token in every row), a round; `who` is a contender or `"members"`."""
@@ -98,10 +79,26 @@ class Result:
             return [scale * sum(timing.of(clock) for timing in row) for row in rows]
         return [scale * timing.of(clock) for timing in self.timings[who]]
 
-    def ratio(self, who: str, clock: str) -> float:
-        """The median over rounds of a contender's time over the members' sum."""
-        pairs = zip(self.per_token(who, clock), self.per_token("members", clock), strict=True)
-        return median(own / alone for own, alone in pairs)
+    def ratios(self, who: str, clock: str, to: str = "members") -> list[float]:
+        """A contender's time over another's, or over the members' sum, in every round."""
+        pairs = zip(self.per_token(who, clock), self.per_token(to, clock), strict=True)
+        return [own / other for own, other in pairs]
+
+    def ratio(self, who: str, clock: str, to: str = "members") -> float:
+        """The median over rounds of `ratios`."""
+        return median(self.ratios(who, clock, to))
+
+    def extra(self, clock: str) -> float:
+        """What a learned policy adds to a step, as a share of the step with uniform weights, in percent."""
+        return 100 * (self.ratio("policy", clock, "ensemble") - 1)
+
+    def extra_error(self, clock: str) -> float:
+        """The standard error of `extra`, from the quartiles as if rounds were normal; of a few rounds not known."""
+        ratios = self.ratios("policy", clock, "ensemble")
+        if len(ratios) < 8:
+            return math.inf
+        low, _, high = quantiles(ratios, n=4, method="inclusive")
+        return 100 * 0.93 * (high - low) / math.sqrt(len(ratios))  # 1.253 (high - low) / 1.349 of a normal one
 
     def added(self, clock: str) -> float:
         """What readings add to plain appending: the median over rounds of milliseconds a step."""
@@ -143,24 +140,89 @@ SHAPE = ["members, tokenizers", "M", "batch", "tokens", "mode"]
 
 
 def costs_table(results: Sequence[Result]) -> str:
-    """Times and ratios of all cases."""
+    """Times and ratios of ensembles beside their members."""
     head = [*SHAPE, "members, ms", "ensemble, ms", "ratio", IN_TURN, "appending", "bytes a token", "members'"]
     rows = []
     for result in results:
-        has_appending = "appending" in result.timings
         rows.append(
             [
                 *_shape_of(result.case),
                 pair(lambda clock, r=result: median(r.per_token("members", clock))),
                 pair(lambda clock, r=result: median(r.per_token("ensemble", clock))),
                 pair(lambda clock, r=result: r.ratio("ensemble", clock)),
-                pair(lambda clock, r=result: r.ratio(IN_TURN, clock)),
-                pair(lambda clock, r=result: r.ratio("appending", clock)) if has_appending else "",
+                *[
+                    pair(lambda clock, r=result, w=who: r.ratio(w, clock)) if who in result.timings else ""
+                    for who in (IN_TURN, "appending")
+                ],
                 f"{result.token_bytes('ensemble'):.1f}",
                 f"{result.token_bytes('member'):.1f}",
             ]
         )
     return table(head, rows)
+
+
+def processor_table(results: Sequence[Result]) -> str:
+    """`EnsembleLogitsProcessor` in the host's `generate`, beside `EnsembleForCausalLM` and the members."""
+    head = [
+        *SHAPE,
+        "members, ms",
+        "processor, ms",
+        "ratio",
+        "`EnsembleForCausalLM`",
+        IN_TURN,
+        "processor over `EnsembleForCausalLM`",
+        "bytes a token",
+        "`EnsembleForCausalLM`'s",
+    ]
+    rows = []
+    for result in results:
+        rows.append(
+            [
+                *_shape_of(result.case),
+                pair(lambda clock, r=result: median(r.per_token("members", clock))),
+                pair(lambda clock, r=result: median(r.per_token("processor", clock))),
+                *[pair(lambda clock, r=result, w=who: r.ratio(w, clock)) for who in ("processor", "ensemble", IN_TURN)],
+                pair(lambda clock, r=result: r.ratio("processor", clock, "ensemble")),
+                f"{result.token_bytes('processor'):.1f}",
+                f"{result.token_bytes('ensemble'):.1f}",
+            ]
+        )
+    return table(head, rows)
+
+
+def policy_table(results: Sequence[Result]) -> str:
+    """A learned policy beside uniform weights on the same ensemble, and what is spent inside it."""
+    head = [
+        *SHAPE,
+        "uniform, ms",
+        "policy, ms",
+        "extra, % of a step",
+        "rounds between the quartiles, %",
+        "inside it, ms a call",
+        "% of the time",
+    ]
+    rows = []
+    for result in results:
+        assert result.asking is not None
+        rows.append(
+            [
+                *_shape_of(result.case),
+                pair(lambda clock, r=result: median(r.per_token("ensemble", clock))),
+                pair(lambda clock, r=result: median(r.per_token("policy", clock))),
+                pair(result.extra, 1),
+                " / ".join(_quartiles(result.ratios("policy", clock, "ensemble")) for clock in ("cpu", "wall")),
+                pair(lambda clock, a=result.asking: 1000 * a.seconds[clock], 3),
+                pair(lambda clock, a=result.asking: 100 * a.share[clock]),
+            ]
+        )
+    return table(head, rows)
+
+
+def _quartiles(ratios: Sequence[float]) -> str:
+    if len(ratios) < 2:
+        return "one round"
+    low, _, high = quantiles(ratios, n=4, method="inclusive")
+    return f"{100 * (low - 1):+.1f} to {100 * (high - 1):+.1f}"
 
 
 def overhead_table(results: Sequence[Result]) -> str:
@@ -176,6 +238,7 @@ def overhead_table(results: Sequence[Result]) -> str:
     rows = []
     for result in results:
         batch, outside = result.case.batch, result.outside
+        assert outside is not None
         added = ["", ""]
         if "appending" in result.timings:
             added = [
@@ -207,22 +270,24 @@ class Growth:
 
     def relative(self, clock: str) -> float:
         """How much the ensemble's ratio to its members grows."""
-        return self.long.ratio("ensemble", clock) / self.short.ratio("ensemble", clock)
+        who = self.long.subject
+        return self.long.ratio(who, clock) / self.short.ratio(who, clock)
 
     def beyond(self, clock: str) -> float:
         """By how many milliseconds a step grows more than the members' own steps do together."""
         grown = {
             who: median(self.long.per_token(who, clock)) - median(self.short.per_token(who, clock))
-            for who in ("ensemble", "members")
+            for who in (self.long.subject, "members")
         }
-        return grown["ensemble"] - grown["members"]
+        return grown[self.long.subject] - grown["members"]
 
 
 def growths(results: Sequence[Result]) -> list[Growth]:
     """All cases that were measured with several numbers of tokens."""
     groups: dict[Case, list[Result]] = defaultdict(list)
     for result in results:
-        groups[result.case.at(0)].append(result)
+        if result.case.kind != "policy":
+            groups[result.case.at(0)].append(result)
     ordered = [sorted(group, key=lambda result: result.case.tokens) for group in groups.values() if len(group) > 1]
     return [Growth(group[0], group[-1]) for group in ordered]
 
@@ -238,62 +303,9 @@ def growth_table(found: Sequence[Growth]) -> str:
             [
                 *shape,
                 pair(lambda clock, g=growth: g.factor("members", clock)),
-                pair(lambda clock, g=growth: g.factor("ensemble", clock)),
+                pair(lambda clock, g=growth: g.factor(g.long.subject, clock)),
                 pair(growth.relative, 3),
                 pair(growth.beyond),
             ]
         )
     return table(head, rows)
-
-
-def targets_table(results: Sequence[Result], found: Sequence[Growth], union_time: Timing) -> str:
-    """What was to be reached, and whether it is."""
-    small = [result for result in results if result.case.members == "small" and result.case.count == 2]
-    rows = [
-        [
-            "union of two vocabularies of 50,000 tokens, s",
-            "1.00",
-            *_verdicts([union_time.cpu, union_time.wall], 1.0),
-        ]
-    ]
-    for mode in sorted({result.case.mode for result in small if result.case.draws is None}):
-        chosen = [result for result in small if result.case.mode == mode]
-        same = [result for result in chosen if result.case.tokenizers == "same"]
-        rows += _ratio_target(f"same tokenizer, {mode}", 0.95, same)
-        for batch, limit in ((1, 1.15), (8, 1.30)):
-            different = [r for r in chosen if r.case.tokenizers == "different" and r.case.batch == batch]
-            where = f"different tokenizers, {mode}, batch {batch}"
-            rows += _ratio_target(where, limit, different)
-            rows += _target(f"{where}: above plain appending", 0.12, different, Result.above)
-    for growth in found:
-        case = growth.long.case
-        if case.members in ("small", "narrow") and case.tokenizers == "different":
-            values = [growth.relative("cpu"), growth.relative("wall")]
-            span = f"{growth.short.case.tokens} to {case.tokens} tokens"
-            label = f"different tokenizers, {case.mode}, batch {case.batch}: growth of the ratio, {span}"
-            label += f" ({case.members} members)"
-            rows.append([label, "1.05", *_verdicts(values, 1.05)])
-    return table(["target (M = 2, small members)", "at most", "CPU / wall", ""], rows)
-
-
-def _ratio_target(where: str, limit: float, results: Sequence[Result]) -> list[list[str]]:
-    """The target, and under it what the members' forward passes cost without an ensemble."""
-    rows = _target(f"{where}: ratio", limit, results, lambda r, clock: r.ratio("ensemble", clock))
-    if rows:
-        in_turn = pair(lambda clock: median(r.ratio(IN_TURN, clock) for r in results))
-        rows.append([f"{where}: {IN_TURN}", "", in_turn, "no target"])
-    return rows
-
-
-def _target(
-    label: str, limit: float, results: Sequence[Result], value: Callable[[Result, str], float]
-) -> list[list[str]]:
-    if not results:
-        return []
-    values = [median(value(result, clock) for result in results) for clock in ("cpu", "wall")]
-    return [[label, f"{limit:.2f}", *_verdicts(values, limit)]]
-
-
-def _verdicts(values: Sequence[float], limit: float) -> list[str]:
-    verdicts = list(dict.fromkeys("met" if value <= limit else "not met" for value in values))
-    return [" / ".join(f"{value:.2f}" for value in values), " / ".join(verdicts)]

@@ -28,8 +28,10 @@ class LinearMixing:
             term = score.add_(offset) if in_place else score + offset
             if mixed is None:
                 mixed = term
+            elif in_place:
+                torch.logaddexp(mixed, term, out=mixed)
             else:
-                mixed = torch.logaddexp(mixed, term, out=mixed if in_place else None)
+                mixed = _logaddexp(mixed, term)
         assert mixed is not None
         return mixed
 
@@ -53,6 +55,13 @@ def _log(values: torch.Tensor) -> torch.Tensor:
     """The logarithm, whose gradient where a value is 0 is 0 and not NaN: what nobody proposes trains nobody."""
     is_zero = values == 0
     return values.masked_fill(is_zero, 1.0).log().masked_fill(is_zero, -torch.inf)
+
+
+def _logaddexp(first: torch.Tensor, second: torch.Tensor) -> torch.Tensor:
+    """`logaddexp`, whose gradient where both are -inf is 0 and not NaN."""
+    is_neither = (first == -torch.inf) & (second == -torch.inf)
+    first, second = first.masked_fill(is_neither, 0.0), second.masked_fill(is_neither, 0.0)
+    return torch.logaddexp(first, second).masked_fill(is_neither, -torch.inf)
 
 
 mixings.register("linear")(LinearMixing())

@@ -39,5 +39,6 @@ def shift(log_z: Sequence[torch.Tensor], weights: torch.Tensor) -> torch.Tensor:
     """`sum_k w_k log Z_k`, of shape `(B, n)`; members without weight count nothing, whatever their `log Z`."""
     total = torch.zeros_like(log_z[0])
     for index, z in enumerate(log_z):
-        total = total + torch.where(weights[..., index] > 0, weights[..., index] * z, 0.0)
+        weight = weights[..., index]
+        total = total + weight * z.masked_fill(weight == 0, 0.0)  # 0 * -inf is NaN, in values and in gradients
     return total

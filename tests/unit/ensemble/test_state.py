@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import sys
 import threading
-from contextlib import suppress
 from functools import cache
 
 import pytest
@@ -407,32 +406,39 @@ def test_a_cache_can_be_continued():
             torch.testing.assert_close(rest, whole[:, 5:], atol=1e-4, rtol=0)
 
 
-def test_what_a_policy_sees_is_its_own_call():
-    """Law: the hidden states that a policy sees come from its own call, also while another thread is in the model."""
-    ensemble = endless(members(), policy_of_members, span_length=1)
-    inputs = [encode(text) for text in ("the dogs", "walked to")]
+@pytest.mark.parametrize("name", ["two_models", "two_tokenizers"])  # adapters of one base take turns
+def test_what_a_policy_sees_is_its_own_call(name):
+    """Law: the hidden states that a policy sees come from its own call, also while another thread is in the model.
+
+    Whenever the call is inside a member's head, another thread runs that very model from beginning to end.
+    """
+    ensemble = ENSEMBLES[name]()
+    inputs = encode("the dogs", tokenizer=ensemble.tokenizer)
     options = {"max_new_tokens": 4, "do_sample": False, "return_dict_in_generate": True}
-    expected = [ensemble.generate(**entry, **options).span_weights for entry in inputs]
-    meeting = threading.Barrier(2)
+    expected = ensemble.generate(**inputs, **options).span_weights
+    own_thread, met, finished = threading.get_ident(), [], []
 
-    def meet(*_args):
-        with suppress(threading.BrokenBarrierError):
-            meeting.wait(timeout=0.3)
+    def intrude(model):
+        with torch.no_grad():
+            model(input_ids=torch.tensor([[5, 6, 7]]))
+        finished.append(model)
 
-    got = [None, None]
+    def meet(model):
+        if threading.get_ident() == own_thread:
+            met.append(model)
+            intruder = threading.Thread(target=intrude, args=(model,), daemon=True)
+            intruder.start()
+            intruder.join(timeout=10)
 
-    def work(thread):
-        got[thread] = ensemble.generate(**inputs[thread], **options).span_weights
-
-    handles = [model.get_output_embeddings().register_forward_hook(meet) for model, _ in members()]
+    models = [member.model for member in ensemble.members]
+    handles = [
+        model.get_output_embeddings().register_forward_hook(lambda *_, model=model: meet(model)) for model in models
+    ]
     try:
-        threads = [threading.Thread(target=work, args=(thread,)) for thread in range(2)]
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join()
+        got = ensemble.generate(**inputs, **options).span_weights
     finally:
         for handle in handles:
             handle.remove()
-    for ours, alone in zip(got, expected, strict=True):
-        torch.testing.assert_close(ours, alone)
+    assert set(met) == set(models)
+    assert finished == met
+    assert torch.equal(got, expected)

