@@ -20,11 +20,21 @@ _EXPORTS = {
     "PolicyModel": "hf_rlae.policy",
     "PolicyOutput": "hf_rlae.policy",
     "PolicyState": "hf_rlae.policy",
+    "RLAEConfig": "hf_rlae.trainer",
+    "RLAETrainer": "hf_rlae.trainer",
     "StaticPolicy": "hf_rlae.policy",
     "UniformPolicy": "hf_rlae.policy",
     "UnionVocabulary": "hf_rlae.vocabulary",
+    "get_reward": "hf_rlae.rewards",
+    "get_task": "hf_rlae.tasks",
+    "length_penalty": "hf_rlae.rewards",
+    "list_rewards": "hf_rlae.rewards",
+    "list_tasks": "hf_rlae.tasks",
     "load_member": "hf_rlae.zoo",
     "load_members": "hf_rlae.zoo",
+    "load_task": "hf_rlae.tasks",
+    "reward_model": "hf_rlae.rewards",
+    "weighted_sum": "hf_rlae.rewards",
 }
 
 __all__ = sorted(_EXPORTS)

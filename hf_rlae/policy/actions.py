@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import torch
 from torch import nn
@@ -43,13 +44,28 @@ class Actions(nn.Module):
             return Dirichlet(scale * scores.softmax(-1), validate_args=False)
         return Normal(scores, scale, validate_args=False)
 
-    def draw(self, scores: torch.Tensor) -> torch.Tensor:
-        """Actions of shape `(B, M)`."""
-        drawn = self._distribution(scores).sample()
+    def draw(self, scores: torch.Tensor, seeds: Sequence[int] | None = None) -> torch.Tensor:
+        """Actions of shape `(B, M)`; with a seed for each row, what a row draws does not depend on the others."""
+        if seeds is None:
+            drawn = self._distribution(scores).sample()
+        else:
+            drawn = self._draw_rows(scores, seeds)
         if self.kind == "dirichlet":
             drawn = drawn.clamp(min=LEAST_WEIGHT)
             drawn = drawn / drawn.sum(-1, keepdim=True)
         return drawn
+
+    def _draw_rows(self, scores: torch.Tensor, seeds: Sequence[int]) -> torch.Tensor:
+        on_cpu, scale = scores.cpu(), self.log_scale.detach().exp().cpu()
+        rows = []
+        with torch.random.fork_rng(devices=[]):
+            for row, seed in zip(on_cpu, seeds, strict=True):
+                torch.default_generator.manual_seed(seed)
+                if self.kind == "dirichlet":
+                    rows.append(Dirichlet(scale * row.softmax(-1), validate_args=False).sample())
+                else:
+                    rows.append(row + scale * torch.randn(row.shape))
+        return torch.stack(rows).to(scores.device)
 
     def weights(self, actions: torch.Tensor) -> torch.Tensor:
         """The weights `(B, M)` that actions `(B, M)` stand for."""

@@ -218,7 +218,7 @@ class PolicyModel(PreTrainedModel):
         self,
         observation: PolicyState | Observation,
         actions: torch.Tensor | None = None,
-        sample: bool | None = None,
+        sample: bool | Sequence[int] | None = None,
     ) -> PolicyOutput:
         """Weights for every row, with what training needs.
 
@@ -226,7 +226,8 @@ class PolicyModel(PreTrainedModel):
             observation (`PolicyState` or `dict[str, torch.Tensor]`): a state, or what `observe` made of one, perhaps
                 with the rows of several put together by `stack`.
             actions (`torch.Tensor` of shape `(B, M)`, *optional*): drawn before; their log-densities are wanted.
-            sample (`bool`, *optional*): whether to draw actions; `None` = only inside `exploring()`.
+            sample (`bool` or `Sequence[int]`, *optional*): whether to draw actions; `None` = only inside
+                `exploring()`. A seed for each row (at least 0, below 2**63) makes a row's draw the same in any batch.
 
         Returns:
             `PolicyOutput`: fp32 `weights` `(B, M)` and `values` `(B,)`. With actions, drawn or given: `actions`
@@ -244,8 +245,9 @@ class PolicyModel(PreTrainedModel):
         kind = head.log_scale.device.type
         with torch.autocast(kind, enabled=False) if torch.is_autocast_enabled(kind) else nullcontext():
             scores, values = self.heads(seen, None if pooled is None else pooled.float())
+            seeds = None if sample is None or isinstance(sample, bool) else sample
             if actions is None and (self._explores if sample is None else sample):
-                actions = head.draw(scores)
+                actions = head.draw(scores, seeds)
             if actions is None:
                 return PolicyOutput(scores.softmax(-1), values=values)
             actions = actions.to(scores.device)

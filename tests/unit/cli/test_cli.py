@@ -16,9 +16,9 @@ from hf_rlae import EnsembleForCausalLM, Member, StaticPolicy
 from hf_rlae.cli import generate as generate_command
 from hf_rlae.cli import generation
 from hf_rlae.cli.main import main
-from hf_rlae.reports import member_table
 from hf_rlae.ensemble.outputs import EnsembleGenerateOutput
 from hf_rlae.errors import MemberError
+from hf_rlae.reports import member_table
 from tests.support.models import pair
 from tests.support.tokenizers import unigram
 

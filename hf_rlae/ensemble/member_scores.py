@@ -1,0 +1,65 @@
+"""What each member alone gives to the tokens of finished texts."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+import torch
+
+from hf_rlae.policy import UniformPolicy
+
+if TYPE_CHECKING:
+    from hf_rlae.ensemble.modeling_ensemble import EnsembleForCausalLM
+
+_MAX_CELLS = 2**27
+"""Probabilities that may be in memory at once; rows are scored in parts of at most so many."""
+
+
+@torch.no_grad()
+def score_members(
+    ensemble: EnsembleForCausalLM,
+    input_ids: torch.Tensor,
+    attention_mask: torch.Tensor,
+    prompt_columns: int,
+    inputs: Mapping[str, torch.Tensor] | None = None,
+) -> torch.Tensor:
+    """Log-probabilities of all tokens of the completions by all members, by teacher forcing.
+
+    Where members share a tokenizer this is one forward pass a member. Where tokenizers differ, the text is followed
+    step by step, with equal weights: which readings a member keeps depends on who proposed a token.
+
+    Args:
+        ensemble (`EnsembleForCausalLM`): whose members score; its policy is not asked.
+        input_ids (`torch.LongTensor` of shape `(B, L + T)`), attention_mask (the same shape): prompts, padded on the
+            left, and completions, padded on the right; 1 = keep.
+        prompt_columns (`int`): L.
+        inputs (*optional*): `member_input_ids` and `member_attention_mask` of chats.
+
+    Returns:
+        `torch.FloatTensor` of shape `(B, T, M)`, in nats; minus infinity where a member cannot propose the token.
+    """
+    policy = ensemble.policy
+    size = ensemble.engine.vocab_size * len(ensemble.members) * max(input_ids.shape[1] - prompt_columns, 1)
+    rows = max(1, _MAX_CELLS // size)
+    chats = {name: value for name, value in (inputs or {}).items() if name.startswith("member_")}
+    found = []
+    ensemble.set_policy(UniformPolicy())
+    try:
+        for start in range(0, len(input_ids), rows):
+            part = slice(start, start + rows)
+            cache = ensemble.new_cache(record=True)
+            ids = input_ids[part]
+            ensemble(
+                input_ids=ids[:, :-1],
+                attention_mask=attention_mask[part, :-1],
+                past_key_values=cache,
+                prompt_length=prompt_columns,
+                logits_to_keep=ids.shape[1] - prompt_columns,
+                **{name: value[part] for name, value in chats.items()},
+            )
+            assert cache.trace.pending is not None
+            found.append(cache.trace.pending.of(ids[:, prompt_columns:]))
+    finally:
+        ensemble.set_policy(policy)
+    return torch.cat(found)

@@ -1,0 +1,48 @@
+"""MAPPO: one agent for each member, one critic for all."""
+
+from __future__ import annotations
+
+from hf_rlae.objectives.objective import objectives
+from hf_rlae.objectives.ppo import PPO
+
+
+@objectives.register("mappo")
+class MAPPO(PPO):
+    """Multi-agent PPO: each member's score is the action of an agent of its own.
+
+    Formula: every agent has its own density ratio, clipped by itself, of the score that it drew; all have the same
+    advantage. The loss is the mean over spans *and agents* of `-min(ratio A, clip(ratio) A)`, plus `value_coef` times
+    the clipped squared error of the one centralised critic, less `entropy_coef` times the agents' mean entropy. A joint
+    density with a single ratio for all members would be PPO.
+
+    Args:
+        batch: as for [`PPO`], but `old_log_probs` `(B, S, M)`.
+        output: as for [`PPO`], but `log_probs` and `entropies` `(B, S, M)`.
+
+    References:
+        MAPPO (arXiv 2103.01955); RLAE (arXiv 2506.00439), which weighs language models with it.
+
+    Requirements:
+        One actor a member (`gaussian`), and rollouts that draw their actions.
+
+    Relations:
+        [`PPO`] clips one ratio for the whole weight vector, this one clips each member's; with one member they are the
+        same. [`Mixture`] can train actors of either kind, without drawing actions.
+
+    Example:
+
+    >>> import torch
+    >>> batch = {
+    ...     "span_mask": torch.tensor([[1]]), "advantages": torch.tensor([1.0]), "old_log_probs": torch.zeros(1, 1, 2)
+    ... }
+    >>> log_probs = torch.tensor([[[0.0, 1.0]]], requires_grad=True)  # the second agent has gone far enough
+    >>> found = objectives["mappo"]().loss(batch, {"log_probs": log_probs, "entropies": torch.zeros(1, 1, 2)})
+    >>> found.loss.backward()
+    >>> log_probs.grad.tolist(), found.metrics["clip_ratio"].item()
+    ([[[-0.5, 0.0]]], 0.5)
+    """
+
+    registered_name = "mappo"
+    actors = ("per_member",)
+    batch_axes = {**PPO.batch_axes, "old_log_probs": ("BSM",)}  # noqa: RUF012
+    output_axes = {**PPO.output_axes, "log_probs": ("BSM",), "entropies": ("BSM",)}  # noqa: RUF012

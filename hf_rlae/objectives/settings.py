@@ -1,0 +1,68 @@
+"""What all objectives can be told."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from hf_rlae.errors import ConfigError, nearest
+
+REDUCTIONS = ("token", "sequence")
+"""How the policy's loss is averaged; see `ObjectiveSettings`."""
+
+
+@dataclass(frozen=True)
+class ObjectiveSettings:
+    """Clipping, coefficients, and how the policy's loss is averaged.
+
+    Args:
+        epsilon (`float`, defaults to 0.2): ratios below `1 - epsilon` and above `1 + epsilon` are clipped.
+            Source: public code of RLAE.
+        epsilon_high (`float`, *optional*): the upper bound, if it is another one; DAPO (arXiv 2503.14476) recommends
+            0.28. As in TRL.
+        value_epsilon (`float`, *optional*, defaults to 0.2): the critic's estimates are clipped at so far from those of
+            the rollout, in units of the reward; `None` for no clipping. Source: ours, for rewards between 0 and 1.
+        value_coef (`float`, defaults to 0.5): of the value loss. Source: public code of RLAE.
+        entropy_coef (`float`, defaults to 0.01): of the entropy bonus, per nat. Source: public code of RLAE. The
+            `mixture` objective has its own default, 0.03; see there.
+        reduction (`str`, defaults to `"token"`): `"token"`: all tokens of the batch count the same, as in DAPO
+            (arXiv 2503.14476). `"sequence"`: the mean over each text comes first, so that all texts count the same, as
+            in GRPO (arXiv 2402.03300). With `ppo` and `mappo` the things that count are spans, not tokens. Value loss
+            and entropy are always means over all spans.
+
+    Raises:
+        ConfigError: a value that cannot be used; the message names the field.
+
+    Example:
+
+    >>> ObjectiveSettings(epsilon=0.1, reduction="sequence").value_coef
+    0.5
+    """
+
+    epsilon: float = 0.2
+    epsilon_high: float | None = None
+    value_epsilon: float | None = 0.2
+    value_coef: float = 0.5
+    entropy_coef: float = 0.01
+    reduction: str = "token"
+
+    def __post_init__(self) -> None:
+        for name, least, is_open in (
+            ("epsilon", 0.0, True),
+            ("epsilon_high", 0.0, True),
+            ("value_epsilon", 0.0, True),
+            ("value_coef", 0.0, False),
+            ("entropy_coef", 0.0, False),
+        ):
+            value = getattr(self, name)
+            if value is None and name in ("epsilon_high", "value_epsilon"):
+                continue
+            is_number = isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+            if not is_number or value < least or (is_open and value == least):
+                raise ConfigError(
+                    f"{name}={value!r}: it must be a finite number {'above' if is_open else 'of at least'} {least:g}"
+                )
+        if self.epsilon >= 1:
+            raise ConfigError(f"epsilon={self.epsilon!r}: it must be below 1, or no ratio is ever too low")
+        if self.reduction not in REDUCTIONS:
+            raise ConfigError(f"reduction={self.reduction!r}: {nearest(str(self.reduction), REDUCTIONS)}")

@@ -1,0 +1,167 @@
+"""The terms that losses are made of: the clipped surrogate, the clipped value loss, their metrics."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+
+from hf_rlae.objectives.objective import ObjectiveOutput, Tensors
+from hf_rlae.objectives.reductions import Number, explained_variance, masked_max, masked_mean, mean_of_row_means
+from hf_rlae.objectives.settings import ObjectiveSettings
+
+MAX_LOG_RATIO = 60.0
+"""Ratios are between `exp(-60)` and `exp(60)`, so that they are finite in fp32; beyond it they have no gradient."""
+
+Metrics = dict[str, torch.Tensor]
+
+
+def policy_term(
+    ratio: torch.Tensor,
+    advantages: torch.Tensor,
+    mask: torch.Tensor,
+    settings: ObjectiveSettings,
+    num_items: Mapping[str, Number],
+    unit: str,
+) -> tuple[torch.Tensor, Metrics]:
+    """The clipped surrogate, `-min(ratio A, clip(ratio, 1 - epsilon, 1 + epsilon) A)`, averaged.
+
+    Source: PPO (arXiv 1707.06347), equation 7.
+
+    Args:
+        ratio (`torch.Tensor` of shape `(B, N)` or `(B, N, M)`): probability of each action now, divided by that of the
+            rollout; of N actions, or of the actions of M agents, over which the mean is taken. Finite also where it
+            does not count.
+        advantages (`torch.Tensor` of shape `(B, N)`).
+        mask (`torch.BoolTensor` of shape `(B, N)`): what counts; elsewhere `advantages` may hold anything.
+        settings (`ObjectiveSettings`): clipping and reduction.
+        num_items (`Mapping[str, float | torch.Tensor]`): numbers of `"sequences"` and of `unit`.
+        unit (`str`): what the N are: `"spans"` or `"tokens"`.
+
+    Returns:
+        `(loss, metrics)`, the latter with `policy_loss`, `clip_ratio`, `kl` and `ratio_max`.
+    """
+    present = mask if ratio.dim() == 2 else mask[..., None].expand_as(ratio)
+    gain = torch.where(mask, advantages, 0)
+    gain = gain if ratio.dim() == 2 else gain[..., None]
+    low, high = 1 - settings.epsilon, 1 + (settings.epsilon_high or settings.epsilon)
+    losses = -torch.minimum(ratio * gain, ratio.clamp(low, high) * gain)
+    per_action = losses if ratio.dim() == 2 else losses.mean(-1)
+    if settings.reduction == "sequence":
+        loss = mean_of_row_means(per_action, mask, num_items["sequences"])
+    else:
+        loss = masked_mean(per_action, mask, num_items[unit])
+    with torch.no_grad():
+        is_clipped = ((ratio > high) & (gain > 0)) | ((ratio < low) & (gain < 0))
+        metrics = {
+            "policy_loss": loss.detach(),
+            "clip_ratio": masked_mean(is_clipped.to(ratio.dtype), present),
+            "kl": masked_mean(kl_estimate(ratio), present),
+            "ratio_max": masked_max(ratio, present, default=1.0),
+        }
+    return loss, metrics
+
+
+def density_ratio(log_probs: torch.Tensor, old_log_probs: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+    """`exp(log_probs - old_log_probs)`; 1 where it does not count.
+
+    Args:
+        log_probs, old_log_probs (`torch.Tensor` of shape `(B, N)` or `(B, N, M)`): in nats.
+        mask (`torch.BoolTensor` of shape `(B, N)`).
+
+    Example:
+
+    >>> density_ratio(torch.tensor([[0.5, torch.nan]]), torch.tensor([[0.5, 0.0]]), torch.tensor([[True, False]]))
+    tensor([[1., 1.]])
+    """
+    present = mask if log_probs.dim() == 2 else mask[..., None]
+    log_ratio = torch.where(present, log_probs - old_log_probs, 0)
+    return log_ratio.clamp(-MAX_LOG_RATIO, MAX_LOG_RATIO).exp()
+
+
+def kl_estimate(ratio: torch.Tensor) -> torch.Tensor:
+    """`(ratio - 1) - log(ratio)`: its mean over actions of the rollout is KL(rollout's policy || present policy).
+
+    It is never negative, has no bias, and little variance where the policies are near.
+
+    Source: the estimator k3 of http://joschu.net/blog/kl-approx.html.
+
+    Args:
+        ratio (`torch.Tensor` of any shape): probability now, divided by that of the rollout.
+
+    Example:
+
+    >>> kl_estimate(torch.tensor([1.0, 2.0]))
+    tensor([0.0000, 0.3069])
+    """
+    log_ratio = ratio.log().clamp(min=-MAX_LOG_RATIO)
+    return (ratio - 1) - log_ratio
+
+
+def value_term(
+    batch: Tensors,
+    output: Tensors,
+    mask: torch.Tensor,
+    settings: ObjectiveSettings,
+    num_items: Mapping[str, Number],
+) -> tuple[torch.Tensor, Metrics]:
+    """The clipped value loss, `max((V - R)^2, (V_old + clip(V - V_old, -value_epsilon, value_epsilon) - R)^2)`.
+
+    Source: the squared error: PPO (arXiv 1707.06347), equation 9; clipping it: MAPPO (arXiv 2103.01955).
+
+    Args:
+        batch, output (`Mapping[str, torch.Tensor]`): `returns`, `old_values`, `values`, each of shape `(B, S)`. Without
+            returns the loss is 0.
+        mask (`torch.BoolTensor` of shape `(B, S)`): where they count.
+        settings (`ObjectiveSettings`): `value_epsilon`.
+        num_items (`Mapping[str, float | torch.Tensor]`): number of `"spans"`.
+
+    Returns:
+        `(loss, metrics)`: before the coefficient, with `value_loss`, `value_clip_ratio` and `explained_variance`.
+    """
+    if batch.get("returns") is None:
+        return torch.zeros((), device=mask.device), {}
+    values, returns, before = (
+        torch.where(mask, tensor, 0) for tensor in (output["values"], batch["returns"], batch["old_values"])
+    )
+    errors = (values - returns).square()
+    is_clipped = torch.zeros_like(mask)
+    if settings.value_epsilon is not None:
+        moved = (values - before).clamp(-settings.value_epsilon, settings.value_epsilon)
+        clipped = (before + moved - returns).square()
+        is_clipped = clipped > errors
+        errors = torch.maximum(errors, clipped)
+    loss = masked_mean(errors, mask, num_items["spans"])
+    with torch.no_grad():
+        metrics = {
+            "value_loss": loss.detach(),
+            "value_clip_ratio": masked_mean(is_clipped.to(values.dtype), mask),
+            "explained_variance": explained_variance(before, returns, mask),
+        }
+    return loss, metrics
+
+
+def total(
+    policy: tuple[torch.Tensor, Metrics],
+    value: tuple[torch.Tensor, Metrics],
+    entropies: torch.Tensor,
+    mask: torch.Tensor,
+    settings: ObjectiveSettings,
+    num_items: Mapping[str, Number],
+) -> ObjectiveOutput:
+    """`policy loss + value_coef * value loss - entropy_coef * entropy`.
+
+    Source: PPO (arXiv 1707.06347), equation 9.
+
+    Args:
+        policy, value (`tuple`): of `policy_term` and `value_term`.
+        entropies (`torch.Tensor` of shape `(B, S)`): in nats.
+        mask (`torch.BoolTensor` of shape `(B, S)`): where they count.
+        settings (`ObjectiveSettings`): coefficients.
+        num_items (`Mapping[str, float | torch.Tensor]`): number of `"spans"`.
+    """
+    entropy = masked_mean(entropies, mask, num_items["spans"])
+    loss = policy[0] + settings.value_coef * value[0] - settings.entropy_coef * entropy
+    with torch.no_grad():
+        metrics = {**policy[1], "entropy": masked_mean(entropies, mask), **value[1]}
+    return ObjectiveOutput(loss, metrics)

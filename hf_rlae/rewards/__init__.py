@@ -1,0 +1,49 @@
+"""Rewards: rules that grade a text, and what is made of them. Each follows TRL's contract for reward functions.
+
+Every registered reward is also an attribute of this package, so that scripts which take a dotted path find it:
+`hf_rlae.rewards.gsm8k`.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+from hf_rlae.rewards.contract import Reward, RewardError, RewardUnavailableError, RuleReward
+from hf_rlae.rewards.registry import get_reward, list_rewards, rewards
+
+if TYPE_CHECKING:
+    from hf_rlae.rewards.length_penalties import length_penalty
+    from hf_rlae.rewards.reward_models import reward_model
+    from hf_rlae.rewards.weighted_sums import weighted_sum
+
+_MAKERS = {
+    "length_penalty": "hf_rlae.rewards.length_penalties",
+    "reward_model": "hf_rlae.rewards.reward_models",
+    "weighted_sum": "hf_rlae.rewards.weighted_sums",
+}
+
+__all__ = [
+    "Reward",
+    "RewardError",
+    "RewardUnavailableError",
+    "RuleReward",
+    "get_reward",
+    "length_penalty",
+    "list_rewards",
+    "reward_model",
+    "rewards",
+    "weighted_sum",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name in _MAKERS:
+        return getattr(importlib.import_module(_MAKERS[name]), name)
+    if name.startswith("_") or name not in list_rewards():
+        raise AttributeError(f"module 'hf_rlae.rewards' has no attribute {name!r}")
+    return rewards[name]
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_MAKERS, *list_rewards()})

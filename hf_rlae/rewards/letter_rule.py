@@ -1,0 +1,284 @@
+r"""The rule for multiple choice: `mmlu`, `arc_challenge`, `gpqa`, `piqa`.
+
+A *letter* is one of the first N letters of the alphabet, N being the number of options (26 where the row has no column
+`choices`), that stands alone: no letter, digit, `_` or apostrophe touches it, and neither `-`, `+` nor `#` comes after
+it (`B-cell`, `C++` hold none). In detail:
+
+* A letter is *marked* if a closing bracket, `.`, `:`, `,`, `;`, `*`, a quotation mark, the end of the line or the end
+  of the text follows it: `B.`, `(B)`, `**B**`, `\text{B}`.
+* A capital counts marked or not. `A` and `I` are words as well: they count if marked, or if the next word is one of
+  because, since, as, and, or, but, for, which, is, not. So "A dog barks" holds no letter, and "A because ..." does.
+* A small letter counts at the beginning of what is read (`b) Paris`, `b`), or in brackets; `a` and `i` only if marked.
+* A letter after "not", "n't", "never", "neither" or "nor" is negated and does not count.
+* A letter that is joined to another one by a comma, `/`, `&`, "or", "and" or "nor" is ambiguous.
+
+What a text answers:
+
+1. The last marker whose field names an option decides (markers and fields are those of `hf_rlae.rewards.fields`; of the
+   word "answer", only the first sentence counts). A field is read so: if it is the text of an option, it names that
+   option; else its first letter that counts; else, if it begins with the text of an option, that option, of several the
+   longest. An ambiguous letter ends the search, and so does an option's text that is joined to another one's: the text
+   has no answer.
+2. A text that is nothing but the text of an option names that option.
+3. A text that begins with a letter that counts ("B. Paris", "(b) because ...", "B") names it, unless another letter
+   that is followed by `)`, `.` or `:` stands in its first 2,000 characters: then it repeats the options.
+4. If the last line is nothing but one letter, with or without marks around it, or the text of an option, it is named.
+5. If one letter, and only one, is named in the last 2,000 characters, by brackets or bold type around it or by
+   "option", "choice", "letter", "choose", "pick", "select", "with", "is", "be" or "it's" before it, it is the answer.
+
+Otherwise the text has no answer. So two letters without a marker are wrong, and so is "A or B". A repeated list of
+options earns nothing unless a marker follows it. The text of an option is compared without marks and spaces at its
+ends, with any space for any other, and without case where case does not tell options apart; where several options
+share it, it names none. A single ASCII letter is never read as an option's text. Only ASCII letters are read. Prompts
+are not looked at.
+
+The ground truth, in the column `answer`: a letter; an index from 0 (an `int`); a string of digits, which is a label
+that counts from 1 (ARC has some); or the very text of an option in `choices`. `choices` is a list of the options'
+texts, or ARC's `{"text": [...], "label": [...]}`, whose labels the answer then refers to.
+
+Source: ours.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from numbers import Integral
+from string import ascii_uppercase
+from typing import Any
+
+from hf_rlae.rewards.contract import Row, RuleReward
+from hf_rlae.rewards.fields import answer_fields, sentence_end
+from hf_rlae.rewards.registry import register_tasks
+
+_WINDOW = 2_000
+_AMBIGUOUS = "?"
+
+_ALONE = re.compile(r"(?<![\w'’])[A-Za-z](?![\w'’+#-])")
+_MARKED = re.compile(r"[.:,;*_`\"”)\]}：）]|\s*(?:\n|\Z)")
+_AFTER_WORD = re.compile(r"[ \t]+(?:because|since|as|and|or|but|for|which|is|not)\b", re.IGNORECASE)
+_OPENING = re.compile(
+    r"[\s*_`\"'“(\[{$（]*+(?:\\(?:text|mathrm|mathbf|textbf)\{)?(?:(?:option|choice)\s)?[(*]{0,3}", re.I
+)
+_NEGATION = re.compile(
+    r"(?:\b(?:not|never|neither|nor)|n['’]t)\s{0,2}(?:be\s)?(?:(?:option|choice)\s)?[\s*_`\"'(\[]{0,4}\Z", re.IGNORECASE
+)
+_JOINED = re.compile(
+    r"[\s*_`\"')\]}.]{0,4}(?:[,/&]|\b(?:or|and|nor)\b)[\s,*_`\"'(\[]{0,4}(?:(?:or|and|nor|option|choice)\s){0,2}"
+    r"[*_`\"'(\[]{0,3}(?P<other>[A-Za-z])(?![\w'’+#-])",
+    re.IGNORECASE,
+)
+_LISTED = re.compile(r"(?<![\w'’])([A-Z])[).:](?!\w)")
+_NAMED = re.compile(
+    r"(?:\((?:\*\*)?|\[|\*\*|\\text\{|\b(?:option|choice|letter|choose|pick|select|with|is|be|it['’]s)\s[(*]{0,3})"
+    r"(?P<letter>[A-Za-z])(?![\w'’+#-])",
+    re.IGNORECASE,
+)
+_JOINED_OPTION = re.compile(r"[\s,/&]*(?:[,/&]|\b(?:or|and|nor)\b)\s*")
+_EDGES = " \t\r\n*_`\"'“”‘’$.,;:!?()[]{}"
+
+
+def extract_letter(text: str, choices: Sequence[str] | None = None, num_choices: int = 26) -> str | None:
+    """The letter of the option that a text answers with, by the rule of this module.
+
+    Args:
+        text (`str`): any string.
+        choices (`Sequence[str]`, *optional*): the options' texts.
+        num_choices (`int`, defaults to 26): how many options there are, where `choices` is not given.
+
+    Returns:
+        `str` or `None`: a capital, or `None` where the text has no answer.
+
+    Example:
+
+    >>> extract_letter("Let me see. The answer is (b)."), extract_letter("A or B"), extract_letter("A dog.")
+    ('B', None, None)
+    >>> extract_letter("The answer is Paris.", choices=["Rome", "Paris"])
+    'B'
+    """
+    reader = _Reader(choices, num_choices)
+    for field in answer_fields(text):
+        end = sentence_end(text, field.start, field.end) if field.kind == "phrase" else field.end
+        found = reader.read_field(text, field.start, min(end, field.start + _WINDOW))
+        if found:
+            return None if found == _AMBIGUOUS else found
+    found = reader.read_text(text)
+    return None if found == _AMBIGUOUS else found
+
+
+class _Reader:
+    """Reads letters of one row's options. Methods give a capital, `"?"` for ambiguous, or `None` for nothing."""
+
+    def __init__(self, choices: Sequence[str] | None, num_choices: int) -> None:
+        self.letters = ascii_uppercase[: num_choices if choices is None else len(choices)]
+        self.texts = dict(zip(self.letters, map(_bare, choices or ()), strict=False))
+        self.options = [(text.casefold(), letter) for letter, text in self.texts.items() if text]
+
+    def read_field(self, text: str, start: int, end: int) -> str | None:
+        content = text[start:end]
+        bare = _bare(content)
+        named = self._option(bare)
+        if named:
+            return named
+        for match in _ALONE.finditer(content):
+            found = self._letter(content, match)
+            if found:
+                return found
+        return self._option_at_start(bare.casefold())
+
+    def _option_at_start(self, bare: str) -> str | None:
+        begun = [(len(option), letter) for option, letter in self.options if _begins(bare, option)]
+        if not begun:
+            return None
+        length, letter = max(begun)
+        if (length, letter) != min(each for each in begun if each[0] == length):
+            return _AMBIGUOUS
+        joined = _JOINED_OPTION.match(bare, length)
+        rest = bare[joined.end() :] if joined else ""
+        return _AMBIGUOUS if any(_begins(rest, option) for option, other in self.options if other != letter) else letter
+
+    def read_text(self, text: str) -> str | None:
+        stripped = text.strip()
+        if len(stripped) <= _WINDOW:
+            named = self._option(_bare(stripped))
+            if named:
+                return named
+        return self._at_start(stripped[:_WINDOW]) or self._last_line(stripped) or self._only_one(stripped[-_WINDOW:])
+
+    def _at_start(self, head: str) -> str | None:
+        opening = _OPENING.match(head)
+        match = _ALONE.match(head, opening.end() if opening else 0)
+        found = self._letter(head, match) if match else None
+        if found and found != _AMBIGUOUS:
+            listed = {letter for letter in _LISTED.findall(head) if letter in self.letters}
+            return None if listed - {found} else found
+        return found
+
+    def _last_line(self, stripped: str) -> str | None:
+        line = stripped[stripped.rfind("\n") + 1 :][:_WINDOW]
+        bare = _bare(line)
+        if len(bare) == 1 and bare.upper() in self.letters:
+            return bare.upper()
+        return self._option(bare)
+
+    def _only_one(self, tail: str) -> str | None:
+        named = set()
+        for match in _NAMED.finditer(tail):
+            letter = match["letter"]
+            is_word = letter in "AaIi" and not _MARKED.match(tail, match.end())
+            is_small = letter.islower() and not _MARKED.match(tail, match.end())
+            if letter.upper() in self.letters and not (is_word or is_small) and not _negated(tail, match.start()):
+                named.add(letter.upper())
+        return named.pop() if len(named) == 1 else None
+
+    def _option(self, bare: str) -> str | None:
+        """The option with this very text, if there is one and only one; a single letter is no text."""
+        if not bare or (len(bare) == 1 and bare.isascii() and bare.isalpha()):
+            return None
+        named = [letter for letter, text in self.texts.items() if text == bare]
+        named = named or [letter for option, letter in self.options if option == bare.casefold()]
+        return named[0] if len(named) == 1 else None
+
+    def _letter(self, content: str, match: re.Match[str]) -> str | None:
+        if not self._counts(content, match.start()) or _negated(content, match.start()):
+            return None
+        letter = match[0].upper()
+        joined = _JOINED.match(content, match.end())
+        if joined and joined["other"].upper() != letter and self._counts(content, joined.start("other")):
+            return _AMBIGUOUS
+        return letter
+
+    def _counts(self, content: str, at: int) -> bool:
+        char = content[at]
+        if char.upper() not in self.letters:
+            return False
+        is_marked = _MARKED.match(content, at + 1) is not None
+        if char.isupper():
+            return is_marked or char not in "AI" or _AFTER_WORD.match(content, at + 1) is not None
+        opening = _OPENING.match(content)
+        is_first = opening is not None and opening.end() == at
+        is_bracketed = content[at - 1 : at] in ("(", "[", "{", "（") and is_marked
+        return is_bracketed or (is_first and (is_marked or char not in "ai"))
+
+
+def _negated(content: str, at: int) -> bool:
+    return _NEGATION.search(content[max(0, at - 24) : at]) is not None
+
+
+def _bare(text: str) -> str:
+    return " ".join(text.strip(_EDGES).split())
+
+
+def _begins(bare: str, option: str) -> bool:
+    return bare.startswith(option) and not bare[len(option) : len(option) + 1].isalnum()
+
+
+class LetterReward(RuleReward):
+    """1.0 where a text names the option that the column `answer` names, else 0.0.
+
+    The module's docstring has the rule, and what `answer` and `choices` may be.
+
+    Args:
+        num_choices (`int`, defaults to 26): how many options there are in rows without `choices`.
+        name (`str`, defaults to `"letter_reward"`): its `__name__`.
+
+    Example:
+
+    >>> reward = LetterReward()
+    >>> texts = ["(B)", "The answer is 4.", "C"]
+    >>> reward(prompts=["?"] * 3, completions=texts, answer=["B", 1, "2"], choices=[["3", "4"]] * 3)
+    [1.0, 1.0, 0.0]
+    """
+
+    further_columns = ("choices",)
+
+    def __init__(self, num_choices: int = 26, name: str = "letter_reward") -> None:
+        super().__init__(name)
+        self.num_choices = num_choices
+
+    def reference(self, answer: Any, row: Row) -> str:
+        """See `RuleReward.reference`."""
+        texts, labels = _options_of(row)
+        letters = ascii_uppercase[: self.num_choices if texts is None else len(texts)]
+        found = _letter_of(answer, texts or [], labels)
+        if found is None or not 0 <= found < len(letters):
+            expected = f"a letter from A to {letters[-1]}, an index from 0, a label from '1', or the text of an option"
+            raise row.unreadable(answer, expected)
+        return letters[found]
+
+    def is_right(self, text: str, reference: Any, row: Row) -> bool:
+        """See `RuleReward.is_right`."""
+        texts, _ = _options_of(row)
+        return extract_letter(text, texts, self.num_choices) == reference
+
+
+def _options_of(row: Row) -> tuple[list[str] | None, list[str]]:
+    """The options' texts and, in ARC's form, their labels."""
+    if "choices" not in row.columns:
+        return None, []
+    given = row.columns["choices"]
+    texts: Any
+    texts, labels = (given.get("text"), given.get("label", [])) if isinstance(given, Mapping) else (given, [])
+    is_list = isinstance(texts, Sequence) and not isinstance(texts, str)
+    if not is_list or not 0 < len(texts) <= 26 or not all(isinstance(text, str) for text in texts):
+        raise row.unreadable(given, "1 to 26 texts, or {'text': [...], 'label': [...]}", "choices")
+    return list(texts), [str(label).upper() for label in labels]
+
+
+def _letter_of(answer: Any, texts: list[str], labels: list[str]) -> int | None:
+    if isinstance(answer, Integral) and not isinstance(answer, bool):
+        return int(answer)
+    if not isinstance(answer, str):
+        return None
+    bare = answer.strip(" \t\n().:*").upper()
+    if bare in labels:
+        return labels.index(bare)
+    if len(bare) == 1 and bare in ascii_uppercase:
+        return ascii_uppercase.index(bare)
+    if bare.isascii() and bare.isdigit() and len(bare) <= 2:
+        return int(bare) - 1
+    exact = [at for at, text in enumerate(texts) if text == answer]
+    return exact[0] if len(exact) == 1 else None
+
+
+register_tasks(lambda name: LetterReward(name=name), ("letter", "mmlu", "arc_challenge", "gpqa", "piqa"))

@@ -1,0 +1,91 @@
+"""Rewards by name. Every module of this package whose name ends in `_rule` registers what it holds."""
+
+from __future__ import annotations
+
+import importlib
+import pkgutil
+from collections.abc import Callable
+from functools import cache
+from typing import Any
+
+from hf_rlae.errors import ConfigError
+from hf_rlae.registry import Registry
+from hf_rlae.rewards.contract import Reward, RewardError, RewardUnavailableError, name_of
+
+rewards: Registry[Callable[..., Any]] = Registry("reward")
+"""Name -> reward; `@rewards.register("mine")` adds one."""
+
+_LATER = {
+    "mbpp": "the rule for MBPP runs code that a model wrote, needs a sandbox for it, and is not there yet; "
+    "register a reward of your own under another name, or train on another task"
+}
+
+
+@cache
+def _discover() -> None:
+    package = importlib.import_module("hf_rlae.rewards")
+    for module in pkgutil.iter_modules(package.__path__):
+        if module.name.endswith("_rule"):
+            importlib.import_module(f"{package.__name__}.{module.name}")
+
+
+def get_reward(name: str, **options: Any) -> Callable[..., Any]:
+    """A reward by the name of its task or its rule.
+
+    Args:
+        name (`str`): a task (`"gsm8k"`, `"mmlu"`, ...), a rule (`"number"`, `"letter"`, ...), or a name under which
+            you registered a reward yourself; `list_rewards()` gives them all.
+        options: options of the reward's class, such as `lexicon=` of `"sentiment"`; without any, the very object that
+            was registered comes back.
+
+    Returns:
+        callable: `reward(prompts, completions, completion_ids=None, **columns) -> list[float | None]`.
+
+    Raises:
+        ConfigError: there is no such reward.
+        RewardError: the reward has no such option.
+        RewardUnavailableError: something that the reward needs is not there.
+
+    Example:
+
+    >>> reward = get_reward("gsm8k")
+    >>> reward(prompts=["2 + 3?"] * 2, completions=["It is 5.", "It is 6."], answer=["2 + 3 = 5 #### 5"] * 2)
+    [1.0, 0.0]
+    """
+    _discover()
+    if name in _LATER and name not in rewards:
+        raise RewardUnavailableError(_LATER[name])
+    reward = rewards[name]
+    if options:
+        if not isinstance(reward, Reward):
+            raise RewardError(f"{name} is a plain function and has no options; bind them with functools.partial")
+        reward = reward.with_options(**options)
+    if isinstance(reward, Reward):
+        reward.check_available()
+    return reward
+
+
+def list_rewards() -> list[str]:
+    """The names that `get_reward` knows, sorted.
+
+    Example:
+
+    >>> {"gsm8k", "letter", "mmlu", "number", "triviaqa"} <= set(list_rewards())
+    True
+    """
+    _discover()
+    return list(rewards)
+
+
+def register_tasks(make: Callable[[str], Reward], tasks: tuple[str, ...]) -> None:
+    """Registers one reward a task, each with its own name, such as `gsm8k_reward` for `gsm8k`.
+
+    Args:
+        make (callable): gives a reward of the name that it is called with.
+        tasks (`tuple[str, ...]`): the tasks that a rule serves, and the rule's own name.
+    """
+    for task in tasks:
+        reward = make(f"{task}_reward")
+        if name_of(reward) != f"{task}_reward":
+            raise ConfigError(f"the reward of {task} calls itself {name_of(reward)}")
+        rewards.register(task)(reward)

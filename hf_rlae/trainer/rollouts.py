@@ -1,0 +1,315 @@
+"""Rollouts: texts that an ensemble wrote, with what an update of its policy needs. Nothing of the vocabulary's size."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, fields
+from typing import Any
+
+import torch
+from transformers import LogitsProcessorList, TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
+from transformers.generation.streamers import BaseStreamer
+
+from hf_rlae.ensemble import EnsembleForCausalLM
+from hf_rlae.ensemble.member_scores import score_members
+from hf_rlae.objectives import mixture_logps, spans_of_tokens
+from hf_rlae.policy import PolicyOutput, PolicyState
+from hf_rlae.trainer.row_noise import RowSampler, row_uniforms, seed_of
+
+_PADDING = {"span_index": -1, "member_logps": torch.nan, "old_mixture_logps": torch.nan}
+_COLUMN_OF = {"completion_ids": "T", "completion_mask": "T", "span_index": "T", "member_logps": "T"}
+
+
+@dataclass
+class Rollouts:
+    """N texts with what the policy saw, said and led to. Axes: N rows, T tokens, S spans, M members.
+
+    Attributes:
+        prompts (`list[str]` or `list[list[dict]]`), completions (the same form): one a row.
+        completion_ids (`torch.LongTensor` of shape `(N, T)`): union ids, padded on the right.
+        completion_mask (`torch.BoolTensor` of shape `(N, T)`): the tokens up to and with the one that ends a text.
+        span_index (`torch.LongTensor` of shape `(N, T)`): the span of each token; -1 where there is none.
+        span_mask (`torch.BoolTensor` of shape `(N, S)`): which spans exist.
+        observation (`dict[str, torch.Tensor]`, each of shape `(N, S, ...)`): what the policy saw.
+        weights (`torch.FloatTensor` of shape `(N, S, M)`): what the policy gave.
+        actions (`torch.FloatTensor` of shape `(N, S, M)`, *optional*): what was drawn.
+        old_log_probs (`torch.FloatTensor` of shape `(N, S)` or `(N, S, M)`, *optional*): their log-densities, in nats.
+        old_values (`torch.FloatTensor` of shape `(N, S)`): the critic's estimates.
+        member_logps (`torch.FloatTensor` of shape `(N, T, M)`, *optional*): what each member gave to each token, in
+            nats; NaN where it had no weight, minus infinity where it could not propose it.
+        old_mixture_logps (`torch.FloatTensor` of shape `(N, T)`, *optional*): of each token in the mixture, in nats.
+        advantages (`torch.FloatTensor` of shape `(N,)` or `(N, S)`, *optional*): added once rewards are known.
+        returns (`torch.FloatTensor` of shape `(N, S)`, *optional*): what the critic learns; added with them.
+    """
+
+    prompts: list[Any]
+    completions: list[Any]
+    completion_ids: torch.Tensor
+    completion_mask: torch.Tensor
+    span_index: torch.Tensor
+    span_mask: torch.Tensor
+    observation: dict[str, torch.Tensor]
+    weights: torch.Tensor
+    old_values: torch.Tensor
+    actions: torch.Tensor | None = None
+    old_log_probs: torch.Tensor | None = None
+    member_logps: torch.Tensor | None = None
+    old_mixture_logps: torch.Tensor | None = None
+    advantages: torch.Tensor | None = None
+    returns: torch.Tensor | None = None
+
+    def __len__(self) -> int:
+        return len(self.prompts)
+
+    def tensors(self) -> dict[str, torch.Tensor]:
+        """The tensors by name, without the observation."""
+        values = {entry.name: getattr(self, entry.name) for entry in fields(self)}
+        return {name: value for name, value in values.items() if isinstance(value, torch.Tensor)}
+
+    def select(self, rows: Sequence[int]) -> Rollouts:
+        """Some of the rows, in the order given."""
+        index = torch.tensor(list(rows), dtype=torch.long)
+        changed: dict[str, Any] = {name: tensor[index.to(tensor.device)] for name, tensor in self.tensors().items()}
+        changed["observation"] = {name: tensor[index.to(tensor.device)] for name, tensor in self.observation.items()}
+        changed["prompts"] = [self.prompts[row] for row in rows]
+        changed["completions"] = [self.completions[row] for row in rows]
+        return Rollouts(**changed)
+
+    def to(self, device: torch.device | str) -> Rollouts:
+        """The same on another device."""
+        moved: dict[str, Any] = {name: tensor.to(device) for name, tensor in self.tensors().items()}
+        moved["observation"] = {name: tensor.to(device) for name, tensor in self.observation.items()}
+        return Rollouts(self.prompts, self.completions, **moved)
+
+    def state(self) -> dict[str, Any]:
+        """Plain containers of tensors, to be saved; see `from_state`."""
+        return {
+            "prompts": self.prompts,
+            "completions": self.completions,
+            "observation": self.observation,
+            **self.tensors(),
+        }
+
+    @classmethod
+    def from_state(cls, state: dict[str, Any]) -> Rollouts:
+        """What `state` was made of."""
+        return cls(**state)
+
+
+def concatenate(parts: Sequence[Rollouts]) -> Rollouts:
+    """All rows of several rollouts; shorter ones are padded.
+
+    Args:
+        parts (`Sequence[Rollouts]`): with the same optional fields.
+    """
+    if len(parts) == 1:
+        return parts[0]
+    joined: dict[str, Any] = {
+        name: _joined([part.tensors()[name] for part in parts], _PADDING.get(name, 0)) for name in parts[0].tensors()
+    }
+    joined["observation"] = {
+        name: _joined([part.observation[name] for part in parts], 0) for name in parts[0].observation
+    }
+    joined["prompts"] = [prompt for part in parts for prompt in part.prompts]
+    joined["completions"] = [completion for part in parts for completion in part.completions]
+    return Rollouts(**joined)
+
+
+def _joined(tensors: Sequence[torch.Tensor], value: float) -> torch.Tensor:
+    shape = [max(sizes) for sizes in zip(*(tensor.shape[1:] for tensor in tensors), strict=True)]
+    padded = []
+    for tensor in tensors:
+        if list(tensor.shape[1:]) != shape:
+            wide = tensor.new_full((len(tensor), *shape), value)
+            wide[tuple(slice(size) for size in tensor.shape)] = tensor
+            tensor = wide
+        padded.append(tensor)
+    return torch.cat(padded)
+
+
+@dataclass
+class SpanRecorder:
+    """Stands in for the policy while a text is written, and keeps what it saw and said at every span.
+
+    Args:
+        policy (`PolicyModel`): asked without gradients.
+        seeds_of (callable, *optional*): gives a span's seeds, one a row, from which actions are drawn; `None` for the
+            deterministic weights.
+    """
+
+    policy: Any
+    seeds_of: Callable[[int], Sequence[int]] | None = None
+    observations: list[dict[str, torch.Tensor]] = field(default_factory=list)
+    outputs: list[PolicyOutput] = field(default_factory=list)
+
+    @property
+    def observes_members(self) -> bool:
+        """Whether members have to be run for the policy."""
+        return self.policy.config.observes_members
+
+    def __call__(self, state: PolicyState) -> torch.Tensor:
+        """The policy's weights, `(B, M)`."""
+        seen = self.policy.observe(state)
+        sample = False if self.seeds_of is None else self.seeds_of(len(self.outputs))
+        output = self.policy(seen, sample=sample)
+        self.observations.append(seen)
+        self.outputs.append(output)
+        return output.weights
+
+
+@contextmanager
+def recording(ensemble: EnsembleForCausalLM, recorder: SpanRecorder) -> Iterator[None]:
+    """Within this context the ensemble asks the recorder instead of its policy."""
+    policy = ensemble.policy
+    ensemble.set_policy(recorder)
+    try:
+        yield
+    finally:
+        ensemble.set_policy(policy)
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How texts are written.
+
+    Attributes:
+        max_completion_length (`int`): tokens at most.
+        seeds (`tuple[int, ...]` or `None`): one a row, from which tokens and actions are drawn; `None` writes the
+            likeliest tokens.
+        explores (`bool`): whether actions are drawn.
+        temperature (`float`), top_p (`float`), top_k (`int`): as in transformers; 0 leaves all tokens.
+        keeps_logps (`bool`): whether the members' log-probabilities are wanted.
+    """
+
+    max_completion_length: int
+    seeds: tuple[int, ...] | None
+    explores: bool = False
+    temperature: float = 1.0
+    top_p: float = 1.0
+    top_k: int = 0
+    keeps_logps: bool = True
+
+
+def write_rollouts(
+    ensemble: EnsembleForCausalLM,
+    policy: Any,
+    inputs: dict[str, torch.Tensor],
+    prompts: Sequence[Any],
+    sampling: Sampling,
+    streamer: BaseStreamer | None = None,
+) -> Rollouts:
+    """Lets an ensemble continue prompts and keeps what the policy did.
+
+    The policy is asked at every span's first token about the text as it stands. A prompt that several rows share is
+    read once. Where the ensemble draws members, their log-probabilities come from one more pass over the finished
+    texts.
+
+    Args:
+        ensemble (`EnsembleForCausalLM`): that writes; its own policy is not asked.
+        policy (`PolicyModel`): that is.
+        inputs: `input_ids` and `attention_mask` of shape `(N, L)`, and `member_input_ids` and `member_attention_mask`
+            of chats.
+        prompts: one a row, strings or messages, as they were given.
+        sampling (`Sampling`): how.
+        streamer (*optional*): told of every step.
+    """
+    seeds = sampling.seeds
+    seeds_of = None
+    if sampling.explores and seeds is not None:
+        seeds_of = lambda span: [seed_of(seed, 1, span) for seed in seeds]  # noqa: E731
+    recorder = SpanRecorder(policy, seeds_of)
+    columns = inputs["input_ids"].shape[1]
+    draws = ensemble.config.draw is not None and seeds is not None
+    cache = ensemble.new_cache(record=sampling.keeps_logps and not draws)
+    with torch.no_grad(), recording(ensemble, recorder), torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(seed_of(*(seeds or ()), 2))
+        out = ensemble.generate(
+            **inputs,
+            past_key_values=cache,
+            max_new_tokens=sampling.max_completion_length,
+            logits_processor=_processors(sampling, columns),
+            **({"do_sample": True, "top_k": 0, "top_p": 1.0, "temperature": 1.0} if draws else {"do_sample": False}),
+            num_beams=1,
+            return_dict_in_generate=True,
+            streamer=streamer,
+        )
+        member_logps = out.member_logps
+        if draws and sampling.keeps_logps:
+            mask = torch.cat([inputs["attention_mask"], torch.ones_like(out.sequences[:, columns:])], dim=1)
+            member_logps = score_members(ensemble, out.sequences, mask, columns, inputs)
+    return _rollouts(ensemble, recorder, out.sequences[:, columns:], member_logps, prompts, sampling)
+
+
+def _processors(sampling: Sampling, columns: int) -> LogitsProcessorList:
+    processors = LogitsProcessorList()
+    if sampling.seeds is None:
+        return processors
+    if sampling.temperature != 1.0:
+        processors.append(TemperatureLogitsWarper(float(sampling.temperature)))
+    if sampling.top_k:
+        processors.append(TopKLogitsWarper(sampling.top_k))
+    if sampling.top_p < 1.0:
+        processors.append(TopPLogitsWarper(sampling.top_p))
+    uniforms = row_uniforms([seed_of(seed, 0) for seed in sampling.seeds], sampling.max_completion_length)
+    processors.append(RowSampler(uniforms, columns))
+    return processors
+
+
+def _rollouts(
+    ensemble: EnsembleForCausalLM,
+    recorder: SpanRecorder,
+    completion_ids: torch.Tensor,
+    member_logps: torch.Tensor,
+    prompts: Sequence[Any],
+    sampling: Sampling,
+) -> Rollouts:
+    ends = ensemble.generation_config.eos_token_id
+    end_ids = torch.tensor([ends] if isinstance(ends, int) else list(ends or []), device=completion_ids.device)
+    is_end = torch.isin(completion_ids, end_ids)
+    mask = (is_end.cumsum(1) - is_end.long()) == 0
+    span_index, span_mask = spans_of_tokens(mask, ensemble.config.span_length)
+    spans = span_mask.shape[1]
+    outputs = recorder.outputs[:spans]
+
+    def stacked(name: str) -> torch.Tensor | None:
+        values = [getattr(output, name) for output in outputs]
+        return None if values[0] is None else torch.stack(values, dim=1)
+
+    weights, values = stacked("weights"), stacked("values")
+    assert weights is not None
+    assert values is not None
+    texts = ensemble.tokenizer.batch_decode(
+        completion_ids.masked_fill(~mask, _padding_id(ensemble)), skip_special_tokens=True
+    )
+    is_chat = bool(prompts) and not isinstance(prompts[0], str)
+    logps = member_logps.masked_fill(~mask[..., None], torch.nan) if sampling.keeps_logps else None
+    return Rollouts(
+        list(prompts),
+        [[{"role": "assistant", "content": text}] for text in texts] if is_chat else texts,
+        completion_ids,
+        mask,
+        span_index,
+        span_mask,
+        _stacked_observations(recorder.policy, recorder.observations[:spans]),
+        weights,
+        values,
+        stacked("actions"),
+        stacked("log_probs"),
+        logps,
+        None if logps is None else mixture_logps(weights, logps, span_index),
+    )
+
+
+def _padding_id(ensemble: EnsembleForCausalLM) -> int:
+    ends = ensemble.generation_config.eos_token_id
+    return ends if isinstance(ends, int) else ends[0]
+
+
+def _stacked_observations(policy: Any, observations: Sequence[dict[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
+    rows = len(next(iter(observations[0].values())))
+    together = policy.stack(observations)
+    return {
+        name: tensor.view(len(observations), rows, *tensor.shape[1:]).transpose(0, 1).contiguous()
+        for name, tensor in together.items()
+    }

@@ -1,0 +1,62 @@
+"""Randomness that belongs to a row, so that a rollout is the same in any batch, and on any number of processes."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+
+import torch
+from transformers import LogitsProcessor
+
+
+def seed_of(*parts: int) -> int:
+    """One seed from several numbers, from 0 to 2**63 - 1; different numbers give unrelated seeds.
+
+    Example:
+
+    >>> seed_of(0, 1) == seed_of(0, 1), seed_of(0, 1) == seed_of(1, 0)
+    (True, False)
+    """
+    digest = hashlib.blake2b(repr(parts).encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "big") >> 1
+
+
+def row_uniforms(seeds: Sequence[int], length: int) -> torch.Tensor:
+    """Numbers from 0 to below 1, `length` from each row's own seed.
+
+    Args:
+        seeds (`Sequence[int]`): one a row, B.
+        length (`int`): T.
+
+    Returns:
+        `torch.DoubleTensor` of shape `(B, T)`.
+    """
+    rows = [torch.rand(length, generator=torch.Generator().manual_seed(seed), dtype=torch.float64) for seed in seeds]
+    return torch.stack(rows)
+
+
+class RowSampler(LogitsProcessor):
+    """Samples a token for every row from the row's own numbers, and leaves nothing else to choose from.
+
+    The token is the first one at which the cumulated probability passes the number of the row and step. It comes last
+    among the processors of a `generate` without sampling of its own; temperature and the like come before it.
+
+    Source: inverse transform sampling.
+
+    Args:
+        uniforms (`torch.DoubleTensor` of shape `(B, T)`): see `row_uniforms`.
+        prompt_columns (`int`): columns of the prompt.
+    """
+
+    def __init__(self, uniforms: torch.Tensor, prompt_columns: int) -> None:
+        self.uniforms = uniforms
+        self.prompt_columns = prompt_columns
+
+    def __call__(self, input_ids: torch.LongTensor, scores: torch.FloatTensor) -> torch.FloatTensor:
+        """Scores of shape `(B, V)`: 0 for the token that was drawn, minus infinity for all others."""
+        cumulated = scores.double().softmax(-1).cumsum(-1)
+        number = self.uniforms[:, input_ids.shape[1] - self.prompt_columns, None].to(scores.device)
+        token = torch.searchsorted(cumulated, number * cumulated[:, -1:], right=True)
+        drawn = torch.full_like(scores, -torch.inf)
+        drawn.scatter_(1, token.clamp(max=scores.shape[1] - 1), 0.0)
+        return drawn  # type: ignore[return-value]
