@@ -1,0 +1,263 @@
+"""Policies for chains of arithmetic: how they are trained and measured on the embedded specialists."""
+
+from __future__ import annotations
+
+import random
+import tempfile
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any
+
+import numpy as np
+import torch
+from datasets import Dataset
+from torch import nn
+
+from hf_rlae.ensemble import EnsembleForCausalLM
+from hf_rlae.policy import EntropyPolicy, PerplexityPolicy, PolicyConfig, PolicyModel, PolicyState, StaticPolicy
+from hf_rlae.tasks.chains import FORMS, OPERATORS, Question, draw_questions, operator_at
+from hf_rlae.trainer import RLAEConfig, RLAETrainer
+from hf_rlae.zoo import OraclePolicy
+from hf_rlae.zoo.measure import complete
+
+TRAIN_SEED, VALIDATION_SEED, TEST_SEED = 5, 1, 0
+ACTORS = {"ppo": "joint", "mappo": "per_member", "mixture": "joint"}
+
+
+@dataclass(frozen=True)
+class TrainingSettings:
+    """How a policy is trained for chains.
+
+    Attributes:
+        objective (`str`): `"ppo"`, `"mappo"` or `"mixture"`.
+        rollouts (`int`): how many; each writes `texts` texts, `generations` a question.
+        texts (`int`), generations (`int`), updates (`int`): texts of a rollout and of a question, and updates made of
+            each rollout in each of `iterations` passes.
+        iterations (`int`): passes over a rollout.
+        learning_rate (`float`): falls to 0 linearly.
+        num_questions (`int`): different questions that are trained on.
+        num_steps (`tuple[int, ...]`), forms (`tuple[str, ...]`): their numbers of steps, and their forms.
+        hidden_size (`int`), concentration (`float`), noise (`float`): of the policy.
+        advantages (`str`, *optional*), entropy_coef (`float`, *optional*): see `RLAEConfig`.
+    """
+
+    objective: str
+    rollouts: int = 60
+    texts: int = 128
+    generations: int = 8
+    updates: int = 2
+    iterations: int = 2
+    learning_rate: float = 3e-3
+    num_questions: int = 2000
+    num_steps: tuple[int, ...] = (1, 2, 3)
+    forms: tuple[str, ...] = FORMS
+    hidden_size: int = 128
+    concentration: float = 20.0
+    noise: float = 0.5
+    advantages: str | None = None
+    entropy_coef: float | None = None
+    extra: dict[str, Any] = field(default_factory=dict)
+
+
+class BlindPolicy(PolicyModel):
+    """A policy that sees nothing: it can only learn weights that stay the same."""
+
+    def observe(self, state: PolicyState) -> dict[str, torch.Tensor]:
+        """What the policy would see, all zero."""
+        return {name: torch.zeros_like(seen) for name, seen in super().observe(state).items()}
+
+
+def new_policy(
+    members: Sequence[Any],
+    span_length: int,
+    settings: TrainingSettings,
+    seed: int,
+    kind: type[PolicyModel] = PolicyModel,
+) -> PolicyModel:
+    """A policy with random heads."""
+    torch.manual_seed(seed)
+    config = PolicyConfig.for_members(
+        members,
+        actor=ACTORS[settings.objective],
+        hidden_size=settings.hidden_size,
+        concentration=settings.concentration,
+        noise=settings.noise,
+        span_length=span_length,
+    )
+    return kind(config)
+
+
+def right_answers(ensemble: EnsembleForCausalLM, questions: Sequence[Question]) -> np.ndarray:
+    """Which questions are answered right by the likeliest tokens, of shape `(1, questions)`."""
+    completions = complete(ensemble, ensemble.tokenizer, [question.prompt for question in questions], batch_size=200)
+    right = [question.is_solved_by(text) for question, text in zip(questions, completions, strict=True)]
+    return np.array([right], dtype=float)
+
+
+def chain_reward(completions: Sequence[str], question: Sequence[dict[str, Any]], **columns: Any) -> list[float]:
+    """1.0 for a text that ends with the right answer, else 0.0."""
+    return [
+        float(Question(tuple(q["operands"]), tuple(q["operators"]), q["form"]).is_solved_by(text))
+        for q, text in zip(question, completions, strict=True)
+    ]
+
+
+class ShuffledReward:
+    """`chain_reward` given to the wrong texts: as many rewards, but they say nothing. A control."""
+
+    __name__ = "shuffled_reward"
+
+    def __init__(self, seed: int) -> None:
+        self._rng = random.Random(seed)
+
+    def __call__(self, completions: Sequence[str], **columns: Any) -> list[float]:
+        """Rewards in a random order."""
+        rewards = chain_reward(completions, **columns)
+        self._rng.shuffle(rewards)
+        return rewards
+
+
+def training_questions(settings: TrainingSettings, count: int) -> list[Question]:
+    """Questions that are not held out, of any operators."""
+    return draw_questions(
+        count,
+        TRAIN_SEED,
+        num_steps=settings.num_steps,
+        forms=settings.forms,
+        is_held_out=False,
+        is_mixed=False,
+    )
+
+
+def question_table(questions: Sequence[Question]) -> Dataset:
+    """Questions with a column `prompt` and what the reward needs."""
+    rows = [{"operands": list(q.operands), "operators": list(q.operators), "form": q.form} for q in questions]
+    return Dataset.from_dict({"prompt": [q.prompt for q in questions], "question": rows})
+
+
+def train_policy(
+    members: Sequence[Any],
+    span_length: int,
+    settings: TrainingSettings,
+    seed: int,
+    *,
+    kind: type[PolicyModel] = PolicyModel,
+    reward: Callable[..., list[float]] = chain_reward,
+    callbacks: Sequence[Any] = (),
+    is_quiet: bool = True,
+) -> tuple[PolicyModel, list[float]]:
+    """Trains a policy by reinforcement learning.
+
+    Args:
+        members: of the ensemble.
+        span_length (`int`): tokens per span.
+        settings (`TrainingSettings`): how.
+        seed (`int`): of the policy, the order of the questions, and all texts.
+        kind (`type[PolicyModel]`): of policy.
+        reward (callable): in TRL's form.
+        callbacks: further callbacks of the trainer.
+        is_quiet (`bool`, defaults to `True`): whether nothing is printed.
+
+    Returns:
+        the policy, and the mean reward of each logged rollout.
+    """
+    policy = new_policy(members, span_length, settings, seed, kind)
+    ensemble = EnsembleForCausalLM.from_members(members, policy, span_length=span_length)
+    questions = training_questions(settings, settings.num_questions)
+    updates = settings.updates * settings.iterations
+    with tempfile.TemporaryDirectory() as folder:
+        args = RLAEConfig(
+            folder,
+            objective=settings.objective,
+            num_generations=settings.generations,
+            per_device_train_batch_size=settings.texts // settings.updates,
+            generation_batch_size=settings.texts,
+            num_iterations=settings.iterations,
+            max_completion_length=70,
+            max_steps=settings.rollouts * updates,
+            learning_rate=settings.learning_rate,
+            lr_scheduler_type="linear",
+            advantages=settings.advantages,
+            entropy_coef=settings.entropy_coef,
+            logging_steps=updates,
+            save_strategy="no",
+            report_to="none",
+            disable_tqdm=is_quiet,
+            seed=seed,
+            **settings.extra,
+        )
+        trainer = RLAETrainer(ensemble, reward, args, question_table(questions), callbacks=list(callbacks))
+        if is_quiet:
+            from transformers.trainer_callback import PrinterCallback
+
+            trainer.remove_callback(PrinterCallback)
+        trainer.train()
+    curve = [entry["reward"] for entry in trainer.state.log_history if entry.get("reward") is not None]
+    return policy.eval(), curve
+
+
+class _OracleWatch(OraclePolicy):
+    """The oracle, which keeps what a policy sees beside what it answers itself."""
+
+    observes_members = True
+
+    def __init__(self, policy: PolicyModel) -> None:
+        super().__init__()
+        self.policy = policy
+        self.seen: list[dict[str, torch.Tensor]] = []
+        self.labels: list[torch.Tensor] = []
+
+    def __call__(self, state: PolicyState) -> torch.Tensor:
+        kept = [row for row, text in enumerate(state.text) if operator_at(text) is not None]
+        if kept:
+            rows = torch.tensor(kept)
+            self.seen.append({name: tensor[rows] for name, tensor in self.policy.observe(state).items()})
+            self.labels.append(torch.tensor([OPERATORS.index(str(operator_at(state.text[row]))) for row in kept]))
+        return super().__call__(state)
+
+
+def supervise_policy(
+    members: Sequence[Any], span_length: int, settings: TrainingSettings, seed: int, epochs: int = 20
+) -> PolicyModel:
+    """A policy that learns the oracle's labels from texts which the oracle wrote: how much of it can be seen."""
+    policy = new_policy(members, span_length, settings, seed)
+    watch = _OracleWatch(policy)
+    ensemble = EnsembleForCausalLM.from_members(members, watch, span_length=span_length)
+    questions = training_questions(settings, 1000)
+    complete(ensemble, ensemble.tokenizer, [question.prompt for question in questions], batch_size=200)
+    seen = {name: tensor.clone() for name, tensor in policy.stack(watch.seen).items()}
+    labels = torch.cat(watch.labels)
+    optimizer = torch.optim.Adam(policy.parameters(), lr=1e-3)
+    order = torch.Generator().manual_seed(seed)
+    for _ in range(epochs):
+        for rows in torch.randperm(len(labels), generator=order).split(256):
+            output = policy({name: tensor[rows] for name, tensor in seen.items()}, sample=False)
+            loss = nn.functional.nll_loss(output.weights.clamp(min=1e-9).log(), labels[rows])
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+    return policy.eval()
+
+
+def with_policy(members: Sequence[Any], policy: Any, span_length: int) -> EnsembleForCausalLM:
+    """The ensemble that is measured."""
+    return EnsembleForCausalLM.from_members(members, policy, span_length=span_length)
+
+
+FREE_POLICIES: dict[str, Callable[[int], Any]] = {
+    "uniform weights": lambda members: StaticPolicy([1 / members] * members),
+    "PerplexityPolicy": lambda members: PerplexityPolicy(),
+    "EntropyPolicy": lambda members: EntropyPolicy(),
+    "oracle switching": lambda members: OraclePolicy(OPERATORS[:members]),
+}
+"""Policies that are not trained, by the name in the tables; called with the number of members."""
+
+
+def replaced(settings: TrainingSettings, **changes: Any) -> TrainingSettings:
+    """The settings with some changed."""
+    return replace(settings, **changes)
+
+
+def settings_as_json(settings: TrainingSettings) -> dict[str, Any]:
+    """The settings, for a result's file."""
+    return asdict(settings)
