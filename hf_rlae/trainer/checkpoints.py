@@ -44,6 +44,7 @@ class DurableTrainer(Trainer):
       renames after all have written. Deleting an old checkpoint takes its name away first.
     * `train(resume_from_checkpoint=True)` takes the newest whole checkpoint and leaves torn ones out. Where there is
       none it starts afresh and says so, as a job wants it that may be started again at any time (transformers raises).
+      A run that is over takes no further step.
     * Evaluation during training leaves the random number generators as they were, so that a run which was killed
       between a step and its evaluation goes on like one which was not.
     * SIGTERM while `train()` runs in the main thread: at the end of the optimizer step a checkpoint is saved, training
@@ -228,6 +229,13 @@ class DurableTrainer(Trainer):
             state = torch.load(Path(checkpoint, self._state_name()), map_location="cpu", weights_only=True)
             self._loaded_losses = state["losses"]
             self.load_extra_state(state["extra"])
+
+    def _run_epoch(self, *args: Any, **kwargs: Any) -> None:
+        # transformers takes one step more where a run that is over is resumed inside an epoch
+        if self.state.global_step >= self.state.max_steps:
+            self.control.should_training_stop = True
+        else:
+            super()._run_epoch(*args, **kwargs)
 
     def _restore_losses(self) -> None:
         """The losses since the last log, so that the next log says what it would have said without the break."""

@@ -68,8 +68,8 @@ def check_finite(
 class FiniteCheck(TrainerCallback):
     """Checks gradients before and parameters after each optimizer step, by one number each.
 
-    The number is the largest absolute value of all, which cannot overflow and which NaN passes through; only where it
-    is not finite are parameters looked at one by one. It costs one wait for the device, and reading gradients and
+    The number is the norm of all; only where it is not finite are tensors looked at one by one, which also tells large
+    values, whose norm overflows, from infinite ones. It costs one wait for the device, and reading gradients and
     parameters once.
 
     Clipping multiplies all gradients by one factor, which is NaN if one gradient was: after it nobody can say whose
@@ -168,15 +168,17 @@ def _check_groups(
     step: int,
     model: nn.Module | None,
 ) -> None:
-    # an empty tensor has no largest value
-    tensors = [tensor for group in groups.values() for _, tensor in group if tensor.numel()]
-    if not tensors or bool(torch.nn.utils.get_total_norm(tensors, norm_type=float("inf")).isfinite()):
+    tensors = [tensor for group in groups.values() for _, tensor in group]
+    if bool(torch.nn.utils.get_total_norm(tensors).isfinite()):
         return
     faults = {
         name: [(parameter, tensor) for parameter, tensor in group if not bool(tensor.isfinite().all())]
         for name, group in groups.items()
     }
     guilty = [name for name, group in faults.items() if group]
+    if not guilty:
+        # large values: the norm has overflowed
+        return
     parameter, tensor = next(group[0] for group in faults.values() if group)
     labels = {id(named): label for label, named in model.named_parameters()} if model is not None else {}
     label = labels.get(id(parameter), f"a parameter of shape {tuple(parameter.shape)}")

@@ -24,6 +24,8 @@ from hf_rlae.rewards import RewardError
 from hf_rlae.rewards.contract import is_async, name_of
 
 _NUM_SHOWN = 3
+# an event loop that nobody blocks answers within microseconds
+_ANSWER_S = 0.25
 
 
 class GuardedReward:
@@ -222,7 +224,7 @@ class GuardedAsyncReward(GuardedReward):
 
     def _late(self, running: RunningReward) -> RewardError:
         running.future.cancel()
-        _loops.abandon()
+        _loops.leave_if_blocked()
         return self._time_limit(running.arguments["prompts"], running.arguments["completions"])
 
     def _finished(self, outcome: tuple[Any, BaseException | None], running: RunningReward) -> list[float | None]:
@@ -273,10 +275,13 @@ class _Loops:
                 threading.Thread(target=self._loop.run_forever, name="async rewards", daemon=True).start()
             return self._loop
 
-    def abandon(self) -> None:
+    def leave_if_blocked(self) -> None:
         with self._lock:
-            if self._loop is not None:
-                self._loop.call_soon_threadsafe(self._loop.stop)
+            if self._loop is None:
+                return
+            answer = threading.Event()
+            self._loop.call_soon_threadsafe(answer.set)
+            if not answer.wait(_ANSWER_S):
                 self._loop = None
 
 
