@@ -1,0 +1,116 @@
+"""The study of `RLAETrainer` on the embedded specialists: its parts, in small."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from rich.console import Console
+
+from hf_rlae import load_members
+from hf_rlae.studies import chain_policies as chains
+from hf_rlae.studies.results import ResultFolder
+from hf_rlae.studies.rlae import CONTROLS, TRAINED, Run, do_runs, measure, plan
+from hf_rlae.studies.rlae_tables import accuracy_picture, accuracy_table, as_markdown
+from hf_rlae.tasks.chains import draw_questions
+
+SETTINGS = {"questions": 12, "validation_questions": 6, "resolution": 2, "rollouts": 1}
+TINY = chains.TrainingSettings("mixture", rollouts=1, texts=8, generations=4, updates=1, iterations=1, hidden_size=8)
+
+
+def entry(method: str, right: str, span_length: int = 1, seed: int = 0):
+    return Run("shared", span_length, method, seed), {"right": right, "accuracy": 0.0}
+
+
+def test_the_plan_has_every_method_at_every_span_length_and_seed():
+    runs = plan(["shared"], [1, 2], seeds=3, control_seeds=1)
+    assert len({run.name for run in runs}) == len(runs)
+    for method in TRAINED:
+        assert sum(run.method == method for run in runs) == 6
+    for method in (*CONTROLS, "oracle switching"):
+        assert sum(run.method == method for run in runs) == 2
+    assert sum(run.method == "uniform weights" for run in runs) == 1
+
+
+def test_runs_that_are_done_are_not_done_again(tmp_path):
+    results = ResultFolder(tmp_path, SETTINGS)
+    runs = [Run("shared", 1, method) for method in ("uniform weights", "oracle switching")]
+    results.write(runs[0].name, {"right": "1" * 12, "accuracy": 1.0})
+    do_runs(runs, results, 1, Console(quiet=True))
+    assert results.read(runs[0].name) == {"right": "1" * 12, "accuracy": 1.0}
+    assert results.read(runs[1].name)["accuracy"] > 0.5
+
+
+def test_the_best_fixed_weights_come_from_the_validation_questions():
+    found = measure(Run("shared", 1, "best fixed weights"), SETTINGS)
+    assert sum(found["weights"]) == pytest.approx(1.0)
+    assert len(found["right"]) == 12
+
+
+def test_training_and_control_questions_are_not_tested_on():
+    trained = {q.expression for q in chains.training_questions(TINY, 300)}
+    tested = {q.expression for q in draw_questions(300, chains.TEST_SEED)}
+    validated = {q.expression for q in draw_questions(300, chains.VALIDATION_SEED)}
+    assert not trained & tested
+    assert not trained & validated
+
+
+def test_a_blind_policy_gives_the_same_weights_everywhere():
+    members = load_members("shared")
+    policy, _ = chains.train_policy(members, 2, TINY, 0, kind=chains.BlindPolicy)
+    ensemble = chains.with_policy(members, policy, 2)
+    inputs = ensemble.tokenizer(["7+5*3=", "9-4="], return_tensors="pt", padding=True)
+    out = ensemble.generate(**inputs, max_new_tokens=8, do_sample=False, return_dict_in_generate=True)
+    first = out.span_weights[0, 0]
+    torch.testing.assert_close(out.span_weights, first.expand_as(out.span_weights), atol=1e-6, rtol=0)
+
+
+def test_shuffled_rewards_are_the_same_rewards():
+    question = {"operands": [5, 3], "operators": ["*"], "form": "symbolic"}
+    texts = [" 5*3=15. 15"] * 3 + [" 5*3=8. 8"] * 5
+    true = chains.chain_reward(texts, [question] * 8)
+    assert true == [1.0] * 3 + [0.0] * 5
+    shuffled = [chains.ShuffledReward(seed)(texts, question=[question] * 8) for seed in range(5)]
+    assert all(sorted(rewards) == sorted(true) for rewards in shuffled)
+    assert any(rewards != true for rewards in shuffled)
+
+
+def test_supervision_learns_what_the_oracle_does(monkeypatch):
+    members = load_members("shared")
+    monkeypatch.setattr(chains, "training_questions", lambda settings, count: draw_questions(80, 3, is_held_out=False))
+    settings = chains.replaced(TINY, hidden_size=64)
+    policy = chains.supervise_policy(members, 1, settings, 0, epochs=20)
+    right = chains.right_answers(chains.with_policy(members, policy, 1), draw_questions(40))
+    assert right.mean() > 0.15  # uniform weights: 0.03
+
+
+def test_tables_say_what_was_found(tmp_path):
+    entries = [
+        entry("uniform weights", "1000" * 25),
+        entry("best fixed weights", "1000" * 25),
+        entry("oracle switching", "1111" * 25),
+        entry("oracle switching", "1111" * 25, 2),
+        entry("mixture", "1111" * 25),
+        entry("mixture", "1010" * 25, seed=1),
+        entry("mixture", "1000" * 25, 2),
+    ]
+    table = accuracy_table(entries, [1, 2])
+    rows = {row[0]: row[1:] for row in table.rows}
+    assert rows["uniform weights"][0] == rows["uniform weights"][3] == "0.250"
+    assert rows["mixture"][0] == "0.750 ± 0.354"
+    assert rows["mixture"][1].startswith("+0.500 [")
+    assert rows["mixture"][2].startswith("0.67 [")
+    assert rows["mixture"][5] == "0.00 [0.00, 0.00]"
+    as_markdown(table, tmp_path / "table.md")
+    assert (tmp_path / "table.md").read_text().count("\n") == 2 + len(table.rows)
+    accuracy_picture(entries, [1, 2], tmp_path / "picture.svg")
+    assert (tmp_path / "picture.svg").stat().st_size > 1000
+
+
+def test_right_answers_are_counted_one_by_one():
+    members = load_members("shared")
+    questions = draw_questions(10)
+    right = chains.right_answers(chains.with_policy(members, chains.FREE_POLICIES["oracle switching"](3), 1), questions)
+    assert right.shape == (1, 10)
+    assert set(np.unique(right)) <= {0.0, 1.0}
+    assert right.mean() >= 0.6
