@@ -32,6 +32,7 @@ _EXPORTS = {
     "list_tasks": "hf_rlae.tasks",
     "load_member": "hf_rlae.zoo",
     "load_members": "hf_rlae.zoo",
+    "load_policy": "hf_rlae.zoo",
     "load_task": "hf_rlae.tasks",
     "reward_model": "hf_rlae.rewards",
     "weighted_sum": "hf_rlae.rewards",

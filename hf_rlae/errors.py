@@ -30,6 +30,34 @@ class PolicyError(HfRlaeError, ValueError):
     """A policy returned something that is not one weight vector per row."""
 
 
+class TaskError(HfRlaeError, ValueError):
+    """The data of a task cannot be used; the message names the file, the row and the column, and nothing is loaded."""
+
+
+class SplitError(TaskError):
+    """The source lacks a split; the message names those that it has."""
+
+
+class NonFiniteError(HfRlaeError, ArithmeticError):
+    """A value is NaN or infinite; the message names what it belongs to (a member, role, reward, parameter) and when."""
+
+
+class CheckpointError(HfRlaeError, ValueError):
+    """A folder cannot be resumed from, or a state cannot be saved; the message says what is missing or wrong."""
+
+
+class RewardError(HfRlaeError, ValueError):
+    """A reward was given something it cannot work with; the message names the reward and the column or row."""
+
+
+class RewardUnavailableError(HfRlaeError, RuntimeError):
+    """A reward exists, but something that it needs is not there; the message says what and how to get it."""
+
+
+class ObjectiveError(HfRlaeError, ValueError):
+    """Tensors that no loss or advantage can be made of; the message names the tensor."""
+
+
 def nearest(given: str, known: Iterable[str]) -> str:
     """A closing hint for messages about unknown names.
 

@@ -13,8 +13,9 @@ from hf_rlae.errors import ConfigError
 SUMMARY = "three embedded specialists solve what none of them can alone"
 DESCRIPTION = """\
 Loads three tiny language models that come with the package. Each is right on one operator (+, -, *) and
-confidently wrong on the others. Shows one text that they write together, coloured by who carried each token,
-then how many held-out questions each of them and several ways to weigh them get right, and draws the weights.
+confidently wrong on the others. Shows one text that they write together, weighed by a learned policy and coloured
+by who carried each token, then how many held-out questions each of them and several ways to weigh them get right,
+and draws the weights. With --train the policy is trained first, before your eyes.
 
 Needs no network and no GPU.
 """
@@ -30,6 +31,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default="different",
         help="three members with three tokenizers, or with one (default: different)",
     )
+    parser.add_argument("--train", action="store_true", help="train the policy anew; takes a few minutes")
+    parser.add_argument("--seed", type=int, metavar="N", help="of --train (default: that of the policy in the package)")
     parser.add_argument("--questions", type=int, default=100, metavar="N", help="held-out questions (default: 100)")
     parser.add_argument(
         "--picture",
@@ -46,6 +49,8 @@ def check(args: argparse.Namespace) -> None:
             f"--chain {args.chain!r} is not a chain of numbers from 0 to 99 with +, - and * between them; write it "
             "like 7+5*3-4"
         )
+    if args.seed is not None and not 0 <= args.seed < 2**32:
+        raise ConfigError(f"--seed {args.seed}: give a whole number from 0 to 2**32 - 1")
     if not 1 <= args.questions <= 2000:
         raise ConfigError(f"--questions {args.questions}: give a number from 1 to 2000")
     if os.path.splitext(args.picture)[1].lower() not in (".png", ".svg", ".pdf"):

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import argparse
+import importlib
 import sys
+import time
 from collections.abc import Callable, Sequence
 
 import torch
@@ -17,13 +19,12 @@ from hf_rlae.cli.streaming import CarrierStreamer
 from hf_rlae.ensemble import EnsembleForCausalLM
 from hf_rlae.evaluation.fixed_weights import best_fixed_weights, simplex_grid
 from hf_rlae.member import Member
-from hf_rlae.policy import StaticPolicy
+from hf_rlae.policy import PolicyModel, StaticPolicy
 from hf_rlae.reports import legend, plot_token_weights, save_figure, span_table, trace_tokens
 from hf_rlae.tasks.chains import OPERATORS, Question, draw_questions
-from hf_rlae.zoo import SPECIALISTS, OraclePolicy, load_members
+from hf_rlae.zoo import SPECIALISTS, OraclePolicy, load_members, load_policy
 from hf_rlae.zoo.measure import MAX_NEW_TOKENS, accuracy
 
-SPAN_LENGTH = 1
 VALIDATION_SEED, TEST_SEED = 1, 0
 RESOLUTION = 5
 NUM_VALIDATION = 60
@@ -39,11 +40,12 @@ def show(args: argparse.Namespace) -> None:
     console = Console(file=sys.stdout)
     members = load_members(args.tokenizers)
     console.print(_members_table(members))
-    _write_one(console, members, args)
-    console.print(_accuracy_table(members, args.questions))
+    policy = _train(console, members, args) if args.train else load_policy(args.tokenizers)
+    _write_one(console, members, policy, args)
+    console.print(_accuracy_table(members, policy, args.questions))
     console.print(
-        "'switching' is told which operator comes next and gives its specialist all the weight: so far weights that "
-        "change with the text can get, and weights that stay the same cannot.",
+        "The learned policy was rewarded for right answers only. 'Switching' is told which operator comes next and "
+        "gives its specialist all the weight: so far weights that change with the text can get.",
         highlight=False,
     )
 
@@ -59,10 +61,20 @@ def _members_table(members: Sequence[Member]) -> Table:
     return table
 
 
-def _write_one(console: Console, members: Sequence[Member], args: argparse.Namespace) -> None:
+def _train(console: Console, members: Sequence[Member], args: argparse.Namespace) -> PolicyModel:
+    """Trains a policy anew, with a progress bar."""
+    # the trainer takes long to import
+    training = importlib.import_module("hf_rlae.studies.shipped_policy")
+    started = time.perf_counter()
+    policy = training.train(args.tokenizers, members, console, args.seed)
+    console.print(f"The policy was trained in {time.perf_counter() - started:.0f} s.\n", highlight=False)
+    return policy
+
+
+def _write_one(console: Console, members: Sequence[Member], policy: PolicyModel, args: argparse.Namespace) -> None:
     """One text, while it is written; then its spans and its picture."""
     names = [member.name for member in members]
-    ensemble = EnsembleForCausalLM.from_members(members, OraclePolicy(), span_length=SPAN_LENGTH)
+    ensemble = EnsembleForCausalLM.from_members(members, policy, span_length=policy.config.span_length)
     prompt = args.chain.rstrip("=") + "="
     inputs = ensemble.tokenizer([prompt], return_tensors="pt")
     console.print("One text, every token in the colour of the member that carried it:")
@@ -84,14 +96,16 @@ def _write_one(console: Console, members: Sequence[Member], args: argparse.Names
     console.print(f"The weights are drawn in {args.picture}\n", highlight=False)
 
 
-def _accuracy_table(members: Sequence[Member], count: int) -> Table:
+def _accuracy_table(members: Sequence[Member], policy: PolicyModel, count: int) -> Table:
     """Held-out questions: each member alone, weights that stay the same, and switching."""
     test = draw_questions(count, TEST_SEED)
     validation = [question for question in draw_questions(NUM_VALIDATION, VALIDATION_SEED) if question not in test]
     fixed = EnsembleForCausalLM.from_members(members)
-    oracle = EnsembleForCausalLM.from_members(members, OraclePolicy(), span_length=SPAN_LENGTH)
+    span_length = policy.config.span_length
+    learned = EnsembleForCausalLM.from_members(members, policy, span_length=span_length)
+    oracle = EnsembleForCausalLM.from_members(members, OraclePolicy(), span_length=span_length)
     rows: list[tuple[str, float]] = []
-    total = len(members) + 3 + len(simplex_grid(len(members), RESOLUTION))
+    total = len(members) + 4 + len(simplex_grid(len(members), RESOLUTION))
     with Progress(
         TextColumn("{task.description}"),
         BarColumn(),
@@ -123,6 +137,7 @@ def _accuracy_table(members: Sequence[Member], count: int) -> Table:
         best = best_fixed_weights(of_validation, len(members), RESOLUTION)
         shown = ", ".join(f"{weight:.1f}" for weight in best.weights)
         rows.append((f"best fixed weights ({shown})", of_test(best.weights)))
+        rows.append(("learned policy", measure("testing", learned, test)))
         rows.append(("switching", measure("testing", oracle, test)))
     table = Table(box=box.SIMPLE_HEAD, title=f"Right answers to {count} held-out questions", title_justify="left")
     table.add_column("weights")

@@ -7,13 +7,30 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from hf_rlae.policy import UniformPolicy
+from hf_rlae.policy import PolicyState, UniformPolicy
 
 if TYPE_CHECKING:
     from hf_rlae.ensemble.modeling_ensemble import EnsembleForCausalLM
 
 _MAX_CELLS = 2**27
 """Probabilities that may be in memory at once; rows are scored in parts of at most so many."""
+
+
+class _Held:
+    """Weights that are known beforehand.
+
+    Args:
+        span_weights (`torch.FloatTensor` of shape `(B, S, M)`): of every row and span.
+    """
+
+    observes_members = False
+
+    def __init__(self, span_weights: torch.Tensor) -> None:
+        self.span_weights = span_weights
+
+    def __call__(self, state: PolicyState) -> torch.Tensor:
+        rows = torch.arange(len(self.span_weights))
+        return self.span_weights[rows, state.span_index]
 
 
 @torch.no_grad()
@@ -23,11 +40,12 @@ def score_members(
     attention_mask: torch.Tensor,
     prompt_columns: int,
     inputs: Mapping[str, torch.Tensor] | None = None,
+    span_weights: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """Log-probabilities of all tokens of the completions by all members, by teacher forcing.
 
     Where members share a tokenizer this is one forward pass a member. Where tokenizers differ, the text is followed
-    step by step, with equal weights: which readings a member keeps depends on who proposed a token.
+    step by step: which readings a member keeps depends on who proposed a token, and so on the weights.
 
     Args:
         ensemble (`EnsembleForCausalLM`): whose members score; its policy is not asked.
@@ -35,19 +53,22 @@ def score_members(
             left, and completions, padded on the right; 1 = keep.
         prompt_columns (`int`): L.
         inputs (*optional*): `member_input_ids` and `member_attention_mask` of chats.
+        span_weights (`torch.FloatTensor` of shape `(B, S, M)`, *optional*): the weights of every span, held as they
+            are; `None` = equal weights. Members without any weight in a span are not run there.
 
     Returns:
-        `torch.FloatTensor` of shape `(B, T, M)`, in nats; minus infinity where a member cannot propose the token.
+        `torch.FloatTensor` of shape `(B, T, M)`, in nats; minus infinity where a member cannot propose the token, NaN
+        where it was not run.
     """
     policy = ensemble.policy
     size = ensemble.engine.vocab_size * len(ensemble.members) * max(input_ids.shape[1] - prompt_columns, 1)
     rows = max(1, _MAX_CELLS // size)
     chats = {name: value for name, value in (inputs or {}).items() if name.startswith("member_")}
     found = []
-    ensemble.set_policy(UniformPolicy())
     try:
         for start in range(0, len(input_ids), rows):
             part = slice(start, start + rows)
+            ensemble.set_policy(UniformPolicy() if span_weights is None else _Held(span_weights[part]))
             cache = ensemble.new_cache(record=True)
             ids = input_ids[part]
             ensemble(

@@ -7,8 +7,8 @@ change.
 import importlib
 import pkgutil
 
+from hf_rlae.errors import ObjectiveError
 from hf_rlae.objectives.advantages import gae, group_relative, terminal_rewards, whiten
-from hf_rlae.objectives.checks import ObjectiveError
 from hf_rlae.objectives.mixture import mixture_logps
 from hf_rlae.objectives.objective import Objective, ObjectiveOutput, objectives
 from hf_rlae.objectives.settings import ObjectiveSettings

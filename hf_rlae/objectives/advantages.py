@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import torch
 
-from hf_rlae.errors import ConfigError, nearest
-from hf_rlae.objectives.checks import ObjectiveError, check_axes
+from hf_rlae.errors import ConfigError, ObjectiveError, nearest
+from hf_rlae.objectives.checks import check_axes
 
 SCALES = ("group", "batch", "none")
 """What group-relative advantages are divided by; TRL's words."""

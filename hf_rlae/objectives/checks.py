@@ -6,17 +6,13 @@ from collections.abc import Iterable, Mapping
 
 import torch
 
-from hf_rlae.errors import HfRlaeError
+from hf_rlae.errors import ObjectiveError
 
 AXES = {"B": "rows", "S": "spans", "T": "completion tokens", "M": "members"}
 """What the letters of axes stand for."""
 
 Axes = Mapping[str, tuple[str, ...]]
 """By tensor, the axes that it may have: `{"advantages": ("B", "BS")}` is one number a row or one a span."""
-
-
-class ObjectiveError(HfRlaeError, ValueError):
-    """Tensors that no loss or advantage can be made of; the message names the tensor."""
 
 
 def check_axes(tensors: Mapping[str, torch.Tensor], axes: Axes, optional: Iterable[str] = ()) -> dict[str, int]:

@@ -6,7 +6,8 @@ from collections.abc import Mapping
 
 import torch
 
-from hf_rlae.objectives.checks import ObjectiveError, check_axes
+from hf_rlae.errors import ObjectiveError
+from hf_rlae.objectives.checks import check_axes
 from hf_rlae.objectives.objective import Objective, ObjectiveOutput, Tensors, objectives
 from hf_rlae.objectives.reductions import Number
 from hf_rlae.objectives.settings import ObjectiveSettings

@@ -9,7 +9,8 @@ from typing import ClassVar
 
 import torch
 
-from hf_rlae.objectives.checks import Axes, ObjectiveError, check_axes
+from hf_rlae.errors import ObjectiveError
+from hf_rlae.objectives.checks import Axes, check_axes
 from hf_rlae.objectives.reductions import Number
 from hf_rlae.objectives.settings import ObjectiveSettings
 from hf_rlae.registry import Registry

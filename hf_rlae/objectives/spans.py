@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import torch
 
-from hf_rlae.errors import ConfigError
-from hf_rlae.objectives.checks import ObjectiveError, check_axes
+from hf_rlae.errors import ConfigError, ObjectiveError
+from hf_rlae.objectives.checks import check_axes
 
 
 def spans_of_tokens(completion_mask: torch.Tensor, span_length: int) -> tuple[torch.Tensor, torch.Tensor]:

@@ -52,6 +52,7 @@ class PolicyModel(PreTrainedModel):
     config_class = PolicyConfig
     base_model_prefix = "policy"
     main_input_name = "observation"
+    supports_gradient_checkpointing = True
     _supports_sdpa = True
     _supports_flash_attn = True
     _supports_flex_attn = True
@@ -235,7 +236,8 @@ class PolicyModel(PreTrainedModel):
             member.
 
         Raises:
-            PolicyError, ConfigError: see `observe`.
+            PolicyError: another number of seeds than rows; and see `observe`.
+            ConfigError: see `observe`.
         """
         seen = self.observe(observation) if isinstance(observation, PolicyState) else observation
         if torch.is_grad_enabled():  # what was kept inside `generate` takes part in gradients only as a copy
@@ -246,6 +248,8 @@ class PolicyModel(PreTrainedModel):
         with torch.autocast(kind, enabled=False) if torch.is_autocast_enabled(kind) else nullcontext():
             scores, values = self.heads(seen, None if pooled is None else pooled.float())
             seeds = None if sample is None or isinstance(sample, bool) else sample
+            if seeds is not None and len(seeds) != len(scores):
+                raise PolicyError(f"sample holds {len(seeds)} seeds for {len(scores)} rows; give each row one")
             if actions is None and (self._explores if sample is None else sample):
                 actions = head.draw(scores, seeds)
             if actions is None:

@@ -9,7 +9,8 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
-from hf_rlae.rewards.contract import Reward, RewardError, RewardUnavailableError, RuleReward
+from hf_rlae.errors import RewardError, RewardUnavailableError
+from hf_rlae.rewards.contract import Reward, RuleReward
 from hf_rlae.rewards.registry import get_reward, list_rewards, rewards
 
 if TYPE_CHECKING:

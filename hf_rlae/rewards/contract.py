@@ -8,15 +8,7 @@ from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any
 
-from hf_rlae.errors import HfRlaeError
-
-
-class RewardError(HfRlaeError, ValueError):
-    """A reward was given something it cannot work with; the message names the reward and the column or row."""
-
-
-class RewardUnavailableError(HfRlaeError, RuntimeError):
-    """A reward exists, but something that it needs is not there; the message says what and how to get it."""
+from hf_rlae.errors import RewardError
 
 
 class Reward(ABC):

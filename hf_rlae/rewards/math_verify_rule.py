@@ -30,8 +30,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from hf_rlae.errors import ConfigError
-from hf_rlae.rewards.contract import Batch, Reward, RewardUnavailableError, Row
+from hf_rlae.errors import ConfigError, RewardUnavailableError
+from hf_rlae.rewards.contract import Batch, Reward, Row
 from hf_rlae.rewards.registry import rewards
 
 _LONGEST = 20_000

@@ -8,9 +8,9 @@ from collections.abc import Callable
 from functools import cache
 from typing import Any
 
-from hf_rlae.errors import ConfigError
+from hf_rlae.errors import ConfigError, RewardError, RewardUnavailableError
 from hf_rlae.registry import Registry
-from hf_rlae.rewards.contract import Reward, RewardError, RewardUnavailableError, name_of
+from hf_rlae.rewards.contract import Reward, name_of
 
 rewards: Registry[Callable[..., Any]] = Registry("reward")
 """Name -> reward; `@rewards.register("mine")` adds one."""

@@ -10,8 +10,8 @@ from typing import Any
 import torch
 from transformers import AutoModelForSequenceClassification, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
-from hf_rlae.errors import ConfigError, nearest
-from hf_rlae.rewards.contract import Batch, Reward, RewardError
+from hf_rlae.errors import ConfigError, RewardError, nearest
+from hf_rlae.rewards.contract import Batch, Reward
 
 
 class RewardModel(Reward):

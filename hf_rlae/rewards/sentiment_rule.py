@@ -25,7 +25,8 @@ from functools import cache
 from importlib.resources import files
 from pathlib import Path
 
-from hf_rlae.rewards.contract import Batch, Reward, RewardError
+from hf_rlae.errors import RewardError
+from hf_rlae.rewards.contract import Batch, Reward
 from hf_rlae.rewards.registry import register_tasks
 
 LARGEST = 4.0

@@ -8,8 +8,8 @@ from collections.abc import Callable, Sequence
 from numbers import Real
 from typing import Any
 
-from hf_rlae.errors import ConfigError
-from hf_rlae.rewards.contract import RewardError, is_async, name_of
+from hf_rlae.errors import ConfigError, RewardError
+from hf_rlae.rewards.contract import is_async, name_of
 from hf_rlae.rewards.registry import get_reward
 
 Part = tuple[Callable[..., Any], float]

@@ -42,16 +42,16 @@ class TrainingSettings:
     """
 
     objective: str
-    rollouts: int = 60
-    texts: int = 128
+    rollouts: int = 70
+    texts: int = 256
     generations: int = 8
-    updates: int = 2
+    updates: int = 4
     iterations: int = 2
     learning_rate: float = 3e-3
     num_questions: int = 2000
-    num_steps: tuple[int, ...] = (1, 2, 3)
+    num_steps: tuple[int, ...] = (1, 2)
     forms: tuple[str, ...] = FORMS
-    hidden_size: int = 128
+    hidden_size: int = 64
     concentration: float = 20.0
     noise: float = 0.5
     advantages: str | None = None

@@ -31,9 +31,9 @@ from hf_rlae.tasks.chains import draw_questions
 from hf_rlae.zoo import MEMBER_SETS, load_members
 
 TRAINED = {
-    "ppo": chains.TrainingSettings("ppo", advantages="group_relative", concentration=3.0, entropy_coef=0.003),
-    "mappo": chains.TrainingSettings("mappo", advantages="group_relative", noise=1.5, entropy_coef=0.003),
-    "mixture": chains.TrainingSettings("mixture"),
+    "ppo": chains.TrainingSettings("ppo", concentration=1.0, advantages="group_relative", entropy_coef=0.0),
+    "mappo": chains.TrainingSettings("mappo", noise=2.0, advantages="group_relative", entropy_coef=0.0),
+    "mixture": chains.TrainingSettings("mixture", entropy_coef=0.06),
 }
 """How each objective is trained."""
 

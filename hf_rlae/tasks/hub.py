@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from hf_rlae.tasks.row import TaskError
+from hf_rlae.errors import TaskError
 
 _PATIENCE_SECONDS = 5.0
 

@@ -7,10 +7,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from hf_rlae.errors import ConfigError, nearest
+from hf_rlae.errors import ConfigError, SplitError, TaskError, nearest
 from hf_rlae.tasks.definition import BUILT_IN, Example, Task
 from hf_rlae.tasks.few_shot import ShotPool, shuffled
-from hf_rlae.tasks.row import Binding, Column, Row, SplitError, TaskError
+from hf_rlae.tasks.row import Binding, Column, Row
 from hf_rlae.tasks.sources import Source, Table
 
 logger = logging.getLogger(__name__)

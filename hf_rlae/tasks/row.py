@@ -8,18 +8,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from hf_rlae.errors import HfRlaeError
+from hf_rlae.errors import TaskError
 
 Column = str | tuple[str, ...]
 """A column, or several columns whose values are taken together as a list."""
-
-
-class TaskError(HfRlaeError, ValueError):
-    """The data of a task cannot be used; the message names the file, the row and the column, and nothing is loaded."""
-
-
-class SplitError(TaskError):
-    """The source lacks a split; the message names those that it has."""
 
 
 @dataclass(frozen=True)
@@ -63,7 +55,7 @@ class Row:
     >>> row.text("answer")
     Traceback (most recent call last):
     ...
-    hf_rlae.tasks.row.TaskError: sums.jsonl, line 1, column 'n': the text is empty
+    hf_rlae.errors.TaskError: sums.jsonl, line 1, column 'n': the text is empty
     """
 
     values: Mapping[str, Any]

@@ -8,11 +8,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from hf_rlae.errors import nearest
+from hf_rlae.errors import SplitError, TaskError, nearest
 from hf_rlae.tasks.definition import BUILT_IN, Task
 from hf_rlae.tasks.files import READERS, read_file
 from hf_rlae.tasks.hub import read_hub
-from hf_rlae.tasks.row import SplitError, TaskError
 
 _SYNONYMS = {
     "training": "train",

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from transformers.trainer_utils import sort_checkpoints
 
-from hf_rlae.errors import HfRlaeError
+from hf_rlae.errors import CheckpointError
 
 logger = logging.getLogger(__name__)
 
@@ -23,10 +23,6 @@ UNFINISHED = "_unfinished"
 REPLACED = "_replaced-"
 _NAME = re.compile(r"checkpoint-(\d+)")
 _PLAIN = (type(None), bool, int, float, str, bytes)
-
-
-class CheckpointError(HfRlaeError, ValueError):
-    """A folder cannot be resumed from, or a state cannot be saved; the message says what is missing or wrong."""
 
 
 def missing_parts(folder: str | Path) -> list[str]:

@@ -18,11 +18,10 @@ import torch
 from accelerate.utils import gather_object
 from transformers import Trainer, TrainerCallback
 
-from hf_rlae.errors import ConfigError
+from hf_rlae.errors import CheckpointError, ConfigError
 from hf_rlae.trainer.checkpoint_folders import (
     MANIFEST,
     UNFINISHED,
-    CheckpointError,
     check_plain,
     missing_parts,
     publish,

@@ -2,14 +2,27 @@
 
 import math
 from dataclasses import dataclass, field
+from typing import Any
 
 from trl.trainer.base_config import _BaseConfig
 
 from hf_rlae.errors import ConfigError, nearest
 from hf_rlae.objectives import ObjectiveSettings, objectives
+from hf_rlae.objectives.advantages import SCALES
 from hf_rlae.trainer.precision import default_bf16
 
 ADVANTAGES = ("gae", "group_relative")
+_OPTIONAL_COUNTS = ("span_length", "generation_batch_size", "steps_per_generation", "num_completions_to_print")
+_COUNTS = (
+    *_OPTIONAL_COUNTS,
+    "num_generations",
+    "num_generations_eval",
+    "max_completion_length",
+    "num_iterations",
+    "per_device_train_batch_size",
+    "per_device_eval_batch_size",
+    "gradient_accumulation_steps",
+)
 
 
 @dataclass
@@ -69,10 +82,11 @@ class RLAEConfig(_BaseConfig):
     max_grad_norm: float = field(
         default=1.0, metadata={"help": "Gradients are clipped to this norm. Source: public code of RLAE."}
     )
-    gradient_checkpointing: bool = field(
-        default=False, metadata={"help": "Whether activations of the policy are computed anew in the backward pass."}
+    gradient_checkpointing: bool | None = field(  # type: ignore[assignment]
+        default=None,
+        metadata={"help": "Whether activations are computed anew in the backward pass. Off if not set."},
     )
-    remove_unused_columns: bool | None = field(
+    remove_unused_columns: bool = field(
         default=False, metadata={"help": "Whether columns that no reward function needs are dropped."}
     )
     objective: str = field(default="ppo", metadata={"help": "ppo, mappo or mixture."})
@@ -128,7 +142,7 @@ class RLAEConfig(_BaseConfig):
     )
     num_completions_to_print: int | None = field(default=None, metadata={"help": "How many texts are shown."})
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if self.bf16 is None:
             self.bf16 = default_bf16(bool(self.fp16), bool(self.use_cpu))
         if self.load_best_model_at_end and self.metric_for_best_model is None:
@@ -137,39 +151,47 @@ class RLAEConfig(_BaseConfig):
         self._check_fields()
         self._resolve_batches()
 
-    def _check_fields(self):
-        if self.objective not in objectives:
-            raise ConfigError(f"objective={self.objective!r}: {nearest(str(self.objective), objectives)}")
-        if self.advantages is None:
-            self.advantages = objectives[self.objective].default_advantages
-        if self.advantages not in ADVANTAGES:
-            raise ConfigError(f"advantages={self.advantages!r}: {nearest(str(self.advantages), ADVANTAGES)}")
-        for name in (
-            "span_length",
-            "num_generations",
-            "num_generations_eval",
-            "max_completion_length",
-            "num_iterations",
-        ):
+    def _check_fields(self) -> None:
+        self._check_names()
+        for name in _COUNTS:
             value = getattr(self, name)
-            if value is not None and value < 1:
-                raise ConfigError(f"{name}={value}: it must be at least 1")
+            if value is None and name in _OPTIONAL_COUNTS:
+                continue
+            if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+                raise ConfigError(f"{name}={value!r}: it must be a whole number of at least 1")
         if self.advantages == "group_relative" and self.num_generations < 2:
             raise ConfigError(
                 f"num_generations={self.num_generations} with group-relative advantages: a text is compared with the "
                 "others of its prompt; give at least 2, or advantages='gae'"
             )
-        for name, low, high in (("gamma", 0.0, 1.0), ("lam", 0.0, 1.0), ("top_p", 0.0, 1.0)):
+        for name in ("gamma", "lam", "top_p"):
             value = getattr(self, name)
-            if not low <= value <= high or (name == "top_p" and value == 0):
-                raise ConfigError(f"{name}={value}: it must be from {low:g} to {high:g}")
+            if not _is_number(value) or not 0 <= value <= 1 or (name == "top_p" and value == 0):
+                raise ConfigError(
+                    f"{name}={value!r}: it must be a number from 0 to 1{' but not 0' * (name == 'top_p')}"
+                )
         for name in ("temperature", "target_kl"):
             value = getattr(self, name)
-            if value is not None and not (math.isfinite(value) and value > 0):
-                raise ConfigError(f"{name}={value}: it must be finite and above 0")
-        if self.top_k < 0 or self.reward_timeout < 0:
-            raise ConfigError(f"top_k={self.top_k}, reward_timeout={self.reward_timeout}: they must be at least 0")
+            if (value is None and name == "target_kl") or (_is_number(value) and value > 0):
+                continue
+            raise ConfigError(f"{name}={value!r}: it must be finite and above 0")
+        for name in ("top_k", "reward_timeout"):
+            value = getattr(self, name)
+            if not _is_number(value) or value < 0:
+                raise ConfigError(f"{name}={value!r}: it must be a finite number of at least 0")
+        if self.reward_weights is not None and not all(map(_is_number, self.reward_weights)):
+            raise ConfigError(f"reward_weights={self.reward_weights!r}: give one finite number a reward function")
         self.objective_settings()
+
+    def _check_names(self) -> None:
+        if self.objective not in objectives:
+            raise ConfigError(f"objective={self.objective!r}: {nearest(str(self.objective), objectives)}")
+        if self.advantages is None:
+            self.advantages = objectives[self.objective].default_advantages
+        for name, known in (("advantages", ADVANTAGES), ("scale_rewards", SCALES)):
+            value = getattr(self, name)
+            if value not in known:
+                raise ConfigError(f"{name}={value!r}: {nearest(str(value), known)}")
 
     def objective_settings(self) -> ObjectiveSettings:
         """What the objective is told."""
@@ -185,7 +207,7 @@ class RLAEConfig(_BaseConfig):
             reduction=self.reduction,
         )
 
-    def _resolve_batches(self):
+    def _resolve_batches(self) -> None:
         """Fills in how many texts a rollout has, and checks that updates, processes and groups come out even."""
         micro_batch = self.per_device_train_batch_size * self.world_size
         if self.generation_batch_size is not None and self.steps_per_generation is not None:
@@ -211,8 +233,12 @@ class RLAEConfig(_BaseConfig):
                 "rollout (generation_batch_size); change one of them"
             )
         eval_batch = self.per_device_eval_batch_size * self.world_size
-        if self.eval_strategy != "no" and eval_batch % self.num_generations_eval:
+        if eval_batch % self.num_generations_eval:
             raise ConfigError(
                 f"num_generations_eval={self.num_generations_eval} does not divide the {eval_batch} texts of an "
                 "evaluation's batch (per_device_eval_batch_size times the processes); change one of them"
             )
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)

@@ -9,13 +9,9 @@ import torch
 from torch import nn
 from transformers import Trainer, TrainerCallback
 
-from hf_rlae.errors import HfRlaeError
+from hf_rlae.errors import NonFiniteError
 
 Groups = Callable[[], Mapping[str, Iterable[nn.Parameter]]]
-
-
-class NonFiniteError(HfRlaeError, ArithmeticError):
-    """A value is NaN or infinite; the message names what it belongs to (a member, role, reward, parameter) and when."""
 
 
 def check_finite(
@@ -46,7 +42,7 @@ def check_finite(
     >>> check_finite(torch.tensor([[0.5, -torch.inf]]), "logits", allow_minus_inf=True)
     >>> check_finite(torch.tensor([[0.5, torch.nan]]), "member probabilities", ["small", "large"], step=7)
     Traceback (most recent call last):
-    hf_rlae.trainer.finite.NonFiniteError: member probabilities at step 7: 1 of 2 values ... (large) ...
+    hf_rlae.errors.NonFiniteError: member probabilities at step 7: 1 of 2 values ... (large) ...
     """
     if not values.is_floating_point():
         return
@@ -93,7 +89,7 @@ class FiniteCheck(TrainerCallback):
     >>> layer.weight.grad = torch.tensor([[torch.inf, 0.0]])
     >>> check.check_gradients(3, layer)
     Traceback (most recent call last):
-    hf_rlae.trainer.finite.NonFiniteError: gradients of policy at step 3: 1 of 2 values of weight are NaN or ...
+    hf_rlae.errors.NonFiniteError: gradients of policy at step 3: 1 of 2 values of weight are NaN or ...
     """
 
     def __init__(self, groups: Groups) -> None:

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import copy
+import logging
 from collections.abc import Mapping
 from typing import Any
 
+from torch import nn
+from transformers.pytorch_utils import Conv1D
 from transformers.utils import is_peft_available
 
 from hf_rlae.ensemble import EnsembleForCausalLM
@@ -13,13 +17,16 @@ from hf_rlae.objectives import objectives
 from hf_rlae.policy import PolicyModel
 from hf_rlae.trainer.configuration_rlae import RLAEConfig
 
+logger = logging.getLogger(__name__)
+
 
 def check_policy(ensemble: EnsembleForCausalLM, args: RLAEConfig) -> None:
     """Raises where the ensemble cannot be trained as asked; sets the span length that was asked for.
 
     Raises:
         ConfigError: not an ensemble, no learned policy, an actor that the objective cannot train, a mixing that it
-            cannot differentiate, or a policy that reads text without a tokenizer.
+            cannot differentiate, a policy that reads text without a tokenizer, or activation checkpointing without an
+            encoder.
     """
     if not isinstance(ensemble, EnsembleForCausalLM):
         raise ConfigError(
@@ -44,6 +51,19 @@ def check_policy(ensemble: EnsembleForCausalLM, args: RLAEConfig) -> None:
             f"objective={args.objective!r} differentiates through linear mixing, but the ensemble has "
             f"mixing={ensemble.config.mixing!r}; take 'ppo' or 'mappo', or mixing='linear'"
         )
+    if args.gradient_checkpointing and not policy.config.observes_text:
+        raise ConfigError(
+            f"activation_checkpointing=True, but the policy has no encoder (observation={policy.config.observation!r}) "
+            "whose activations could be computed anew; leave it out"
+        )
+    warped = {name: getattr(args, name) for name in ("temperature", "top_p", "top_k")}
+    if "member_logps" in objective.batch_axes and warped != {"temperature": 1.0, "top_p": 1.0, "top_k": 0}:
+        logger.warning(
+            "objective=%r learns from the probabilities of the mixture itself, but texts are sampled with %s, so its "
+            "ratios are biased; leave these out unless that is on purpose",
+            args.objective,
+            ", ".join(f"{name}={value:g}" for name, value in warped.items()),
+        )
     if policy.config.observes_text and policy.tokenizer is None:
         raise ConfigError(
             "the policy reads text but has no tokenizer: build it with `PolicyModel.from_encoder(...)`, or "
@@ -54,11 +74,11 @@ def check_policy(ensemble: EnsembleForCausalLM, args: RLAEConfig) -> None:
     policy.config.span_length = ensemble.config.span_length
 
 
-def check_datasets(ensemble: EnsembleForCausalLM, train_dataset: Any, eval_dataset: Any) -> None:
+def check_datasets(ensemble: EnsembleForCausalLM, args: RLAEConfig, train_dataset: Any, eval_dataset: Any) -> None:
     """Raises for datasets that cannot be learned from.
 
     Raises:
-        ConfigError: no dataset, an empty one, or one without prompts.
+        ConfigError: no dataset, an empty one, one without prompts, or too few prompts for a rollout.
         InputError: a prompt that leaves a member's context no room.
     """
     if train_dataset is None:
@@ -67,19 +87,25 @@ def check_datasets(ensemble: EnsembleForCausalLM, train_dataset: Any, eval_datas
     for name, dataset in {"train_dataset": train_dataset, **evaluated}.items():
         if dataset is None:
             continue
-        if not hasattr(dataset, "__len__"):
-            raise ConfigError(
-                f"{name} is a {type(dataset).__name__}, whose length is not known; give a datasets.Dataset"
-            )
+        if not hasattr(dataset, "__len__") or not hasattr(dataset, "column_names"):
+            hint = "`Dataset.from_list(rows)` makes one of rows" if isinstance(dataset, list) else "it has a length"
+            raise ConfigError(f"{name} is a {type(dataset).__name__}; give a datasets.Dataset ({hint})")
         if not len(dataset):
             raise ConfigError(f"{name} is empty; give at least one example")
-        columns = list(dataset[0])
+        columns = dataset.column_names
         if "prompt" not in columns:
             raise ConfigError(
                 f"{name} has no column 'prompt' (it has {', '.join(columns)}); rename the column that holds the "
                 "prompts, or load the data by `hf_rlae.tasks.load_task`"
             )
         _check_prompts(ensemble, name, dataset["prompt"])
+    wanted = (args.generation_batch_size or 0) // args.num_generations
+    if len(train_dataset) < wanted:
+        raise ConfigError(
+            f"train_dataset has {len(train_dataset)} prompts, but a rollout of {args.generation_batch_size} texts "
+            f"needs {wanted} different ones; give more prompts, a larger num_generations ({args.num_generations} now), "
+            "or a smaller generation_batch_size"
+        )
 
 
 def _check_prompts(ensemble: EnsembleForCausalLM, name: str, prompts: Any) -> None:
@@ -90,15 +116,19 @@ def _check_prompts(ensemble: EnsembleForCausalLM, name: str, prompts: Any) -> No
     if kinds not in ({str}, {list}):
         found = ", ".join(sorted(kind.__name__ for kind in kinds))
         raise ConfigError(f"{name}: prompts must all be strings, or all be lists of messages, found {found}")
+    known: dict[int, list[int]] = {}
     for index, member in enumerate(ensemble.members):
         if member.context_length is None:
             continue
         tokenizer = ensemble.members[0].tokenizer if ensemble.union is None else member.tokenizer
         if kinds == {str}:
-            lengths = [len(ids) for ids in tokenizer(prompts)["input_ids"]]
+            if id(tokenizer) not in known:
+                known[id(tokenizer)] = [len(ids) for ids in tokenizer(prompts, verbose=False)["input_ids"]]
+            lengths = known[id(tokenizer)]
         elif member.tokenizer.chat_template:
             texts = member.tokenizer.apply_chat_template(prompts, tokenize=False, add_generation_prompt=True)
-            lengths = [len(ids) for ids in member.tokenizer(texts, add_special_tokens=False)["input_ids"]]
+            encoded = member.tokenizer(texts, add_special_tokens=False, verbose=False)
+            lengths = [len(ids) for ids in encoded["input_ids"]]
         else:
             raise ConfigError(
                 f"{name}: prompts are messages, but member {member.name} (number {index}) has no chat template; set "
@@ -130,11 +160,20 @@ def wrap_policy(ensemble: EnsembleForCausalLM, peft_config: Any) -> Any:
         raise ConfigError("peft_config needs peft, which is not installed: pip install 'hf_rlae[train]'")
     from peft import get_peft_model
 
-    saved = set(peft_config.modules_to_save or ())
-    peft_config.modules_to_save = sorted(saved | {"heads"})
-    targets = peft_config.target_modules
-    if isinstance(targets, str) and targets == "all-linear":
-        peft_config.target_modules = r"encoder\..*(?:query|key|value|dense|Wqkv|Wo|Wi|q_proj|k_proj|v_proj|o_proj).*"
-    wrapped = get_peft_model(policy, peft_config)
+    adapter = copy.deepcopy(peft_config)  # peft writes into what it is given
+    adapter.modules_to_save = sorted({*(adapter.modules_to_save or ()), "heads"})
+    targets = adapter.target_modules
+    if targets is None or (isinstance(targets, str) and targets.lower() == "all-linear"):
+        adapter.target_modules = _linear_layers(policy)
+    wrapped = get_peft_model(policy, adapter)
     ensemble.set_policy(wrapped)
     return wrapped
+
+
+def _linear_layers(policy: PolicyModel) -> list[str]:
+    """The encoder's linear layers by name; not its pooler, which takes no part in what a policy reads."""
+    return [
+        name
+        for name, module in policy.named_modules()
+        if name.startswith("encoder.") and "pooler" not in name and isinstance(module, nn.Linear | Conv1D)
+    ]

@@ -1,11 +1,11 @@
-"""What is told of rollouts: metrics, tables of texts, progress, and the model card."""
+"""What is told of rollouts: metrics, tables of texts, and progress."""
 
 from __future__ import annotations
 
 import io
 import os
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import pandas as pd
@@ -26,7 +26,6 @@ def rollout_metrics(
     num_generations: int,
     reward_names: Sequence[str],
     member_names: Sequence[str],
-    max_completion_length: int,
 ) -> dict[str, float]:
     """Metrics of one rollout of all processes, under TRL's names where TRL has one.
 
@@ -36,17 +35,16 @@ def rollout_metrics(
         rewards (`torch.Tensor` of shape `(N,)`): the weighted sums.
         num_generations (`int`): G.
         reward_names, member_names (`Sequence[str]`): F and M names.
-        max_completion_length (`int`): tokens of a text at most.
 
     Returns:
         `dict[str, float]`: NaN where nothing could be judged.
     """
-    mask = rollouts.completion_mask
-    lengths = mask.sum(1).float()
+    lengths = rollouts.completion_mask.sum(1).float()
     found = {
         "completions/mean_length": float(lengths.mean()),
+        "completions/min_length": float(lengths.min()),
         "completions/max_length": float(lengths.max()),
-        "completions/clipped_ratio": float((lengths >= max_completion_length).float().mean()),
+        "completions/clipped_ratio": float((~rollouts.is_ended).float().mean()),
         "reward": _mean(rewards),
         "reward_std": _std(rewards),
         "rewards/unjudged_ratio": float(rewards.isnan().float().mean()),
@@ -86,6 +84,7 @@ class CompletionLog:
     def __init__(self, args: Any) -> None:
         self.args = args
         self.extra: dict[str, list[Any]] = defaultdict(list)
+        self._kind = ""
         self._table: dict[str, Any] = {}
         self._extra: dict[str, list[Any]] = {}
 
@@ -99,11 +98,20 @@ class CompletionLog:
         rewards_per_func: torch.Tensor,
         reward_names: Sequence[str],
         member_names: Sequence[str],
+        kind: str = "",
     ) -> None:
-        """Keeps a rollout until it is shown."""
+        """Keeps a rollout until it is shown.
+
+        Args:
+            rollouts (`Rollouts`): N rows.
+            rewards_per_func (`torch.Tensor` of shape `(N, F)`): NaN for what could not be judged.
+            reward_names, member_names (`Sequence[str]`): F and M names.
+            kind (`str`, defaults to `""`): of an evaluation, such as `"eval"`; for the file's name.
+        """
         extra, self.extra = self.extra, defaultdict(list)
         if not self.args.log_completions:
             return
+        self._kind = f"{kind}_" if kind else ""
         advantages = rollouts.advantages
         if advantages is not None and advantages.dim() == 2:
             counts = rollouts.span_mask.sum(1).clamp(min=1)
@@ -125,7 +133,10 @@ class CompletionLog:
         self._extra = {"weights": weights, **whole}
 
     def show(self, step: int) -> None:
-        """Prints the newest texts and writes them to `completions/completions_STEP.parquet` in the output folder."""
+        """Prints the newest texts and writes them to `completions/completions_STEP.parquet` in the output folder.
+
+        Those of an evaluation go to `completions_eval_STEP.parquet`.
+        """
         if not self._table:
             return
         table, extra = self._table, self._extra
@@ -152,7 +163,7 @@ class CompletionLog:
         os.makedirs(folder, exist_ok=True)
         buffer = io.BytesIO()
         pd.DataFrame(columns).to_parquet(buffer)
-        write_whole(os.path.join(folder, f"completions_{step:05d}.parquet"), buffer.getvalue())
+        write_whole(os.path.join(folder, f"completions_{self._kind}{step:05d}.parquet"), buffer.getvalue())
 
 
 class RolloutProgress(BaseStreamer):
@@ -187,58 +198,3 @@ class RolloutProgress(BaseStreamer):
 
     def end(self) -> None:
         """Nothing is held back."""
-
-
-def policy_card(facts: Mapping[str, Any]) -> str:
-    """The model card of a trained policy.
-
-    Args:
-        facts: `name`, `members` (`list[str]`), `objective`, `observation`, `actor`, `span_length`, `steps`, `tags`,
-            `dataset` (or `None`), `versions` (`dict[str, str]`), `paper` (`dict` with `title` and `id`).
-
-    Returns:
-        `str`: Markdown with a YAML head.
-    """
-    members = [name for name in facts["members"] if not os.path.exists(name) and name.count("/") == 1]
-    head = ["---", "library_name: hf_rlae", "tags:", *(f"- {tag}" for tag in sorted(facts["tags"]))]
-    if members:
-        head += ["base_model:", *(f"- {name}" for name in members)]
-    if facts["dataset"]:
-        head += ["datasets:", f"- {facts['dataset']}"]
-    head += ["---", ""]
-    names = [name if name in members else os.path.basename(name.rstrip("/")) for name in facts["members"]]
-    listed = "\n".join(f"{number}. `{name}`" for number, name in enumerate(names, 1))
-    versions = "\n".join(f"- {name}: {version}" for name, version in facts["versions"].items())
-    return (
-        "\n".join(head)
-        + f"""# {facts["name"]}
-
-A policy that weighs language models which decode one text together: it gives every member a weight, anew for every
-span of {facts["span_length"]} tokens. It was trained by reinforcement learning with `RLAETrainer` of `hf_rlae`
-(objective `{facts["objective"]}`, {facts["steps"]} updates). The members were not trained.
-
-It sees `{facts["observation"]}` and has an actor of kind `{facts["actor"]}`. It works with these members, in this
-order:
-
-{listed}
-
-## Use
-
-```python
-from hf_rlae import EnsembleForCausalLM, PolicyModel
-
-policy = PolicyModel.from_pretrained("{facts["name"]}")
-ensemble = EnsembleForCausalLM.from_members({names!r}, policy=policy, span_length={facts["span_length"]})
-inputs = ensemble.tokenizer(["..."], return_tensors="pt")
-ids = ensemble.generate(**inputs, max_new_tokens=64)
-```
-
-## Versions
-
-{versions}
-
-## Paper
-
-{facts["paper"]["title"]}, arXiv {facts["paper"]["id"]}.
-"""
-    )

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Sequence
 from typing import Any
 
 import torch
 
 from hf_rlae.errors import ConfigError
+from hf_rlae.rewards import RewardError
 from hf_rlae.trainer.reward_calls import call_rewards, resolve_rewards
 
 _OWN_COLUMNS = ("prompt", "completion", "completion_ids")
@@ -41,6 +43,12 @@ class RewardCalls:
             )
         self.weights = torch.ones(len(self.funcs)) if weights is None else torch.tensor(list(map(float, weights)))
 
+    @property
+    def columns(self) -> set[str]:
+        """The columns that the functions name among their arguments."""
+        called = [func.reward for func in self.funcs]
+        return {name for func in called for name in inspect.signature(func).parameters}
+
     def __call__(
         self,
         inputs: Sequence[dict[str, Any]],
@@ -63,3 +71,18 @@ class RewardCalls:
         """Weighted sums `(N,)` of what was judged; NaN where nothing was."""
         total = (rewards_per_func * self.weights).nansum(1)
         return total.masked_fill(rewards_per_func.isnan().all(1), torch.nan)
+
+    def check(self, rewards: Any, count: int) -> torch.Tensor:
+        """Rewards in fp32 on the CPU.
+
+        Raises:
+            RewardError: something else than a tensor of shape `(count, F)`.
+        """
+        expected = (count, len(self.funcs))
+        if not isinstance(rewards, torch.Tensor) or tuple(rewards.shape) != expected:
+            given = tuple(rewards.shape) if isinstance(rewards, torch.Tensor) else type(rewards).__name__
+            raise RewardError(
+                f"_calculate_rewards returned {given}; expected a tensor of shape (texts, reward functions) = "
+                f"{expected}, NaN where a function could not judge"
+            )
+        return rewards.detach().to(dtype=torch.float32, device="cpu")

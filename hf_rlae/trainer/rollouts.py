@@ -18,7 +18,6 @@ from hf_rlae.policy import PolicyOutput, PolicyState
 from hf_rlae.trainer.row_noise import RowSampler, row_uniforms, seed_of
 
 _PADDING = {"span_index": -1, "member_logps": torch.nan, "old_mixture_logps": torch.nan}
-_COLUMN_OF = {"completion_ids": "T", "completion_mask": "T", "span_index": "T", "member_logps": "T"}
 
 
 @dataclass
@@ -32,10 +31,11 @@ class Rollouts:
         span_index (`torch.LongTensor` of shape `(N, T)`): the span of each token; -1 where there is none.
         span_mask (`torch.BoolTensor` of shape `(N, S)`): which spans exist.
         observation (`dict[str, torch.Tensor]`, each of shape `(N, S, ...)`): what the policy saw.
-        weights (`torch.FloatTensor` of shape `(N, S, M)`): what the policy gave.
+        weights (`torch.FloatTensor` of shape `(N, S, M)`): what the policy gave, before the ensemble cut small ones.
         actions (`torch.FloatTensor` of shape `(N, S, M)`, *optional*): what was drawn.
         old_log_probs (`torch.FloatTensor` of shape `(N, S)` or `(N, S, M)`, *optional*): their log-densities, in nats.
         old_values (`torch.FloatTensor` of shape `(N, S)`): the critic's estimates.
+        is_ended (`torch.BoolTensor` of shape `(N,)`): whether a text ended by itself, not for want of tokens.
         member_logps (`torch.FloatTensor` of shape `(N, T, M)`, *optional*): what each member gave to each token, in
             nats; NaN where it had no weight, minus infinity where it could not propose it.
         old_mixture_logps (`torch.FloatTensor` of shape `(N, T)`, *optional*): of each token in the mixture, in nats.
@@ -52,6 +52,7 @@ class Rollouts:
     observation: dict[str, torch.Tensor]
     weights: torch.Tensor
     old_values: torch.Tensor
+    is_ended: torch.Tensor
     actions: torch.Tensor | None = None
     old_log_probs: torch.Tensor | None = None
     member_logps: torch.Tensor | None = None
@@ -151,7 +152,7 @@ class SpanRecorder:
     def __call__(self, state: PolicyState) -> torch.Tensor:
         """The policy's weights, `(B, M)`."""
         seen = self.policy.observe(state)
-        sample = False if self.seeds_of is None else self.seeds_of(len(self.outputs))
+        sample: Any = False if self.seeds_of is None else self.seeds_of(len(self.outputs))
         output = self.policy(seen, sample=sample)
         self.observations.append(seen)
         self.outputs.append(output)
@@ -159,14 +160,24 @@ class SpanRecorder:
 
 
 @contextmanager
-def recording(ensemble: EnsembleForCausalLM, recorder: SpanRecorder) -> Iterator[None]:
-    """Within this context the ensemble asks the recorder instead of its policy."""
-    policy = ensemble.policy
+def recording(ensemble: EnsembleForCausalLM, recorder: SpanRecorder, draws: bool = True) -> Iterator[None]:
+    """Within this context the ensemble asks the recorder instead of its policy.
+
+    Args:
+        ensemble (`EnsembleForCausalLM`): that writes.
+        recorder (`SpanRecorder`): that is asked.
+        draws (`bool`, defaults to `True`): whether members are drawn, where the ensemble does so; the likeliest tokens
+            are the mixture's.
+    """
+    policy, draw = ensemble.policy, ensemble.config.draw
     ensemble.set_policy(recorder)
+    if not draws:
+        ensemble.config.draw = None
     try:
         yield
     finally:
         ensemble.set_policy(policy)
+        ensemble.config.draw = draw
 
 
 @dataclass(frozen=True)
@@ -221,11 +232,11 @@ def write_rollouts(
     recorder = SpanRecorder(policy, seeds_of)
     columns = inputs["input_ids"].shape[1]
     draws = ensemble.config.draw is not None and seeds is not None
-    cache = ensemble.new_cache(record=sampling.keeps_logps and not draws)
-    with torch.no_grad(), recording(ensemble, recorder), torch.random.fork_rng(devices=[]):
+    with torch.no_grad(), recording(ensemble, recorder, draws), torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed_of(*(seeds or ()), 2))
+        cache = ensemble.new_cache(record=sampling.keeps_logps and not draws)
         out = ensemble.generate(
-            **inputs,
+            **inputs,  # type: ignore[arg-type]
             past_key_values=cache,
             max_new_tokens=sampling.max_completion_length,
             logits_processor=_processors(sampling, columns),
@@ -237,8 +248,9 @@ def write_rollouts(
         member_logps = out.member_logps
         if draws and sampling.keeps_logps:
             mask = torch.cat([inputs["attention_mask"], torch.ones_like(out.sequences[:, columns:])], dim=1)
-            member_logps = score_members(ensemble, out.sequences, mask, columns, inputs)
-    return _rollouts(ensemble, recorder, out.sequences[:, columns:], member_logps, prompts, sampling)
+            member_logps = score_members(ensemble, out.sequences, mask, columns, inputs, out.span_weights)
+    logps = member_logps if sampling.keeps_logps else None
+    return _rollouts(ensemble, recorder, out.sequences[:, columns:], out.span_weights, logps, prompts)
 
 
 def _processors(sampling: Sampling, columns: int) -> LogitsProcessorList:
@@ -260,9 +272,9 @@ def _rollouts(
     ensemble: EnsembleForCausalLM,
     recorder: SpanRecorder,
     completion_ids: torch.Tensor,
-    member_logps: torch.Tensor,
+    span_weights: torch.Tensor,
+    member_logps: torch.Tensor | None,
     prompts: Sequence[Any],
-    sampling: Sampling,
 ) -> Rollouts:
     ends = ensemble.generation_config.eos_token_id
     end_ids = torch.tensor([ends] if isinstance(ends, int) else list(ends or []), device=completion_ids.device)
@@ -274,36 +286,47 @@ def _rollouts(
 
     def stacked(name: str) -> torch.Tensor | None:
         values = [getattr(output, name) for output in outputs]
-        return None if values[0] is None else torch.stack(values, dim=1)
+        return None if values[0] is None else torch.stack(values, dim=1).to(completion_ids.device)
 
     weights, values = stacked("weights"), stacked("values")
     assert weights is not None
     assert values is not None
-    texts = ensemble.tokenizer.batch_decode(
-        completion_ids.masked_fill(~mask, _padding_id(ensemble)), skip_special_tokens=True
-    )
-    is_chat = bool(prompts) and not isinstance(prompts[0], str)
-    logps = member_logps.masked_fill(~mask[..., None], torch.nan) if sampling.keeps_logps else None
+    if member_logps is not None:
+        member_logps = _with_weight(member_logps, span_weights, span_index)
     return Rollouts(
-        list(prompts),
-        [[{"role": "assistant", "content": text}] for text in texts] if is_chat else texts,
-        completion_ids,
-        mask,
-        span_index,
-        span_mask,
-        _stacked_observations(recorder.policy, recorder.observations[:spans]),
-        weights,
-        values,
-        stacked("actions"),
-        stacked("log_probs"),
-        logps,
-        None if logps is None else mixture_logps(weights, logps, span_index),
+        prompts=list(prompts),
+        completions=_completions(ensemble, completion_ids, mask, prompts),
+        completion_ids=completion_ids,
+        completion_mask=mask,
+        span_index=span_index,
+        span_mask=span_mask,
+        observation=_stacked_observations(recorder.policy, recorder.observations[:spans]),
+        weights=weights,
+        old_values=values,
+        is_ended=is_end.any(1),
+        actions=stacked("actions"),
+        old_log_probs=stacked("log_probs"),
+        member_logps=member_logps,
+        old_mixture_logps=None if member_logps is None else mixture_logps(weights, member_logps, span_index),
     )
 
 
-def _padding_id(ensemble: EnsembleForCausalLM) -> int:
-    ends = ensemble.generation_config.eos_token_id
-    return ends if isinstance(ends, int) else ends[0]
+def _with_weight(member_logps: torch.Tensor, span_weights: torch.Tensor, span_index: torch.Tensor) -> torch.Tensor:
+    """NaN where there is no token, and where the weight of a member was cut that was run for other rows."""
+    rows = torch.arange(len(span_index), device=span_index.device)[:, None]
+    held = span_weights.to(span_index.device)[rows, span_index.clamp(min=0)]
+    return member_logps.masked_fill((span_index < 0)[..., None] | (held == 0), torch.nan)
+
+
+def _completions(
+    ensemble: EnsembleForCausalLM, completion_ids: torch.Tensor, mask: torch.Tensor, prompts: Sequence[Any]
+) -> list[Any]:
+    lengths = mask.sum(1).tolist()
+    ids = [row[:length] for row, length in zip(completion_ids.tolist(), lengths, strict=True)]
+    texts = ensemble.tokenizer.batch_decode(ids, skip_special_tokens=True)
+    if isinstance(prompts[0], str):
+        return list(texts)
+    return [[{"role": "assistant", "content": text}] for text in texts]
 
 
 def _stacked_observations(policy: Any, observations: Sequence[dict[str, torch.Tensor]]) -> dict[str, torch.Tensor]:

@@ -54,9 +54,12 @@ class RowSampler(LogitsProcessor):
 
     def __call__(self, input_ids: torch.LongTensor, scores: torch.FloatTensor) -> torch.FloatTensor:
         """Scores of shape `(B, V)`: 0 for the token that was drawn, minus infinity for all others."""
-        cumulated = scores.double().softmax(-1).cumsum(-1)
+        probs = scores.double().softmax(-1)
+        cumulated = probs.cumsum(-1)
         number = self.uniforms[:, input_ids.shape[1] - self.prompt_columns, None].to(scores.device)
         token = torch.searchsorted(cumulated, number * cumulated[:, -1:], right=True)
+        # the product may be rounded up to the total: the last token that is possible is meant
+        last = scores.shape[1] - 1 - (probs > 0).flip(-1).int().argmax(-1, keepdim=True)
         drawn = torch.full_like(scores, -torch.inf)
-        drawn.scatter_(1, token.clamp(max=scores.shape[1] - 1), 0.0)
+        drawn.scatter_(1, token.minimum(last), 0.0)
         return drawn  # type: ignore[return-value]

@@ -50,7 +50,7 @@ Example:
 '7+5*3= 5*3=15; 7+15=22. 22'
 """
 
-from hf_rlae.zoo.loader import MEMBER_SETS, SPECIALISTS, load_member, load_members
+from hf_rlae.zoo.loader import MEMBER_SETS, SPECIALISTS, load_member, load_members, load_policy
 from hf_rlae.zoo.oracle import OraclePolicy
 
-__all__ = ["MEMBER_SETS", "SPECIALISTS", "OraclePolicy", "load_member", "load_members"]
+__all__ = ["MEMBER_SETS", "SPECIALISTS", "OraclePolicy", "load_member", "load_members", "load_policy"]

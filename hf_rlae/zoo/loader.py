@@ -10,9 +10,13 @@ import torch
 
 from hf_rlae.errors import ConfigError, nearest
 from hf_rlae.member import Member
+from hf_rlae.policy import PolicyModel
 
 MEMBERS_FOLDER = Path(str(files("hf_rlae.zoo"))) / "members"
 """Where the package keeps the members' folders."""
+
+POLICIES_FOLDER = MEMBERS_FOLDER.parent / "policies"
+"""Where the package keeps the folders of trained policies, one a set of members."""
 
 
 @dataclass(frozen=True)
@@ -90,3 +94,27 @@ def load_members(kind: str = "different", folder: Path | None = None) -> list[Me
     if kind not in MEMBER_SETS:
         raise ConfigError(f"kind={kind!r}: there is no such set of members: {nearest(kind, MEMBER_SETS)}")
     return [load_member(name, folder) for name in MEMBER_SETS[kind]]
+
+
+def load_policy(kind: str = "different", folder: Path | None = None) -> PolicyModel:
+    """Loads the policy that was trained for one set of members, in eval mode.
+
+    Its config says for which span length: `policy.config.span_length`.
+
+    Args:
+        kind (`str`, defaults to `"different"`): the set, as in `load_members`.
+        folder (`Path`, *optional*): where the policies' folders are, if not in the package.
+
+    Raises:
+        ConfigError: there is no such policy.
+
+    Example:
+
+    >>> load_policy("different").num_members
+    3
+    """
+    path = (folder or POLICIES_FOLDER) / kind
+    if not path.is_dir():
+        known = [entry.name for entry in path.parent.glob("*")] if path.parent.is_dir() else []
+        raise ConfigError(f"kind={kind!r}: there is no trained policy of that name: {nearest(kind, known)}")
+    return PolicyModel.from_pretrained(str(path)).eval()

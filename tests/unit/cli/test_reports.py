@@ -81,7 +81,7 @@ def test_a_trace_that_cannot_be_written_is_refused_before_any_work(path, why, tm
     assert why in capsys.readouterr().err
 
 
-def test_the_demo_shows_that_switching_beats_every_fixed_weighting(tmp_path, capsys, monkeypatch):
+def test_the_demo_shows_that_weights_which_change_beat_every_fixed_weighting(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(demonstration, "NUM_VALIDATION", 8)
     monkeypatch.setattr(demonstration, "RESOLUTION", 2)
     picture = tmp_path / "weights.png"
@@ -91,11 +91,11 @@ def test_the_demo_shows_that_switching_beats_every_fixed_weighting(tmp_path, cap
     shares = {
         label: int(share)
         for label, share in re.findall(
-            r"^  (\S+ alone|uniform weights|best fixed weights|switching).*? (\d+)%", out, re.M
+            r"^  (\S+ alone|uniform weights|best fixed weights|learned policy|switching).*? (\d+)%", out, re.M
         )
     }
-    assert len(shares) == 6
-    assert shares.pop("switching") > 50 > 2 * max(shares.values())
+    assert len(shares) == 7
+    assert shares.pop("switching") >= shares.pop("learned policy") > 50 > 2 * max(shares.values())
     assert picture.read_bytes().startswith(b"\x89PNG")
 
 
@@ -105,6 +105,7 @@ def test_the_demo_shows_that_switching_beats_every_fixed_weighting(tmp_path, cap
         (["--chain", "7+x"], "is not a chain"),
         (["--chain", "1000+1"], "is not a chain"),
         (["--questions", "0"], "from 1 to 2000"),
+        (["--seed", "-1"], "whole number"),
         (["--picture", "weights.gif"], "must end with"),
         (["--picture", os.path.join("missing", "weights.png")], "there is no folder"),
     ],

@@ -15,12 +15,11 @@ import numpy as np
 import pytest
 import torch
 
-from hf_rlae.errors import ConfigError
+from hf_rlae.errors import CheckpointError, ConfigError
 from hf_rlae.trainer.checkpoint_folders import (
     MANIFEST,
     REPLACED,
     UNFINISHED,
-    CheckpointError,
     check_plain,
     missing_parts,
     settle,

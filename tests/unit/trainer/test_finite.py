@@ -12,8 +12,8 @@ import torch
 from torch import nn
 from transformers import Trainer
 
-from hf_rlae.errors import HfRlaeError
-from hf_rlae.trainer.finite import FiniteCheck, FiniteTrainer, NonFiniteError, check_finite
+from hf_rlae.errors import HfRlaeError, NonFiniteError
+from hf_rlae.trainer.finite import FiniteCheck, FiniteTrainer, check_finite
 from tests.support.trainers import Toy, ToyTrainer, toy_trainer
 
 BAD = [math.nan, math.inf, -math.inf]

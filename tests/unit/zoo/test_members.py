@@ -13,7 +13,7 @@ import torch
 from hf_rlae import EnsembleForCausalLM
 from hf_rlae.errors import ConfigError
 from hf_rlae.tasks.chains import OPERATORS, draw_questions, join
-from hf_rlae.zoo import MEMBER_SETS, SPECIALISTS, OraclePolicy, load_member, load_members
+from hf_rlae.zoo import MEMBER_SETS, SPECIALISTS, OraclePolicy, load_member, load_members, load_policy
 from hf_rlae.zoo.lessons import SPECIALTIES
 from hf_rlae.zoo.loader import MEMBERS_FOLDER
 from hf_rlae.zoo.measure import accuracy, score_operator
@@ -109,3 +109,15 @@ def test_switching_solves_what_no_member_solves(kind):
     assert switched >= 0.75
     assert max(alone) <= 0.45
     assert accuracy(uniform, uniform.tokenizer, questions) <= switched - 0.3
+
+
+@pytest.mark.parametrize("kind", ["different", "shared"])
+def test_the_policy_in_the_package_beats_every_fixed_weighting(kind):
+    members, policy = load_members(kind), load_policy(kind)
+    ensemble = EnsembleForCausalLM.from_members(members, policy, span_length=policy.config.span_length)
+    assert accuracy(ensemble, ensemble.tokenizer, draw_questions(60)) > 0.5  # 0.02 to 0.06 for fixed weights
+
+
+def test_a_policy_that_is_not_there_is_named():
+    with pytest.raises(ConfigError, match="Known: different, shared"):
+        load_policy("shred")

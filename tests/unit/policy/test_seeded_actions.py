@@ -1,0 +1,65 @@
+"""`PolicyModel.forward(sample=[seeds])`: what a row draws belongs to the row."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from hf_rlae import PolicyConfig, PolicyModel
+from hf_rlae.errors import PolicyError
+from tests.support.policies import SIZES, random_state
+
+KINDS = [("joint", "dirichlet"), ("joint", "logistic_normal"), ("per_member", "gaussian")]
+
+
+def made(actor, distribution):
+    torch.manual_seed(0)
+    config = PolicyConfig(actor=actor, distribution=distribution, member_hidden_sizes=list(SIZES), hidden_size=8)
+    return PolicyModel(config).eval()
+
+
+@pytest.mark.parametrize(("actor", "distribution"), KINDS)
+def test_a_row_draws_the_same_in_any_batch(actor, distribution):
+    policy, state = made(actor, distribution), random_state(rows=4)
+    seen = policy.observe(state)
+    before = torch.random.get_rng_state()
+    whole = policy(seen, sample=[3, 4, 5, 3])
+    assert torch.equal(torch.random.get_rng_state(), before)
+    alone = policy({name: value[2:3] for name, value in seen.items()}, sample=[5])
+    for name in ("weights", "actions", "log_probs", "values"):
+        torch.testing.assert_close(getattr(whole, name)[2:3], getattr(alone, name))
+    assert not torch.allclose(whole.actions[0], whole.actions[1])
+    noise = whole.actions - policy(seen, sample=[8, 4, 5, 9]).actions
+    assert (noise[[1, 2]] == 0).all()
+    assert (noise[[0, 3]] != 0).all()
+
+
+@pytest.mark.parametrize(("actor", "distribution"), KINDS)
+def test_seeded_draws_follow_the_distribution(actor, distribution):
+    """Mean and mean log-density agree with draws without seeds, within five standard errors."""
+    policy = made(actor, distribution)
+    with torch.no_grad():
+        for score in policy.heads.scores:
+            score.bias.copy_(torch.tensor([0.7, -0.4])[: len(score.bias)])
+    seen = {name: value.expand(1500, *value.shape[1:]) for name, value in policy.observe(random_state(rows=1)).items()}
+    with torch.no_grad():
+        seeded, free = policy(seen, sample=list(range(1500))), policy(seen, sample=True)
+    for name in ("weights", "log_probs"):
+        one, other = getattr(seeded, name), getattr(free, name)
+        error = ((one.var(0) + other.var(0)) / 1500).sqrt()
+        assert ((one.mean(0) - other.mean(0)).abs() < 5 * error).all(), name
+    assert torch.equal(seeded.log_probs, policy(seen, actions=seeded.actions).log_probs)
+
+
+def test_nothing_is_drawn_without_seeds_or_where_it_is_switched_off():
+    policy, state = made(*KINDS[0]), random_state()
+    assert policy(state).actions is None
+    with policy.exploring():
+        assert policy(state, sample=False).actions is None
+        assert policy(state, sample=[1, 2, 3]).actions is not None
+
+
+def test_a_seed_for_every_row():
+    policy, state = made(*KINDS[0]), random_state()
+    with pytest.raises(PolicyError, match=r"2 seeds for 3 rows"):
+        policy(state, sample=[1, 2])

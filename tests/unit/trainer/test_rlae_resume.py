@@ -1,0 +1,90 @@
+"""A run that was stopped anywhere and resumed ends where one that was left alone ends, to the bit."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from transformers import TrainerCallback
+
+from tests.support.rlae import assert_same, ensemble_of, parameters_of, trainer_of
+
+SAVES = {"save_strategy": "steps", "save_steps": 1, "max_steps": 10, "logging_steps": 3, "lr_scheduler_type": "cosine"}
+
+
+class StopAt(TrainerCallback):
+    def __init__(self, step):
+        self.step = step
+
+    def on_step_end(self, args, state, control, **kwargs):
+        if state.global_step == self.step:
+            control.should_training_stop = True
+
+
+def end_of(trainer):
+    logs = [entry for entry in trainer.state.log_history if "loss" in entry]
+    return parameters_of(trainer.model), trainer.optimizer.state_dict()["state"], logs, trainer._num_tokens
+
+
+@pytest.fixture(scope="module", params=["ppo", "mixture"])
+def alone(request, tmp_path_factory):
+    trainer = trainer_of(tmp_path_factory.mktemp("alone"), request.param, **SAVES)
+    trainer.train()
+    return request.param, end_of(trainer)
+
+
+@pytest.mark.parametrize("stop", [1, 3, 6, 8])
+def test_resumed_runs_end_alike(alone, tmp_path, stop):
+    """A rollout serves 4 updates: within the first pass, within the second, within the next rollout, at its border."""
+    objective, (parameters, moments, logs, tokens) = alone
+    first = trainer_of(tmp_path, objective, callbacks=[StopAt(stop)], **SAVES)
+    first.train()
+    assert first.state.global_step == stop
+    second = trainer_of(tmp_path, objective, **SAVES)
+    calls = []
+    rewards = second.reward_calls
+    second._calculate_rewards = lambda *args: calls.append(1) or type(second)._calculate_rewards(second, *args)
+    second.train(resume_from_checkpoint=True)
+    assert second.reward_calls is rewards
+    assert len(calls) == 3 - -(-stop // 4)
+    found = end_of(second)
+    assert_same(found[0], parameters)
+    for key, entry in moments.items():
+        assert all(torch.equal(found[1][key][name], value) for name, value in entry.items())
+    assert found[2] == logs
+    assert found[3] == tokens
+
+
+def test_across_the_border_of_an_epoch(tmp_path):
+    """6 prompts, 2 a rollout, one update a pass: an epoch is 6 updates, 3 rollouts."""
+    options = {**SAVES, "max_steps": 14, "per_device_train_batch_size": 8, "steps_per_generation": 1}
+    whole = trainer_of(tmp_path / "whole", **options)
+    whole.train()
+    assert whole.state.epoch > 2
+    for stop in (6, 7):
+        trainer_of(tmp_path / str(stop), callbacks=[StopAt(stop)], **options).train()
+        resumed = trainer_of(tmp_path / str(stop), **options)
+        resumed.train(resume_from_checkpoint=True)
+        assert_same(parameters_of(resumed.model), parameters_of(whole.model))
+
+
+def test_a_stop_for_kl_is_remembered(tmp_path):
+    options = {**SAVES, "target_kl": 1e-6, "max_steps": 8, "learning_rate": 0.05}
+    whole = trainer_of(tmp_path / "whole", **options)
+    whole.train()
+    trainer_of(tmp_path / "part", callbacks=[StopAt(2)], **options).train()
+    resumed = trainer_of(tmp_path / "part", **options)
+    resumed.train(resume_from_checkpoint=True)
+    assert_same(parameters_of(resumed.model), parameters_of(whole.model))
+
+
+def test_with_text_draws_and_chats_in_the_buffer(tmp_path):
+    def made(folder, callbacks=None):
+        ensemble = ensemble_of("mixture", "different", "both", draw="token")
+        return trainer_of(folder, "mixture", ensemble=ensemble, callbacks=callbacks, **{**SAVES, "max_steps": 5})
+
+    whole = made(tmp_path / "whole")
+    whole.train()
+    made(tmp_path / "part", [StopAt(3)]).train()
+    resumed = made(tmp_path / "part")
+    resumed.train(resume_from_checkpoint=True)
+    assert_same(parameters_of(resumed.model), parameters_of(whole.model))
