@@ -24,7 +24,7 @@ CHAIN = re.compile(r"\d{1,2}(?:[-+*]\d{1,2})+=?", re.ASCII)
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the command's arguments to its parser."""
-    parser.add_argument("--chain", default="7+5*3-4", metavar="CHAIN", help="what to solve (default: 7+5*3-4)")
+    parser.add_argument("--chain", default="7+5*3", metavar="CHAIN", help="what to solve (default: 7+5*3)")
     parser.add_argument(
         "--tokenizers",
         choices=("different", "shared"),
@@ -47,7 +47,7 @@ def check(args: argparse.Namespace) -> None:
     if not CHAIN.fullmatch(args.chain):
         raise ConfigError(
             f"--chain {args.chain!r} is not a chain of numbers from 0 to 99 with +, - and * between them; write it "
-            "like 7+5*3-4"
+            "like 7+5*3"
         )
     if args.seed is not None and not 0 <= args.seed < 2**32:
         raise ConfigError(f"--seed {args.seed}: give a whole number from 0 to 2**32 - 1")

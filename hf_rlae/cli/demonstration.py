@@ -26,7 +26,7 @@ from hf_rlae.zoo import SPECIALISTS, OraclePolicy, load_members, load_policy
 from hf_rlae.zoo.measure import MAX_NEW_TOKENS, accuracy
 
 VALIDATION_SEED, TEST_SEED = 1, 0
-RESOLUTION = 5
+RESOLUTION = 4
 NUM_VALIDATION = 60
 
 

@@ -47,14 +47,12 @@ def policy_term(
     low, high = 1 - settings.epsilon, 1 + (settings.epsilon_high or settings.epsilon)
     losses = -torch.minimum(ratio * gain, ratio.clamp(low, high) * gain)
     per_action = losses if ratio.dim() == 2 else losses.mean(-1)
-    if settings.reduction == "sequence":
-        loss = mean_of_row_means(per_action, mask, num_items["sequences"])
-    else:
-        loss = masked_mean(per_action, mask, num_items[unit])
+    mean, counted = (mean_of_row_means, "sequences") if settings.reduction == "sequence" else (masked_mean, unit)
+    loss = mean(per_action, mask, num_items[counted])
     with torch.no_grad():
         is_clipped = ((ratio > high) & (gain > 0)) | ((ratio < low) & (gain < 0))
         metrics = {
-            "policy_loss": loss.detach(),
+            "policy_loss": mean(per_action, mask),
             "clip_ratio": masked_mean(is_clipped.to(ratio.dtype), present),
             "kl": masked_mean(kl_estimate(ratio), present),
             "ratio_max": masked_max(ratio, present, default=1.0),
@@ -134,7 +132,7 @@ def value_term(
     loss = masked_mean(errors, mask, num_items["spans"])
     with torch.no_grad():
         metrics = {
-            "value_loss": loss.detach(),
+            "value_loss": masked_mean(errors, mask),
             "value_clip_ratio": masked_mean(is_clipped.to(values.dtype), mask),
             "explained_variance": explained_variance(before, returns, mask),
         }

@@ -197,6 +197,18 @@ def test_metrics_are_detached_numbers_of_the_same_dtype(name):
 
 
 @every
+@reduced
+def test_metrics_are_of_the_batch_whatever_it_is_a_part_of(name, reduction):
+    batch, output = batch_of(name)
+    objective, settings = objectives[name](), settings_of(name, reduction)
+    own = objective.loss(batch, output, settings)
+    many = {key: 7.0 * count for key, count in objective.num_items(batch).items()}
+    part = objective.loss(batch, output, settings, many)
+    torch.testing.assert_close(part.loss * 7.0, own.loss)
+    torch.testing.assert_close(part.metrics, own.metrics)
+
+
+@every
 def test_coefficients(name):
     """The loss is the sum of its metrics, so the bonus is on entropy and not against it."""
     batch, output = batch_of(name)
