@@ -25,6 +25,7 @@ _EXPORTS = {
     "StaticPolicy": "hf_rlae.policy",
     "UniformPolicy": "hf_rlae.policy",
     "UnionVocabulary": "hf_rlae.vocabulary",
+    "WeightingReport": "hf_rlae.trainer",
     "get_reward": "hf_rlae.rewards",
     "get_task": "hf_rlae.tasks",
     "length_penalty": "hf_rlae.rewards",

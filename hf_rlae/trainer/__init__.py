@@ -8,6 +8,7 @@ from typing import Any
 _EXPORTS = {
     "RLAEConfig": "hf_rlae.trainer.configuration_rlae",
     "RLAETrainer": "hf_rlae.trainer.rlae_trainer",
+    "WeightingReport": "hf_rlae.trainer.weighting_report",
 }
 
 __all__ = sorted(_EXPORTS)

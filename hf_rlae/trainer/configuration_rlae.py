@@ -89,6 +89,9 @@ class RLAEConfig(_BaseConfig):
     remove_unused_columns: bool = field(
         default=False, metadata={"help": "Whether columns that no reward function needs are dropped."}
     )
+    dataloader_pin_memory: bool = field(
+        default=False, metadata={"help": "Batches are lists of examples, which have nothing to pin."}
+    )
     objective: str = field(default="ppo", metadata={"help": "ppo, mappo or mixture."})
     span_length: int | None = field(
         default=None, metadata={"help": "Tokens that share one weight vector; None keeps the ensemble's."}
