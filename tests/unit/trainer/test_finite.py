@@ -5,7 +5,6 @@ from __future__ import annotations
 import gc
 import math
 import re
-import time
 
 import pytest
 import torch
@@ -157,27 +156,3 @@ def test_large_values_are_no_fault():
         NonFiniteError, match=re.escape("of half at step 1: 1 of 4 values of a parameter of shape (4,)")
     ):
         check.check_gradients(1)
-
-
-def test_cost():
-    """Below half the cost of one step of Adam on the same parameters."""
-    parameters = [nn.Parameter(torch.randn(256, 256)) for _ in range(24)]
-    for parameter in parameters:
-        parameter.grad = torch.randn_like(parameter)
-    optimizer = torch.optim.AdamW(parameters, foreach=True)
-    check = FiniteCheck(lambda: {"model": parameters})
-
-    def checked():
-        check.check_gradients(1)
-        check.check_parameters(1)
-
-    def fastest(action):
-        times = []
-        for _ in range(7):
-            start = time.perf_counter()
-            action()
-            times.append(time.perf_counter() - start)
-        return min(times)
-
-    optimizer.step()
-    assert fastest(checked) < 0.5 * fastest(optimizer.step)
