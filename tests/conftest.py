@@ -9,6 +9,7 @@ import pytest
 
 from tests import documentation
 
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # read when torch is imported; tests share the cores by processes
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
