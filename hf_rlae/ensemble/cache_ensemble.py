@@ -43,6 +43,7 @@ class EnsembleCache(Cache):
         absorbed (`int`): columns that members with different tokenizers have heard.
         clock (`SpanClock` or `None`): spans and weights; made at the first forward pass.
         expected_start (`int`, *optional*): the column of the first completion token, where it is known.
+        is_continued (`bool`): the next `generate` goes on with these texts, inside their spans (see `keep_rows`).
     """
 
     def __init__(self, relays: Sequence[Relay], use_cache: bool = True, record: bool = False) -> None:
@@ -57,6 +58,7 @@ class EnsembleCache(Cache):
         self.trace = Trace(enabled=record)
         self.expected_start: int | None = None
         self.in_generate = False
+        self.is_continued = False
         self.draws: MemberDraws | None = None
         self.is_recording = False
         self.is_padded: bool | None = None
@@ -134,6 +136,21 @@ class EnsembleCache(Cache):
         rows = torch.arange(max(self.batch_size, 0))[indices.cpu()]
         self.reorder_cache(rows)  # type: ignore[arg-type]
 
+    def keep_rows(self, rows: torch.Tensor) -> None:
+        """Drops all rows but these; the next `generate` goes on with their texts, inside their spans.
+
+        The recorded weights and log-probabilities of what is written are let go of: the output of the call that wrote
+        it has them.
+
+        Args:
+            rows (`torch.LongTensor` of shape `(R,)`): the rows that stay.
+        """
+        self.reorder_cache(rows)  # type: ignore[arg-type]
+        self.trace.member_logps.clear()
+        if self.clock is not None:
+            self.clock.records.clear()
+        self.is_continued = True
+
     def crop(self, tokens_to_remove: int) -> None:
         """Takes the last `-tokens_to_remove` columns back."""
         if tokens_to_remove > 0:
@@ -168,6 +185,7 @@ class EnsembleCache(Cache):
             relay.reset()
         self.ids = self.mask = self.clock = None
         self.seen = self.absorbed = 0
+        self.is_continued = False
         self.trace = Trace(enabled=self.trace.enabled)
 
     def update(self, *args: Any, **kwargs: Any) -> Any:

@@ -166,6 +166,16 @@ def check_prompt_lengths(
             )
 
 
+def check_continued(cache: EnsembleCache, ids: torch.Tensor) -> None:
+    """Raises `InputError` for ids that are not the texts which a cache goes on with."""
+    expected = (cache.batch_size, cache.seen + 1)
+    if tuple(ids.shape) != expected:
+        raise InputError(
+            f"input_ids has the shape {tuple(ids.shape)}, but the cache goes on with texts of the shape {expected} "
+            "(rows that were kept, columns that were written); give their `sequences`, or a new cache"
+        )
+
+
 def check_member_inputs(model: EnsembleForCausalLM, ids: Any, mask: Any, rows: int) -> None:
     """Raises `InputError` for `member_input_ids` that do not fit the ensemble."""
     members = len(model.members)

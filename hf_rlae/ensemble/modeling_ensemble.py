@@ -19,6 +19,7 @@ from hf_rlae.ensemble.configuration_ensemble import EnsembleConfig
 from hf_rlae.ensemble.custom_generate import make_custom_generate
 from hf_rlae.ensemble.draws import MemberDraws
 from hf_rlae.ensemble.inputs import (
+    check_continued,
     check_draws,
     check_forward_inputs,
     check_generate_inputs,
@@ -420,7 +421,10 @@ class EnsembleForCausalLM(PreTrainedModel, GenerationMixin):
         if cache is None:
             cache = kwargs["past_key_values"] = self.new_cache(use_cache is not False, record=bool(wants_dict))
         assert ids is not None
-        check_prompt_lengths(self, cache, ids, kwargs)
+        if cache.is_continued:
+            check_continued(cache, ids)
+        else:
+            check_prompt_lengths(self, cache, ids, kwargs)
         beams = kwargs.get("num_beams", settings.num_beams) or 1
         if wants_dict and beams > 1:
             watch = BeamWatch(cache.trace, beams, len(ids))
@@ -429,8 +433,10 @@ class EnsembleForCausalLM(PreTrainedModel, GenerationMixin):
             check_draws(settings, kwargs)
             cache.draws = MemberDraws(self.config.draw, self.config.draw_scope, self._begins_word)
         cache.in_generate = True
-        cache.expected_start = int(ids.shape[1])
-        cache.clock = None
+        if not cache.is_continued:
+            cache.expected_start = int(ids.shape[1])
+            cache.clock = None
+        cache.is_continued = False
         result = super().generate(inputs, generation_config, **kwargs)  # type: ignore[misc]
         if not wants_dict:
             return result

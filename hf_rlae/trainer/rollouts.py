@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, field, fields
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
 from typing import Any
 
 import torch
@@ -14,8 +13,9 @@ from transformers.generation.streamers import BaseStreamer
 from hf_rlae.ensemble import EnsembleForCausalLM
 from hf_rlae.ensemble.member_scores import score_members
 from hf_rlae.objectives import mixture_logps, spans_of_tokens
-from hf_rlae.policy import PolicyOutput, PolicyState
 from hf_rlae.trainer.row_noise import RowSampler, row_uniforms, seed_of
+from hf_rlae.trainer.span_recorder import SpanRecorder, recording
+from hf_rlae.trainer.waves import Written, end_ids_of, write_in_waves
 
 _PADDING = {"span_index": -1, "member_logps": torch.nan, "old_mixture_logps": torch.nan}
 
@@ -129,57 +129,6 @@ def _joined(tensors: Sequence[torch.Tensor], value: float) -> torch.Tensor:
     return torch.cat(padded)
 
 
-@dataclass
-class SpanRecorder:
-    """Stands in for the policy while a text is written, and keeps what it saw and said at every span.
-
-    Args:
-        policy (`PolicyModel`): asked without gradients.
-        seeds_of (callable, *optional*): gives a span's seeds, one a row, from which actions are drawn; `None` for the
-            deterministic weights.
-    """
-
-    policy: Any
-    seeds_of: Callable[[int], Sequence[int]] | None = None
-    observations: list[dict[str, torch.Tensor]] = field(default_factory=list)
-    outputs: list[PolicyOutput] = field(default_factory=list)
-
-    @property
-    def observes_members(self) -> bool:
-        """Whether members have to be run for the policy."""
-        return self.policy.config.observes_members
-
-    def __call__(self, state: PolicyState) -> torch.Tensor:
-        """The policy's weights, `(B, M)`."""
-        seen = self.policy.observe(state)
-        sample: Any = False if self.seeds_of is None else self.seeds_of(len(self.outputs))
-        output = self.policy(seen, sample=sample)
-        self.observations.append(seen)
-        self.outputs.append(output)
-        return output.weights
-
-
-@contextmanager
-def recording(ensemble: EnsembleForCausalLM, recorder: SpanRecorder, draws: bool = True) -> Iterator[None]:
-    """Within this context the ensemble asks the recorder instead of its policy.
-
-    Args:
-        ensemble (`EnsembleForCausalLM`): that writes.
-        recorder (`SpanRecorder`): that is asked.
-        draws (`bool`, defaults to `True`): whether members are drawn, where the ensemble does so; the likeliest tokens
-            are the mixture's.
-    """
-    policy, draw = ensemble.policy, ensemble.config.draw
-    ensemble.set_policy(recorder)
-    if not draws:
-        ensemble.config.draw = None
-    try:
-        yield
-    finally:
-        ensemble.set_policy(policy)
-        ensemble.config.draw = draw
-
-
 @dataclass(frozen=True)
 class Sampling:
     """How texts are written.
@@ -213,8 +162,8 @@ def write_rollouts(
     """Lets an ensemble continue prompts and keeps what the policy did.
 
     The policy is asked at every span's first token about the text as it stands. A prompt that several rows share is
-    read once. Where the ensemble draws members, their log-probabilities come from one more pass over the finished
-    texts.
+    read once, and texts that have ended are not run on (see `write_in_waves`). Where the ensemble draws members, their
+    log-probabilities come from one more pass over the finished texts.
 
     Args:
         ensemble (`EnsembleForCausalLM`): that writes; its own policy is not asked.
@@ -228,34 +177,41 @@ def write_rollouts(
     seeds = sampling.seeds
     seeds_of = None
     if sampling.explores and seeds is not None:
-        seeds_of = lambda span: [seed_of(seed, 1, span) for seed in seeds]  # noqa: E731
-    recorder = SpanRecorder(policy, seeds_of)
+        seeds_of = lambda span, rows: [seed_of(seeds[row], 1, span) for row in rows]  # noqa: E731
+    recorder = SpanRecorder(policy, len(prompts), seeds_of)
     columns = inputs["input_ids"].shape[1]
     draws = ensemble.config.draw is not None and seeds is not None
+    uniforms = None
+    if seeds is not None:
+        uniforms = row_uniforms([seed_of(seed, 0) for seed in seeds], sampling.max_completion_length)
     with torch.no_grad(), recording(ensemble, recorder, draws), torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed_of(*(seeds or ()), 2))
-        cache = ensemble.new_cache(record=sampling.keeps_logps and not draws)
-        out = ensemble.generate(
-            **inputs,  # type: ignore[arg-type]
-            past_key_values=cache,
-            max_new_tokens=sampling.max_completion_length,
-            logits_processor=_processors(sampling, columns),
-            **({"do_sample": True, "top_k": 0, "top_p": 1.0, "temperature": 1.0} if draws else {"do_sample": False}),
-            num_beams=1,
-            return_dict_in_generate=True,
-            streamer=streamer,
+        written = write_in_waves(
+            ensemble,
+            ensemble.new_cache(record=sampling.keeps_logps and not draws),
+            inputs,
+            sampling.max_completion_length,
+            recorder,
+            lambda rows: {
+                "logits_processor": _processors(sampling, None if uniforms is None else uniforms[rows], columns),
+                **(
+                    {"do_sample": True, "top_k": 0, "top_p": 1.0, "temperature": 1.0} if draws else {"do_sample": False}
+                ),
+                "streamer": streamer,
+            },
         )
-        member_logps = out.member_logps
-        if draws and sampling.keeps_logps:
-            mask = torch.cat([inputs["attention_mask"], torch.ones_like(out.sequences[:, columns:])], dim=1)
-            member_logps = score_members(ensemble, out.sequences, mask, columns, inputs, out.span_weights)
-    logps = member_logps if sampling.keeps_logps else None
-    return _rollouts(ensemble, recorder, out.sequences[:, columns:], out.span_weights, logps, prompts)
+        if not sampling.keeps_logps:
+            written.member_logps = None
+        elif draws:
+            mask = torch.cat([inputs["attention_mask"], torch.ones_like(written.completion_ids)], dim=1)
+            sequences = torch.cat([inputs["input_ids"], written.completion_ids], dim=1)
+            written.member_logps = score_members(ensemble, sequences, mask, columns, inputs, written.span_weights)
+    return _rollouts(ensemble, recorder, written, prompts)
 
 
-def _processors(sampling: Sampling, columns: int) -> LogitsProcessorList:
+def _processors(sampling: Sampling, uniforms: torch.Tensor | None, columns: int) -> LogitsProcessorList:
     processors = LogitsProcessorList()
-    if sampling.seeds is None:
+    if uniforms is None:
         return processors
     if sampling.temperature != 1.0:
         processors.append(TemperatureLogitsWarper(float(sampling.temperature)))
@@ -263,49 +219,37 @@ def _processors(sampling: Sampling, columns: int) -> LogitsProcessorList:
         processors.append(TopKLogitsWarper(sampling.top_k))
     if sampling.top_p < 1.0:
         processors.append(TopPLogitsWarper(sampling.top_p))
-    uniforms = row_uniforms([seed_of(seed, 0) for seed in sampling.seeds], sampling.max_completion_length)
     processors.append(RowSampler(uniforms, columns))
     return processors
 
 
 def _rollouts(
-    ensemble: EnsembleForCausalLM,
-    recorder: SpanRecorder,
-    completion_ids: torch.Tensor,
-    span_weights: torch.Tensor,
-    member_logps: torch.Tensor | None,
-    prompts: Sequence[Any],
+    ensemble: EnsembleForCausalLM, recorder: SpanRecorder, written: Written, prompts: Sequence[Any]
 ) -> Rollouts:
-    ends = ensemble.generation_config.eos_token_id
-    end_ids = torch.tensor([ends] if isinstance(ends, int) else list(ends or []), device=completion_ids.device)
-    is_end = torch.isin(completion_ids, end_ids)
+    ids, member_logps = written.completion_ids, written.member_logps
+    is_end = torch.isin(ids, end_ids_of(ensemble))
     mask = (is_end.cumsum(1) - is_end.long()) == 0
     span_index, span_mask = spans_of_tokens(mask, ensemble.config.span_length)
     spans = span_mask.shape[1]
-    outputs = recorder.outputs[:spans]
-
-    def stacked(name: str) -> torch.Tensor | None:
-        values = [getattr(output, name) for output in outputs]
-        return None if values[0] is None else torch.stack(values, dim=1).to(completion_ids.device)
-
-    weights, values = stacked("weights"), stacked("values")
+    said = {name: recorder.said(name, spans, ids.device) for name in ("weights", "values", "actions", "log_probs")}
+    weights, values = said["weights"], said["values"]
     assert weights is not None
     assert values is not None
     if member_logps is not None:
-        member_logps = _with_weight(member_logps, span_weights, span_index)
+        member_logps = _with_weight(member_logps, written.span_weights, span_index)
     return Rollouts(
         prompts=list(prompts),
-        completions=_completions(ensemble, completion_ids, mask, prompts),
-        completion_ids=completion_ids,
+        completions=_completions(ensemble, ids, mask, prompts),
+        completion_ids=ids,
         completion_mask=mask,
         span_index=span_index,
         span_mask=span_mask,
-        observation=_stacked_observations(recorder.policy, recorder.observations[:spans]),
+        observation=recorder.seen(spans),
         weights=weights,
         old_values=values,
         is_ended=is_end.any(1),
-        actions=stacked("actions"),
-        old_log_probs=stacked("log_probs"),
+        actions=said["actions"],
+        old_log_probs=said["log_probs"],
         member_logps=member_logps,
         old_mixture_logps=None if member_logps is None else mixture_logps(weights, member_logps, span_index),
     )
@@ -327,12 +271,3 @@ def _completions(
     if isinstance(prompts[0], str):
         return list(texts)
     return [[{"role": "assistant", "content": text}] for text in texts]
-
-
-def _stacked_observations(policy: Any, observations: Sequence[dict[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
-    rows = len(next(iter(observations[0].values())))
-    together = policy.stack(observations)
-    return {
-        name: tensor.view(len(observations), rows, *tensor.shape[1:]).transpose(0, 1).contiguous()
-        for name, tensor in together.items()
-    }

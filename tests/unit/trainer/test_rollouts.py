@@ -8,8 +8,11 @@ import pytest
 import torch
 
 from hf_rlae import EnsembleForCausalLM, StaticPolicy
+from hf_rlae.errors import InputError
 from hf_rlae.objectives import objectives
-from hf_rlae.trainer.rollouts import Rollouts, Sampling, concatenate, recording, write_rollouts
+from hf_rlae.trainer import waves
+from hf_rlae.trainer.rollouts import Rollouts, Sampling, concatenate, write_rollouts
+from hf_rlae.trainer.span_recorder import recording
 from tests.support.ensembles import encode, weights_of_text
 from tests.support.models import pair
 from tests.support.rlae import CHAT_TEMPLATES, PROMPTS, ensemble_of, favouring, members
@@ -320,3 +323,66 @@ def test_the_ensemble_is_as_it_was():
         raise KeyError(ensemble.config.draw)
     assert ensemble.policy is policy
     assert ensemble.config.draw == "word"
+
+
+def ending(kind: str, objective: str, observation: str = "members", **settings):
+    """An ensemble whose texts end at all lengths."""
+    ensemble = ensemble_of(objective, kind, observation, **settings)
+    for member in ensemble.members:
+        end = torch.tensor(member.end_ids)
+        member.model.get_output_embeddings().register_forward_hook(
+            lambda _module, _args, output, end=end: output.index_add(
+                -1, end, torch.full((*output.shape[:-1], len(end)), 4.0)
+            )
+        )
+    return ensemble
+
+
+@pytest.mark.parametrize("span_length", [1, 3])
+@pytest.mark.parametrize(
+    ("kind", "objective", "observation"),
+    [
+        ("shared", "mixture", "members"),
+        ("shared", "ppo", "both"),
+        ("different", "mixture", "members"),
+        ("different", "mappo", "text"),
+    ],
+)
+def test_waves_write_what_one_generate_writes(kind, objective, observation, span_length, monkeypatch):
+    ensemble = ending(kind, objective, observation, span_length=span_length)
+    run_rows = [0]
+    for member in ensemble.members:
+        member.model.register_forward_pre_hook(
+            lambda _module, args, kwargs: run_rows.__setitem__(0, run_rows[0] + len(kwargs["input_ids"])),
+            with_kwargs=True,
+        )
+    monkeypatch.setattr(waves, "MIN_ROWS", 100)
+    whole = rolled(ensemble, objective, PROMPTS * 3, tokens=12)
+    assert len(whole.completion_mask.sum(1).unique()) > 3
+    rows_of_one_call, run_rows[0] = run_rows[0], 0
+    monkeypatch.setattr(waves, "MIN_ROWS", 2)
+    parts = rolled(ensemble, objective, PROMPTS * 3, tokens=12)
+    assert run_rows[0] < 0.9 * rows_of_one_call
+    assert parts.completions == whole.completions
+    assert parts.tensors().keys() == whole.tensors().keys()
+    masks = {"BS": whole.span_mask, "BT": whole.completion_mask}
+    by_token = ("completion_ids", "member_logps", "old_mixture_logps", "span_index", "completion_mask")
+    for name, value in {**whole.tensors(), **whole.observation}.items():
+        twin = {**parts.tensors(), **parts.observation}[name]
+        assert twin.shape == value.shape, name
+        if value.dim() > 1:
+            mask = masks["BT" if name in by_token else "BS"]
+            value, twin = value[mask], twin[mask]
+        torch.testing.assert_close(twin, value, **CLOSE, msg=lambda text, n=name: f"{n}: {text}")
+
+
+def test_a_cache_goes_on_only_with_the_texts_that_it_kept():
+    ensemble = ensemble_of(kind="different")
+    cache = ensemble.new_cache()
+    out = ensemble.generate(**encode(*PROMPTS), max_new_tokens=3, past_key_values=cache, do_sample=False)
+    cache.keep_rows(torch.tensor([2, 0]))
+    with pytest.raises(InputError, match=r"rows that were kept"):
+        ensemble.generate(input_ids=out, max_new_tokens=2, past_key_values=cache)
+    rest = ensemble.generate(input_ids=out[[2, 0]], max_new_tokens=2, past_key_values=cache, do_sample=False)
+    whole = ensemble.generate(**encode(*PROMPTS), max_new_tokens=5, do_sample=False)
+    assert torch.equal(rest, whole[[2, 0]])
