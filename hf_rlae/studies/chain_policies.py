@@ -14,6 +14,7 @@ from datasets import Dataset
 from torch import nn
 
 from hf_rlae.ensemble import EnsembleForCausalLM
+from hf_rlae.evaluation.fixed_weights import best_fixed_weights
 from hf_rlae.policy import EntropyPolicy, PerplexityPolicy, PolicyConfig, PolicyModel, PolicyState, StaticPolicy
 from hf_rlae.tasks.chains import FORMS, OPERATORS, Question, draw_questions, operator_at
 from hf_rlae.trainer import RLAEConfig, RLAETrainer
@@ -59,6 +60,14 @@ class TrainingSettings:
     extra: dict[str, Any] = field(default_factory=dict)
 
 
+TRAINED = {
+    "ppo": TrainingSettings("ppo", concentration=1.0, advantages="group_relative", entropy_coef=0.0),
+    "mappo": TrainingSettings("mappo", noise=2.0, advantages="group_relative", entropy_coef=0.0),
+    "mixture": TrainingSettings("mixture", entropy_coef=0.06),
+}
+"""How each objective is trained."""
+
+
 class BlindPolicy(PolicyModel):
     """A policy that sees nothing: it can only learn weights that stay the same."""
 
@@ -94,6 +103,11 @@ def right_answers(ensemble: EnsembleForCausalLM, questions: Sequence[Question]) 
     return np.array([right], dtype=float)
 
 
+def as_digits(right: np.ndarray) -> str:
+    """Right answers as a string of 0 and 1, for a result's file."""
+    return "".join("1" if value else "0" for value in right)
+
+
 def chain_reward(completions: Sequence[str], question: Sequence[dict[str, Any]], **columns: Any) -> list[float]:
     """1.0 for a text that ends with the right answer, else 0.0."""
     return [
@@ -115,6 +129,17 @@ class ShuffledReward:
         rewards = chain_reward(completions, **columns)
         self._rng.shuffle(rewards)
         return rewards
+
+
+def best_weights(members: Sequence[Any], questions: Sequence[Question], resolution: int) -> list[float]:
+    """The fixed weights that answer most questions, by a grid search; see `best_fixed_weights`."""
+    ensemble = with_policy(members, None, 8)
+
+    def score(weights: Sequence[float]) -> float:
+        ensemble.set_policy(StaticPolicy(list(weights)))
+        return float(right_answers(ensemble, questions).mean())
+
+    return list(best_fixed_weights(score, len(members), resolution).weights)
 
 
 def training_questions(settings: TrainingSettings, count: int) -> list[Question]:
@@ -143,6 +168,7 @@ def train_policy(
     *,
     kind: type[PolicyModel] = PolicyModel,
     reward: Callable[..., list[float]] = chain_reward,
+    questions: Sequence[Question] | None = None,
     callbacks: Sequence[Any] = (),
     is_quiet: bool = True,
 ) -> tuple[PolicyModel, list[float]]:
@@ -155,6 +181,7 @@ def train_policy(
         seed (`int`): of the policy, the order of the questions, and all texts.
         kind (`type[PolicyModel]`): of policy.
         reward (callable): in TRL's form.
+        questions (`Sequence[Question]`, *optional*): in the place of the settings' training questions.
         callbacks: further callbacks of the trainer.
         is_quiet (`bool`, defaults to `True`): whether nothing is printed.
 
@@ -163,7 +190,8 @@ def train_policy(
     """
     policy = new_policy(members, span_length, settings, seed, kind)
     ensemble = EnsembleForCausalLM.from_members(members, policy, span_length=span_length)
-    questions = training_questions(settings, settings.num_questions)
+    if questions is None:
+        questions = training_questions(settings, settings.num_questions)
     updates = settings.updates * settings.iterations
     with tempfile.TemporaryDirectory() as folder:
         args = RLAEConfig(

@@ -52,7 +52,12 @@ def right_of(entries: Entries, method: str, span_length: int) -> np.ndarray | No
     at_length = [outcome for run, outcome in found if run.span_length == span_length] or [o for _, o in found[:1]]
     if not at_length:
         return None
-    return np.array([[int(digit) for digit in outcome["right"]] for outcome in at_length], dtype=float)
+    return right_answers_of([outcome["right"] for outcome in at_length])
+
+
+def right_answers_of(digits: Sequence[str]) -> np.ndarray:
+    """Strings of 0 and 1, one a seed, as an array of shape `(seeds, questions)`."""
+    return np.array([[int(digit) for digit in row] for row in digits], dtype=float)
 
 
 def accuracy_table(entries: Entries, span_lengths: Sequence[int]) -> StudyTable:
@@ -77,12 +82,25 @@ def accuracy_table(entries: Entries, span_lengths: Sequence[int]) -> StudyTable:
 def _cells(entries: Entries, method: str, span_length: int) -> list[str]:
     right = right_of(entries, method, span_length)
     fixed, oracle = right_of(entries, _FIXED, span_length), right_of(entries, _ORACLE, span_length)
+    return accuracy_cells(right, fixed, oracle, method in (_FIXED, _ORACLE))
+
+
+def accuracy_cells(
+    right: np.ndarray | None, fixed: np.ndarray | None, oracle: np.ndarray | None, is_reference: bool
+) -> list[str]:
+    """Accuracy, distance from the best fixed weights and recovered headroom, as text; see `accuracy_table`.
+
+    Args:
+        right, fixed, oracle (`np.ndarray` of shape `(seeds, questions)`): of a method, of the best fixed weights and of
+            the oracle, on the same questions; `None` where they were not measured.
+        is_reference (`bool`): the method is one of the two, so that only its accuracy says anything.
+    """
     if right is None:
         return ["", "", ""]
     by_seed = right.mean(1)
     spread = f" ± {by_seed.std(ddof=1):.3f}" if len(by_seed) > 1 else ""
     cells = [f"{by_seed.mean():.3f}{spread}", "", ""]
-    if fixed is None or oracle is None or method in (_FIXED, _ORACLE):
+    if fixed is None or oracle is None or is_reference:
         return cells
     low, high = paired_bootstrap([right, fixed], lambda a, b: a - b)
     cells[1] = f"{right.mean() - fixed.mean():+.3f} [{low:+.3f}, {high:+.3f}]"

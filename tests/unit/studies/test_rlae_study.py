@@ -9,8 +9,9 @@ from rich.console import Console
 
 from hf_rlae import load_members
 from hf_rlae.studies import chain_policies as chains
+from hf_rlae.studies.parallel_runs import do_runs
 from hf_rlae.studies.results import ResultFolder
-from hf_rlae.studies.rlae import CONTROLS, TRAINED, Run, do_runs, measure, plan
+from hf_rlae.studies.rlae import CONTROLS, Run, plan
 from hf_rlae.studies.rlae_tables import accuracy_picture, accuracy_table, as_markdown
 from hf_rlae.tasks.chains import draw_questions
 
@@ -25,7 +26,7 @@ def entry(method: str, right: str, span_length: int = 1, seed: int = 0):
 def test_the_plan_has_every_method_at_every_span_length_and_seed():
     runs = plan(["shared"], [1, 2], seeds=3, control_seeds=1)
     assert len({run.name for run in runs}) == len(runs)
-    for method in TRAINED:
+    for method in chains.TRAINED:
         assert sum(run.method == method for run in runs) == 6
     for method in (*CONTROLS, "oracle switching"):
         assert sum(run.method == method for run in runs) == 2
@@ -42,7 +43,7 @@ def test_runs_that_are_done_are_not_done_again(tmp_path):
 
 
 def test_the_best_fixed_weights_come_from_the_validation_questions():
-    found = measure(Run("shared", 1, "best fixed weights"), SETTINGS)
+    found = Run("shared", 1, "best fixed weights").measure(SETTINGS)
     assert sum(found["weights"]) == pytest.approx(1.0)
     assert len(found["right"]) == 12
 

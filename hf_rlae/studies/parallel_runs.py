@@ -1,0 +1,67 @@
+"""Several runs of a study at a time, one thread each; what is done is not done again."""
+
+from __future__ import annotations
+
+import multiprocessing
+import time
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any, Protocol
+
+import torch
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from transformers.utils.logging import disable_progress_bar
+
+from hf_rlae.studies.results import ResultFolder
+
+
+class Measurable(Protocol):
+    """A run that can be sent to another process."""
+
+    @property
+    def name(self) -> str: ...
+
+    def measure(self, settings: dict[str, Any]) -> dict[str, Any]: ...
+
+
+def do_runs(runs: Sequence[Measurable], results: ResultFolder, jobs: int, console: Console) -> None:
+    """Does what has not been done yet, with a progress bar; each result is written when it is there.
+
+    To what a run found, `seconds` and `cpu_seconds` are added.
+
+    Args:
+        runs (`Sequence[Measurable]`): with names of their own.
+        results (`ResultFolder`): of the study; its settings are handed to the runs.
+        jobs (`int`): runs at a time.
+        console (`rich.console.Console`): where progress is shown.
+    """
+    left = [run for run in runs if results.read(run.name) is None]
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    with Progress(*columns, console=console) as progress:
+        task = progress.add_task("runs", total=len(runs), completed=len(runs) - len(left))
+
+        def keep(name: str, found: dict[str, Any]) -> None:
+            results.write(name, found)
+            progress.update(task, advance=1, description=f"{name} {found['accuracy']:.2f}")
+
+        work: Callable[[Measurable], tuple[str, dict[str, Any]]] = partial(_work, settings=results.settings)
+        if jobs == 1:
+            for run in left:
+                keep(*work(run))
+        elif left:
+            with multiprocessing.get_context("spawn").Pool(jobs, maxtasksperchild=8) as pool:
+                for name, found in pool.imap_unordered(work, left):
+                    keep(name, found)
+
+
+def _work(run: Measurable, settings: dict[str, Any]) -> tuple[str, dict[str, Any]]:
+    torch.set_num_threads(1)
+    disable_progress_bar()
+    started, cpu_started = time.perf_counter(), time.process_time()
+    found = run.measure(settings)
+    spent = {
+        "seconds": round(time.perf_counter() - started, 1),
+        "cpu_seconds": round(time.process_time() - cpu_started, 1),
+    }
+    return run.name, {**found, **spent}

@@ -1,0 +1,165 @@
+"""What else there is to know of policies that learned on chains: `python -m hf_rlae.studies.rlae --full`.
+
+Three experiments with the `mixture` objective, on members with one tokenizer: two members instead of three, policies
+that are asked what they were not trained on (longer chains, the other form), and fewer questions to train on.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from hf_rlae.policy import StaticPolicy
+from hf_rlae.studies import chain_policies as chains
+from hf_rlae.studies.parallel_runs import do_runs
+from hf_rlae.studies.results import ResultFolder
+from hf_rlae.studies.rlae_tables import StudyTable, accuracy_cells, as_markdown, right_answers_of
+from hf_rlae.tasks.chains import FORMS, Question, draw_questions
+from hf_rlae.zoo import load_members
+
+KIND, SPAN_LENGTH = "shared", 1
+BASELINES = ("uniform weights", "best fixed weights", "oracle switching")
+TRANSFER = {
+    "2 and 3 steps, symbolic": {"forms": ("symbolic",)},
+    "2 and 3 steps, worded": {"forms": ("worded",)},
+    "4 steps, symbolic": {"forms": ("symbolic",), "num_steps": (4,)},
+    "4 steps, worded": {"forms": ("worded",), "num_steps": (4,)},
+}
+"""What a policy that was trained on symbolic chains of one and two steps is tested on."""
+EXPERIMENTS = ("two members", "transfer", "training questions")
+NUM_QUESTIONS = (16, 64, 256, 2000)
+"""Numbers of different training questions."""
+
+
+@dataclass(frozen=True)
+class Variation:
+    """One thing to measure.
+
+    Attributes:
+        experiment (`str`): `"two members"`, `"transfer"` or `"training questions"`.
+        method (`str`): what gives the weights: an objective, or one of `BASELINES`.
+        seed (`int`): of the training.
+        num_questions (`int`): that are trained on.
+    """
+
+    experiment: str
+    method: str
+    seed: int = 0
+    num_questions: int = 2000
+
+    @property
+    def name(self) -> str:
+        """The name of its file."""
+        parts = (self.experiment, self.method, f"{self.num_questions}", f"seed{self.seed}")
+        return "-".join(part.replace(" ", "_") for part in parts)
+
+    @property
+    def num_members(self) -> int:
+        """M."""
+        return 2 if self.experiment == "two members" else 3
+
+    def measure(self, settings: dict[str, Any]) -> dict[str, Any]:
+        """Trains if there is something to train, then answers the questions of every test.
+
+        Returns:
+            `dict`: `right` (for each test a string of 0 and 1, one a question) and `accuracy` (of the first test).
+        """
+        members = load_members(KIND)[: self.num_members]
+        found: dict[str, Any] = {}
+        policy = self._policy(members, settings, found)
+        ensemble = chains.with_policy(members, policy, SPAN_LENGTH)
+        right = {
+            name: chains.as_digits(chains.right_answers(ensemble, questions)[0])
+            for name, questions in self.tests(settings["questions"]).items()
+        }
+        first = next(iter(right.values()))
+        return {**found, "right": right, "accuracy": first.count("1") / len(first)}
+
+    def tests(self, count: int, seed: int = chains.TEST_SEED) -> dict[str, list[Question]]:
+        """The questions of every test, by its name."""
+        if self.experiment == "transfer":
+            return {name: draw_questions(count, seed, **options) for name, options in TRANSFER.items()}  # type: ignore[arg-type]
+        if self.experiment == "two members":
+            return {"2 and 3 steps, + and -": _without_products(count, seed, is_held_out=True)}
+        return {"2 and 3 steps": draw_questions(count, seed)}
+
+    def _policy(self, members: Sequence[Any], settings: dict[str, Any], found: dict[str, Any]) -> Any:
+        if self.method == "best fixed weights":
+            found["weights"] = self._best_weights(members, settings)
+            return StaticPolicy(found["weights"])
+        if self.method in chains.FREE_POLICIES:
+            return chains.FREE_POLICIES[self.method](len(members))
+        training = chains.replaced(
+            chains.TRAINED[self.method],
+            num_questions=self.num_questions,
+            forms=("symbolic",) if self.experiment == "transfer" else FORMS,
+            **({"rollouts": settings["rollouts"]} if settings["rollouts"] else {}),
+        )
+        questions = None
+        if self.experiment == "two members":
+            questions = _without_products(
+                training.num_questions, chains.TRAIN_SEED, is_held_out=False, num_steps=training.num_steps
+            )
+        policy, found["rewards"] = chains.train_policy(members, SPAN_LENGTH, training, self.seed, questions=questions)
+        return policy
+
+    def _best_weights(self, members: Sequence[Any], settings: dict[str, Any]) -> list[float]:
+        tests = self.tests(settings["validation_questions"], chains.VALIDATION_SEED)
+        return chains.best_weights(members, next(iter(tests.values())), settings["resolution"])
+
+
+def _without_products(count: int, seed: int, **options: Any) -> list[Question]:
+    drawn = draw_questions(5 * count, seed, is_mixed=options["is_held_out"], **options)
+    return [question for question in drawn if "*" not in question.operators][:count]
+
+
+def plan_full(seeds: int) -> list[Variation]:
+    """All runs of the three experiments, the cheap ones first."""
+    runs = [Variation(experiment, method) for experiment in EXPERIMENTS for method in BASELINES]
+    for seed in range(seeds):
+        runs += [Variation("two members", method, seed) for method in chains.TRAINED]
+        runs += [Variation("transfer", method, seed) for method in chains.TRAINED]
+        runs += [Variation("training questions", "mixture", seed, number) for number in NUM_QUESTIONS]
+    return runs
+
+
+def do_full(folder: Path, settings: dict[str, Any], seeds: int, jobs: int, console: Console) -> None:
+    """Does the runs that are missing, and writes one table for each experiment into a folder of its own."""
+    runs = plan_full(seeds)
+    for experiment in EXPERIMENTS:
+        results = ResultFolder(folder / experiment.replace(" ", "_"), settings)
+        chosen = [run for run in runs if run.experiment == experiment]
+        do_runs(chosen, results, jobs, console)
+        found = [(run, results.read(run.name) or {}) for run in chosen]
+        table = variation_table(found)
+        console.print(table.shown(experiment))
+        as_markdown(table, results.folder / "table.md")
+
+
+def variation_table(entries: Sequence[tuple[Variation, dict[str, Any]]]) -> StudyTable:
+    """One row a method and number of training questions, for every test three columns; see `accuracy_table`."""
+    tests = list(entries[0][1]["right"])
+    kinds = list(dict.fromkeys((run.method, run.num_questions) for run, _ in entries))
+    varies = len({number for _, number in kinds}) > 1
+    right = {
+        (method, number, test): right_answers_of(
+            [found["right"][test] for run, found in entries if (run.method, run.num_questions) == (method, number)]
+        )
+        for method, number in kinds
+        for test in tests
+    }
+    baselines = {method: number for method, number in kinds if method in BASELINES}
+    rows = []
+    for method, number in kinds:
+        label = f"{method}, {number} questions" if varies and method not in BASELINES else method
+        row = [label]
+        for test in tests:
+            fixed, oracle = (right[name, baselines[name], test] for name in BASELINES[1:])
+            row += accuracy_cells(right[method, number, test], fixed, oracle, method in BASELINES[1:])
+        rows.append(tuple(row))
+    headings = [title for test in tests for title in (f"{test}: right", "above best fixed", "headroom")]
+    return StudyTable(("weights", *headings), tuple(rows))
