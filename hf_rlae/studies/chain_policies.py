@@ -60,10 +60,12 @@ class TrainingSettings:
     extra: dict[str, Any] = field(default_factory=dict)
 
 
+_DRAWN = {"texts": 512, "rollouts": 20, "learning_rate": 1e-2, "advantages": "group_relative", "entropy_coef": 0.0}
+
 TRAINED = {
-    "ppo": TrainingSettings("ppo", concentration=1.0, advantages="group_relative", entropy_coef=0.0),
-    "mappo": TrainingSettings("mappo", noise=2.0, advantages="group_relative", entropy_coef=0.0),
-    "mixture": TrainingSettings("mixture", entropy_coef=0.06),
+    "ppo": TrainingSettings("ppo", concentration=1.0, **_DRAWN),  # type: ignore[arg-type]
+    "mappo": TrainingSettings("mappo", noise=2.0, **_DRAWN),  # type: ignore[arg-type]
+    "mixture": TrainingSettings("mixture", texts=512, rollouts=25, learning_rate=1e-2, entropy_coef=0.06),
 }
 """How each objective is trained."""
 

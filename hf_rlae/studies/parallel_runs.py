@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import multiprocessing
 import time
 from collections.abc import Callable, Sequence
@@ -58,6 +59,7 @@ def do_runs(runs: Sequence[Measurable], results: ResultFolder, jobs: int, consol
 def _work(run: Measurable, settings: dict[str, Any]) -> tuple[str, dict[str, Any]]:
     torch.set_num_threads(1)
     disable_progress_bar()
+    gc.freeze()  # what was imported need not be searched for garbage again
     started, cpu_started = time.perf_counter(), time.process_time()
     found = run.measure(settings)
     spent = {
