@@ -32,7 +32,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="three members with three tokenizers, or with one (default: different)",
     )
     parser.add_argument("--train", action="store_true", help="train the policy anew; takes a few minutes")
-    parser.add_argument("--seed", type=int, metavar="N", help="of --train (default: that of the policy in the package)")
+    parser.add_argument("--seed", type=int, default=0, metavar="N", help="of --train (default: 0)")
     parser.add_argument("--questions", type=int, default=100, metavar="N", help="held-out questions (default: 100)")
     parser.add_argument(
         "--picture",

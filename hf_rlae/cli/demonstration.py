@@ -25,7 +25,6 @@ from hf_rlae.tasks.chains import OPERATORS, Question, draw_questions
 from hf_rlae.zoo import SPECIALISTS, OraclePolicy, load_members, load_policy
 from hf_rlae.zoo.measure import MAX_NEW_TOKENS, accuracy
 
-VALIDATION_SEED, TEST_SEED = 1, 0
 RESOLUTION = 4
 NUM_VALIDATION = 60
 
@@ -98,8 +97,8 @@ def _write_one(console: Console, members: Sequence[Member], policy: PolicyModel,
 
 def _accuracy_table(members: Sequence[Member], policy: PolicyModel, count: int) -> Table:
     """Held-out questions: each member alone, weights that stay the same, and switching."""
-    test = draw_questions(count, TEST_SEED)
-    validation = [question for question in draw_questions(NUM_VALIDATION, VALIDATION_SEED) if question not in test]
+    test = draw_questions(count, split="test")
+    validation = draw_questions(NUM_VALIDATION, split="validation")
     fixed = EnsembleForCausalLM.from_members(members)
     span_length = policy.config.span_length
     learned = EnsembleForCausalLM.from_members(members, policy, span_length=span_length)

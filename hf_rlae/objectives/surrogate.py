@@ -127,7 +127,8 @@ def value_term(
     if settings.value_epsilon is not None:
         moved = (values - before).clamp(-settings.value_epsilon, settings.value_epsilon)
         clipped = (before + moved - returns).square()
-        is_clipped = clipped > errors
+        # rounding alone may make the clipped error the larger one
+        is_clipped = ((values - before).abs() > settings.value_epsilon) & (clipped > errors)
         errors = torch.maximum(errors, clipped)
     loss = masked_mean(errors, mask, num_items["spans"])
     with torch.no_grad():

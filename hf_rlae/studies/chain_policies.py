@@ -156,6 +156,17 @@ def training_questions(settings: TrainingSettings, count: int) -> list[Question]
     )
 
 
+def held_out_questions(count: int, split: str = "test", **options: Any) -> list[Question]:
+    """Questions whose chains nobody was trained on; those of the two splits have no chain in common.
+
+    Args:
+        count (`int`): how many.
+        split (`str`, defaults to `"test"`): or `"validation"`, for whatever is chosen.
+        options: of `draw_questions`.
+    """
+    return draw_questions(count, TEST_SEED if split == "test" else VALIDATION_SEED, split=split, **options)
+
+
 def question_table(questions: Sequence[Question]) -> Dataset:
     """Questions with a column `prompt` and what the reward needs."""
     rows = [{"operands": list(q.operands), "operators": list(q.operators), "form": q.form} for q in questions]

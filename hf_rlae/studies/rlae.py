@@ -22,7 +22,6 @@ from hf_rlae.studies.parallel_runs import do_runs
 from hf_rlae.studies.results import ResultFolder
 from hf_rlae.studies.rlae_full import do_full
 from hf_rlae.studies.rlae_tables import accuracy_picture, accuracy_table, as_markdown
-from hf_rlae.tasks.chains import draw_questions
 from hf_rlae.zoo import MEMBER_SETS, load_members
 
 FULL_SPAN_LENGTHS, FULL_SEEDS = (1, 2, 4, 8, 16), 3
@@ -58,7 +57,7 @@ class Run:
             `dict`: `right` (a string of 0 and 1, one a question), `accuracy`, and what else is worth keeping.
         """
         members = load_members(self.members)
-        test = draw_questions(settings["questions"], chains.TEST_SEED)
+        test = chains.held_out_questions(settings["questions"])
         found: dict[str, Any] = {}
         policy = _policy(self, members, settings, found)
         right = chains.right_answers(chains.with_policy(members, policy, self.span_length), test)[0]
@@ -88,7 +87,7 @@ def _policy(run: Run, members: Sequence[Any], settings: dict[str, Any], found: d
         place = names.index(run.method.removesuffix(" alone"))
         return StaticPolicy([float(place == index) for index in range(len(names))])
     if run.method == "best fixed weights":
-        validation = draw_questions(settings["validation_questions"], chains.VALIDATION_SEED)
+        validation = chains.held_out_questions(settings["validation_questions"], "validation")
         found["weights"] = chains.best_weights(members, validation, settings["resolution"])
         return StaticPolicy(found["weights"])
     if run.method in chains.FREE_POLICIES:

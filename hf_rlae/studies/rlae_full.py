@@ -18,7 +18,7 @@ from hf_rlae.studies import chain_policies as chains
 from hf_rlae.studies.parallel_runs import do_runs
 from hf_rlae.studies.results import ResultFolder
 from hf_rlae.studies.rlae_tables import StudyTable, accuracy_cells, as_markdown, right_answers_of
-from hf_rlae.tasks.chains import FORMS, Question, draw_questions
+from hf_rlae.tasks.chains import FORMS, Question
 from hf_rlae.zoo import load_members
 
 KIND, SPAN_LENGTH = "shared", 1
@@ -79,13 +79,13 @@ class Variation:
         first = next(iter(right.values()))
         return {**found, "right": right, "accuracy": first.count("1") / len(first)}
 
-    def tests(self, count: int, seed: int = chains.TEST_SEED) -> dict[str, list[Question]]:
+    def tests(self, count: int, split: str = "test") -> dict[str, list[Question]]:
         """The questions of every test, by its name."""
         if self.experiment == "transfer":
-            return {name: draw_questions(count, seed, **options) for name, options in TRANSFER.items()}  # type: ignore[arg-type]
+            return {name: chains.held_out_questions(count, split, **options) for name, options in TRANSFER.items()}
         if self.experiment == "two members":
-            return {"2 and 3 steps, + and -": _without_products(count, seed, is_held_out=True)}
-        return {"2 and 3 steps": draw_questions(count, seed)}
+            return {"2 and 3 steps, + and -": _without_products(chains.held_out_questions(5 * count, split), count)}
+        return {"2 and 3 steps": chains.held_out_questions(count, split)}
 
     def _policy(self, members: Sequence[Any], settings: dict[str, Any], found: dict[str, Any]) -> Any:
         if self.method == "best fixed weights":
@@ -101,19 +101,17 @@ class Variation:
         )
         questions = None
         if self.experiment == "two members":
-            questions = _without_products(
-                training.num_questions, chains.TRAIN_SEED, is_held_out=False, num_steps=training.num_steps
-            )
+            drawn = chains.training_questions(training, 5 * training.num_questions)
+            questions = _without_products(drawn, training.num_questions)
         policy, found["rewards"] = chains.train_policy(members, SPAN_LENGTH, training, self.seed, questions=questions)
         return policy
 
     def _best_weights(self, members: Sequence[Any], settings: dict[str, Any]) -> list[float]:
-        tests = self.tests(settings["validation_questions"], chains.VALIDATION_SEED)
+        tests = self.tests(settings["validation_questions"], "validation")
         return chains.best_weights(members, next(iter(tests.values())), settings["resolution"])
 
 
-def _without_products(count: int, seed: int, **options: Any) -> list[Question]:
-    drawn = draw_questions(5 * count, seed, is_mixed=options["is_held_out"], **options)
+def _without_products(drawn: Sequence[Question], count: int) -> list[Question]:
     return [question for question in drawn if "*" not in question.operators][:count]
 
 

@@ -17,8 +17,9 @@ from transformers import set_seed
 from transformers.utils.logging import disable_progress_bar
 
 from hf_rlae.ensemble import EnsembleForCausalLM
+from hf_rlae.studies.chain_policies import held_out_questions
 from hf_rlae.studies.rlae_tables import StudyTable
-from hf_rlae.tasks.chains import Question, draw_questions
+from hf_rlae.tasks.chains import Question
 from hf_rlae.zoo import MEMBER_SETS, load_members, load_policy
 from hf_rlae.zoo.measure import MAX_NEW_TOKENS
 
@@ -69,7 +70,7 @@ def routing_table(kind: str, count: int, seeds: int, rounds: int) -> StudyTable:
     ensembles = [
         EnsembleForCausalLM.from_members(members, policy, span_length=span_length, draw=draw) for draw in WAYS.values()
     ]
-    questions = draw_questions(count)
+    questions = held_out_questions(count)
     times = seconds_per_token(ensembles, questions[0].prompt, rounds)
     rows: list[tuple[str, ...]] = []
     for way, ensemble, own in zip(WAYS, ensembles, times, strict=True):

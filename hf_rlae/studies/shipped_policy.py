@@ -1,10 +1,13 @@
-"""The policy that comes with the embedded members: `python -m hf_rlae.studies.shipped_policy --output DIR`."""
+"""The policies that come with the embedded members: `python -m hf_rlae.studies.shipped_policy --output DIR`.
+
+For each set of members one policy a seed is trained; the one that answers most validation questions is kept. The test
+questions have no part in it.
+"""
 
 from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,32 +18,18 @@ from transformers import TrainerCallback
 from transformers.utils.logging import disable_progress_bar
 
 from hf_rlae.policy import PolicyModel
-from hf_rlae.studies.chain_policies import TrainingSettings, replaced, train_policy
+from hf_rlae.studies.chain_policies import (
+    TRAINED,
+    held_out_questions,
+    replaced,
+    right_answers,
+    train_policy,
+    with_policy,
+)
 from hf_rlae.zoo import MEMBER_SETS, load_members
 
-_MIXTURE = TrainingSettings("mixture", entropy_coef=0.06)
-
-
-@dataclass(frozen=True)
-class Recipe:
-    """How the policy of one set of members was made.
-
-    Attributes:
-        settings (`TrainingSettings`): of the training.
-        span_length (`int`): tokens per span.
-        seed (`int`): of everything random.
-    """
-
-    settings: TrainingSettings
-    span_length: int
-    seed: int
-
-
-RECIPES = {
-    "different": Recipe(_MIXTURE, span_length=2, seed=0),
-    "shared": Recipe(replaced(_MIXTURE, rollouts=90), span_length=1, seed=1),
-}
-"""By the set of members. The second was chosen among a few trainings by its right answers to the test questions."""
+SPAN_LENGTHS = {"different": 2, "shared": 1}
+"""Tokens per span, by the set of members."""
 
 
 class _Bar(TrainerCallback):
@@ -59,21 +48,43 @@ class _Bar(TrainerCallback):
             self._progress.update(self._task, description=f"training the policy: {float(reward):.0%} right")
 
 
-def train(kind: str, members: Sequence[Any], console: Console, seed: int | None = None) -> PolicyModel:
-    """Trains a policy for a set of members, with a progress bar.
+def train(
+    kind: str, members: Sequence[Any], console: Console, seed: int = 0, rollouts: int | None = None
+) -> PolicyModel:
+    """Trains a policy for a set of members, as the study of `RLAETrainer` does, with a progress bar.
 
     Args:
         kind (`str`): the set, `"different"` or `"shared"`.
         members: its members.
         console (`rich.console.Console`): where progress is shown.
-        seed (`int`, *optional*): another one than the recipe's.
+        seed (`int`, defaults to 0): of everything random.
+        rollouts (`int`, *optional*): another number than the study's.
     """
-    recipe = RECIPES[kind]
-    seed = recipe.seed if seed is None else seed
+    settings = TRAINED["mixture"] if rollouts is None else replaced(TRAINED["mixture"], rollouts=rollouts)
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
-        policy, _ = train_policy(members, recipe.span_length, recipe.settings, seed, callbacks=[_Bar(progress)])
+        policy, _ = train_policy(members, SPAN_LENGTHS[kind], settings, seed, callbacks=[_Bar(progress)])
     return policy
+
+
+def best_of(kind: str, seeds: Sequence[int], console: Console, rollouts: int | None = None) -> PolicyModel:
+    """Trains one policy a seed and returns the one that answers most validation questions.
+
+    Args:
+        kind (`str`): the set of members.
+        seeds (`Sequence[int]`): of the trainings.
+        console (`rich.console.Console`): where progress and results are shown.
+        rollouts (`int`, *optional*): see `train`.
+    """
+    members = load_members(kind)
+    validation = held_out_questions(400, "validation")
+    found: list[tuple[float, PolicyModel]] = []
+    for seed in seeds:
+        policy = train(kind, members, console, seed, rollouts)
+        right = float(right_answers(with_policy(members, policy, SPAN_LENGTHS[kind]), validation).mean())
+        console.print(f"{kind}, seed {seed}: {right:.3f} of the validation questions")
+        found.append((right, policy))
+    return max(found, key=lambda entry: entry[0])[1]
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -81,14 +92,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m hf_rlae.studies.shipped_policy", description=__doc__)
     parser.add_argument("--output", type=Path, required=True, help="folder for one folder a set")
     parser.add_argument("--members", nargs="+", default=list(MEMBER_SETS), choices=list(MEMBER_SETS))
-    parser.add_argument("--seed", type=int, default=None, help="another one than the recipe's")
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2], help="of the trainings of each set")
+    parser.add_argument("--rollouts", type=int, default=None, help="of each training, if not the study's own number")
     parser.add_argument("--threads", type=int, default=1)
     options = parser.parse_args(arguments)
     torch.set_num_threads(options.threads)
     disable_progress_bar()
     for kind in options.members:
-        policy = train(kind, load_members(kind), Console(), options.seed)
-        policy.save_pretrained(options.output / kind)
+        best_of(kind, options.seeds, Console(), options.rollouts).save_pretrained(options.output / kind)
 
 
 if __name__ == "__main__":

@@ -50,10 +50,11 @@ def test_the_best_fixed_weights_come_from_the_validation_questions():
 
 def test_training_and_control_questions_are_not_tested_on():
     trained = {q.expression for q in chains.training_questions(TINY, 300)}
-    tested = {q.expression for q in draw_questions(300, chains.TEST_SEED)}
-    validated = {q.expression for q in draw_questions(300, chains.VALIDATION_SEED)}
+    tested = {q.expression for q in chains.held_out_questions(300)}
+    validated = {q.expression for q in chains.held_out_questions(300, "validation")}
     assert not trained & tested
     assert not trained & validated
+    assert not tested & validated
 
 
 def test_a_blind_policy_gives_the_same_weights_everywhere():
