@@ -12,7 +12,7 @@ from hf_rlae.policy import PolicyState, UniformPolicy
 if TYPE_CHECKING:
     from hf_rlae.ensemble.modeling_ensemble import EnsembleForCausalLM
 
-_MAX_CELLS = 2**27
+_MAX_CELLS = 2**24
 """Probabilities that may be in memory at once; rows are scored in parts of at most so many."""
 
 

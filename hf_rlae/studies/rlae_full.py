@@ -23,7 +23,7 @@ from hf_rlae.zoo import load_members
 
 KIND, SPAN_LENGTH = "shared", 1
 BASELINES = ("uniform weights", "best fixed weights", "oracle switching")
-TRANSFER = {
+TRANSFER: dict[str, dict[str, Any]] = {
     "2 and 3 steps, symbolic": {"forms": ("symbolic",)},
     "2 and 3 steps, worded": {"forms": ("worded",)},
     "4 steps, symbolic": {"forms": ("symbolic",), "num_steps": (4,)},
