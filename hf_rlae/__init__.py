@@ -9,6 +9,14 @@ __version__ = "0.1.0.dev0"
 
 _EXPORTS = {
     "ByteVocabulary": "hf_rlae.vocabulary",
+    "CoryArguments": "hf_rlae.trainer",
+    "CoryConfig": "hf_rlae.trainer",
+    "CoryMixin": "hf_rlae.trainer",
+    "CoryPPOConfig": "hf_rlae.trainer",
+    "CoryPPOTrainer": "hf_rlae.trainer",
+    "CoryRLOOConfig": "hf_rlae.trainer",
+    "CoryRLOOTrainer": "hf_rlae.trainer",
+    "CoryTrainer": "hf_rlae.trainer",
     "EnsembleCache": "hf_rlae.ensemble",
     "EnsembleConfig": "hf_rlae.ensemble",
     "EnsembleForCausalLM": "hf_rlae.ensemble",

@@ -1,0 +1,175 @@
+"""PPO over tokens, with the KL to a base model in the reward: what a language model's own fine-tuning needs."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+
+from hf_rlae.errors import ConfigError, NonFiniteError, ObjectiveError
+from hf_rlae.objectives.advantages import terminal_rewards
+from hf_rlae.objectives.checks import check_axes
+from hf_rlae.objectives.reductions import Number
+from hf_rlae.objectives.settings import ObjectiveSettings
+from hf_rlae.objectives.surrogate import Metrics, value_term
+
+MAX_KL_ERROR = 0.2
+"""The share by which a KL counts as too large or too small at most, however far it is from its target."""
+
+
+@torch.no_grad()
+def token_kls(per_token_logps: torch.Tensor, ref_per_token_logps: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+    """What each token says about the KL to the base model: `log pi(y_t) - log pi_base(y_t)`.
+
+    Its sum over a text that the policy wrote has the mean `KL(pi || pi_base)` of whole texts; one token's may be
+    negative.
+
+    Source: Ziegler et al. (arXiv 1909.08593), section 2.
+
+    Args:
+        per_token_logps (`torch.Tensor` of shape `(B, T)`): of the policy that wrote the texts, in nats.
+        ref_per_token_logps (`torch.Tensor` of shape `(B, T)`): of the base model, in nats.
+        mask (`torch.Tensor` of shape `(B, T)`): 1 for tokens that count.
+
+    Returns:
+        `torch.Tensor` of shape `(B, T)`: 0 where a token does not count.
+
+    Raises:
+        ObjectiveError: shapes that do not fit.
+
+    Example:
+
+    >>> token_kls(torch.tensor([[-1.0, -0.5]]), torch.tensor([[-2.0, torch.nan]]), torch.tensor([[1, 0]]))
+    tensor([[1., 0.]])
+    """
+    given = {"per_token_logps": per_token_logps, "ref_per_token_logps": ref_per_token_logps, "mask": mask}
+    check_axes(given, dict.fromkeys(given, ("BT",)))
+    return torch.where(mask != 0, per_token_logps - ref_per_token_logps, 0)
+
+
+@torch.no_grad()
+def token_rewards(rewards: torch.Tensor, kls: torch.Tensor, mask: torch.Tensor, kl_coef: float) -> torch.Tensor:
+    """Rewards of single tokens: `-kl_coef * kl_t` at each, and the text's own reward at its last one.
+
+    A text's sum is `reward - kl_coef * sum of its KLs`. A text that could not be judged has to be left out of the
+    mask: a reward that is not finite is not hidden.
+
+    Source: Ziegler et al. (arXiv 1909.08593), section 2; its place at single tokens: public code, TRL's former
+    `PPOTrainer`.
+
+    Args:
+        rewards (`torch.Tensor` of shape `(B,)`): of the finished texts.
+        kls (`torch.Tensor` of shape `(B, T)`): see [`token_kls`], in nats.
+        mask (`torch.Tensor` of shape `(B, T)`): 1 for tokens that count.
+        kl_coef (`float`): units of the reward per nat, at least 0.
+
+    Returns:
+        `torch.Tensor` of shape `(B, T)`: 0 where a token does not count.
+
+    Raises:
+        ObjectiveError: shapes that do not fit.
+        ConfigError: `kl_coef` below 0 or not finite.
+
+    Example:
+
+    >>> mask = torch.tensor([[1, 1, 1], [1, 0, 0]])
+    >>> token_rewards(torch.tensor([1.0, 0.5]), torch.full((2, 3), 2.0), mask, kl_coef=0.25)
+    tensor([[-0.5000, -0.5000,  0.5000],
+            [ 0.0000,  0.0000,  0.0000]])
+    """
+    check_axes({"rewards": rewards, "kls": kls, "mask": mask}, {"rewards": ("B",), "kls": ("BT",), "mask": ("BT",)})
+    if not (math.isfinite(kl_coef) and kl_coef >= 0):
+        raise ConfigError(f"kl_coef={kl_coef!r}: it must be finite and at least 0")
+    return terminal_rewards(rewards, mask) - kl_coef * torch.where(mask != 0, kls, 0)
+
+
+def token_value_loss(
+    values: torch.Tensor,
+    old_values: torch.Tensor,
+    returns: torch.Tensor,
+    mask: torch.Tensor,
+    value_epsilon: float | None = 0.2,
+    num_items: Number | None = None,
+) -> tuple[torch.Tensor, Metrics]:
+    """Half of the critic's squared error, clipped; the mean over tokens.
+
+    `1/2 max((V - R)^2, (V_old + clip(V - V_old, -value_epsilon, value_epsilon) - R)^2)`.
+
+    Source: public code, TRL's former `PPOTrainer`, with its half.
+
+    Args:
+        values, old_values, returns (`torch.Tensor` of shape `(B, T)`): the critic's estimates now and in the rollout,
+            and what it has to learn, see [`gae`].
+        mask (`torch.Tensor` of shape `(B, T)`): 1 for tokens that count; elsewhere anything may stand.
+        value_epsilon (`float`, *optional*, defaults to 0.2): in units of the reward; `None` for no clipping.
+        num_items (`float` or 0-d `torch.Tensor`, *optional*): the sum over tokens is divided by this number; the
+            number of tokens that count if `None`.
+
+    Returns:
+        `(loss, metrics)`: with gradient to `values`; metrics are `value_loss`, the same without `num_items`, and
+        `value_clip_ratio`, the share of tokens that are clipped and have no gradient.
+
+    Raises:
+        ObjectiveError: shapes that do not fit.
+        ConfigError: `value_epsilon` not above 0.
+
+    Example:
+
+    >>> values = torch.tensor([[1.0, 3.0]], requires_grad=True)
+    >>> zeros, returns = torch.zeros(1, 2), torch.ones(1, 2)
+    >>> loss, metrics = token_value_loss(values, zeros, returns, torch.tensor([[1, 1]]))
+    >>> loss, metrics["value_clip_ratio"]  # 0.8 off after clipping against 0; 2 off
+    (tensor(1.1600, grad_fn=<MulBackward0>), tensor(0.5000))
+    """
+    given = {"values": values, "old_values": old_values, "returns": returns, "mask": mask}
+    check_axes(given, dict.fromkeys(given, ("BT",)))
+    keep = mask != 0
+    settings = ObjectiveSettings(value_epsilon=value_epsilon)
+    items = {"spans": keep.sum() if num_items is None else num_items}
+    loss, metrics = value_term(
+        {"returns": returns, "old_values": old_values}, {"values": values}, keep, settings, items
+    )
+    return 0.5 * loss, {
+        "value_loss": 0.5 * metrics["value_loss"],
+        "value_clip_ratio": metrics["value_clip_ratio"],
+    }
+
+
+def adapted_kl_coef(kl_coef: float, kl: float, target: float, horizon: float, num_texts: int) -> float:
+    """The next KL coefficient: larger after a KL above the target, smaller after one below.
+
+    `kl_coef * (1 + clip(kl / target - 1, -0.2, 0.2) * num_texts / horizon)`: between 0.8 and 1.2 times the present one.
+
+    Source: Ziegler et al. (arXiv 1909.08593), section 2.2; `num_texts / horizon`: public code, TRL's former
+    `PPOTrainer`.
+
+    Args:
+        kl_coef (`float`): the present coefficient, at least 0; 0 stays 0.
+        kl (`float`): mean over the texts of a rollout of the sum of their [`token_kls`], in nats.
+        target (`float`): what it ought to be, in nats a text, above 0.
+        horizon (`float`): in how many texts the coefficient changes by at most a fifth.
+        num_texts (`int`): texts of the rollout, at most `horizon`.
+
+    Returns:
+        `float`.
+
+    Raises:
+        NonFiniteError: `kl` is NaN or infinite.
+        ObjectiveError: another number is out of its range.
+
+    Example:
+
+    >>> adapted_kl_coef(0.5, kl=12.0, target=6.0, horizon=100, num_texts=50)
+    0.55
+    """
+    if not math.isfinite(kl):
+        raise NonFiniteError(f"kl={kl}: the KL to the base model is no number; look at the log-probabilities")
+    for name, number, least, is_open in (("kl_coef", kl_coef, 0, False), ("target", target, 0, True)):
+        if not math.isfinite(number) or number < least or (is_open and number == least):
+            raise ObjectiveError(f"{name}={number!r}: it must be finite and {'above' if is_open else 'at least'} 0")
+    if not 0 <= num_texts <= horizon:
+        raise ObjectiveError(
+            f"num_texts={num_texts}, horizon={horizon}: a rollout has from 0 to `horizon` texts; give a longer horizon"
+        )
+    error = min(max(kl / target - 1, -MAX_KL_ERROR), MAX_KL_ERROR)
+    return kl_coef * (1 + error * num_texts / horizon)
