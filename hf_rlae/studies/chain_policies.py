@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 import tempfile
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -29,6 +29,9 @@ ACTORS = {"ppo": "joint", "mappo": "per_member", "mixture": "joint"}
 class TrainingSettings:
     """How a policy is trained for chains.
 
+    Questions come in stages, the short ones first: whatever is learned on single steps, where a reward says much about
+    few tokens, is used on longer chains.
+
     Attributes:
         objective (`str`): `"ppo"`, `"mappo"` or `"mixture"`.
         rollouts (`int`): how many; each writes `texts` texts, `generations` a question.
@@ -36,36 +39,42 @@ class TrainingSettings:
             each rollout in each of `iterations` passes.
         iterations (`int`): passes over a rollout.
         learning_rate (`float`): falls to 0 linearly.
-        num_questions (`int`): different questions that are trained on.
-        num_steps (`tuple[int, ...]`), forms (`tuple[str, ...]`): their numbers of steps, and their forms.
+        stages (`tuple[tuple[int, float], ...]`): numbers of steps, and for what share of the rollouts they are asked.
+        num_questions (`int`, *optional*): how many different questions there are, in all stages together; all are
+            different if not given.
+        forms (`tuple[str, ...]`): of the questions.
         hidden_size (`int`), concentration (`float`), noise (`float`): of the policy.
         advantages (`str`, *optional*), entropy_coef (`float`, *optional*): see `RLAEConfig`.
     """
 
     objective: str
-    rollouts: int = 70
-    texts: int = 256
+    rollouts: int = 34
+    texts: int = 512
     generations: int = 8
     updates: int = 4
     iterations: int = 2
-    learning_rate: float = 3e-3
-    num_questions: int = 2000
-    num_steps: tuple[int, ...] = (1, 2)
+    learning_rate: float = 1e-2
+    stages: tuple[tuple[int, float], ...] = ((1, 0.44), (2, 0.32), (3, 0.24))
+    num_questions: int | None = None
     forms: tuple[str, ...] = FORMS
     hidden_size: int = 64
     concentration: float = 20.0
     noise: float = 0.5
     advantages: str | None = None
     entropy_coef: float | None = None
-    extra: dict[str, Any] = field(default_factory=dict)
 
 
-_DRAWN = {"texts": 512, "rollouts": 20, "learning_rate": 1e-2, "advantages": "group_relative", "entropy_coef": 0.0}
+_DRAWN: dict[str, Any] = {
+    "rollouts": 20,
+    "stages": ((1, 0.75), (2, 0.25)),
+    "advantages": "group_relative",
+    "entropy_coef": 0.0,
+}
 
 TRAINED = {
-    "ppo": TrainingSettings("ppo", concentration=1.0, **_DRAWN),  # type: ignore[arg-type]
-    "mappo": TrainingSettings("mappo", noise=2.0, **_DRAWN),  # type: ignore[arg-type]
-    "mixture": TrainingSettings("mixture", texts=512, rollouts=25, learning_rate=1e-2, entropy_coef=0.06),
+    "ppo": TrainingSettings("ppo", concentration=1.0, **_DRAWN),
+    "mappo": TrainingSettings("mappo", noise=2.0, **_DRAWN),
+    "mixture": TrainingSettings("mixture", entropy_coef=0.06),
 }
 """How each objective is trained."""
 
@@ -144,16 +153,30 @@ def best_weights(members: Sequence[Any], questions: Sequence[Question], resoluti
     return list(best_fixed_weights(score, len(members), resolution).weights)
 
 
-def training_questions(settings: TrainingSettings, count: int) -> list[Question]:
-    """Questions that are not held out, of any operators."""
-    return draw_questions(
-        count,
-        TRAIN_SEED,
-        num_steps=settings.num_steps,
-        forms=settings.forms,
-        is_held_out=False,
-        is_mixed=False,
-    )
+def training_questions(settings: TrainingSettings, operators: Sequence[str] = OPERATORS) -> list[Question]:
+    """The questions of all rollouts, in their order; none is held out.
+
+    Args:
+        settings (`TrainingSettings`): how many, and their stages.
+        operators (`Sequence[str]`, defaults to all three): that occur.
+    """
+    total = settings.rollouts * settings.texts // settings.generations
+    questions: list[Question] = []
+    for at, (steps, share) in enumerate(settings.stages):
+        is_last = at + 1 == len(settings.stages)
+        count = total - len(questions) if is_last else round(share * total)
+        different = count if settings.num_questions is None else round(settings.num_questions * count / total)
+        drawn = draw_questions(
+            max(1, min(different, count)),
+            TRAIN_SEED,
+            num_steps=(steps,),
+            forms=settings.forms,
+            is_held_out=False,
+            is_mixed=False,
+            operators=operators,
+        )
+        questions += [drawn[index % len(drawn)] for index in range(count)]
+    return questions
 
 
 def held_out_questions(count: int, split: str = "test", **options: Any) -> list[Question]:
@@ -191,10 +214,10 @@ def train_policy(
         members: of the ensemble.
         span_length (`int`): tokens per span.
         settings (`TrainingSettings`): how.
-        seed (`int`): of the policy, the order of the questions, and all texts.
+        seed (`int`): of the policy and all texts.
         kind (`type[PolicyModel]`): of policy.
         reward (callable): in TRL's form.
-        questions (`Sequence[Question]`, *optional*): in the place of the settings' training questions.
+        questions (`Sequence[Question]`, *optional*): in the place of `training_questions(settings)`, in this order.
         callbacks: further callbacks of the trainer.
         is_quiet (`bool`, defaults to `True`): whether nothing is printed.
 
@@ -204,7 +227,7 @@ def train_policy(
     policy = new_policy(members, span_length, settings, seed, kind)
     ensemble = EnsembleForCausalLM.from_members(members, policy, span_length=span_length)
     if questions is None:
-        questions = training_questions(settings, settings.num_questions)
+        questions = training_questions(settings)
     updates = settings.updates * settings.iterations
     with tempfile.TemporaryDirectory() as folder:
         args = RLAEConfig(
@@ -225,7 +248,7 @@ def train_policy(
             report_to="none",
             disable_tqdm=is_quiet,
             seed=seed,
-            **settings.extra,
+            shuffle_dataset=False,
         )
         trainer = RLAETrainer(ensemble, reward, args, question_table(questions), callbacks=list(callbacks))
         if is_quiet:
@@ -264,7 +287,7 @@ def supervise_policy(
     policy = new_policy(members, span_length, settings, seed)
     watch = _OracleWatch(policy)
     ensemble = EnsembleForCausalLM.from_members(members, watch, span_length=span_length)
-    questions = training_questions(settings, 1000)
+    questions = training_questions(settings)
     complete(ensemble, ensemble.tokenizer, [question.prompt for question in questions], batch_size=200)
     seen = {name: tensor.clone() for name, tensor in policy.stack(watch.seen).items()}
     labels = torch.cat(watch.labels)

@@ -22,6 +22,8 @@ from hf_rlae.tasks.chains import FORMS, Question
 from hf_rlae.zoo import load_members
 
 KIND, SPAN_LENGTH = "shared", 1
+TWO_OPERATORS = ("+", "-")
+"""Of the first two members."""
 BASELINES = ("uniform weights", "best fixed weights", "oracle switching")
 TRANSFER: dict[str, dict[str, Any]] = {
     "2 and 3 steps, symbolic": {"forms": ("symbolic",)},
@@ -29,9 +31,9 @@ TRANSFER: dict[str, dict[str, Any]] = {
     "4 steps, symbolic": {"forms": ("symbolic",), "num_steps": (4,)},
     "4 steps, worded": {"forms": ("worded",), "num_steps": (4,)},
 }
-"""What a policy that was trained on symbolic chains of one and two steps is tested on."""
+"""What a policy that was trained on symbolic chains of one to three steps is tested on."""
 EXPERIMENTS = ("two members", "transfer", "training questions")
-NUM_QUESTIONS = (16, 64, 256, 2000)
+NUM_QUESTIONS = (16, 64, 256, None)
 """Numbers of different training questions."""
 
 
@@ -43,18 +45,18 @@ class Variation:
         experiment (`str`): `"two members"`, `"transfer"` or `"training questions"`.
         method (`str`): what gives the weights: an objective, or one of `BASELINES`.
         seed (`int`): of the training.
-        num_questions (`int`): that are trained on.
+        num_questions (`int`, *optional*): different ones that are trained on; all are different if not given.
     """
 
     experiment: str
     method: str
     seed: int = 0
-    num_questions: int = 2000
+    num_questions: int | None = None
 
     @property
     def name(self) -> str:
         """The name of its file."""
-        parts = (self.experiment, self.method, f"{self.num_questions}", f"seed{self.seed}")
+        parts = (self.experiment, self.method, f"{self.num_questions or 'all'}", f"seed{self.seed}")
         return "-".join(part.replace(" ", "_") for part in parts)
 
     @property
@@ -84,7 +86,7 @@ class Variation:
         if self.experiment == "transfer":
             return {name: chains.held_out_questions(count, split, **options) for name, options in TRANSFER.items()}
         if self.experiment == "two members":
-            return {"2 and 3 steps, + and -": _without_products(chains.held_out_questions(5 * count, split), count)}
+            return {"2 and 3 steps, + and -": chains.held_out_questions(count, split, operators=TWO_OPERATORS)}
         return {"2 and 3 steps": chains.held_out_questions(count, split)}
 
     def _policy(self, members: Sequence[Any], settings: dict[str, Any], found: dict[str, Any]) -> Any:
@@ -101,18 +103,13 @@ class Variation:
         )
         questions = None
         if self.experiment == "two members":
-            drawn = chains.training_questions(training, 5 * training.num_questions)
-            questions = _without_products(drawn, training.num_questions)
+            questions = chains.training_questions(training, TWO_OPERATORS)
         policy, found["rewards"] = chains.train_policy(members, SPAN_LENGTH, training, self.seed, questions=questions)
         return policy
 
     def _best_weights(self, members: Sequence[Any], settings: dict[str, Any]) -> list[float]:
         tests = self.tests(settings["validation_questions"], "validation")
         return chains.best_weights(members, next(iter(tests.values())), settings["resolution"])
-
-
-def _without_products(drawn: Sequence[Question], count: int) -> list[Question]:
-    return [question for question in drawn if "*" not in question.operators][:count]
 
 
 def plan_full(seeds: int) -> list[Variation]:
@@ -153,7 +150,7 @@ def variation_table(entries: Sequence[tuple[Variation, dict[str, Any]]]) -> Stud
     baselines = {method: number for method, number in kinds if method in BASELINES}
     rows = []
     for method, number in kinds:
-        label = f"{method}, {number} questions" if varies and method not in BASELINES else method
+        label = f"{method}, {number or 'all'} questions" if varies and method not in BASELINES else method
         row = [label]
         for test in tests:
             fixed, oracle = (right[name, baselines[name], test] for name in BASELINES[1:])

@@ -297,6 +297,7 @@ def draw_questions(
     is_held_out: bool = True,
     is_mixed: bool = True,
     operator: str | None = None,
+    operators: Sequence[str] = OPERATORS,
     split: str | None = None,
 ) -> list[Question]:
     """Different questions, the same ones for the same arguments.
@@ -309,6 +310,7 @@ def draw_questions(
         is_held_out (`bool`, defaults to `True`): from chains that no member was trained on, or from the others.
         is_mixed (`bool`, defaults to `True`): chains of more than one step have at least two different operators.
         operator (`str`, *optional*): only chains that have no other operator (`is_mixed` has no meaning then).
+        operators (`Sequence[str]`, defaults to all three): only chains of these.
         split (`str`, *optional*): of `SPLITS`, in the place of `is_held_out`.
 
     Raises:
@@ -333,6 +335,7 @@ def draw_questions(
             is_wanted = kinds == {operator}
         else:
             is_wanted = not is_mixed or len(question.operators) == 1 or len(kinds) > 1
+        is_wanted = is_wanted and kinds <= set(operators)
         is_there = question.is_held_out == is_held_out if split is None else question.split == split
         if is_wanted and is_there:
             before = len(found)

@@ -28,8 +28,9 @@ def test_the_plan_has_every_method_at_every_span_length_and_seed():
     assert len({run.name for run in runs}) == len(runs)
     for method in chains.TRAINED:
         assert sum(run.method == method for run in runs) == 6
-    for method in (*CONTROLS, "oracle switching"):
+    for method in ("supervised", "oracle switching"):
         assert sum(run.method == method for run in runs) == 2
+    assert all(sum(run.method == method for run in runs) == 1 for method in CONTROLS if method != "supervised")
     assert sum(run.method == "uniform weights" for run in runs) == 1
 
 
@@ -49,12 +50,23 @@ def test_the_best_fixed_weights_come_from_the_validation_questions():
 
 
 def test_training_and_control_questions_are_not_tested_on():
-    trained = {q.expression for q in chains.training_questions(TINY, 300)}
+    trained = {q.expression for q in chains.training_questions(chains.TRAINED["mixture"])}
     tested = {q.expression for q in chains.held_out_questions(300)}
     validated = {q.expression for q in chains.held_out_questions(300, "validation")}
     assert not trained & tested
     assert not trained & validated
     assert not tested & validated
+
+
+def test_training_questions_come_in_stages():
+    settings = chains.replaced(chains.TRAINED["mixture"], rollouts=10, texts=80, generations=8)
+    lengths = [len(question.operators) for question in chains.training_questions(settings)]
+    assert lengths == [1] * 44 + [2] * 32 + [3] * 24
+    assert len(set(chains.training_questions(settings))) == 100
+    few = chains.training_questions(chains.replaced(settings, num_questions=10))
+    assert [len(question.operators) for question in few] == lengths
+    assert len(set(few)) == 9  # 4, 3 and 2
+    assert all(q.operators == ("-",) * len(q.operators) for q in chains.training_questions(settings, ("-",)))
 
 
 def test_a_blind_policy_gives_the_same_weights_everywhere():
@@ -79,7 +91,7 @@ def test_shuffled_rewards_are_the_same_rewards():
 
 def test_supervision_learns_what_the_oracle_does(monkeypatch):
     members = load_members("shared")
-    monkeypatch.setattr(chains, "training_questions", lambda settings, count: draw_questions(80, 3, is_held_out=False))
+    monkeypatch.setattr(chains, "training_questions", lambda settings: draw_questions(80, 3, is_held_out=False))
     settings = chains.replaced(TINY, hidden_size=64)
     policy = chains.supervise_policy(members, 1, settings, 0, epochs=20)
     right = chains.right_answers(chains.with_policy(members, policy, 1), draw_questions(40))
