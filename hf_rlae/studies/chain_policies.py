@@ -12,13 +12,14 @@ import numpy as np
 import torch
 from datasets import Dataset
 from torch import nn
+from transformers import BertConfig, BertModel
 
 from hf_rlae.ensemble import EnsembleForCausalLM
 from hf_rlae.evaluation.fixed_weights import best_fixed_weights
 from hf_rlae.policy import EntropyPolicy, PerplexityPolicy, PolicyConfig, PolicyModel, PolicyState, StaticPolicy
 from hf_rlae.tasks.chains import FORMS, OPERATORS, Question, draw_questions, operator_at
 from hf_rlae.trainer import RLAEConfig, RLAETrainer
-from hf_rlae.zoo import OraclePolicy
+from hf_rlae.zoo import OraclePolicy, load_member
 from hf_rlae.zoo.measure import complete
 
 TRAIN_SEED, VALIDATION_SEED, TEST_SEED = 5, 1, 0
@@ -43,6 +44,7 @@ class TrainingSettings:
         num_questions (`int`, *optional*): how many different questions there are, in all stages together; all are
             different if not given.
         forms (`tuple[str, ...]`): of the questions.
+        observation (`str`): `"members"`, `"text"` or `"both"`; text is read by a small encoder without pretraining.
         hidden_size (`int`), concentration (`float`), noise (`float`): of the policy.
         advantages (`str`, *optional*), entropy_coef (`float`, *optional*): see `RLAEConfig`.
     """
@@ -57,6 +59,7 @@ class TrainingSettings:
     stages: tuple[tuple[int, float], ...] = ((1, 0.44), (2, 0.32), (3, 0.24))
     num_questions: int | None = None
     forms: tuple[str, ...] = FORMS
+    observation: str = "members"
     hidden_size: int = 64
     concentration: float = 20.0
     noise: float = 0.5
@@ -94,17 +97,33 @@ def new_policy(
     seed: int,
     kind: type[PolicyModel] = PolicyModel,
 ) -> PolicyModel:
-    """A policy with random heads."""
+    """A policy with random heads, and a random encoder if it reads the text."""
     torch.manual_seed(seed)
-    config = PolicyConfig.for_members(
-        members,
-        actor=ACTORS[settings.objective],
-        hidden_size=settings.hidden_size,
-        concentration=settings.concentration,
-        noise=settings.noise,
-        span_length=span_length,
+    options: dict[str, Any] = {
+        "actor": ACTORS[settings.objective],
+        "hidden_size": settings.hidden_size,
+        "concentration": settings.concentration,
+        "noise": settings.noise,
+        "span_length": span_length,
+    }
+    if settings.observation == "members":
+        return kind(PolicyConfig.for_members(members, **options))
+    return kind.from_encoder(_small_encoder(), members, observation=settings.observation, **options)
+
+
+def _small_encoder() -> tuple[BertModel, Any]:
+    """Two layers of width 64 with random weights, and a tokenizer in which every character of a chain is a token."""
+    tokenizer = load_member("addition-characters").tokenizer
+    config = BertConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        intermediate_size=128,
+        max_position_embeddings=128,
+        pad_token_id=tokenizer.pad_token_id,
     )
-    return kind(config)
+    return BertModel(config), tokenizer
 
 
 def right_answers(ensemble: EnsembleForCausalLM, questions: Sequence[Question]) -> np.ndarray:

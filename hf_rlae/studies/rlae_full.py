@@ -1,7 +1,7 @@
 """What else there is to know of policies that learned on chains: `python -m hf_rlae.studies.rlae --full`.
 
-Three experiments with the `mixture` objective, on members with one tokenizer: two members instead of three, policies
-that are asked what they were not trained on (longer chains, the other form), and fewer questions to train on.
+Four experiments on members with one tokenizer: two members instead of three, policies that are asked what they were not
+trained on (longer chains, the other form), fewer questions to train on, and policies that see something else.
 """
 
 from __future__ import annotations
@@ -32,9 +32,13 @@ TRANSFER: dict[str, dict[str, Any]] = {
     "4 steps, worded": {"forms": ("worded",), "num_steps": (4,)},
 }
 """What a policy that was trained on symbolic chains of one to three steps is tested on."""
-EXPERIMENTS = ("two members", "transfer", "training questions")
-NUM_QUESTIONS = (16, 64, 256, None)
-"""Numbers of different training questions."""
+EXPERIMENTS: dict[str, tuple[str, ...]] = {
+    "two members": (),
+    "transfer": (),
+    "training questions": ("16", "64", "256", "all"),
+    "observation": ("members", "text", "both"),
+}
+"""What varies in an experiment, if anything but the objective: different questions in training; what a policy sees."""
 
 
 @dataclass(frozen=True)
@@ -42,22 +46,22 @@ class Variation:
     """One thing to measure.
 
     Attributes:
-        experiment (`str`): `"two members"`, `"transfer"` or `"training questions"`.
+        experiment (`str`): of `EXPERIMENTS`.
         method (`str`): what gives the weights: an objective, or one of `BASELINES`.
         seed (`int`): of the training.
-        num_questions (`int`, *optional*): different ones that are trained on; all are different if not given.
+        value (`str`): of what varies; empty if nothing does.
     """
 
     experiment: str
     method: str
     seed: int = 0
-    num_questions: int | None = None
+    value: str = ""
 
     @property
     def name(self) -> str:
         """The name of its file."""
-        parts = (self.experiment, self.method, f"{self.num_questions or 'all'}", f"seed{self.seed}")
-        return "-".join(part.replace(" ", "_") for part in parts)
+        parts = (self.experiment, self.method, self.value, f"seed{self.seed}")
+        return "-".join(part.replace(" ", "_") for part in parts if part)
 
     @property
     def num_members(self) -> int:
@@ -97,7 +101,8 @@ class Variation:
             return chains.FREE_POLICIES[self.method](len(members))
         training = chains.replaced(
             chains.TRAINED[self.method],
-            num_questions=self.num_questions,
+            num_questions=int(self.value) if self.value.isdigit() else None,
+            observation=self.value if self.experiment == "observation" else "members",
             forms=("symbolic",) if self.experiment == "transfer" else FORMS,
             **({"rollouts": settings["rollouts"]} if settings["rollouts"] else {}),
         )
@@ -113,12 +118,14 @@ class Variation:
 
 
 def plan_full(seeds: int) -> list[Variation]:
-    """All runs of the three experiments, the cheap ones first."""
+    """All runs of the experiments, the cheap ones first."""
     runs = [Variation(experiment, method) for experiment in EXPERIMENTS for method in BASELINES]
     for seed in range(seeds):
-        runs += [Variation("two members", method, seed) for method in chains.TRAINED]
-        runs += [Variation("transfer", method, seed) for method in chains.TRAINED]
-        runs += [Variation("training questions", "mixture", seed, number) for number in NUM_QUESTIONS]
+        for experiment, values in EXPERIMENTS.items():
+            if values:
+                runs += [Variation(experiment, "mixture", seed, value) for value in values]
+            else:
+                runs += [Variation(experiment, method, seed) for method in chains.TRAINED]
     return runs
 
 
@@ -136,25 +143,22 @@ def do_full(folder: Path, settings: dict[str, Any], seeds: int, jobs: int, conso
 
 
 def variation_table(entries: Sequence[tuple[Variation, dict[str, Any]]]) -> StudyTable:
-    """One row a method and number of training questions, for every test three columns; see `accuracy_table`."""
+    """One row a method and value of what varies, for every test three columns; see `accuracy_table`."""
     tests = list(entries[0][1]["right"])
-    kinds = list(dict.fromkeys((run.method, run.num_questions) for run, _ in entries))
-    varies = len({number for _, number in kinds}) > 1
+    kinds = list(dict.fromkeys((run.method, run.value) for run, _ in entries))
     right = {
-        (method, number, test): right_answers_of(
-            [found["right"][test] for run, found in entries if (run.method, run.num_questions) == (method, number)]
+        (method, value, test): right_answers_of(
+            [found["right"][test] for run, found in entries if (run.method, run.value) == (method, value)]
         )
-        for method, number in kinds
+        for method, value in kinds
         for test in tests
     }
-    baselines = {method: number for method, number in kinds if method in BASELINES}
     rows = []
-    for method, number in kinds:
-        label = f"{method}, {number or 'all'} questions" if varies and method not in BASELINES else method
-        row = [label]
+    for method, value in kinds:
+        row = [f"{method}, {value}" if value else method]
         for test in tests:
-            fixed, oracle = (right[name, baselines[name], test] for name in BASELINES[1:])
-            row += accuracy_cells(right[method, number, test], fixed, oracle, method in BASELINES[1:])
+            fixed, oracle = (right[name, "", test] for name in BASELINES[1:])
+            row += accuracy_cells(right[method, value, test], fixed, oracle, method in BASELINES[1:])
         rows.append(tuple(row))
     headings = [title for test in tests for title in (f"{test}: right", "above best fixed", "headroom")]
     return StudyTable(("weights", *headings), tuple(rows))
