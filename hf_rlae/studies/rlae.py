@@ -130,7 +130,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         "resolution": 8,
         "rollouts": options.rollouts,
     }
-    console = Console(width=140)
+    console = Console(width=190)
     if not options.full:
         runs = plan(options.members, options.span_lengths, options.seeds, options.control_seeds)
         do_study(runs, ResultFolder(options.output, settings), options.jobs, console)
