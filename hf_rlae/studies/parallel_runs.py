@@ -29,7 +29,7 @@ class Measurable(Protocol):
 def do_runs(runs: Sequence[Measurable], results: ResultFolder, jobs: int, console: Console) -> None:
     """Does what has not been done yet, with a progress bar; each result is written when it is there.
 
-    To what a run found, `seconds` and `cpu_seconds` are added.
+    Runs return `accuracy` or `reward`, which is shown, and what else they found; `seconds` and `cpu_seconds` are added.
 
     Args:
         runs (`Sequence[Measurable]`): with names of their own.
@@ -44,7 +44,8 @@ def do_runs(runs: Sequence[Measurable], results: ResultFolder, jobs: int, consol
 
         def keep(name: str, found: dict[str, Any]) -> None:
             results.write(name, found)
-            progress.update(task, advance=1, description=f"{name} {found['accuracy']:.2f}")
+            shown = found["accuracy"] if "accuracy" in found else found["reward"]
+            progress.update(task, advance=1, description=f"{name} {shown:.2f}")
 
         work: Callable[[Measurable], tuple[str, dict[str, Any]]] = partial(_work, settings=results.settings)
         if jobs == 1:
