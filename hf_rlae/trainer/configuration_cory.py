@@ -17,6 +17,9 @@ from hf_rlae.trainer.precision import default_bf16
 
 OBSERVER_REWARDS = ("team", "own")
 
+HUB_ID = re.compile(r"[\w-][\w.-]*(/[\w.-]+)?")
+"""What the name of a repository on the Hub looks like."""
+
 _NAME = re.compile(r"[A-Za-z][A-Za-z0-9_-]*")
 _RESERVED_NAMES = {
     "default": "PEFT's name for the first agent's adapter",
@@ -29,6 +32,9 @@ _UNSUPPORTED = {
     "sync_ref_model": "the reference is the frozen base, which never moves; leave it out",
     "use_adaptive_entropy": "one controller cannot serve several agents; take a fixed entropy_coef",
     "torch_compile": "it is not tested with adapters that change; leave it out",
+    "torch_compile_backend": "it switches torch_compile on; leave it out",
+    "torch_compile_mode": "it switches torch_compile on; leave it out",
+    "auto_find_batch_size": "a rollout keeps its size, of which a part may have been learned from; leave it out",
     "deepspeed": "a step has one backward pass an agent, which DeepSpeed's engine does not take",
     "fsdp": "it is not tested with several adapters; several processes with DDP work",
     "parallelism_config": "it is not tested with several adapters; several processes with DDP work",
@@ -153,7 +159,7 @@ class CoryArguments:
         if self.agent_names is not None:
             self._check_names(self.agent_names)
         rates = self.agent_learning_rates
-        if rates is not None and (len(rates) != self.num_agents or not all(_is_number(rate, 0) for rate in rates)):
+        if rates is not None and not (_is_list(rates, self.num_agents) and all(_is_number(rate, 0) for rate in rates)):
             raise ConfigError(
                 f"agent_learning_rates={rates!r}: give {self.num_agents} finite numbers of at least 0, one an agent"
             )
@@ -161,8 +167,8 @@ class CoryArguments:
             raise ConfigError(f"reward_timeout={self.reward_timeout!r}: it must be a finite number of at least 0")
 
     def _check_names(self, names: Sequence[str]) -> None:
-        if len(names) != self.num_agents or len({str(name).lower() for name in names}) != self.num_agents:
-            raise ConfigError(f"agent_names={names!r}: give {self.num_agents} different names, one an agent")
+        if not _is_list(names, self.num_agents) or len({str(name).lower() for name in names}) != self.num_agents:
+            raise ConfigError(f"agent_names={names!r}: give {self.num_agents} different names in a list, one an agent")
         for name in names:
             if not isinstance(name, str) or not _NAME.fullmatch(name):
                 raise ConfigError(
@@ -186,7 +192,14 @@ class CoryArguments:
             raise ConfigError(
                 f"max_observer_prompt_length={length!r}: it must be a whole number of at least 1, or None"
             )
-        if self.base_model_id is not None and (not self.base_model_id or os.path.exists(self.base_model_id)):
+        most: Any = self.max_completion_length  # type: ignore[attr-defined]
+        if not _is_count(most, 1):
+            raise ConfigError(
+                f"max_completion_length={most!r}: it must be a whole number of at least 1, for which observers' "
+                "prompts leave room"
+            )
+        base = self.base_model_id
+        if base is not None and (not HUB_ID.fullmatch(str(base)) or os.path.exists(str(base))):
             raise ConfigError(
                 f"base_model_id={self.base_model_id!r}: give the name of a repository on the Hub, such as 'owner/name'"
             )
@@ -224,6 +237,10 @@ class CoryRLOOConfig(CoryArguments, RLOOConfig):
 
 def _is_count(value: Any, least: int) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and value >= least
+
+
+def _is_list(value: Any, length: int) -> bool:
+    return isinstance(value, list | tuple) and len(value) == length
 
 
 def _is_number(value: Any, least: float) -> bool:

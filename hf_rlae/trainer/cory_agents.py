@@ -42,9 +42,11 @@ class AgentAdapters:
     def __init__(self, model: PeftModel, names: Sequence[str]) -> None:
         self.model = model
         self.adapters = {name: FIRST if index == 0 else name for index, name in enumerate(names)}
-        taken = {part for name, _ in model.named_modules() for part in name.split(".")} | set(model.peft_config)
+        named = [name for name, _ in [*model.named_modules(), *model.named_parameters()]]
+        taken = {part for name in named for part in name.split(".")} | set(model.peft_config)
         for name in list(names)[1:]:
-            if name in taken:
+            # a module dictionary, in which PEFT keeps adapters, has no room for the names of its methods
+            if name in taken or hasattr(nn.ModuleDict, name) or hasattr(nn.ParameterDict, name):
                 raise ConfigError(f"agent_names: the model has something named {name!r} already; take another name")
         first = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
         self._parameters = {names[0]: first}

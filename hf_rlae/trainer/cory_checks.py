@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from datasets import Dataset
 from peft import LoraConfig, PeftModel
+from peft.tuners.tuners_utils import BaseTunerLayer
+from torch import nn
 from transformers import PreTrainedTokenizerBase
 
 from hf_rlae.errors import ConfigError
@@ -52,6 +54,25 @@ def check_arguments(args: Any, model: Any, peft_config: Any, optimizers: Any, ot
         )
     if isinstance(model, PeftModel):
         raise ConfigError(f"model has adapters already ({', '.join(model.peft_config)}); {_LORA_HINT}")
+    if isinstance(model, nn.Module) and any(isinstance(module, BaseTunerLayer) for module in model.modules()):
+        raise ConfigError(
+            "model has layers of adapters in it, as one that was given to a trainer before; load it anew, or pass its "
+            "name"
+        )
+    _check_adapter(peft_config)
+    if any(part is not None for part in optimizers or ()):
+        raise ConfigError(
+            "optimizers: one that is built before the trainer cannot know the agents that the trainer makes; choose it "
+            "by args.optim, and the schedule by args.lr_scheduler_type"
+        )
+    for name, what in _REFUSED.items():
+        if others.get(name):
+            raise ConfigError(f"{name} was given, but {what} cannot be used with CORY trainers yet; leave it out")
+    _check_processes(args)
+    _warn_of_processors(args)
+
+
+def _check_adapter(peft_config: Any) -> None:
     if not isinstance(peft_config, LoraConfig):
         given = "missing" if peft_config is None else f"a {type(peft_config).__name__}"
         raise ConfigError(f"peft_config is {given}; {_LORA_HINT}")
@@ -61,21 +82,29 @@ def check_arguments(args: Any, model: Any, peft_config: Any, optimizers: Any, ot
             f"peft_config: init_lora_weights={peft_config.init_lora_weights!r} changes the base that all agents share, "
             "or needs data; leave it out"
         )
-    if any(part is not None for part in optimizers or ()):
+    if peft_config.bias != "none":
         raise ConfigError(
-            "optimizers: one that is built before the trainer cannot know the agents that the trainer makes; choose it "
-            "by args.optim, and the schedule by args.lr_scheduler_type"
+            f"peft_config: bias={peft_config.bias!r} trains biases of the base that all agents share; leave it out"
         )
-    for name, what in _REFUSED.items():
-        if others.get(name):
-            raise ConfigError(f"{name} was given, but {what} cannot be used with CORY trainers yet; leave it out")
+    if peft_config.layer_replication:
+        raise ConfigError(
+            "peft_config: layer_replication changes the base that all agents share; replicate its layers before, and "
+            "leave it out"
+        )
+
+
+def _check_processes(args: Any) -> None:
     for plugin in ("DEEPSPEED", "FSDP"):
         if os.environ.get(f"ACCELERATE_USE_{plugin}", "false").lower() in ("true", "1"):
             raise ConfigError(
                 f"accelerate was launched with {plugin}, which is not tested with several adapters; launch with "
                 "`--multi_gpu` (DDP)"
             )
-    _warn_of_processors(args)
+    if args.world_size > 1 and (args.activation_checkpointing_kwargs or {}).get("use_reentrant"):
+        raise ConfigError(
+            "gradient_checkpointing_kwargs: with use_reentrant=True several processes (DDP) cannot leave out the "
+            "adapters that are not active; leave it out"
+        )
 
 
 def _warn_of_processors(args: Any) -> None:
@@ -96,7 +125,8 @@ def check_datasets(args: Any, train_dataset: Any, eval_dataset: Any) -> None:
 
     Raises:
         ConfigError: no dataset, a streamed one, one without prompts, with images, with a column that reward functions
-            get from the trainer, or with too few prompts for a rollout.
+            get from the trainer, with messages that the template cannot fill, or with too few prompts for a rollout; or
+            a `metric_for_best_model` that several datasets have.
     """
     if train_dataset is None:
         raise ConfigError("train_dataset is missing; give a datasets.Dataset with a column `prompt`")
@@ -129,12 +159,39 @@ def check_datasets(args: Any, train_dataset: Any, eval_dataset: Any) -> None:
         if kinds not in ({str}, {list}):
             found = ", ".join(sorted(kind.__name__ for kind in kinds))
             raise ConfigError(f"{name}: prompts must all be strings, or all be lists of messages, found {found}")
+        if kinds == {list}:
+            _check_messages(args, name, dataset["prompt"])
+    if isinstance(eval_dataset, Mapping):
+        _check_best_metric(args, list(eval_dataset))
     wanted = args.generation_batch_size // args.num_generations
     if len(train_dataset) < wanted:
         raise ConfigError(
             f"train_dataset has {len(train_dataset)} prompts, but a rollout of {args.generation_batch_size} texts "
             f"needs {wanted} different ones; give more prompts, a larger num_generations ({args.num_generations} now), "
             "or a smaller generation_batch_size"
+        )
+
+
+def _check_messages(args: Any, name: str, prompts: Iterable[list[Any]]) -> None:
+    is_filled = args.knowledge_transfer and not callable(args.observer_template)
+    for row, messages in enumerate(prompts):
+        if not messages:
+            raise ConfigError(f"{name}: the prompt of row {row} has no messages; leave the row out")
+        if is_filled and not isinstance(messages[-1].get("content"), str):
+            raise ConfigError(
+                f"{name}: the last message of row {row} has no text as its content, which observers' templates fill; "
+                "give text, or an observer_template that is a function"
+            )
+
+
+def _check_best_metric(args: Any, names: Sequence[str]) -> None:
+    metric = args.metric_for_best_model
+    if metric is None or args.eval_strategy == "no":
+        return
+    if not metric.removeprefix("eval_").startswith(tuple(f"{name}_" for name in names)):
+        known = ", ".join(repr(f"{name}_reward") for name in names)
+        raise ConfigError(
+            f"metric_for_best_model={metric!r}: eval_dataset has several datasets; say of which, such as {known}"
         )
 
 

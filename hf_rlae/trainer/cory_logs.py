@@ -8,6 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from accelerate.utils import gather_object
+from transformers import Trainer
 
 from hf_rlae.errors import CheckpointError
 from hf_rlae.trainer.checkpoint_folders import check_plain
@@ -55,6 +56,40 @@ def _plain(entry: Any) -> Any:
     except CheckpointError:
         return str(entry)
     return entry
+
+
+class NamedEvaluations(Trainer):
+    """A mixin for TRL trainers: where several datasets are evaluated, metrics have the name of the dataset.
+
+    With `eval_dataset={"easy": ..., "hard": ...}` transformers logs `eval_easy_loss` and `eval_hard_loss`; TRL gives
+    its own metrics of both the same names, so that `evaluate` returns those of the last one. Here they are
+    `eval_easy_reward` and `eval_hard_reward`.
+
+    Source: ours.
+    """
+
+    _metrics: Any
+    _evaluated = ""
+
+    def evaluate(
+        self, eval_dataset: Any = None, ignore_keys: list[str] | None = None, metric_key_prefix: str = "eval"
+    ) -> dict[str, float]:
+        """See `Trainer.evaluate`."""
+        former = self._evaluated
+        self._evaluated = metric_key_prefix.removeprefix("eval_") if metric_key_prefix.startswith("eval_") else ""
+        try:
+            return super().evaluate(eval_dataset, ignore_keys, metric_key_prefix)
+        finally:
+            self._evaluated = former
+
+    def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
+        """See `Trainer.log`."""
+        if self._evaluated:
+            metrics = self._metrics["eval"]
+            named = {f"{self._evaluated}_{name}": values for name, values in metrics.items()}
+            metrics.clear()
+            metrics.update(named)
+        super().log(logs, *args, **kwargs)
 
 
 class CompletionColumns:

@@ -50,6 +50,8 @@ class CoryPPOTrainer(CoryMixin, TokenPPOTrainer):
     * all passes over a rollout go through its micro-batches in one order, instead of a new order each time;
     * a minibatch whose ratios are large is not left out; clipping alone bounds the step;
     * gradients are clipped agent by agent (`max_grad_norm`);
+    * the optimizer is that of `args` (AdamW and a learning rate that falls linearly where nothing is said), instead of
+      Adam at a constant rate;
     * rewards are neither scaled nor clipped, and whitening of advantages can be switched off (`whiten_advantages`);
     * a text that no reward function could judge is left out of both losses.
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import importlib.metadata
 import os
-import re
 import shutil
 import tempfile
 from collections.abc import Iterator, Mapping
@@ -17,10 +16,10 @@ from transformers.utils.hub import hf_api
 
 from hf_rlae.errors import ConfigError
 from hf_rlae.files import write_whole
+from hf_rlae.trainer.configuration_cory import HUB_ID
 from hf_rlae.trainer.cory_agents import FIRST, AgentAdapters
 
 _VERSIONS = ("torch", "transformers", "trl", "peft", "datasets")
-_HUB_ID = re.compile(r"[\w-][\w.-]*(/[\w.-]+)?")
 
 
 class AgentPublisher(Trainer):
@@ -52,7 +51,7 @@ class AgentPublisher(Trainer):
             ConfigError: the adapters name a folder, or nothing, as their base.
         """
         base = self.agents.model.peft_config[FIRST].base_model_name_or_path
-        if not base or os.path.exists(base) or not _HUB_ID.fullmatch(base):
+        if not base or os.path.exists(base) or not HUB_ID.fullmatch(base):
             raise ConfigError(
                 f"the adapters would be published with the base model {base!r} in adapter_config.json, which is no "
                 "repository on the Hub, so nobody could load them; set base_model_id='owner/name' in the "
@@ -180,7 +179,7 @@ class AgentPublisher(Trainer):
         return {
             "name": name,
             "source": self.hub_model_id or self.args.hub_model_id or name,
-            "base": base if _HUB_ID.fullmatch(base) and not os.path.exists(base) else None,
+            "base": base if HUB_ID.fullmatch(base) and not os.path.exists(base) else None,
             "agents": self.agents.names,
             "alone": None,
             "trainer": type(self).__name__,

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from hf_rlae.errors import CheckpointError
 from hf_rlae.trainer.checkpoints import DurableTrainer
 from hf_rlae.trainer.cory_agents import AgentAdapters
 from hf_rlae.trainer.cory_logs import plain_logs
@@ -53,6 +54,7 @@ class ResumableRollouts(DurableTrainer):
         """See `DurableTrainer`: the rollout that is being learned from, and what has not been logged yet."""
         is_used_up = self._step % (self.args.steps_per_generation * self.args.num_iterations) == 0
         return {
+            "agents": self.agents.names,
             "step": self._step,
             "buffer": None if is_used_up else self._buffered_inputs,
             "metrics": {name: list(values) for name, values in self._metrics["train"].items()},
@@ -60,7 +62,16 @@ class ResumableRollouts(DurableTrainer):
         }
 
     def load_extra_state(self, state: dict[str, Any]) -> None:
-        """See `DurableTrainer`."""
+        """See `DurableTrainer`.
+
+        Raises:
+            CheckpointError: it was saved with other names of agents.
+        """
+        if state["agents"] != self.agents.names:
+            raise CheckpointError(
+                f"the checkpoint has the agents {', '.join(state['agents'])}, this run has "
+                f"{', '.join(self.agents.names)}; take the agent_names with which it was saved"
+            )
         device = self.accelerator.device
         self._step = state["step"]
         self._buffered_inputs = state["buffer"] and [

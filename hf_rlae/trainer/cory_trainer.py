@@ -17,7 +17,7 @@ from hf_rlae.errors import ConfigError
 from hf_rlae.trainer.configuration_cory import CoryArguments, CoryConfig, CoryRLOOConfig
 from hf_rlae.trainer.cory_agents import AgentAdapters, config_for_texts
 from hf_rlae.trainer.cory_checks import check_arguments, check_datasets, check_tokenizer, observer_room
-from hf_rlae.trainer.cory_logs import CompletionColumns, merge_metrics
+from hf_rlae.trainer.cory_logs import CompletionColumns, NamedEvaluations, merge_metrics
 from hf_rlae.trainer.cory_prompts import ObserverPrompts
 from hf_rlae.trainer.cory_publishing import AgentPublisher
 from hf_rlae.trainer.cory_resuming import ResumableRollouts
@@ -37,7 +37,7 @@ from hf_rlae.trainer.reward_calls import resolve_rewards
 logger = logging.getLogger(__name__)
 
 
-class CoryMixin(AgentPublisher, ResumableRollouts, FiniteTrainer):
+class CoryMixin(AgentPublisher, ResumableRollouts, NamedEvaluations, FiniteTrainer):
     """Makes a TRL trainer with online rollouts train a chain of agents together. Put it before the trainer's class.
 
     In every rollout the pioneer answers the prompts; each observer answers them with all earlier answers as a
@@ -319,6 +319,9 @@ class CoryMixin(AgentPublisher, ResumableRollouts, FiniteTrainer):
             raise ConfigError(f"{type(self).__name__}.compute_loss gives no outputs; leave out return_outputs")
         batches = {name: batch_of(name, inputs) for name in self.agents.names}
         present = [name for name in self.agents.names if batches[name]]
+        if self.accelerator.num_processes == 1:  # else all have to take the agents in one order
+            # the longest texts first, while no other agent's gradients take memory
+            present.sort(key=lambda name: -batches[name]["prompt_ids"].shape[1])
         total = torch.zeros((), device=self.accelerator.device)
         for name in present:
             self.agents.activate(name)

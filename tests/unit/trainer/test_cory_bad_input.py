@@ -16,6 +16,7 @@ from trl import GRPOConfig
 from hf_rlae.errors import CheckpointError, ConfigError, HfRlaeError, InputError, NonFiniteError
 from hf_rlae.rewards import RewardError
 from hf_rlae.trainer import CoryConfig, CoryRLOOConfig, CoryTrainer
+from hf_rlae.trainer.cory_checks import check_arguments
 from tests.support.cory import adapters_of, base, chats, lora, trainer_of
 from tests.support.rlae import assert_same, data, vowels
 
@@ -42,8 +43,14 @@ def adapted(name="default"):
     return get_peft_model(model, lora(), adapter_name=name), tokenizer
 
 
-def two_arguments(prompt, answers):
-    return prompt
+def used():
+    model, tokenizer = base()
+    get_peft_model(model, lora())
+    return model, tokenizer
+
+
+def said(content):
+    return Dataset.from_dict({"prompt": [[{"role": "user", "content": content}]] * 2})
 
 
 FIELDS = {
@@ -54,6 +61,8 @@ FIELDS = {
     "an adapter named ref": ({"agent_names": ["a", "ref"]}, "agent_names: 'ref' is TRL's name"),
     "an adapter named default": ({"agent_names": ["a", "default"]}, "agent_names: 'default' is PEFT's name"),
     "too few names": ({"agent_names": ["a"]}, "agent_names=.*give 2 different names"),
+    "a text for names": ({"agent_names": "ab"}, "agent_names='ab': give 2 different names in a list"),
+    "a number for names": ({"agent_names": 3}, "agent_names=3"),
     "equal names": ({"agent_names": ["a", "A"]}, "agent_names=.*give 2 different names"),
     "a name with a dot": ({"agent_names": ["a", "b.c"]}, "agent_names: 'b.c' cannot name a folder"),
     "a name that is no text": ({"agent_names": ["a", 3]}, "agent_names: 3 cannot"),
@@ -65,15 +74,22 @@ FIELDS = {
     "a template of one argument": ({"observer_template": lambda prompt: prompt}, r"f\(prompt, answers\)"),
     "no room": ({"max_observer_prompt_length": 0}, "max_observer_prompt_length=0"),
     "too few rates": ({"agent_learning_rates": [1e-3]}, "agent_learning_rates=.*give 2 finite numbers"),
+    "a rate for rates": ({"agent_learning_rates": 1e-3}, "agent_learning_rates=0.001: give 2"),
     "a negative rate": ({"agent_learning_rates": [1e-3, -1.0]}, "agent_learning_rates"),
     "no number of seconds": ({"reward_timeout": float("nan")}, "reward_timeout=nan"),
     "a base that is a folder": ({"base_model_id": "/"}, "base_model_id='/'"),
+    "a base that is no name": ({"base_model_id": "not a name!"}, "base_model_id='not a name!'"),
+    "answers without a bound": ({"max_completion_length": None}, "max_completion_length=None"),
+    "no answers": ({"max_completion_length": 0}, "max_completion_length=0"),
     "vLLM": ({"use_vllm": True}, "use_vllm=True is not supported.*transformers generates"),
     "continuous batching": ({"use_transformers_continuous_batching": True}, "use_transformers_continuous_batching"),
     "Liger": ({"use_liger_kernel": True}, "use_liger_kernel"),
     "a moving reference": ({"sync_ref_model": True}, "sync_ref_model"),
     "an entropy controller": ({"use_adaptive_entropy": True}, "use_adaptive_entropy"),
     "compilation": ({"torch_compile": True}, "torch_compile"),
+    "compilation by its backend": ({"torch_compile_backend": "inductor"}, "torch_compile_backend"),
+    "compilation by its mode": ({"torch_compile_mode": "default"}, "torch_compile_mode"),
+    "a batch size of its own choice": ({"auto_find_batch_size": True}, "auto_find_batch_size"),
     "DeepSpeed": ({"deepspeed": {"zero_optimization": {"stage": 2}}}, "deepspeed=.*one backward pass an agent"),
     "FSDP": ({"fsdp": "full_shard"}, "fsdp='full_shard'"),
     "a static graph": ({"ddp_static_graph": True}, "ddp_static_graph"),
@@ -95,6 +111,11 @@ ARGUMENTS = {
         lambda: {"peft_config": lora(init_lora_weights="pissa")},
         "init_lora_weights='pissa'",
     ),
+    "a base whose biases train": (lambda: {"peft_config": lora(bias="all")}, "bias='all' trains biases of the base"),
+    "a base with more layers": (
+        lambda: {"peft_config": lora(layer_replication=[[0, 2], [1, 2]])},
+        "layer_replication changes the base",
+    ),
     "a model with adapters": (lambda: {"given": adapted()}, r"adapters already \(default\).*LoraConfig"),
     "a model with an adapter named ref": (lambda: {"given": adapted("ref")}, r"adapters already \(ref\)"),
     "another configuration": (lambda: {"config_class": GRPOConfig, "bf16": False}, "args is a GRPOConfig.*CoryConfig"),
@@ -112,11 +133,34 @@ ARGUMENTS = {
     "too few prompts": (lambda: {"train_dataset": data(1)}, "1 prompts, but a rollout of 8 texts needs 2"),
     "images": (lambda: {"train_dataset": data(6, image=["x"] * 6)}, "column 'image'.*text only"),
     "a column of the trainer": (lambda: {"train_dataset": data(6, role=["x"] * 6)}, r"column\(s\) role.*rename"),
+    "parts of messages": (
+        lambda: {"given": base(chat=True), "train_dataset": said([{"type": "text", "text": "a"}])},
+        "last message of row 0 has no text",
+    ),
+    "no messages": (
+        lambda: {
+            "given": base(chat=True),
+            "eval_dataset": Dataset.from_dict({"prompt": [[]]}).cast(said("a").features),
+        },
+        "eval_dataset: the prompt of row 0 has no messages",
+    ),
+    "the best of several datasets": (
+        lambda: {
+            "eval_dataset": {"one": data(2), "two": data(2)},
+            "load_best_model_at_end": True,
+            "eval_strategy": "steps",
+            "save_strategy": "steps",
+        },
+        "metric_for_best_model='reward': .*'one_reward', 'two_reward'",
+    ),
     "no end of text": (lambda: {"given": without("eos_token")}, "processing_class has no eos token: "),
     "neither end nor padding": (lambda: {"given": without("eos_token", "pad_token")}, "no eos token and no pad token"),
     "no chat template": (lambda: {"train_dataset": chats()}, "no chat template"),
     "no tokenizer": (lambda: {"given": (base()[0], vowels)}, "processing_class is a function"),
     "no room for prompts": (lambda: {"max_completion_length": 256}, "max_completion_length=256 leaves no room.*256"),
+    "a model of a trainer": (lambda: {"given": used()}, "layers of adapters in it.*load it anew"),
+    "a name of a parameter": (lambda: {"agent_names": ["a", "weight"]}, "something named 'weight'"),
+    "a name of a method": (lambda: {"agent_names": ["a", "keys"]}, "something named 'keys'"),
     "a name of a module": (lambda: {"agent_names": ["a", "layers"]}, "agent_names: the model has something named"),
     "an unknown reward function": (lambda: {"rewards": "vowles"}, "reward_funcs: 'vowles'"),
     "no reward function": (lambda: {"rewards": []}, r"reward_funcs is \[\]"),
@@ -158,10 +202,30 @@ def build(folder, **given):
     return CoryTrainer(model, args=kind(str(folder), **options), processing_class=tokenizer, **arguments)
 
 
-def test_a_launch_with_deepspeed(tmp_path, monkeypatch):
-    monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
-    with pytest.raises(ConfigError, match="launched with FSDP"):
-        build(tmp_path)
+@pytest.mark.parametrize("plugin", ["DeepSpeed", "FSDP"])
+def test_a_launch_with_a_plugin(tmp_path, monkeypatch, plugin):
+    config = CoryConfig(str(tmp_path), use_cpu=True)  # accelerate would look for the plugin
+    monkeypatch.setenv(f"ACCELERATE_USE_{plugin.upper()}", "true")
+    with pytest.raises(ConfigError, match=f"launched with {plugin.upper()}"):
+        check_arguments(config, base()[0], lora(), None, {})
+
+
+def test_reentrant_checkpointing_in_several_processes(tmp_path, monkeypatch):
+    """DDP stops within the first backward pass, with an advice that does not help."""
+    reentrant = {"gradient_checkpointing_kwargs": {"use_reentrant": True}}
+    configs = [CoryConfig(str(tmp_path), use_cpu=True, **options) for options in (reentrant, {})]
+    check_arguments(configs[0], base()[0], lora(), None, {})
+    monkeypatch.setattr(CoryConfig, "world_size", 2)
+    with pytest.raises(ConfigError, match="gradient_checkpointing_kwargs: with use_reentrant=True"):
+        check_arguments(configs[0], base()[0], lora(), None, {})
+    check_arguments(configs[1], base()[0], lora(), None, {})
+
+
+def test_parts_of_messages_are_a_functions_business(tmp_path):
+    """And nobody's, where observers read the prompt alone."""
+    parts = said([{"type": "text", "text": "a"}])
+    for options in ({"observer_template": lambda prompt, answers: prompt}, {"knowledge_transfer": False}):
+        build(tmp_path, given=base(chat=True), train_dataset=parts, **options)
 
 
 REWARDS = {

@@ -44,6 +44,7 @@ BORROWED = {
     (trl.trainer.utils, "get_config_model_id"): ["config"],
     (trl.trainer.utils, "shuffle_sequence_dict"): ["seq_dict"],
     (trl.trainer.utils, "split_tensor_dict"): ["tensor_dict", "num_chunks"],
+    (Trainer, "evaluate"): ["self", "eval_dataset", "ignore_keys", "metric_key_prefix"],
     (Trainer, "create_optimizer"): ["self", "model"],
     (Trainer, "_clip_grad_norm"): ["self", "model"],
     (Trainer, "_get_grad_norm"): ["self", "model", "grad_norm"],

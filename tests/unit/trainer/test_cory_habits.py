@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import sys
 from dataclasses import dataclass
 
@@ -15,7 +16,7 @@ from trl.experimental.gmpo import GMPOConfig, GMPOTrainer
 
 from hf_rlae.trainer import CoryArguments, CoryConfig, CoryMixin, CoryRLOOTrainer, CoryTrainer
 from tests.support.cory import OPTIONS, adapters_of, base, chats, lora, rollout, trainer_of
-from tests.support.rlae import data, vowels
+from tests.support.rlae import assert_same, data, vowels
 from tests.support.tokenizers import byte_level_bpe
 
 
@@ -162,14 +163,52 @@ def test_evaluations(tmp_path):
         per_device_eval_batch_size=8,
     )  # fmt: skip
     trainer.train()
-    found = [entry for entry in trainer.state.log_history if "eval_one_loss" in entry or "eval_two_loss" in entry]
-    assert len(found) == 2
-    for entry in found:
-        roles = entry["eval_role/pioneer/reward"] + entry["eval_role/observer/reward"]
-        assert entry["eval_reward"] == pytest.approx(roles, abs=1e-6)
+    for name in ("one", "two"):
+        [entry] = [entry for entry in trainer.state.log_history if f"eval_{name}_loss" in entry]
+        roles = entry[f"eval_{name}_role/pioneer/reward"] + entry[f"eval_{name}_role/observer/reward"]
+        assert entry[f"eval_{name}_reward"] == pytest.approx(roles, abs=1e-6)
+        assert not any(key.startswith("eval_") and not key.startswith(f"eval_{name}_") for key in entry)
     metrics = trainer.evaluate(data(4))
     assert metrics["eval_agent/agent-1/kl"] != 0
-    assert metrics["eval_loss"] == metrics["eval_loss"]
+    assert math.isfinite(metrics["eval_loss"])
+
+
+def test_evaluations_leave_training_as_it_is(tmp_path):
+    """Also those inside a rollout that is being learned from, and across an exchange."""
+    ends = []
+    for folder in ("without", "with"):
+        evaluated = {"eval_dataset": {"one": data(2), "two": data(3)}, "eval_strategy": "steps", "eval_steps": 1}
+        options = {"max_steps": 5, "gradient_accumulation_steps": 2, "steps_per_generation": 4}
+        trainer = trainer_of(
+            tmp_path / folder, role_exchange_steps=2, gradient_checkpointing=False, per_device_eval_batch_size=4,
+            **options, **(evaluated if folder == "with" else {}),
+        )  # fmt: skip
+        trainer.train()
+        logs = [entry for entry in trainer.state.log_history if "loss" in entry]
+        logs = [{key: value for key, value in entry.items() if "time" not in key} for entry in logs]
+        ends.append((adapters_of(trainer), logs))
+    for name, parameters in ends[0][0].items():
+        assert_same(ends[1][0][name], parameters)
+    assert ends[0][1] == ends[1][1]
+
+
+def test_the_best_of_one_of_several_datasets(tmp_path):
+    """TRL gives the rewards of all datasets one name, so the last one would decide."""
+
+    def reward(completions, number, **_):
+        if trainer.model.training:
+            return vowels(completions)
+        easy, step = number[0] == 0, trainer.state.global_step
+        return [float(step if easy else -step)] * len(completions)
+
+    trainer = trainer_of(
+        tmp_path, rewards=reward, eval_dataset={"easy": data(1), "hard": data(6).select([5])}, eval_strategy="steps",
+        eval_steps=1, save_strategy="steps", save_steps=1, max_steps=2, per_device_eval_batch_size=4,
+        load_best_model_at_end=True, metric_for_best_model="easy_reward",
+    )  # fmt: skip
+    trainer.train()
+    assert trainer.state.best_model_checkpoint.endswith("checkpoint-2")
+    assert trainer.state.best_metric == 4.0  # of both agents
 
 
 def test_one_agent_is_evaluated_alone(tmp_path):
@@ -221,10 +260,11 @@ def test_a_column_that_appears_late(tmp_path):
         per_device_eval_batch_size=4, role_exchange_steps=0,
     )  # fmt: skip
     trainer.train()
-    for path in sorted((tmp_path / "completions").glob("*.parquet"))[1:]:
-        table = pd.read_parquet(path)
-        late = table["late"] == "x"
-        assert (table["role"][late] == "observer").all()
+    tables = [pd.read_parquet(path) for path in sorted((tmp_path / "completions").glob("*.parquet"))]
+    assert len(tables) == 3
+    # the table of a step ends as that of its evaluation
+    for table, is_late in zip(tables, (True, False, False), strict=True):
+        assert ((table["late"] == "x") == ((table["role"] == "observer") & is_late)).all()
 
 
 YAML = """

@@ -142,6 +142,15 @@ def test_a_torn_checkpoint_is_left_out(tmp_path):
     assert_same_end(end_of(resumed), end_of(whole))
 
 
+def test_agents_of_other_names_are_refused(tmp_path):
+    """The first one's adapter has no name in a checkpoint, but its rollout has."""
+    options = {**SAVES, "max_steps": 2, "save_steps": 1}
+    trainer_of(tmp_path, callbacks=[StopAt(1)], agent_names=["ada", "bob"], **options).train()
+    other = trainer_of(tmp_path, agent_names=["eve", "bob"], **options)
+    with pytest.raises(CheckpointError, match="has the agents ada, bob, this run has eve, bob"):
+        other.train(resume_from_checkpoint=True)
+
+
 def test_a_template_that_cannot_be_pickled(tmp_path):
     """Nor written as JSON, as reports to trackers are."""
     template = lambda prompt, answers: f"{answers[0]} {prompt}"  # noqa: E731
