@@ -13,7 +13,11 @@ from hf_rlae.trainer.token_ppo_trainer import _Rollout
 from tests.unit.trainer.test_cory_ppo import made, rollout, unsettle
 
 ROWS = 8
-METRICS = ("kl", "text_kl", "value/loss", "value/explained_variance", "value/mean", "value/clip_ratio")
+METRICS = tuple(
+    f"agent/{agent}/{name}"
+    for agent in ("agent-1", "agent-2")
+    for name in ("kl", "text_kl", "value/loss", "value/explained_variance", "value/mean", "value/clip_ratio")
+)
 _GIVEN = ("prompt_ids", "prompt_mask", "completion_ids", "completion_mask", "num_items_in_batch", "old_per_token_logps")
 
 
@@ -37,7 +41,7 @@ def learned(trainer, texts, rows):
             own[key] = own[key][:, :length]
         seen = _Rollout(texts["rewards"], texts["values"][name][first : first + rows, :length])
         trainer._logs["advantages"].extend([0.0] * ROWS)
-        with trainer.agents.acting(name):
+        with trainer.agents.acting(name), trainer._metrics_of(name):
             scored = trainer._with_token_advantages({**own, "advantages": torch.zeros(rows)}, seen)
         merged.update({f"{name}/{key}": value for key, value in scored.items()})
     unsettle(trainer, 0.03, seed=1)
@@ -94,4 +98,5 @@ def test_two_processes_learn_what_one_learns(tmp_path):
             torch.testing.assert_close(found["gradients"][name], gradient, atol=1e-6, rtol=1e-4)
         assert found["coefficients"] == pytest.approx(expected["coefficients"])
         for name in METRICS:
+            assert found["metrics"][name]
             assert found["metrics"][name] == pytest.approx(expected["metrics"][name])
