@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import multiprocessing
 import os
-import socket
 
 import pytest
 import torch
 
 from hf_rlae.trainer.token_ppo_trainer import _Rollout
+from tests.support.processes import finish, start_two
 from tests.unit.trainer.test_cory_ppo import made, rollout, unsettle
 
 ROWS = 8
@@ -56,10 +55,10 @@ def learned(trainer, texts, rows):
     }
 
 
-def child(rank, port, folder):
-    address = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "ACCELERATE_USE_CPU": "true"}
-    os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE="2", **address)
+def child(folder, environment):
+    os.environ.update(environment)
     torch.set_num_threads(1)
+    rank = int(environment["RANK"])
     found = learned(trainer_of(folder / f"process-{rank}", ROWS // 2), torch.load(folder / "texts.pt"), ROWS // 2)
     torch.save(found, folder / f"found-{rank}.pt")
 
@@ -78,17 +77,7 @@ def test_two_processes_learn_what_one_learns(tmp_path):
     assert all(len(set(batch["completion_mask"].sum(1).tolist())) > 2 for batch in batches.values())
     torch.save(texts, tmp_path / "texts.pt")
     expected = learned(trainer_of(tmp_path / "one", ROWS), texts, ROWS)
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        port = listener.getsockname()[1]
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload([__name__])
-    processes = [context.Process(target=child, args=(rank, port, tmp_path)) for rank in range(2)]
-    for process in processes:
-        process.start()
-    for process in processes:
-        process.join(240)
-        assert process.exitcode == 0
+    assert finish(start_two(child, tmp_path), 240) == [0, 0]
     for rank in range(2):
         found = torch.load(tmp_path / f"found-{rank}.pt")
         assert found["wrapped"] == "DistributedDataParallel"

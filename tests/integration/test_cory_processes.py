@@ -8,9 +8,9 @@ import pytest
 import torch
 
 from hf_rlae.trainer.checkpoint_folders import missing_parts, whole_checkpoints
-from tests.support.cory_processes import run, start, start_two
+from tests.support.cory_processes import run
+from tests.support.processes import finish, start, start_two
 from tests.support.rlae import assert_same
-from tests.support.rlae_processes import finish
 
 LONG = {
     "save_strategy": "steps", "save_steps": 3, "max_steps": 10, "role_exchange_steps": 2, "lr_scheduler_type": "cosine",
@@ -30,7 +30,7 @@ def assert_same_end(one, other):
 @pytest.fixture(scope="module")
 def alone(tmp_path_factory):
     folder = tmp_path_factory.mktemp("alone")
-    assert finish([start(str(folder / "out"), str(folder / "end.pt"), **LONG)]) == [0]
+    assert finish([start(run, str(folder / "out"), str(folder / "end.pt"), **LONG)]) == [0]
     return torch.load(folder / "end.pt")
 
 
@@ -38,17 +38,17 @@ def alone(tmp_path_factory):
 def test_killed_and_resumed(alone, tmp_path, step):
     """Before the first save; inside a rollout and across an exchange; inside the next one."""
     folder = str(tmp_path / "out")
-    assert finish([start(folder, kill=step, **LONG)]) == [-signal.SIGKILL]
+    assert finish([start(run, folder, kill=step, **LONG)]) == [-signal.SIGKILL]
     assert list(whole_checkpoints(folder)) == [saved for saved in (3, 6) if saved < step]
-    assert finish([start(folder, str(tmp_path / "end.pt"), resume=True, **LONG)]) == [0]
+    assert finish([start(run, folder, str(tmp_path / "end.pt"), resume=True, **LONG)]) == [0]
     assert_same_end(torch.load(tmp_path / "end.pt"), alone)
 
 
 def test_sigterm(alone, tmp_path):
     folder = str(tmp_path / "out")
-    assert finish([start(folder, sigterm=4, **{**LONG, "save_strategy": "no"})]) == [-signal.SIGTERM]
+    assert finish([start(run, folder, sigterm=4, **{**LONG, "save_strategy": "no"})]) == [-signal.SIGTERM]
     assert list(whole_checkpoints(folder)) == [5]
-    assert finish([start(folder, str(tmp_path / "end.pt"), resume=True, **LONG)]) == [0]
+    assert finish([start(run, folder, str(tmp_path / "end.pt"), resume=True, **LONG)]) == [0]
     assert_same_end(torch.load(tmp_path / "end.pt"), alone)
 
 
@@ -69,7 +69,9 @@ def test_two_processes_learn_what_one_learns_from_the_same_texts(tmp_path, case)
         "optim": "sgd", "learning_rate": 0.5, "max_steps": 2, "num_iterations": 1, "steps_per_generation": steps,
         "role_exchange_steps": 1, "max_grad_norm": 0.3, **CASES[case],
     }  # fmt: skip
-    processes = start_two(str(tmp_path / "two"), str(tmp_path / "two.pt"), per_device_train_batch_size=4, **options)
+    processes = start_two(
+        run, str(tmp_path / "two"), str(tmp_path / "two.pt"), per_device_train_batch_size=4, **options
+    )
     run(str(tmp_path / "one"), str(tmp_path / "one.pt"), per_device_train_batch_size=8, **options)
     assert finish(processes) == [0, 0]
     one, two = torch.load(tmp_path / "one.pt"), torch.load(tmp_path / "two.pt")
@@ -86,9 +88,9 @@ def test_two_processes_learn_what_one_learns_from_the_same_texts(tmp_path, case)
 def test_two_processes_stop_and_go_on(tmp_path):
     """One of two is killed; both resume; each has its own part of the rollout."""
     options = {**LONG, "save_steps": 5, "max_steps": 6, "per_device_train_batch_size": 2}
-    assert finish(start_two(str(tmp_path / "whole"), str(tmp_path / "whole.pt"), **options)) == [0, 0]
+    assert finish(start_two(run, str(tmp_path / "whole"), str(tmp_path / "whole.pt"), **options)) == [0, 0]
     (tmp_path / "part").mkdir()
     (tmp_path / "whole" / "checkpoint-5").rename(tmp_path / "part" / "checkpoint-5")
     assert missing_parts(tmp_path / "part" / "checkpoint-5") == []
-    assert finish(start_two(str(tmp_path / "part"), str(tmp_path / "part.pt"), resume=True, **options)) == [0, 0]
+    assert finish(start_two(run, str(tmp_path / "part"), str(tmp_path / "part.pt"), resume=True, **options)) == [0, 0]
     assert_same_end(torch.load(tmp_path / "part.pt"), torch.load(tmp_path / "whole.pt"))

@@ -13,8 +13,9 @@ from pathlib import Path
 import pytest
 import torch
 
+from tests.support.processes import finish, start, start_two
 from tests.support.rlae import assert_same
-from tests.support.rlae_processes import finish, run, start, start_two, unjudged_of_one_rank, vowels
+from tests.support.rlae_processes import run, unjudged_of_one_rank, vowels
 
 CASES = {
     "ppo": {"objective": "ppo", "ensemble": {"kind": "different"}},
@@ -38,7 +39,9 @@ half_judged.__name__ = unjudged_of_one_rank.__name__
 def test_two_processes_learn_what_one_learns_from_the_same_texts(tmp_path, case):
     # Adam divides by how large gradients are: where they are 0 but for rounding, it would learn from rounding
     options = {"optim": "sgd", "learning_rate": 0.1, **CASES[case]}
-    processes = start_two(str(tmp_path / "two"), str(tmp_path / "two.pt"), per_device_train_batch_size=2, **options)
+    processes = start_two(
+        run, str(tmp_path / "two"), str(tmp_path / "two.pt"), per_device_train_batch_size=2, **options
+    )
     if options.get("reward") is unjudged_of_one_rank:
         options["reward"] = half_judged
     run(str(tmp_path / "one"), str(tmp_path / "one.pt"), **options)
@@ -58,10 +61,13 @@ def test_two_processes_learn_what_one_learns_from_the_same_texts(tmp_path, case)
 def test_killed_in_the_middle_of_a_rollout_and_resumed(tmp_path):
     """Rollouts serve four updates: after the sixth, with the fifth saved."""
     options = {"save_strategy": "steps", "save_steps": 5, "max_steps": 10, "objective": "mixture"}
-    alone = start(str(tmp_path / "alone"), str(tmp_path / "alone.pt"), **options)
-    assert finish([start(str(tmp_path / "part"), kill=(6, 0), **options)]) == [-signal.SIGKILL]
+    alone = start(run, str(tmp_path / "alone"), str(tmp_path / "alone.pt"), **options)
+    assert finish([start(run, str(tmp_path / "part"), kill=(6, 0), **options)]) == [-signal.SIGKILL]
     assert sorted(path.name for path in (tmp_path / "part").glob("checkpoint-*")) == ["checkpoint-5"]
-    assert finish([start(str(tmp_path / "part"), str(tmp_path / "part.pt"), resume=True, **options), alone]) == [0, 0]
+    assert finish([start(run, str(tmp_path / "part"), str(tmp_path / "part.pt"), resume=True, **options), alone]) == [
+        0,
+        0,
+    ]
     whole, resumed = torch.load(tmp_path / "alone.pt"), torch.load(tmp_path / "part.pt")
     assert_same(resumed["parameters"], whole["parameters"])
     assert resumed["logs"] == whole["logs"]
@@ -69,11 +75,11 @@ def test_killed_in_the_middle_of_a_rollout_and_resumed(tmp_path):
 
 def test_two_processes_resume(tmp_path):
     options = {"save_strategy": "steps", "save_steps": 3, "max_steps": 6, "per_device_train_batch_size": 2}
-    whole = start_two(str(tmp_path / "whole"), str(tmp_path / "whole.pt"), **options)
+    whole = start_two(run, str(tmp_path / "whole"), str(tmp_path / "whole.pt"), **options)
     assert finish(whole) == [0, 0]
     for folder in (tmp_path / "whole").glob("checkpoint-6"):
         folder.rename(tmp_path / "elsewhere")
-    resumed = start_two(str(tmp_path / "whole"), str(tmp_path / "resumed.pt"), resume=True, **options)
+    resumed = start_two(run, str(tmp_path / "whole"), str(tmp_path / "resumed.pt"), resume=True, **options)
     assert finish(resumed) == [0, 0]
     one, other = torch.load(tmp_path / "whole.pt"), torch.load(tmp_path / "resumed.pt")
     assert_same(other["parameters"], one["parameters"])

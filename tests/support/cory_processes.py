@@ -2,31 +2,16 @@
 
 from __future__ import annotations
 
-import multiprocessing
 import os
-import signal
-import socket
 from typing import Any
 
 import torch
-from transformers import TrainerCallback
 
 from hf_rlae.trainer import CoryRLOOTrainer, CoryTrainer
 from tests.support.cory import adapters_of, trainer_of
-from tests.support.rlae_processes import KillAt
+from tests.support.stopping import KillAt, SigtermAt
 
 TRAINERS = {"grpo": CoryTrainer, "rloo": CoryRLOOTrainer}
-
-
-class SigtermAt(TrainerCallback):
-    """Asks the process to end, in the middle of a run."""
-
-    def __init__(self, step: int) -> None:
-        self.step = step
-
-    def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        if state.global_step == self.step:
-            os.kill(os.getpid(), signal.SIGTERM)
 
 
 class FixedTexts:
@@ -80,24 +65,3 @@ def run(
         logs = [{key: value for key, value in entry.items() if "time" not in key} for entry in logs]
         state = made.optimizer.state_dict()["state"]
         torch.save({"agents": adapters_of(made), "logs": logs, "optimizer": state}, result)
-
-
-def start(*arguments: Any, **options: Any) -> multiprocessing.Process:
-    """`run` in a new process, forked from one that has imported everything and done nothing else."""
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["tests.support.cory_processes"])
-    process = context.Process(target=run, args=arguments, kwargs=options)
-    process.start()
-    return process
-
-
-def start_two(*arguments: Any, **options: Any) -> list[multiprocessing.Process]:
-    """`run` in two processes that train together."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    together = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "ACCELERATE_USE_CPU": "true"}
-    return [
-        start(*arguments, environment={**together, "RANK": str(rank), "LOCAL_RANK": str(rank)}, **options)
-        for rank in range(2)
-    ]

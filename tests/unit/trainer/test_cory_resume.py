@@ -18,6 +18,7 @@ from hf_rlae.trainer.cory_logs import plain_logs
 from tests.support.cory import adapters_of, chats, trainer_of
 from tests.support.cory import base as base_pair
 from tests.support.rlae import assert_same, data, vowels
+from tests.support.stopping import StopAt
 
 SAVES = {
     "save_strategy": "steps", "max_steps": 9, "gradient_checkpointing": False, "logging_steps": 3,
@@ -26,15 +27,6 @@ SAVES = {
     "steps_per_generation": 4,
 }  # fmt: skip
 """A rollout serves 4 updates; roles change after 3 and 6, which is noticed by the rollouts of steps 4 and 8."""
-
-
-class StopAt(TrainerCallback):
-    def __init__(self, step):
-        self.step = step
-
-    def on_step_end(self, args, state, control, **kwargs):
-        if state.global_step == self.step:
-            control.should_training_stop = True
 
 
 def end_of(trainer):

@@ -4,20 +4,11 @@ from __future__ import annotations
 
 import pytest
 import torch
-from transformers import TrainerCallback
 
 from tests.support.rlae import assert_same, ensemble_of, parameters_of, trainer_of
+from tests.support.stopping import StopAt
 
 SAVES = {"save_strategy": "steps", "save_steps": 1, "max_steps": 10, "logging_steps": 3, "lr_scheduler_type": "cosine"}
-
-
-class StopAt(TrainerCallback):
-    def __init__(self, step):
-        self.step = step
-
-    def on_step_end(self, args, state, control, **kwargs):
-        if state.global_step == self.step:
-            control.should_training_stop = True
 
 
 def end_of(trainer):
