@@ -208,3 +208,20 @@ def test_a_constant_of_earlier_agents_is_noise_and_nothing_else(tmp_path):
         trainer.compute_loss(trainer.model, {**batch, "agent-2/advantages": shifted.view(-1)}).backward()
         for one, other in zip(gradients_of(trainer, "agent-2"), own, strict=True):
             torch.testing.assert_close(one, other, rtol=1e-3, atol=1e-6)
+
+
+def test_the_longest_texts_come_first_in_a_step(tmp_path, monkeypatch):
+    """Their activations are the largest: no other agent's gradients should stand beside them."""
+    asked = []
+    original = CoryTrainer.agent_loss
+
+    def watched(self, agent, model, inputs, num_items_in_batch):
+        asked.append((agent, inputs["prompt_ids"].shape[1]))
+        return original(self, agent, model, inputs, num_items_in_batch)
+
+    monkeypatch.setattr(CoryTrainer, "agent_loss", watched)
+    trainer_of(tmp_path, max_steps=2, role_exchange_steps=1, steps_per_generation=1, num_iterations=1).train()
+    (first, second) = asked[:2], asked[2:4]
+    assert [agent for agent, _ in first] == ["agent-2", "agent-1"]  # the observer, whose prompts hold answers
+    assert [agent for agent, _ in second] == ["agent-1", "agent-2"]
+    assert all(longer > shorter for (_, longer), (_, shorter) in (first, second))
