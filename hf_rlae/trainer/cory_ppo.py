@@ -33,12 +33,12 @@ class CoryPPOTrainer(CoryMixin, TokenPPOTrainer):
     """[`CoryMixin`] on [`TokenPPOTrainer`]: every agent has its own value head and its own KL coefficient.
 
     Values, the KL coefficient and its adaptation belong to the agent, not to the role: an exchange of roles resets
-    nothing. Both agents' heads begin at 0, as their adapters begin as copies.
+    nothing. Each agent's head says the mean of what it is paid in the first rollout until it has learned.
 
     Where it departs from the paper and its public code:
 
     * one frozen base with a LoRA adapter and a linear value head an agent, instead of two full models with a head each;
-    * the heads begin at 0 and have no dropout, instead of a random beginning with dropout;
+    * the heads begin at the mean reward and have no dropout, instead of a random beginning with dropout;
     * nothing is reset at an exchange; the public code begins again with Adam, KL coefficient, reward statistics and
       random seed;
     * `role_exchange_steps` counts optimizer steps, of which a rollout serves `num_iterations * steps_per_generation /

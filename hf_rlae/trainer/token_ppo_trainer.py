@@ -47,10 +47,11 @@ class TokenPPOTrainer(GRPOTrainer):
     adapter learn the returns by half of the clipped squared error. The group of a prompt is no baseline: texts of a
     group that all get the same reward still teach something.
 
-    The value head is linear, begins at 0, and reads the state before each token, so values cost no forward pass of
-    their own. It stands beside the adapter in `model.value_heads`: it is trained by the same optimizer, kept in
-    checkpoints (`token_ppo.pt`, with the KL coefficient), and left out of saved and published adapters, which need none
-    to write texts.
+    The value head is linear, says the mean reward of the first rollout until it has learned, and reads the state before
+    each token, so values cost no forward pass of their own. (A head that begins at 0 is off by more than rewards
+    differ; the first advantages then say little but how far a token is from the end of its text.) It stands beside the
+    adapter in `model.value_heads`: it is trained by the same optimizer, kept in checkpoints (`token_ppo.pt`, with the
+    KL coefficient), and left out of saved and published adapters, which need none to write texts.
 
     Source: CORY (arXiv 2410.06101), whose agents learn by PPO; Ziegler et al. (arXiv 1909.08593) for the KL in the
     reward and its adaptive coefficient; PPO (arXiv 1707.06347).
@@ -115,7 +116,7 @@ class TokenPPOTrainer(GRPOTrainer):
         return self.peft_model.value_heads[_key(name)]
 
     def add_value_heads(self, names: Iterable[str]) -> None:
-        """Gives agents a value head that says 0, and the first KL coefficient; before the optimizer is made.
+        """Gives agents a value head of zeros, and the first KL coefficient; before the optimizer is made.
 
         Args:
             names (iterable of `str`): of agents that have none.
@@ -208,6 +209,7 @@ class TokenPPOTrainer(GRPOTrainer):
             )
         logps, values, ref_logps = self._score_tokens(output, rollout)
         rewards, is_judged = self._own_rewards(rollout, len(logps))
+        values = values + self._begin_value_head(rollout)
         tokens = output["completion_mask"] != 0
         where = f"of {self.agent_name} in the rollout of step {self.state.global_step}"
         check_finite(rewards, f"rewards {where}")
@@ -230,14 +232,28 @@ class TokenPPOTrainer(GRPOTrainer):
             "base_per_token_logps": ref_logps,
         }
 
-    def _own_rewards(self, rollout: _Rollout, num_rows: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """Weighted sums of this process's rewards, and which texts could be judged by any reward function."""
+    def _begin_value_head(self, rollout: _Rollout) -> float:
+        """What a head of zeros says from now on: the mean reward of all processes' texts; 0 for any other head."""
+        head = self.value_head(self.agent_name)
+        if not self.model.training or any(bool(parameter.any()) for parameter in head.parameters()):
+            return 0.0
+        rewards, is_judged = self._weighted_rewards(rollout)
+        mean = rewards[is_judged].mean() if bool(is_judged.any()) else rewards.new_zeros(())
+        with torch.no_grad():
+            head.bias.fill_(mean)
+        return float(mean)
+
+    def _weighted_rewards(self, rollout: _Rollout) -> tuple[torch.Tensor, torch.Tensor]:
+        """Weighted sums of all processes' rewards, and which texts could be judged by any reward function."""
         given = rollout.rewards_per_func
         assert given is not None
+        return (given * self.reward_weights.to(given.device)).nansum(dim=1), ~given.isnan().all(dim=1)
+
+    def _own_rewards(self, rollout: _Rollout, num_rows: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """The rows of `_weighted_rewards` that are this process's."""
         rows = slice(self.accelerator.process_index * num_rows, (self.accelerator.process_index + 1) * num_rows)
-        mine = given[rows]
-        is_judged = ~mine.isnan().all(dim=1)
-        return (mine * self.reward_weights.to(mine.device)).nansum(dim=1), is_judged
+        rewards, is_judged = self._weighted_rewards(rollout)
+        return rewards[rows], is_judged[rows]
 
     def _gathered(self, rows: torch.Tensor) -> torch.Tensor:
         """The rows `(B, T)` of all processes, filled up with 0 to the longest T."""

@@ -132,11 +132,23 @@ def test_there_is_no_group_baseline(tmp_path):
     mask = output["completion_mask"] != 0
     for row in range(8):
         count = int(mask[row].sum())
-        expected = [(row // 2) * 0.95 ** (count - 1 - t) for t in range(count)]
+        expected = [(row // 2 - 1.5) * 0.95 ** (count - 1 - t) for t in range(count)]
         assert output["advantages"][row, :count].tolist() == pytest.approx(expected)
-        assert output["returns"][row, :count].tolist() == pytest.approx(expected)
+        assert output["returns"][row, :count].tolist() == pytest.approx([1.5 + gain for gain in expected])
     assert not output["advantages"][~mask].any()
     assert trainer._metrics["train"]["frac_reward_zero_std"] == [1.0]
+
+
+def test_a_new_value_head_says_the_mean_reward(tmp_path):
+    """Of the texts that were judged, in the first rollout of a training; later ones and evaluation leave it alone."""
+    paid = [[None, 1.0, 0.5, None, 0.25, 0.75, 0.0, 1.0], [3.0] * 8]
+    trainer = made(tmp_path, lambda completions, **_: paid[0][: len(completions)], eval_dataset=data())
+    trainer.evaluate()
+    assert not trainer.value_head("default").bias.any()
+    for _ in range(2):
+        assert rollout_of(trainer)["old_values"].unique().tolist() == pytest.approx([3.5 / 6])
+        assert trainer.value_head("default").bias.tolist() == pytest.approx([3.5 / 6])
+        paid.reverse()
 
 
 def test_texts_that_cannot_be_judged_teach_nothing(tmp_path):
@@ -216,7 +228,8 @@ def test_an_untrained_agent_has_no_kl(tmp_path):
     trainer = made(tmp_path)
     trainer.train()
     first = trainer.state.log_history[0]
-    assert first["kl"] == first["text_kl"] == first["value/mean"] == 0.0
+    assert first["kl"] == first["text_kl"] == 0.0
+    assert first["value/mean"] == pytest.approx(first["reward"])
     assert trainer.state.log_history[3]["kl"] > 0
     frozen = [n for n, p in trainer.model.named_parameters() if not p.requires_grad]
     original = dict(pair("llama")[0].named_parameters())
