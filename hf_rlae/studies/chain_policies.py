@@ -44,7 +44,8 @@ class TrainingSettings:
         num_questions (`int`, *optional*): how many different questions there are, in all stages together; all are
             different if not given.
         forms (`tuple[str, ...]`): of the questions.
-        observation (`str`): `"members"`, `"text"` or `"both"`; text is read by a small encoder without pretraining.
+        observation (`str`): `"members"`, `"text"` or `"both"`; of the text a small encoder without pretraining reads
+            the newest characters.
         hidden_size (`int`), concentration (`float`), noise (`float`): of the policy.
         advantages (`str`, *optional*), entropy_coef (`float`, *optional*): see `RLAEConfig`.
     """
@@ -78,8 +79,9 @@ TRAINED = {
     "ppo": TrainingSettings("ppo", concentration=1.0, **_DRAWN),
     "mappo": TrainingSettings("mappo", noise=2.0, **_DRAWN),
     "mixture": TrainingSettings("mixture", entropy_coef=0.06),
+    "mixture with text": TrainingSettings("mixture", observation="both", texts=256, generations=4, entropy_coef=0.06),
 }
-"""How each objective is trained."""
+"""How policies are trained: by each objective from what members show, and by the best one from the text too."""
 
 
 class BlindPolicy(PolicyModel):
@@ -112,15 +114,17 @@ def new_policy(
 
 
 def _small_encoder() -> tuple[BertModel, Any]:
-    """Two layers of width 64 with random weights, and a tokenizer in which every character of a chain is a token."""
+    """One layer of width 32 with random weights, which reads 16 tokens, and a tokenizer of characters."""
     tokenizer = load_member("addition-characters").tokenizer
     config = BertConfig(
         vocab_size=len(tokenizer),
-        hidden_size=64,
-        num_hidden_layers=2,
+        hidden_size=32,
+        num_hidden_layers=1,
         num_attention_heads=4,
-        intermediate_size=128,
-        max_position_embeddings=128,
+        intermediate_size=64,
+        max_position_embeddings=16,
+        hidden_dropout_prob=0.0,
+        attention_probs_dropout_prob=0.0,
         pad_token_id=tokenizer.pad_token_id,
     )
     return BertModel(config), tokenizer

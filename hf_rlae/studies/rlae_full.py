@@ -99,10 +99,11 @@ class Variation:
             return StaticPolicy(found["weights"])
         if self.method in chains.FREE_POLICIES:
             return chains.FREE_POLICIES[self.method](len(members))
+        training = chains.TRAINED[self.method]
         training = chains.replaced(
-            chains.TRAINED[self.method],
+            training,
             num_questions=int(self.value) if self.value.isdigit() else None,
-            observation=self.value if self.experiment == "observation" else "members",
+            observation=self.value if self.experiment == "observation" else training.observation,
             forms=("symbolic",) if self.experiment == "transfer" else FORMS,
             **({"rollouts": settings["rollouts"]} if settings["rollouts"] else {}),
         )
