@@ -14,7 +14,7 @@ from torch import nn
 from transformers import PreTrainedTokenizerBase
 
 from hf_rlae.errors import ConfigError
-from hf_rlae.trainer.configuration_cory import CoryArguments
+from hf_rlae.trainer.configuration_cory import HUB_ID, CoryArguments
 
 logger = logging.getLogger(__name__)
 
@@ -68,8 +68,34 @@ def check_arguments(args: Any, model: Any, peft_config: Any, optimizers: Any, ot
     for name, what in _REFUSED.items():
         if others.get(name):
             raise ConfigError(f"{name} was given, but {what} cannot be used with CORY trainers yet; leave it out")
+    settings: Any = args
+    if settings.push_to_hub:
+        name = model if isinstance(model, str) else model.config._name_or_path
+        check_published_base(settings.base_model_id or name)
     _check_processes(args)
     _warn_of_processors(args)
+
+
+def is_published(base: str) -> bool:
+    """Whether a model's name can be one of the Hub: of its form, and no path of this machine."""
+    return bool(HUB_ID.fullmatch(base)) and not os.path.exists(base)
+
+
+def check_published_base(base: str | None) -> None:
+    """Raises where nobody else could load adapters that are published with this base.
+
+    Args:
+        base (`str`, *optional*): what stands in `adapter_config.json`.
+
+    Raises:
+        ConfigError: it is a folder, or nothing.
+    """
+    if not base or not is_published(base):
+        raise ConfigError(
+            f"the adapters would be published with the base model {base!r} in adapter_config.json, which is no "
+            "repository on the Hub, so nobody could load them; set base_model_id='owner/name' in the configuration, or "
+            "load the base by that name"
+        )
 
 
 def _check_adapter(peft_config: Any) -> None:

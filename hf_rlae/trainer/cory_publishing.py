@@ -16,8 +16,8 @@ from transformers.utils.hub import hf_api
 
 from hf_rlae.errors import ConfigError
 from hf_rlae.files import write_whole
-from hf_rlae.trainer.configuration_cory import HUB_ID
 from hf_rlae.trainer.cory_agents import FIRST, AgentAdapters
+from hf_rlae.trainer.cory_checks import check_published_base, is_published
 
 _VERSIONS = ("torch", "transformers", "trl", "peft", "datasets")
 
@@ -37,26 +37,13 @@ class AgentPublisher(Trainer):
     _paper: ClassVar[dict[str, str]]
 
     def set_base_model_id(self) -> None:
-        """Writes `base_model_id` into the adapters' configurations; where `push_to_hub` is set, checks it at once."""
+        """Writes `base_model_id` into the adapters' configurations."""
         for config in self.agents.model.peft_config.values():
             if self.args.base_model_id is not None:
                 config.base_model_name_or_path = self.args.base_model_id
-        if self.args.push_to_hub:
-            self._check_base()
 
     def _check_base(self) -> None:
-        """Raises where nobody else could load what is published.
-
-        Raises:
-            ConfigError: the adapters name a folder, or nothing, as their base.
-        """
-        base = self.agents.model.peft_config[FIRST].base_model_name_or_path
-        if not base or os.path.exists(base) or not HUB_ID.fullmatch(base):
-            raise ConfigError(
-                f"the adapters would be published with the base model {base!r} in adapter_config.json, which is no "
-                "repository on the Hub, so nobody could load them; set base_model_id='owner/name' in the "
-                "configuration, or load the base by that name"
-            )
+        check_published_base(self.agents.model.peft_config[FIRST].base_model_name_or_path)
 
     def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
         with self._saveable_args():
@@ -179,7 +166,7 @@ class AgentPublisher(Trainer):
         return {
             "name": name,
             "source": self.hub_model_id or self.args.hub_model_id or name,
-            "base": base if HUB_ID.fullmatch(base) and not os.path.exists(base) else None,
+            "base": base if is_published(base) else None,
             "agents": self.agents.names,
             "alone": None,
             "trainer": type(self).__name__,

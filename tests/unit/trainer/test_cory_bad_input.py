@@ -173,12 +173,14 @@ ARGUMENTS = {
 
 @pytest.mark.parametrize("case", ARGUMENTS)
 def test_arguments(tmp_path, case, forwards, monkeypatch):
-    monkeypatch.setattr("transformers.Trainer.init_hf_repo", lambda self, *_, **__: None)
+    made: list[object] = []
+    monkeypatch.setattr("transformers.Trainer.init_hf_repo", lambda self, *_, **__: made.append(self))
     make, message = ARGUMENTS[case]
     given = make()
     with pytest.raises(ConfigError, match=message):
         build(tmp_path, **given)
     assert not forwards
+    assert not made  # no repository on the Hub
 
 
 def build(folder, **given):
