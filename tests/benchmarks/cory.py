@@ -20,7 +20,6 @@ import os
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from statistics import median
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -31,6 +30,7 @@ from transformers.utils import logging
 
 from tests.benchmarks.building import timed
 from tests.benchmarks.cases import matches
+from tests.benchmarks.command import case_parser, finish, parse_cases
 from tests.benchmarks.costs import Timing, pair, table
 from tests.benchmarks.members import report
 
@@ -212,25 +212,15 @@ def _verdict(value: float, limit: float) -> str:
 
 def arguments(given: Sequence[str] | None) -> argparse.Namespace:
     """The command line."""
-    parser = argparse.ArgumentParser(prog="python -m tests.benchmarks.cory", description=__doc__.split("\n")[0])
-    parser.add_argument("--rounds", type=int, help="rounds per case (default: 7)")
-    parser.add_argument("--cases", nargs="*", default=[], help="only cases whose name matches, as in 'wide-*'")
-    parser.add_argument("--threads", type=int, default=1, help="threads of torch (default 1: steady times)")
-    parser.add_argument("--quick", action="store_true", help="small models, one round: to see that it works")
-    parser.add_argument("--list", action="store_true", help="print the names of the cases and stop")
-    parser.add_argument("--output", type=Path, help="write the tables into this Markdown file, too")
-    options = parser.parse_args(given)
-    for name in ("rounds", "threads"):
-        value = getattr(options, name)
-        if value is not None and value < 1:
-            parser.error(f"--{name} {value}: at least 1")
+    return parse_cases(case_parser("cory", __doc__, "7", "'wide-*'", "small models, one round"), given, _choose)
+
+
+def _choose(options: argparse.Namespace) -> bool:
     options.chosen = [case for case in CASES if matches(case.name, options.cases)]
-    if not options.chosen:
-        parser.error(f"no case matches {options.cases}; `--list` prints the names")
     if options.quick:
         small = {"hidden_size": 32, "layers": 2, "prompts": 1, "generations": 2, "tokens": 12}
         options.chosen = [replace(case, **small) for case in options.chosen[:1]]
-    return options
+    return bool(options.chosen)
 
 
 def main(given: Sequence[str] | None = None) -> None:
@@ -253,11 +243,7 @@ def main(given: Sequence[str] | None = None) -> None:
         off = f"FLOPs {result.flops_off():+.1%}, CPU {result.time_off('cpu'):+.1%} beside the theory"
         report(f"[{number}/{len(options.chosen)}] {case.name}: {off} ({spent.wall:.0f} s)")
     setting = f"CPU, {torch.get_num_threads()} thread(s); torch {torch.__version__}. Pairs are CPU / wall time."
-    parts = [setting, targets_table(results, weighed), costs_table(results), memory_table(weighed)]
-    text = "\n\n".join(parts) + "\n"
-    print(text)
-    if options.output:
-        options.output.write_text(text, encoding="utf-8")
+    finish([setting, targets_table(results, weighed), costs_table(results), memory_table(weighed)], options.output)
 
 
 if __name__ == "__main__":

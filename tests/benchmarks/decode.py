@@ -33,7 +33,6 @@ from __future__ import annotations
 import argparse
 import os
 from collections.abc import Sequence
-from pathlib import Path
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
@@ -44,6 +43,7 @@ from transformers.utils import logging
 from tests.benchmarks import peaked
 from tests.benchmarks.building import first_text_table, timed, union_times
 from tests.benchmarks.cases import Case, chosen_cases, matches
+from tests.benchmarks.command import case_parser, finish, parse_cases
 from tests.benchmarks.contenders import measure
 from tests.benchmarks.costs import (
     Result,
@@ -104,26 +104,16 @@ def tables(results: Sequence[Result]) -> list[str]:
 
 def arguments(given: Sequence[str] | None) -> argparse.Namespace:
     """The command line."""
-    parser = argparse.ArgumentParser(prog="python -m tests.benchmarks.decode", description=__doc__.split("\n")[0])
-    parser.add_argument(
-        "--rounds", type=int, help="rounds per case (default: 5 at batch 1; fewer if long, 32 of policies)"
-    )
-    parser.add_argument(
-        "--cases", nargs="*", default=[], help="only cases whose name matches, as in 'different-m2-b1' or 'draw-*'"
-    )
-    parser.add_argument("--threads", type=int, default=1, help="threads of torch (default 1: steady times)")
-    parser.add_argument("--quick", action="store_true", help="few tokens, few rounds: to see that it works")
+    rounds, example = "5 at batch 1; fewer if long, 32 of policies", "'different-m2-b1' or 'draw-*'"
+    parser = case_parser("decode", __doc__, rounds, example, "few tokens, few rounds")
     parser.add_argument("--device", default="cpu", help="cpu or cuda; cuda adds large members in bf16")
-    parser.add_argument("--list", action="store_true", help="print the names of the cases and stop")
-    parser.add_argument("--output", type=Path, help="write the tables into this Markdown file, too")
-    options = parser.parse_args(given)
-    if options.rounds is not None and options.rounds < 1:
-        parser.error(f"--rounds {options.rounds}: at least 1")
+    return parse_cases(parser, given, _choose)
+
+
+def _choose(options: argparse.Namespace) -> bool:
     options.builds = matches(BUILDING, options.cases)
     options.chosen = chosen_cases(options.cases, options.quick, options.device)
-    if not options.chosen and not options.builds:
-        parser.error(f"no case matches {options.cases}; `--list` prints the names")
-    return options
+    return bool(options.chosen) or options.builds
 
 
 def main(given: Sequence[str] | None = None) -> None:
@@ -138,10 +128,7 @@ def main(given: Sequence[str] | None = None) -> None:
     results = measured(options.chosen, options.rounds, options.quick, options.device)
     parts = [setting(options.chosen, options.device), targets_table(results, growths(results), union_time)]
     parts += [*tables(results), building, first_text_table(options.device) if options.builds else ""]
-    text = "\n\n".join(filter(None, parts)) + "\n"
-    print(text)
-    if options.output:
-        options.output.write_text(text, encoding="utf-8")
+    finish(parts, options.output)
 
 
 if __name__ == "__main__":

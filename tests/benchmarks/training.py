@@ -20,7 +20,6 @@ import argparse
 import os
 import warnings
 from collections.abc import Sequence
-from pathlib import Path
 from statistics import median
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -31,6 +30,7 @@ from transformers.utils import logging
 
 from tests.benchmarks.building import timed
 from tests.benchmarks.cases import matches
+from tests.benchmarks.command import case_parser, finish, parse_cases
 from tests.benchmarks.costs import pair, table
 from tests.benchmarks.members import report
 from tests.benchmarks.training_cases import TrainingCase, TrainingResult, chosen_cases
@@ -140,25 +140,14 @@ def targets_table(found: Sequence[Times], is_storage_fixed: bool | None) -> str:
 
 def arguments(given: Sequence[str] | None) -> argparse.Namespace:
     """The command line."""
-    parser = argparse.ArgumentParser(prog="python -m tests.benchmarks.training", description=__doc__.split("\n")[0])
-    parser.add_argument("--rounds", type=int, help="rounds per case (default: 5)")
-    parser.add_argument(
-        "--cases", nargs="*", default=[], help="only cases whose name matches, as in 'embedded-*', '*-dense' or memory"
-    )
-    parser.add_argument("--threads", type=int, default=1, help="threads of torch (default 1: steady times)")
-    parser.add_argument("--quick", action="store_true", help="few texts, one round: to see that it works")
-    parser.add_argument("--list", action="store_true", help="print the names of the cases and stop")
-    parser.add_argument("--output", type=Path, help="write the tables into this Markdown file, too")
-    options = parser.parse_args(given)
-    for name in ("rounds", "threads"):
-        value = getattr(options, name)
-        if value is not None and value < 1:
-            parser.error(f"--{name} {value}: at least 1")
+    example = "'embedded-*', '*-dense' or memory"
+    return parse_cases(case_parser("training", __doc__, "5", example, "few texts, one round"), given, _choose)
+
+
+def _choose(options: argparse.Namespace) -> bool:
     options.weighs = matches(MEMORY, options.cases)
     options.chosen = chosen_cases(options.cases, options.quick)
-    if not options.chosen and not options.weighs:
-        parser.error(f"no case matches {options.cases}; `--list` prints the names")
-    return options
+    return bool(options.chosen) or options.weighs
 
 
 def memory_cases(quick: bool) -> list[TrainingCase]:
@@ -190,10 +179,7 @@ def main(given: Sequence[str] | None = None) -> None:
     setting = f"CPU, {torch.get_num_threads()} thread(s); torch {torch.__version__}. Pairs are CPU / wall time."
     parts = [setting, targets_table(found, is_fixed), costs_table(found) if found else "", storage]
     parts.append(memory_table(weighed) if weighed else "")
-    text = "\n\n".join(filter(None, parts)) + "\n"
-    print(text)
-    if options.output:
-        options.output.write_text(text, encoding="utf-8")
+    finish(parts, options.output)
 
 
 if __name__ == "__main__":
