@@ -209,10 +209,10 @@ class TokenPPOTrainer(GRPOTrainer):
             )
         logps, values, ref_logps = self._score_tokens(output, rollout)
         rewards, is_judged = self._own_rewards(rollout, len(logps))
-        values = values + self._begin_value_head(rollout)
         tokens = output["completion_mask"] != 0
         where = f"of {self.agent_name} in the rollout of step {self.state.global_step}"
         check_finite(rewards, f"rewards {where}")
+        values = values + self._begin_value_head(rollout)
         for name, tensor in (("log-probabilities", logps), ("base log-probabilities", ref_logps), ("values", values)):
             check_finite(torch.where(tokens, tensor, 0), f"{name} {where}")
         mask = tokens & is_judged[:, None]

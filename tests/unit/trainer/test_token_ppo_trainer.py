@@ -350,6 +350,7 @@ def test_values_that_are_not_finite_are_named(tmp_path):
     trainer = made(tmp_path, lambda completions, **_: [math.inf] * len(completions))
     with pytest.raises(NonFiniteError, match="rewards of default in the rollout of step 0"):
         rollout_of(trainer)
+    assert not trainer.value_head("default").bias.any()  # a bad reward is not learned from
 
 
 def test_a_config_needs_no_accelerator_and_reads_yaml(tmp_path):
