@@ -79,7 +79,7 @@ TRAINED = {
     "ppo": TrainingSettings("ppo", concentration=1.0, **_DRAWN),
     "mappo": TrainingSettings("mappo", noise=2.0, **_DRAWN),
     "mixture": TrainingSettings("mixture", entropy_coef=0.06),
-    "mixture with text": TrainingSettings("mixture", observation="both", texts=256, generations=4, entropy_coef=0.06),
+    "mixture with text": TrainingSettings("mixture", observation="both", texts=512, generations=4, entropy_coef=0.06),
 }
 """How policies are trained: by each objective from what members show, and by the best one from the text too."""
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import math
+from collections import Counter
 from functools import cache
 
 from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
@@ -64,36 +66,44 @@ def sentencepiece_bpe(size: int = 360) -> PreTrainedTokenizerFast:
     return _finish(backend, bos_token="<s>", eos_token="</s>", pad_token="<unk>", unk_token="<unk>")
 
 
+def _commonest_parts(words: list[str], count: int) -> dict[str, int]:
+    """Characters and the commonest longer parts of words, with how often they occur.
+
+    The trainers for Unigram and WordPiece of `tokenizers` give another vocabulary in every process; this gives one.
+    """
+    counts = Counter(
+        word[start:end]
+        for word in words
+        for start in range(len(word))
+        for end in range(start + 1, min(start + 6, len(word)) + 1)
+    )
+    ranked = sorted(counts, key=lambda part: (len(part) > 1, -counts[part] * len(part), part))
+    return {part: counts[part] for part in ranked[:count]}
+
+
 @cache
-def unigram(size: int = 200) -> PreTrainedTokenizerFast:
+def unigram(size: int = 120) -> PreTrainedTokenizerFast:
     """A Unigram vocabulary without byte fallback and without a normaliser."""
-    backend = Tokenizer(models.Unigram())
+    words = ["▁" + word for line in LINES for word in line.split(" ")]
+    parts = _commonest_parts(words, size - 2)
+    total = sum(parts.values())
+    scored = [("<unk>", 0.0), ("</s>", 0.0), *((part, math.log(n / total)) for part, n in parts.items())]
+    backend = Tokenizer(models.Unigram(scored, unk_id=0, byte_fallback=False))
     backend.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="never", split=True)
     backend.decoder = decoders.Metaspace(prepend_scheme="never")
-    trainer = trainers.UnigramTrainer(
-        vocab_size=size, special_tokens=["<unk>", "</s>"], unk_token="<unk>", show_progress=False
-    )
-    backend.train_from_iterator(LINES, trainer)
     return _finish(backend, eos_token="</s>", pad_token="<unk>", unk_token="<unk>")
 
 
 @cache
-def wordpiece(size: int = 400) -> PreTrainedTokenizerFast:
+def wordpiece(size: int = 540) -> PreTrainedTokenizerFast:
     """WordPiece over a byte-level alphabet: continuations with `##`, nothing normalised."""
-    backend = Tokenizer(models.WordPiece(unk_token="<unk>", max_input_chars_per_word=1000))
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    parts = [part for part in _commonest_parts(" ".join(LINES).split(), size) if len(part) > 1 and part.isascii()]
+    tokens = ["<unk>", "<eos>", *alphabet, *("##" + char for char in alphabet), *("##" + part for part in parts)]
+    vocab = {token: i for i, token in enumerate(tokens[:size])}
+    backend = Tokenizer(models.WordPiece(vocab=vocab, unk_token="<unk>", max_input_chars_per_word=1000))
     backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     backend.decoder = decoders.Sequence([decoders.Replace("##", ""), decoders.ByteLevel()])
-    alphabet = pre_tokenizers.ByteLevel.alphabet()
-    trainer = trainers.WordPieceTrainer(
-        vocab_size=size,
-        special_tokens=["<unk>", "<eos>", *alphabet, *("##" + char for char in alphabet)],
-        initial_alphabet=alphabet,
-        show_progress=False,
-    )
-    backend.train_from_iterator(LINES, trainer)
-    state = json.loads(backend.to_str())
-    state["added_tokens"] = [token for token in state["added_tokens"] if token["id"] < 2]
-    backend = Tokenizer.from_str(json.dumps(state))
     return _finish(backend, eos_token="<eos>", pad_token="<unk>", unk_token="<unk>")
 
 
@@ -122,12 +132,13 @@ def raw_bytes() -> PreTrainedTokenizerFast:
 @cache
 def lower_casing() -> PreTrainedTokenizerFast:
     """A lossy tokenizer, to be refused."""
-    backend = Tokenizer(models.WordPiece(unk_token="<unk>"))
+    parts = _commonest_parts(" ".join(LINES).lower().split(), 80)
+    tokens = ["<unk>", "<eos>", *parts, *("##" + part for part in parts)]
+    vocab = {token: i for i, token in enumerate(tokens)}
+    backend = Tokenizer(models.WordPiece(vocab=vocab, unk_token="<unk>"))
     backend.normalizer = normalizers.BertNormalizer(lowercase=True)
     backend.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
     backend.decoder = decoders.WordPiece()
-    trainer = trainers.WordPieceTrainer(vocab_size=200, special_tokens=["<unk>", "<eos>"], show_progress=False)
-    backend.train_from_iterator(LINES, trainer)
     return _finish(backend, eos_token="<eos>", unk_token="<unk>")
 
 

@@ -121,7 +121,11 @@ def test_table_shows_weights_and_log_probabilities(folders, capsys):
 def test_table_counts_where_members_were_run(folders, capsys):
     assert generate(*folders, "--prompt", PROMPT, "--weights", "1,0", "--table") == 0
     table = " ".join(text_of(capsys).split())
-    assert " 1.000 12 12 -" in table
+    ensemble = EnsembleForCausalLM.from_members(folders, policy=StaticPolicy([1, 0]))
+    inputs = ensemble.tokenizer([PROMPT], return_tensors="pt")
+    ids = ensemble.generate(**inputs, max_new_tokens=12, do_sample=False)
+    count = ids.shape[1] - inputs["input_ids"].shape[1]
+    assert f" 1.000 {count} {count} -" in table
     assert " 0.000 0 0 - " in table
 
 

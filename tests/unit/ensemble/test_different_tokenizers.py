@@ -24,7 +24,7 @@ from tests.support.tokenizers import (
 
 TRACED = {"return_dict_in_generate": True, "output_logits": True}
 LONGER = f"{TEXTS[0]} a little girl"
-quick = settings(deadline=None, max_examples=10)
+quick = settings(max_examples=10)
 
 
 @cache

@@ -16,7 +16,7 @@ from tests.support.tokenizers import byte_level_bpe
 
 MIXINGS = ("linear", "log")
 weight_lists = st.lists(st.floats(0.01, 1.0), min_size=2, max_size=5)
-quick = settings(deadline=None, max_examples=15)
+quick = settings(max_examples=15)
 
 
 @cache
@@ -62,7 +62,7 @@ def test_copies_with_any_weights(weights, mixing, seed):
     ids = text_ids(9, rows=2, seed=seed)
     with torch.no_grad():
         got, own = ensemble(input_ids=ids).logits, member[0](input_ids=ids).logits
-    torch.testing.assert_close(got.log_softmax(-1), own.log_softmax(-1), atol=2e-6, rtol=0)
+    torch.testing.assert_close(got.log_softmax(-1), own.log_softmax(-1), atol=2e-6, rtol=5e-7)
 
 
 # The order of members

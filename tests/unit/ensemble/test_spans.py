@@ -46,7 +46,7 @@ def completion_logits(row, prompt_mask, steps, among=None):
     return [own_logits(model, row[padding:])[start - 1 : start - 1 + steps] for model, _ in among or members()]
 
 
-@settings(deadline=None, max_examples=12)
+@settings(max_examples=12)
 @given(span_length=st.integers(1, 12), steps=st.integers(1, 13), rows=st.integers(1, 3), sample=st.booleans())
 def test_the_policy_is_asked_once_per_span_about_the_newest_text(span_length, steps, rows, sample):
     """Law: one call per span for all rows, the first span included, on the text that ends where the span begins."""
@@ -64,7 +64,7 @@ def test_the_policy_is_asked_once_per_span_about_the_newest_text(span_length, st
         assert asked == expected
 
 
-@settings(deadline=None, max_examples=8)
+@settings(max_examples=8)
 @given(span_length=st.integers(1, 10), mixing=st.sampled_from(["linear", "log"]), use_cache=st.booleans())
 def test_weights_hold_for_a_span(span_length, mixing, use_cache):
     """Law: every token of span s comes from the mixture with the weights that were given for span s."""

@@ -102,7 +102,7 @@ def listener(name: str):
     return member, vocabulary, Alignment(vocabulary, union, [])
 
 
-@settings(deadline=None, max_examples=12)
+@settings(max_examples=12)
 @given(
     seed=st.integers(0, 10_000),
     name=st.sampled_from(sorted(LOSSLESS)),

@@ -71,7 +71,7 @@ def test_a_member_that_is_never_needed():
     assert not out.member_logps[..., 0].isnan().any()
 
 
-@settings(deadline=None, max_examples=15)
+@settings(max_examples=15)
 @given(
     table=st.lists(
         st.lists(st.sampled_from([0.0, 0.2, 1.0]), min_size=3, max_size=3).filter(any), min_size=1, max_size=4
@@ -188,7 +188,7 @@ def test_small_weights_are_cut(options, expected):
     torch.testing.assert_close(got, expected_logits(ensemble, out, inputs, 0).log_softmax(-1), atol=1e-4, rtol=0)
 
 
-@settings(deadline=None, max_examples=20)
+@settings(max_examples=20)
 @given(
     rows=st.lists(st.lists(st.integers(0, 4), min_size=3, max_size=3).filter(any), min_size=1, max_size=3),
     min_weight=st.sampled_from([0.0, 0.2, 0.5, 0.99]),

@@ -70,7 +70,7 @@ def by_hand(batch, output, chosen):
         reduction=st.sampled_from(["token", "sequence"]),
     ),
 )
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 def test_by_hand(name, seed, rows, spans, members, chosen):
     batch, output = batch_of(name, seed, rows, spans, members)
     assert loss_of(name, batch, output, chosen)[0].loss.item() == pytest.approx(by_hand(batch, output, chosen))

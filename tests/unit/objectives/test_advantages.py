@@ -34,7 +34,7 @@ def by_hand(rewards, values, gamma, lam):
 
 
 @given(**SHAPES, gamma=st.floats(0, 1), lam=st.floats(0, 1))
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 def test_gae_is_its_sum(rows, spans, seed, gamma, lam):
     """Row by row, as if what does not count were not there."""
     rewards, values, mask = table(rows, spans, seed)
@@ -48,7 +48,7 @@ def test_gae_is_its_sum(rows, spans, seed, gamma, lam):
 
 
 @given(**SHAPES, gamma=st.floats(0, 1))
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 def test_gae_of_lambda_one_is_monte_carlo(rows, spans, seed, gamma):
     """Returns are discounted sums of rewards, whatever the critic says."""
     rewards, values, _ = table(rows, spans, seed)
@@ -94,7 +94,7 @@ def test_rewards_that_are_not_finite_are_not_hidden():
     st.lists(st.lists(st.one_of(st.none(), st.floats(-5, 5)), min_size=3, max_size=3), min_size=1, max_size=4),
     st.sampled_from(["group", "batch", "none"]),
 )
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_group_relative_by_hand(groups, scale):
     """The reward less the mean of the judged ones of the group, over the standard deviation that was asked for."""
     rewards = torch.tensor([math.nan if r is None else r for group in groups for r in group], dtype=torch.float64)

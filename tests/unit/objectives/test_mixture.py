@@ -57,7 +57,7 @@ def by_hand(batch, output, chosen):
     members=st.integers(1, 4),
     reduction=st.sampled_from(["token", "sequence"]),
 )
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 def test_by_hand(seed, rows, spans, members, reduction):
     chosen = ObjectiveSettings(entropy_coef=0.1, reduction=reduction)
     batch, output = batch_of("mixture", seed, rows, spans, members, critic=False)

@@ -12,7 +12,7 @@ from hf_rlae.objectives import ObjectiveError, scatter_spans, spans_of_tokens
 
 
 @given(st.lists(st.integers(0, 9), min_size=1, max_size=4), st.integers(1, 4), st.booleans())
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 def test_spans_of_tokens_by_hand(lengths, span_length, pad_left):
     """Token t of a text belongs to span t // span_length, wherever the padding is."""
     width = max(lengths)

@@ -27,7 +27,7 @@ def texts(rows, length, seed):
 
 
 @given(**SHAPES, kl_coef=st.floats(0, 3))
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 def test_rewards_of_tokens_are_their_loop(rows, length, seed, kl_coef):
     rewards, logps, ref_logps, mask = texts(rows, length, seed)
     found = token_rewards(rewards, token_kls(logps, ref_logps, mask), mask, kl_coef)
@@ -44,7 +44,7 @@ def test_rewards_of_tokens_are_their_loop(rows, length, seed, kl_coef):
 
 
 @given(**SHAPES, kl_coef=st.floats(0, 3))
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 def test_a_text_gets_its_reward_less_its_kl(rows, length, seed, kl_coef):
     rewards, logps, ref_logps, mask = texts(rows, length, seed)
     kls = token_kls(logps, ref_logps, mask)
@@ -53,7 +53,7 @@ def test_a_text_gets_its_reward_less_its_kl(rows, length, seed, kl_coef):
 
 
 @given(**SHAPES)
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 def test_without_discount_advantages_are_what_is_still_paid_less_the_value(rows, length, seed):
     """GAE with gamma 1 and lambda 1 over token rewards."""
     rewards, logps, ref_logps, mask = texts(rows, length, seed)
@@ -73,7 +73,7 @@ def test_a_policy_that_is_the_base_pays_no_kl():
 
 
 @given(**SHAPES, epsilon=st.none() | st.floats(0.01, 2))
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 def test_the_value_loss_is_its_loop(rows, length, seed, epsilon):
     draw = torch.Generator().manual_seed(seed)
     values, old, returns = (torch.randn(rows, length, generator=draw, dtype=torch.float64) for _ in range(3))

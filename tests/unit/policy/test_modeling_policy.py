@@ -58,7 +58,7 @@ def varied(policy, seed=1):
     return policy
 
 
-@settings(deadline=None, max_examples=25)
+@settings(max_examples=25)
 @given(
     seed=st.integers(0, 10_000),
     members=st.integers(1, 4),

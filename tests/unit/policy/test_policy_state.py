@@ -28,7 +28,7 @@ def state_of(*logits, read_next=None):
     )
 
 
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 @given(
     rows=st.integers(1, 4),
     sizes=st.lists(st.integers(2, 40), min_size=1, max_size=3),

@@ -56,14 +56,14 @@ def test_probe_refuses_the_real_bert(shared):
         ByteVocabulary(tokenizer).check_round_trip("bert")
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(text=TEXTS)
 def test_canonical_ids_give_the_bytes_back(vocabulary, text):
     raw = text.encode()
     assert vocabulary.to_bytes(vocabulary.canonical_ids(raw)) == vocabulary.representable(raw)
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(raw=st.binary(max_size=12))
 def test_lone_bytes_survive_where_the_tokenizer_has_them(raw):
     for build in (byte_level_bpe, sentencepiece_bpe):
@@ -106,7 +106,6 @@ def test_ids_beyond_the_tokenizer_are_not_text():
 
 
 @given(st.binary(max_size=3))
-@settings(deadline=None)
 def test_a_range_holds_what_begins_with_a_prefix(prefix):
     vocabulary = ByteVocabulary(byte_level_bpe())
     lo, hi = vocabulary.range_of(prefix)
@@ -115,7 +114,7 @@ def test_a_range_holds_what_begins_with_a_prefix(prefix):
 
 
 @pytest.mark.parametrize("name", ["gpt2", "gpt_neox_20b"])
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(text=TEXTS)
 def test_real_vocabularies(shared, name, text):
     vocabulary = _real(str(shared("data", "tokenizers", name)))

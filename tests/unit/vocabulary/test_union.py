@@ -66,7 +66,7 @@ def test_stop_sums_all_end_ids(vocabularies):
     assert mixed.sum() == 0.75
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(st.binary(min_size=1, max_size=4))
 def test_tail_maps_are_whole_or_the_longest_prefix(tail):
     vocabularies = [ByteVocabulary(byte_level_bpe()), ByteVocabulary(characters())]
