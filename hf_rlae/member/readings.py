@@ -12,6 +12,7 @@ from hf_rlae.member.pool import ProbabilityPool, flat
 from hf_rlae.member.reading_state import Reading, Row, Update, common_length, taken_back
 from hf_rlae.member.reading_step import Entry, ReadingStep
 from hf_rlae.member.runners import Chain, Path, RowRunner, SlotRunner
+from hf_rlae.member.union_distribution import UnionDistribution
 from hf_rlae.vocabulary import Alignment, ByteVocabulary
 
 logger = logging.getLogger(__name__)
@@ -65,15 +66,9 @@ class ReadingsRelay:
         self.runner = runner(member)
         self.rows: list[Row] = []
         self.device = member.device
-        self._gather = alignment.gather.to(self.device)
-        self._cleared = alignment.cleared.to(self.device)
-        self._moved_from = alignment.moved_from.to(self.device)
-        self._moved_to = alignment.moved_to.to(self.device)
         self._silent = alignment.silent_ids.to(self.device)
         self.pool = ProbabilityPool(vocabulary.size, self.device)
-        self._buffer: torch.Tensor | None = None
-        self._totals: dict[int, tuple[Reading, int]] = {}
-        self._total_values: torch.Tensor | None = None
+        self._said = UnionDistribution(alignment, self.pool)
         self._warned = False
         self._history: dict[int, list[Row]] | None = None
         self._column = -1
@@ -193,75 +188,19 @@ class ReadingsRelay:
     def distribution(self, in_place: bool = False) -> tuple[torch.Tensor, torch.Tensor]:
         """The member's next-token probabilities over the union vocabulary.
 
-        Rule 1: `P(u) = sum_i a_i / Z_i * sum_{v: bytes after tail_i -> u} p(v | ids_i)`.
-
         Args:
             in_place (`bool`): whether the next call may write into the tensor that this one returns.
 
         Returns:
-            fp32 probabilities of shape `(B, V)`, each row summing to 1, and the log of the sum of exponentials of the
-            heaviest reading's logits, shape `(B,)`. A row in which the member has nothing to say is all 0 with
-            `-inf`.
+            as `UnionDistribution.of`.
         """
-        heads = [row.readings[0] if row.readings else None for row in self.rows]
-        self._totals = {}
-        if all(head is not None and not head.tail and head.weight == 1.0 for head in heads):
-            slots = [head.slot for head in heads if head is not None]
-            return self._spread(slots, in_place), self.pool.log_z[slots]
-        ends = [next((r for r in row.readings if not r.tail), None) for row in self.rows]
-        probs = self._spread([0 if r is None else r.slot for r in ends], in_place)
-        weights = torch.tensor([0.0 if r is None else r.weight for r in ends], device=self.device)
-        tails = [(i, r) for i, row in enumerate(self.rows) for r in row.readings if r.tail]
-        if not tails:
-            slots = [0 if head is None else head.slot for head in heads]
-            silent = torch.tensor([head is None for head in heads], device=self.device)
-            return probs, self.pool.log_z[slots].masked_fill(silent, -torch.inf)
-        maps = [self.alignment.tail_map(r.tail) for _, r in tails]
-        counts = torch.tensor([len(m.member_ids) for m in maps])
-        table = torch.tensor([[r.slot * self.pool.width, i * probs.shape[1], i, k] for k, (i, r) in enumerate(tails)])
-        spread = table.repeat_interleave(counts, 0)
-        source = (torch.cat([m.member_ids for m in maps]) + spread[:, 0]).to(self.device)
-        target = (torch.cat([m.union_ids for m in maps]) + spread[:, 1]).to(self.device)
-        segment, row_of = spread[:, 3].to(self.device), table[:, 2].to(self.device)
-        values = self.pool.take(source)
-        z = torch.zeros(len(tails), device=self.device).index_add_(0, segment, values)
-        share = torch.tensor([r.weight for _, r in tails], device=self.device).masked_fill(z == 0, 0.0)
-        total = weights.index_add(0, row_of, share)
-        share = share / (z * total[row_of]).clamp(min=torch.finfo(z.dtype).tiny)
-        if any(r is not None for r in ends):
-            probs.mul_((weights / total.clamp(min=torch.finfo(z.dtype).tiny))[:, None])
-        probs.view(-1).index_add_(0, target, values * share[segment])
-        self._totals = {id(r): (r, k) for k, (_, r) in enumerate(tails)}
-        self._total_values = z
-        slots = [0 if head is None else head.slot for head in heads]
-        return probs, self.pool.log_z[slots].masked_fill(total == 0, -torch.inf)
+        return self._said.of(self.rows, in_place)
 
     def observation(self) -> tuple[torch.Tensor, torch.Tensor | None]:
         """The heaviest reading's next-token log-probabilities `(B, V_m)` and last hidden states `(B, H_m)`."""
         slots = [row.readings[0].slot if row.readings else 0 for row in self.rows]
         hidden = None if self.pool.hidden is None else self.pool.hidden[slots]
         return self.pool.probs[slots, :-1].log(), hidden
-
-    def _spread(self, slots: Sequence[int], in_place: bool) -> torch.Tensor:
-        """The probabilities of slots over the union vocabulary: shape `(B, V)`."""
-        probs = self._buffer
-        if not in_place or probs is None or len(probs) != len(slots):
-            probs = self.pool.probs.new_empty(len(slots), len(self._gather))  # memory that is new costs page faults
-            self._buffer = probs if in_place else None
-        copied = self.alignment.copied
-        for row, slot in enumerate(slots):
-            if copied:
-                probs[row, :copied] = self.pool.probs[slot, :copied]
-            else:
-                torch.index_select(self.pool.probs[slot], 0, self._gather, out=probs[row])
-        if copied:
-            probs[:, copied:] = 0.0
-            if len(self._cleared):
-                probs.index_fill_(1, self._cleared, 0.0)
-        if len(self._moved_from):
-            places = torch.tensor(slots, device=self.device)[:, None] * self.pool.width + self._moved_from
-            probs.index_add_(1, self._moved_to, self.pool.take(places))
-        return probs
 
     # -- what the member hears ----------------------------------------------------------------------------
 
@@ -289,7 +228,7 @@ class ReadingsRelay:
                 segments.append(target.segments)
                 offsets.append((reading.slot * self.pool.width, count))
                 count += target.num_segments
-                if reading.tail and self._total_of(reading) is None:
+                if reading.tail and self._said.place_of(reading) is None:
                     tokens = self.alignment.tail_map(reading.tail).member_ids
                     parts.append(tokens)
                     segments.append(torch.zeros_like(tokens))
@@ -304,15 +243,11 @@ class ReadingsRelay:
             source = torch.cat(parts) + spread[:, 0]
             segment = torch.cat(segments) + spread[:, 1]
         sums = self.pool.sums(source, segment, count)
-        return sums if not self._totals else torch.cat([sums, self._total_values])  # type: ignore[list-item]
-
-    def _total_of(self, reading: Reading) -> int | None:
-        known = self._totals.get(id(reading))
-        return known[1] if known is not None and known[0] is reading else None
+        return sums if self._said.totals is None else torch.cat([sums, self._said.totals])
 
     def _evaluated(self, updates: Sequence[Update | None], sums: Sequence[float]) -> list[list[Entry]]:
         """For every row its readings with their targets, `a_i / Z_i`, and where their sums begin."""
-        totals = len(sums) - (len(self._total_values) if self._totals else 0)  # type: ignore[arg-type]
+        totals = len(sums) - (0 if self._said.totals is None else len(self._said.totals))
         at = 0
         rows: list[list[Entry]] = []
         for row, update in enumerate(updates):
@@ -327,7 +262,7 @@ class ReadingsRelay:
                 start, z = at, 1.0
                 at += target.num_segments
                 if reading.tail:
-                    known = self._total_of(reading)
+                    known = self._said.place_of(reading)
                     if known is None:
                         z = sums[at]
                         at += 1
