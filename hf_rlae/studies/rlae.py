@@ -64,7 +64,13 @@ class Run:
         return {**found, "right": chains.as_digits(right), "accuracy": float(right.mean())}
 
 
-def plan(kinds: Sequence[str], span_lengths: Sequence[int], seeds: int, control_seeds: int) -> list[Run]:
+def plan(
+    kinds: Sequence[str],
+    span_lengths: Sequence[int],
+    seeds: int,
+    control_seeds: int,
+    methods: Sequence[str] = tuple(chains.TRAINED),
+) -> list[Run]:
     """All runs of the study, the cheap ones first; what cannot learn is trained at the first span length only."""
     runs = []
     for kind in kinds:
@@ -76,7 +82,7 @@ def plan(kinds: Sequence[str], span_lengths: Sequence[int], seeds: int, control_
     for seed in range(max(seeds, control_seeds)):
         for kind in kinds:
             for length in span_lengths:
-                runs += [Run(kind, length, method, seed) for method in chains.TRAINED if seed < seeds]
+                runs += [Run(kind, length, method, seed) for method in methods if seed < seeds]
                 controls = CONTROLS if length == span_lengths[0] else CONTROLS[-1:]
                 runs += [Run(kind, length, method, seed) for method in controls if seed < control_seeds]
     return runs
@@ -115,12 +121,17 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--output", type=Path, required=True, help="folder of the results; continued if it is there")
     parser.add_argument("--members", nargs="+", default=["shared", "different"], choices=list(MEMBER_SETS))
     parser.add_argument("--span-lengths", nargs="+", type=int, default=[1, 2])
+    parser.add_argument("--methods", nargs="+", default=list(chains.TRAINED), choices=list(chains.TRAINED))
     parser.add_argument("--seeds", type=int, default=5, help="of each objective")
     parser.add_argument("--control-seeds", type=int, default=2, help="of each control")
     parser.add_argument("--questions", type=int, default=400, help="held-out questions")
     parser.add_argument("--rollouts", type=int, default=None, help="of each training, if not the study's own number")
     parser.add_argument("--jobs", type=int, default=2, help="runs at a time, one thread each")
-    parser.add_argument("--full", action="store_true", help="the further experiments instead, each in its own folder")
+    parser.add_argument(
+        "--full",
+        action="store_true",
+        help="the further experiments instead, each in its own folder; they set members, span lengths, methods and seeds",
+    )
     options = parser.parse_args(arguments)
     if min(options.span_lengths) < 1 or options.seeds < 1 or options.jobs < 1 or options.questions < 1:
         raise ConfigError("--span-lengths, --seeds, --questions and --jobs must be at least 1")
@@ -132,7 +143,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     }
     console = Console(width=190)
     if not options.full:
-        runs = plan(options.members, options.span_lengths, options.seeds, options.control_seeds)
+        runs = plan(options.members, options.span_lengths, options.seeds, options.control_seeds, options.methods)
         do_study(runs, ResultFolder(options.output, settings), options.jobs, console)
         return
     runs = plan(["shared"], FULL_SPAN_LENGTHS, FULL_SEEDS, control_seeds=0)

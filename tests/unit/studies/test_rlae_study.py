@@ -23,6 +23,12 @@ def entry(method: str, right: str, span_length: int = 1, seed: int = 0):
     return Run("shared", span_length, method, seed), {"right": right, "accuracy": 0.0}
 
 
+def test_only_some_methods_are_trained():
+    runs = plan(["shared"], [1], seeds=2, control_seeds=0, methods=["mappo"])
+    assert [run.method for run in runs if run.method in chains.TRAINED] == ["mappo", "mappo"]
+    assert {"best fixed weights", "oracle switching"} <= {run.method for run in runs}
+
+
 def test_the_plan_has_every_method_at_every_span_length_and_seed():
     runs = plan(["shared"], [1, 2], seeds=3, control_seeds=1)
     assert len({run.name for run in runs}) == len(runs)
