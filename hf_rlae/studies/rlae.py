@@ -130,7 +130,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument(
         "--full",
         action="store_true",
-        help="the further experiments instead, each in its own folder; they set members, span lengths, methods and seeds",
+        help="the further experiments instead, each in its own folder, with members, methods and seeds of their own",
     )
     options = parser.parse_args(arguments)
     if min(options.span_lengths) < 1 or options.seeds < 1 or options.jobs < 1 or options.questions < 1:
