@@ -100,7 +100,7 @@ def _policy(run: Run, members: Sequence[Any], settings: dict[str, Any], found: d
     if run.method in chains.FREE_POLICIES:
         return chains.FREE_POLICIES[run.method](len(names))
     method = run.method if run.method in chains.TRAINED else "mixture"
-    training = chains.TRAINED[method]
+    training = chains.settings_for(method, run.members)
     if settings["rollouts"]:
         training = chains.replaced(training, rollouts=settings["rollouts"])
     found["training"] = chains.settings_as_json(training)

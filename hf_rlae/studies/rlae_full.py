@@ -99,7 +99,7 @@ class Variation:
             return StaticPolicy(found["weights"])
         if self.method in chains.FREE_POLICIES:
             return chains.FREE_POLICIES[self.method](len(members))
-        training = chains.TRAINED[self.method]
+        training = chains.settings_for(self.method, KIND)
         training = chains.replaced(
             training,
             num_questions=int(self.value) if self.value.isdigit() else None,

@@ -19,10 +19,10 @@ from transformers.utils.logging import disable_progress_bar
 
 from hf_rlae.policy import PolicyModel
 from hf_rlae.studies.chain_policies import (
-    TRAINED,
     held_out_questions,
     replaced,
     right_answers,
+    settings_for,
     train_policy,
     with_policy,
 )
@@ -32,7 +32,7 @@ SPAN_LENGTHS = {"different": 2, "shared": 1}
 """Tokens per span, by the set of members."""
 
 METHOD = "mixture with text"
-"""Of `TRAINED`."""
+"""Of those that the study of `RLAETrainer` trains."""
 
 
 class _Bar(TrainerCallback):
@@ -63,7 +63,9 @@ def train(
         seed (`int`, defaults to 0): of everything random.
         rollouts (`int`, *optional*): another number than the study's.
     """
-    settings = TRAINED[METHOD] if rollouts is None else replaced(TRAINED[METHOD], rollouts=rollouts)
+    settings = settings_for(METHOD, kind)
+    if rollouts is not None:
+        settings = replaced(settings, rollouts=rollouts)
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
         policy, _ = train_policy(members, SPAN_LENGTHS[kind], settings, seed, callbacks=[_Bar(progress)])
