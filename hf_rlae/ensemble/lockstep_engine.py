@@ -79,11 +79,14 @@ class LockstepEngine:
             at = max(query.column, first) - first
 
             def observe(at: int = at) -> list[MemberObservation]:
-                seen = [run(index) for index in range(len(self.members))]
-                return [
-                    MemberObservation(logits[:, at], None if hidden is None else hidden[:, at])
-                    for logits, hidden in seen
-                ]
+                seen = []
+                for index in range(len(self.members)):
+                    if index in cache.exhausted:
+                        seen.append(self._nothing_seen(index, ids.shape[0]))
+                        continue
+                    logits, hidden = run(index)
+                    seen.append(MemberObservation(logits[:, at], None if hidden is None else hidden[:, at]))
+                return seen
 
             ask(cache, query, observe)
         if cache.draws is not None:
@@ -105,6 +108,13 @@ class LockstepEngine:
             self._remember(cache, low, active, logits, log_z)
         mixed = self.mixing.of_logits(scores, log_z, weights[..., active])
         return torch.nn.functional.pad(mixed, (0, 0, prompt, 0), value=torch.nan) if prompt else mixed
+
+    def _nothing_seen(self, index: int, rows: int) -> MemberObservation:
+        """What a policy sees of a member that has nothing to say."""
+        member = self.members[index]
+        options: Any = {"dtype": member.dtype, "device": member.device}
+        logits = torch.full((rows, member.vocab_size), -torch.inf, **options)
+        return MemberObservation(logits, torch.zeros(rows, member.hidden_size, **options))
 
     def _remember(
         self,

@@ -13,6 +13,21 @@ from hf_rlae.member import Member
 
 OBSERVATIONS = ("members", "text", "both")
 ACTORS = ("joint", "per_member")
+_COUNTS_AFTER_PADDING = (
+    "camembert",
+    "data2vec-text",
+    "esm",
+    "ibert",
+    "longformer",
+    "luke",
+    "mpnet",
+    "roberta",
+    "roberta-prelayernorm",
+    "xlm-roberta",
+    "xlm-roberta-xl",
+    "xmod",
+)
+"""Encoders whose positions begin after the padding token's id, so that they read fewer tokens than they have."""
 DISTRIBUTIONS = {"joint": ("dirichlet", "logistic_normal"), "per_member": ("gaussian",)}
 """What actions can be drawn from, for each kind of actor; the first one is the default."""
 
@@ -102,8 +117,8 @@ class PolicyConfig(PreTrainedConfig):
             raise ConfigError(
                 f"encoder_config: {kind} is an encoder-decoder model; take an encoder such as DeBERTa or ModernBERT"
             )
-        limit = getattr(self.encoder_config, "max_position_embeddings", None)
-        if isinstance(limit, int) and 0 < limit < self.max_text_tokens:
+        limit = readable_tokens(self.encoder_config)
+        if limit is not None and limit < self.max_text_tokens:
             raise ConfigError(
                 f"max_text_tokens={self.max_text_tokens}: the encoder ({kind}) reads at most {limit} tokens; set "
                 f"max_text_tokens={limit}"
@@ -147,6 +162,16 @@ class PolicyConfig(PreTrainedConfig):
                 )
             sizes.append(given.hidden_size)
         return cls(**{"num_members": len(sizes), "member_hidden_sizes": sizes, **settings})
+
+
+def readable_tokens(encoder_config: PreTrainedConfig) -> int | None:
+    """How many tokens an encoder can read at once; `None` where its config does not say."""
+    limit = getattr(encoder_config, "max_position_embeddings", None)
+    if not isinstance(limit, int) or limit <= 0:
+        return None
+    if encoder_config.model_type in _COUNTS_AFTER_PADDING:
+        limit -= int(encoder_config.pad_token_id or 0) + 1
+    return limit
 
 
 def _config_of(given: dict[str, Any]) -> PreTrainedConfig:

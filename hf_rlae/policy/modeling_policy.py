@@ -14,7 +14,7 @@ from transformers import initialization as init
 
 from hf_rlae.errors import ConfigError, PolicyError
 from hf_rlae.policy.actions import Actions
-from hf_rlae.policy.configuration_policy import PolicyConfig
+from hf_rlae.policy.configuration_policy import PolicyConfig, readable_tokens
 from hf_rlae.policy.heads import MAX_SCORE_AT_START, Heads, Score
 from hf_rlae.policy.state import PolicyOutput, PolicyState
 
@@ -86,7 +86,7 @@ class PolicyModel(PreTrainedModel):
     def from_encoder(
         cls, encoder: Any, members: Sequence[Any], *, observation: str = "text", **settings: Any
     ) -> PolicyModel:
-        """A policy whose text encoder is pretrained.
+        """A policy whose text encoder is pretrained. It is in float32, whatever the encoder's files are in.
 
         Args:
             encoder (`str` or pair): a folder or Hub id, such as the paper's `microsoft/deberta-v3-large`, or
@@ -109,10 +109,13 @@ class PolicyModel(PreTrainedModel):
                 f"{type(encoder).__name__}; a model needs its tokenizer beside it"
             )
         else:
-            model, tokenizer = AutoModel.from_pretrained(encoder), AutoTokenizer.from_pretrained(encoder)
+            # by default transformers takes the dtype of the files, in which half-precision weights do not train
+            model = AutoModel.from_pretrained(encoder, dtype=torch.float32)
+            tokenizer = AutoTokenizer.from_pretrained(encoder)
         encoder_config = copy.deepcopy(model.config)
+        encoder_config.dtype = torch.float32
         encoder_config.name_or_path = ""  # of no use to others, and perhaps a folder of this machine
-        limits = [getattr(encoder_config, "max_position_embeddings", None), tokenizer.model_max_length]
+        limits = [readable_tokens(encoder_config), tokenizer.model_max_length]
         longest = min([512, *(limit for limit in limits if isinstance(limit, int) and limit > 0)])
         settings = {"max_text_tokens": longest, **settings}
         config = PolicyConfig.for_members(members, observation=observation, encoder_config=encoder_config, **settings)

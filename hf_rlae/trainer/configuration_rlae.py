@@ -1,5 +1,6 @@
 """`RLAEConfig`: how a policy is trained."""
 
+import logging
 import math
 from dataclasses import dataclass, field
 from typing import Any
@@ -10,6 +11,8 @@ from hf_rlae.errors import ConfigError, nearest
 from hf_rlae.objectives import ObjectiveSettings, objectives
 from hf_rlae.objectives.advantages import SCALES
 from hf_rlae.trainer.precision import default_bf16
+
+logger = logging.getLogger(__name__)
 
 ADVANTAGES = ("gae", "group_relative")
 _OPTIONAL_COUNTS = ("span_length", "generation_batch_size", "steps_per_generation", "num_completions_to_print")
@@ -150,6 +153,8 @@ class RLAEConfig(_BaseConfig):
             self.bf16 = default_bf16(bool(self.fp16), bool(self.use_cpu))
         if self.load_best_model_at_end and self.metric_for_best_model is None:
             self.metric_for_best_model, self.greater_is_better = "reward", True
+        if self.ddp_find_unused_parameters is None:  # some parameters serve some objectives only
+            self.ddp_find_unused_parameters = True
         super().__post_init__()
         self._check_fields()
         self._resolve_batches()
@@ -178,12 +183,13 @@ class RLAEConfig(_BaseConfig):
             if (value is None and name == "target_kl") or (_is_number(value) and value > 0):
                 continue
             raise ConfigError(f"{name}={value!r}: it must be finite and above 0")
-        for name in ("top_k", "reward_timeout"):
-            value = getattr(self, name)
-            if not _is_number(value) or value < 0:
-                raise ConfigError(f"{name}={value!r}: it must be a finite number of at least 0")
-        if self.reward_weights is not None and not all(map(_is_number, self.reward_weights)):
-            raise ConfigError(f"reward_weights={self.reward_weights!r}: give one finite number a reward function")
+        if not isinstance(self.top_k, int) or isinstance(self.top_k, bool) or self.top_k < 0:
+            raise ConfigError(f"top_k={self.top_k!r}: it must be a whole number of at least 0 (0 keeps all tokens)")
+        if not _is_number(self.reward_timeout) or self.reward_timeout < 0:
+            raise ConfigError(f"reward_timeout={self.reward_timeout!r}: it must be a finite number of at least 0")
+        weights = self.reward_weights
+        if weights is not None and not (isinstance(weights, list | tuple) and all(map(_is_number, weights))):
+            raise ConfigError(f"reward_weights={weights!r}: give a list of one finite number a reward function")
         self.objective_settings()
 
     def _check_names(self) -> None:
@@ -240,6 +246,11 @@ class RLAEConfig(_BaseConfig):
             raise ConfigError(
                 f"num_generations_eval={self.num_generations_eval} does not divide the {eval_batch} texts of an "
                 "evaluation's batch (per_device_eval_batch_size times the processes); change one of them"
+            )
+        if self.num_generations_eval > 1 and not self.eval_do_sample:
+            logger.warning(
+                "num_generations_eval=%d without eval_do_sample=True writes the same text of a prompt as often",
+                self.num_generations_eval,
             )
 
 

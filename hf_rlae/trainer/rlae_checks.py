@@ -7,6 +7,7 @@ import logging
 from collections.abc import Mapping
 from typing import Any
 
+import torch
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 from transformers.utils import is_peft_available
@@ -25,8 +26,8 @@ def check_policy(ensemble: EnsembleForCausalLM, args: RLAEConfig) -> None:
 
     Raises:
         ConfigError: not an ensemble, no learned policy, an actor that the objective cannot train, a mixing that it
-            cannot differentiate, a policy that reads text without a tokenizer, or activation checkpointing without an
-            encoder.
+            cannot differentiate, draws whose texts it does not describe, a policy that reads text without a
+            tokenizer, or activation checkpointing without an encoder.
     """
     if not isinstance(ensemble, EnsembleForCausalLM):
         raise ConfigError(
@@ -34,6 +35,11 @@ def check_policy(ensemble: EnsembleForCausalLM, args: RLAEConfig) -> None:
             "`EnsembleForCausalLM.from_members([...], policy=PolicyModel(...))`"
         )
     policy = ensemble.policy
+    if not isinstance(policy, PolicyModel) and hasattr(policy, "merge_and_unload"):
+        raise ConfigError(
+            "model holds a policy with the adapter of an earlier training; merge it before the next one: "
+            "`ensemble.set_policy(ensemble.policy.merge_and_unload())`"
+        )
     if not isinstance(policy, PolicyModel):
         raise ConfigError(
             f"model holds a {type(policy).__name__}, which has nothing to learn; give the ensemble a PolicyModel: "
@@ -50,6 +56,12 @@ def check_policy(ensemble: EnsembleForCausalLM, args: RLAEConfig) -> None:
         raise ConfigError(
             f"objective={args.objective!r} differentiates through linear mixing, but the ensemble has "
             f"mixing={ensemble.config.mixing!r}; take 'ppo' or 'mappo', or mixing='linear'"
+        )
+    if "member_logps" in objective.batch_axes and ensemble.config.draw not in (None, "token"):
+        raise ConfigError(
+            f"objective={args.objective!r} learns from the mixture of every token, but with "
+            f"draw={ensemble.config.draw!r} texts come from a mixture of {ensemble.config.draw}s, whose gradient is "
+            "another; take draw='token', or none, or 'ppo' or 'mappo'"
         )
     if args.gradient_checkpointing and not policy.config.observes_text:
         raise ConfigError(
@@ -79,26 +91,12 @@ def check_datasets(ensemble: EnsembleForCausalLM, args: RLAEConfig, train_datase
 
     Raises:
         ConfigError: no dataset, an empty one, one without prompts, or too few prompts for a rollout.
-        InputError: a prompt that leaves a member's context no room.
+        InputError: an empty prompt, or one that leaves a member's context no room.
     """
     if train_dataset is None:
         raise ConfigError("train_dataset is missing; give a datasets.Dataset with a column `prompt`")
-    evaluated = eval_dataset if isinstance(eval_dataset, Mapping) else {"eval_dataset": eval_dataset}
-    for name, dataset in {"train_dataset": train_dataset, **evaluated}.items():
-        if dataset is None:
-            continue
-        if not hasattr(dataset, "__len__") or not hasattr(dataset, "column_names"):
-            hint = "`Dataset.from_list(rows)` makes one of rows" if isinstance(dataset, list) else "it has a length"
-            raise ConfigError(f"{name} is a {type(dataset).__name__}; give a datasets.Dataset ({hint})")
-        if not len(dataset):
-            raise ConfigError(f"{name} is empty; give at least one example")
-        columns = dataset.column_names
-        if "prompt" not in columns:
-            raise ConfigError(
-                f"{name} has no column 'prompt' (it has {', '.join(columns)}); rename the column that holds the "
-                "prompts, or load the data by `hf_rlae.tasks.load_task`"
-            )
-        _check_prompts(ensemble, name, dataset["prompt"])
+    check_dataset(ensemble, args, "train_dataset", train_dataset)
+    check_evaluated(ensemble, args, eval_dataset)
     wanted = (args.generation_batch_size or 0) // args.num_generations
     if len(train_dataset) < wanted:
         raise ConfigError(
@@ -108,7 +106,39 @@ def check_datasets(ensemble: EnsembleForCausalLM, args: RLAEConfig, train_datase
         )
 
 
-def _check_prompts(ensemble: EnsembleForCausalLM, name: str, prompts: Any) -> None:
+def check_evaluated(ensemble: EnsembleForCausalLM, args: RLAEConfig, eval_dataset: Any) -> None:
+    """Raises as `check_datasets` for a dataset to be evaluated, or several by name; `None` is none."""
+    for name, dataset in (
+        eval_dataset if isinstance(eval_dataset, Mapping) else {"eval_dataset": eval_dataset}
+    ).items():
+        if dataset is None:
+            continue
+        check_dataset(ensemble, args, name, dataset)
+        batch = args.per_device_eval_batch_size * args.world_size
+        if args.dataloader_drop_last and len(dataset) * args.num_generations_eval < batch:
+            raise ConfigError(
+                f"{name} has {len(dataset)} prompts, less than one batch of {batch} texts, and dataloader_drop_last="
+                "True leaves out batches that are not full; give a smaller per_device_eval_batch_size"
+            )
+
+
+def check_dataset(ensemble: EnsembleForCausalLM, args: RLAEConfig, name: str, dataset: Any) -> None:
+    """Raises for one dataset; see `check_datasets`."""
+    if not hasattr(dataset, "__len__") or not hasattr(dataset, "column_names"):
+        hint = "`Dataset.from_list(rows)` makes one of rows" if isinstance(dataset, list) else "it has a length"
+        raise ConfigError(f"{name} is a {type(dataset).__name__}; give a datasets.Dataset ({hint})")
+    if not len(dataset):
+        raise ConfigError(f"{name} is empty; give at least one example")
+    columns = dataset.column_names
+    if "prompt" not in columns:
+        raise ConfigError(
+            f"{name} has no column 'prompt' (it has {', '.join(columns)}); rename the column that holds the "
+            "prompts, or load the data by `hf_rlae.tasks.load_task`"
+        )
+    _check_prompts(ensemble, args, name, dataset["prompt"])
+
+
+def _check_prompts(ensemble: EnsembleForCausalLM, args: RLAEConfig, name: str, prompts: Any) -> None:
     prompts = list(prompts)
     kinds = {
         str if isinstance(prompt, str) else list if isinstance(prompt, list) else type(prompt) for prompt in prompts
@@ -117,39 +147,64 @@ def _check_prompts(ensemble: EnsembleForCausalLM, name: str, prompts: Any) -> No
         found = ", ".join(sorted(kind.__name__ for kind in kinds))
         raise ConfigError(f"{name}: prompts must all be strings, or all be lists of messages, found {found}")
     known: dict[int, list[int]] = {}
+    room: list[int | None] = []
     for index, member in enumerate(ensemble.members):
-        if member.context_length is None:
-            continue
-        tokenizer = ensemble.members[0].tokenizer if ensemble.union is None else member.tokenizer
-        if kinds == {str}:
-            if id(tokenizer) not in known:
-                known[id(tokenizer)] = [len(ids) for ids in tokenizer(prompts, verbose=False)["input_ids"]]
-            lengths = known[id(tokenizer)]
-        elif member.tokenizer.chat_template:
-            texts = member.tokenizer.apply_chat_template(prompts, tokenize=False, add_generation_prompt=True)
-            encoded = member.tokenizer(texts, add_special_tokens=False, verbose=False)
-            lengths = [len(ids) for ids in encoded["input_ids"]]
-        else:
-            raise ConfigError(
-                f"{name}: prompts are messages, but member {member.name} (number {index}) has no chat template; set "
-                "its tokenizer's `chat_template`, or give plain strings"
-            )
+        lengths = _lengths(ensemble, index, name, prompts, known)
         longest = max(range(len(lengths)), key=lengths.__getitem__)
-        if lengths[longest] >= member.context_length:
+        limit = member.context_length
+        if limit is not None and lengths[longest] >= limit:
             raise InputError(
                 f"{name}: the prompt of row {longest} has {lengths[longest]} tokens for member {member.name}, which "
-                f"was built for at most {member.context_length}; leave long prompts out, or the member"
+                f"was built for at most {limit}; leave long prompts out, or the member"
             )
+        if index == 0 and not min(lengths):
+            raise InputError(f"{name}: the prompt of row {lengths.index(0)} is empty; leave it out, or give it a text")
+        room.append(None if limit is None else limit - lengths[longest])
+    left = [tokens for tokens in room if tokens is not None]
+    if len(left) == len(room) and max(left) < args.max_completion_length:
+        logger.warning(
+            "max_completion_length=%d, but after the longest prompt of %s no member was built for more than %d further "
+            "tokens; give a smaller max_completion_length, or shorter prompts",
+            args.max_completion_length,
+            name,
+            max(left),
+        )
+
+
+def _lengths(
+    ensemble: EnsembleForCausalLM, index: int, name: str, prompts: list[Any], known: dict[int, list[int]]
+) -> list[int]:
+    """The tokens that a member reads of every prompt; those of strings are kept in `known`, by tokenizer."""
+    member = ensemble.members[index]
+    if isinstance(prompts[0], str):
+        tokenizer = ensemble.members[0].tokenizer if ensemble.union is None else member.tokenizer
+        if id(tokenizer) not in known:
+            known[id(tokenizer)] = [len(ids) for ids in tokenizer(prompts, verbose=False)["input_ids"]]
+        return known[id(tokenizer)]
+    if not member.tokenizer.chat_template:
+        raise ConfigError(
+            f"{name}: prompts are messages, but member {member.name} (number {index}) has no chat template; set "
+            "its tokenizer's `chat_template`, or give plain strings"
+        )
+    texts = member.tokenizer.apply_chat_template(prompts, tokenize=False, add_generation_prompt=True)
+    return [len(ids) for ids in member.tokenizer(texts, add_special_tokens=False, verbose=False)["input_ids"]]
 
 
 def wrap_policy(ensemble: EnsembleForCausalLM, peft_config: Any) -> Any:
     """The policy that is trained: the ensemble's own, or with LoRA on its encoder.
 
     Raises:
-        ConfigError: `peft_config` for a policy without an encoder, or peft is not installed.
+        ConfigError: a policy in half precision without `peft_config`; or `peft_config` for a policy without an
+            encoder, or peft is not installed.
     """
     policy = ensemble.policy
     if peft_config is None:
+        halved = sorted({str(p.dtype) for p in policy.parameters() if p.requires_grad and p.dtype != torch.float32})
+        if halved:
+            raise ConfigError(
+                f"the policy has parameters in {', '.join(halved)}, whose updates would be lost in rounding; train it "
+                "in float32 (`policy.float()`; bf16=True computes in bfloat16 all the same), or give a peft_config"
+            )
         return policy
     if policy.encoder is None:
         raise ConfigError(

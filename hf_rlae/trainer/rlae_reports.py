@@ -84,13 +84,34 @@ class CompletionLog:
     def __init__(self, args: Any) -> None:
         self.args = args
         self.extra: dict[str, list[Any]] = defaultdict(list)
+        self._own: dict[str, list[Any]] = defaultdict(list)
         self._kind = ""
         self._table: dict[str, Any] = {}
         self._extra: dict[str, list[Any]] = {}
 
     def log_extra(self, column: str, values: Sequence[Any]) -> None:
         """What reward functions may call, as in TRL, to add a column."""
-        self.extra[column].extend(values)
+        self._own[column].extend(values)
+
+    def taken(self) -> dict[str, list[Any]]:
+        """The columns of this process's newest texts, which are forgotten."""
+        own, self._own = self._own, defaultdict(list)
+        return dict(own)
+
+    def gather(self, parts: Sequence[tuple[dict[str, list[Any]], int]]) -> None:
+        """Adds what each process logged for its texts; `None` where one did not.
+
+        Args:
+            parts: columns, and the number of texts, of each process in their order.
+        """
+        for column in {column for columns, _ in parts for column in columns}:
+            for columns, count in parts:
+                self.extra[column].extend(columns.get(column, [None] * count))
+
+    def keep(self, count: int) -> None:
+        """Leaves out what was logged for texts after the first `count`."""
+        for values in self.extra.values():
+            del values[count:]
 
     def add(
         self,

@@ -100,19 +100,22 @@ class RLAETrainer(PolicyPublisher, RolloutTrainer, DurableTrainer, FiniteTrainer
         self.ensemble = model
         self.objective = objectives[args.objective]()
         self.settings = args.objective_settings()
-        policy = wrap_policy(model, peft_config)
-        if args.disable_dropout:
-            disable_dropout_in_model(policy)
         self.reward_calls = RewardCalls(
             reward_funcs, args.reward_weights, args.reward_timeout, reward_processing_classes
         )
+        policy = wrap_policy(model, peft_config)
+        if args.disable_dropout:
+            disable_dropout_in_model(policy)
         self._metrics: dict[str, dict[str, list[float]]] = {"train": defaultdict(list), "eval": defaultdict(list)}
         self._update_metrics: dict[str, list[float]] = defaultdict(list)
         self._kls: list[tuple[float, float]] = []
         self._num_tokens = 0
         self._is_stopped = False
         self._evaluated: list[tuple[Rollouts, torch.Tensor]] = []
+        self._reported: dict[str, list[float]] = defaultdict(list)
         self.completion_log = CompletionLog(args)
+        if args.n_gpu > 1:  # members may lie on several devices; the policy lies on one, and is not split by rows
+            args._n_gpu = 1
         super().__init__(
             model=policy,
             args=args,
@@ -237,6 +240,10 @@ class RLAETrainer(PolicyPublisher, RolloutTrainer, DurableTrainer, FiniteTrainer
         prepared = self._prepare_inputs(inputs)
         if self._is_stopped or not int(prepared["num_items"]["spans"]):
             loss = torch.zeros((), device=self.accelerator.device)
+            if self.accelerator.scaler is not None:  # it refuses an update without any gradient
+                for parameter in self.policy.parameters():
+                    if parameter.requires_grad and parameter.grad is None:
+                        parameter.grad = torch.zeros_like(parameter)
         else:
             loss = super().training_step(model, prepared, num_items_in_batch)
         self.buffer.position += 1

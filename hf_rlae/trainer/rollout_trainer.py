@@ -19,6 +19,7 @@ from hf_rlae.objectives import Objective
 from hf_rlae.trainer.configuration_rlae import RLAEConfig
 from hf_rlae.trainer.finite import check_finite
 from hf_rlae.trainer.member_watch import MemberWatch
+from hf_rlae.trainer.rlae_checks import check_evaluated
 from hf_rlae.trainer.rlae_reports import CompletionLog, RolloutProgress, rollout_metrics
 from hf_rlae.trainer.rlae_rewards import RewardCalls
 from hf_rlae.trainer.rollouts import Rollouts, Sampling, concatenate, write_rollouts
@@ -39,6 +40,7 @@ class RolloutTrainer(Trainer):
     reward_calls: RewardCalls
     completion_log: CompletionLog
     _metrics: dict[str, dict[str, list[float]]]
+    _reported: dict[str, list[float]]
     _evaluated: list[tuple[Rollouts, torch.Tensor]]
     _is_evaluating = False
 
@@ -108,7 +110,6 @@ class RolloutTrainer(Trainer):
             prompts, completions (`list`): strings, or messages.
             completion_ids_list (`list[list[int]]`): union ids, without padding.
         """
-        metrics = self._metrics[self._mode]
         return self.reward_calls(
             inputs,
             prompts,
@@ -116,7 +117,7 @@ class RolloutTrainer(Trainer):
             completion_ids_list,
             trainer_state=self.state,
             log_extra=self.completion_log.log_extra,
-            log_metric=lambda name, value: metrics[name].append(float(value)),
+            log_metric=lambda name, value: self._reported[name].append(float(value)),
         )
 
     @property
@@ -140,7 +141,13 @@ class RolloutTrainer(Trainer):
         given = self._calculate_rewards(inputs, rollouts.prompts, rollouts.completions, ids)
         rewards = self.reward_calls.check(given, len(rollouts))
         check_finite(rewards.masked_fill(rewards.isnan(), 0.0), "rewards", self.reward_calls.names, self._next_step)
-        return torch.cat(self._gathered(rewards))
+        parts = self._gathered((rewards, self.completion_log.taken(), dict(self._reported)))
+        self._reported.clear()
+        self.completion_log.gather([(extra, len(rows)) for rows, extra, _ in parts])
+        for _, _, reported in parts:
+            for name, values in reported.items():
+                self._metrics[self._mode][name].extend(values)
+        return torch.cat([rows for rows, _, _ in parts])
 
     @property
     def _next_step(self) -> int:
@@ -171,10 +178,17 @@ class RolloutTrainer(Trainer):
         finally:
             self._is_evaluating = before
 
-    def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
-        """See `Trainer.evaluate`: rewards of texts that are written with deterministic weights."""
+    def evaluate(self, eval_dataset: Any = None, *args: Any, **kwargs: Any) -> dict[str, float]:
+        """See `Trainer.evaluate`: rewards of texts that are written with deterministic weights.
+
+        Raises:
+            ConfigError: the dataset is empty, or has no column `prompt`.
+            InputError: an empty prompt, or one that leaves a member's context no room.
+        """
+        if eval_dataset is not None and not isinstance(eval_dataset, str):
+            check_evaluated(self.ensemble, self.args, eval_dataset)
         with self._evaluation():
-            return super().evaluate(*args, **kwargs)
+            return super().evaluate(eval_dataset, *args, **kwargs)
 
     def predict(self, *args: Any, **kwargs: Any) -> Any:
         """See `Trainer.predict`: its `metrics` are those of an evaluation."""
@@ -199,6 +213,7 @@ class RolloutTrainer(Trainer):
         wanted = self.num_examples(dataloader) * self.args.num_generations_eval
         if len(rollouts) > wanted:  # several processes repeat the first texts to fill their last batches
             rollouts, rewards_per_func = rollouts.select(range(wanted)), rewards_per_func[:wanted]
+            self.completion_log.keep(wanted)
         metrics = self._described(rollouts, rewards_per_func, self.args.num_generations_eval)
         metrics |= {name: mean_of(values) for name, values in self._metrics["eval"].items()}
         named: dict[str, Any] = {f"{metric_key_prefix}_{name}": or_none(value) for name, value in metrics.items()}
@@ -206,6 +221,13 @@ class RolloutTrainer(Trainer):
         names = self.reward_calls.names
         self.completion_log.add(rollouts, rewards_per_func, names, self.member_names, metric_key_prefix)
         return output
+
+    def _determine_best_metric(self, metrics: dict[str, Any], trial: Any) -> bool:
+        """See `Trainer`; an evaluation in which nothing could be judged is never the best."""
+        name = str(self.args.metric_for_best_model).removeprefix("eval_")
+        if f"eval_{name}" in metrics and metrics[f"eval_{name}"] is None:
+            return False
+        return super()._determine_best_metric(metrics, trial)
 
     def prediction_step(
         self, model: nn.Module, inputs: Any, prediction_loss_only: bool, ignore_keys: list[str] | None = None

@@ -117,7 +117,10 @@ def _joined(ensemble: EnsembleForCausalLM, parts: list[tuple[torch.Tensor, Any, 
     _, last, _ = parts[-1]
     count, tokens = len(parts[0][0]), last.sequences.shape[1] - columns
     members, length = len(ensemble.members), ensemble.config.span_length
-    ids = last.sequences.new_full((count, tokens), int(ensemble.generation_config.pad_token_id))  # type: ignore[arg-type]
+    padding: Any = ensemble.generation_config.pad_token_id
+    if padding is None:  # as `generate` does, which has filled up its rows in this way
+        padding = next(iter(end_ids_of(ensemble).tolist()), 0)
+    ids = last.sequences.new_full((count, tokens), padding)
     weights = last.span_weights.new_zeros(count, -(-tokens // length), members)
     logps = last.member_logps.new_full((count, tokens, members), torch.nan)
     for rows, out, before in parts:

@@ -10,12 +10,13 @@ import sys
 import time
 from pathlib import Path
 
+import pandas as pd
 import pytest
 import torch
 
 from tests.support.processes import finish, start, start_two
 from tests.support.rlae import assert_same
-from tests.support.rlae_processes import run, unjudged_of_one_rank, vowels
+from tests.support.rlae_processes import logging_its_rank, run, unjudged_of_one_rank, vowels
 
 CASES = {
     "ppo": {"objective": "ppo", "ensemble": {"kind": "different"}},
@@ -56,6 +57,39 @@ def test_two_processes_learn_what_one_learns_from_the_same_texts(tmp_path, case)
     if "reward" not in options:
         for name in ("eval_reward", "eval_weights/entropy", "eval_reward_std"):
             assert two["metrics"][name] == pytest.approx(one["metrics"][name], abs=1e-4), name
+
+
+@pytest.mark.parametrize("objective", ["mixture", "ppo"])
+def test_two_processes_with_activations_computed_anew(tmp_path, objective):
+    """Parameters that no loss reaches, such as an encoder's pooler, do not hold up the other process."""
+    options = {"objective": objective, "ensemble": {"observation": "text"}, "activation_checkpointing": True}
+    processes = start_two(
+        run, str(tmp_path / "two"), str(tmp_path / "two.pt"), per_device_train_batch_size=2, **options
+    )
+    assert finish(processes) == [0, 0]
+    assert len(torch.load(tmp_path / "two.pt")["logs"]) == 4
+
+
+def test_what_rewards_log_is_gathered(tmp_path):
+    """Columns have the texts of both processes in their order, and metrics are means over both."""
+    folder = tmp_path / "out"
+    processes = start_two(
+        run,
+        str(folder),
+        str(tmp_path / "two.pt"),
+        per_device_train_batch_size=2,
+        reward=logging_its_rank,
+        log_completions=True,
+    )
+    assert finish(processes) == [0, 0]
+    logs = torch.load(tmp_path / "two.pt")["logs"]
+    assert [entry["rank"] for entry in logs if "rank" in entry] == [0.5]
+    table = pd.read_parquet(sorted((folder / "completions").glob("completions_0*.parquet"))[0])
+    assert table["own"].tolist() == table["completion"].tolist()
+    assert table["of_the_second"].fillna("").tolist() == [""] * 4 + table["completion"].tolist()[4:]
+    table = pd.read_parquet(next((folder / "completions").glob("completions_eval_*.parquet")))
+    assert table["own"].tolist() == table["completion"].tolist()
+    assert len(table) == 5
 
 
 def test_killed_in_the_middle_of_a_rollout_and_resumed(tmp_path):

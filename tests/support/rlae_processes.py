@@ -20,6 +20,16 @@ def unjudged_of_one_rank(completions: list[str], prompts: list[str], **_: Any) -
     return vowels(completions)
 
 
+def logging_its_rank(completions: list[str], log_extra: Any, log_metric: Any, **_: Any) -> list[float]:
+    """Rewards that say of which process they are, one column in one process only."""
+    rank = int(os.environ.get("RANK", "0"))
+    log_metric("rank", rank)
+    log_extra("own", completions)
+    if rank == 1:
+        log_extra("of_the_second", completions)
+    return vowels(completions)
+
+
 def run(
     folder: str,
     result: str | None = None,

@@ -133,6 +133,24 @@ def test_hidden_states_are_those_of_the_models():
     assert kept["agreement"][0].tolist() == [[1.0, float(agrees)], [float(agrees), 1.0]]
 
 
+@pytest.mark.parametrize("mode", MODES)
+def test_a_policy_sees_nothing_of_a_member_that_dropped_out(mode, caplog):
+    """A member whose context the text has outgrown is not run any more, also where the policy looks at members."""
+    given = [pair("llama"), pair("gpt2", 1, max_position_embeddings=12)]
+    policy = Watched(policy_for(given))
+    ensemble = endless(given, policy, span_length=2)
+    out = ensemble.generate(**encode("Once upon a"), **MODES[mode], max_new_tokens=20)
+    assert out.shape[1] == encode("Once upon a")["input_ids"].shape[1] + 20
+    assert "outgrown the context" in caplog.text
+    _, first, _ = policy.seen[0]
+    _, last, weights = policy.seen[-1]
+    assert first["hidden_states_1"].abs().sum() > 0
+    assert last["hidden_states_0"].abs().sum() > 0
+    assert (last["hidden_states_1"] == 0).all()
+    torch.testing.assert_close(last["entropies"][:, 1], torch.full_like(last["entropies"][:, 1], math.log(330)))
+    assert weights.isfinite().all()
+
+
 def test_the_same_member_twice_agrees_across_tokenizers():
     """A member and its copy always agree, also where a token has begun; a third one does not."""
     given = [pair("llama"), pair("gpt2", 1, sentencepiece_bpe()), pair("llama")]

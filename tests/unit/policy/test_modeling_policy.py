@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import math
 
@@ -11,7 +12,7 @@ from huggingface_hub.errors import StrictDataclassFieldValidationError
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.distributions import Beta
-from transformers import AutoModel, BertConfig, T5Config
+from transformers import AutoModel, BertConfig, RobertaConfig, RobertaModel, T5Config
 
 from hf_rlae import PolicyConfig, PolicyModel, PolicyOutput
 from hf_rlae.errors import ConfigError, PolicyError
@@ -164,6 +165,37 @@ def test_a_pretrained_encoder(tmp_path):
     state = random_state(sizes=[32, 32])
     assert torch.equal(PolicyModel.from_pretrained(tmp_path / "policy")(state).weights, policy(state).weights)
     assert tokenizer.truncation_side == "right"
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_an_encoder_of_half_precision_is_read_in_float32(dtype, tmp_path):
+    """Files in half precision would otherwise be trained in it, where Adam's small steps are lost."""
+    model, tokenizer = encoder()
+    halved = copy.deepcopy(model).to(dtype)
+    halved.save_pretrained(tmp_path)
+    tokenizer.save_pretrained(tmp_path)
+    assert AutoModel.from_pretrained(tmp_path).dtype == dtype
+    for source in (str(tmp_path), (halved, tokenizer)):
+        policy = PolicyModel.from_encoder(source, [pair()] * 2)
+        assert {parameter.dtype for parameter in policy.parameters()} == {torch.float32}
+        for name, tensor in halved.state_dict().items():
+            assert torch.equal(policy.encoder.state_dict()[name], tensor.float())
+        policy.save_pretrained(tmp_path / "policy")
+        again = PolicyModel.from_pretrained(tmp_path / "policy")
+        assert {parameter.dtype for parameter in again.parameters()} == {torch.float32}
+
+
+def test_encoders_whose_positions_begin_after_the_padding_token():
+    """RoBERTa reads two tokens less than it has positions."""
+    tokenizer = byte_level_bpe()
+    sizes = {"hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 1, "num_attention_heads": 1}
+    config = RobertaConfig(vocab_size=len(tokenizer), max_position_embeddings=18, pad_token_id=1, **sizes)
+    source = (RobertaModel(config), tokenizer)
+    with pytest.raises(ConfigError, match=r"max_text_tokens=18: .* at most 16"):
+        PolicyModel.from_encoder(source, [pair()] * 2, max_text_tokens=18)
+    policy = PolicyModel.from_encoder(source, [pair()] * 2)
+    assert policy.config.max_text_tokens == 16
+    assert policy(random_state(1, text=["a long text " * 20])).weights.isfinite().all()
 
 
 @pytest.mark.parametrize("architecture", ["gpt2", "llama"])

@@ -34,6 +34,18 @@ def test_a_row_draws_the_same_in_any_batch(actor, distribution):
     assert (noise[[0, 3]] != 0).all()
 
 
+@pytest.mark.parametrize("sample", [True, [3, 4, 5, 6]], ids=["anyhow", "seeded"])
+@pytest.mark.parametrize(("actor", "distribution"), KINDS)
+def test_log_densities_of_draws_have_gradients(actor, distribution, sample):
+    """What is drawn is a constant: its log-density moves with the scores."""
+    policy = made(actor, distribution)
+    output = policy(policy.observe(random_state(rows=4)), sample=sample)
+    assert not output.actions.requires_grad
+    scores = [score.bias for score in policy.heads.scores]
+    gradients = torch.autograd.grad((output.log_probs.T * torch.arange(1.0, 5.0)).sum(), scores)
+    assert sum(float(gradient.abs().sum()) for gradient in gradients) > 1e-3
+
+
 @pytest.mark.parametrize(("actor", "distribution"), KINDS)
 def test_seeded_draws_follow_the_distribution(actor, distribution):
     """Mean and mean log-density agree with draws without seeds, within five standard errors."""

@@ -14,7 +14,8 @@ from hf_rlae import EnsembleForCausalLM, StaticPolicy
 from hf_rlae.errors import ConfigError, InputError, NonFiniteError, PolicyError
 from hf_rlae.rewards import RewardError
 from hf_rlae.trainer import RLAEConfig, RLAETrainer
-from tests.support.models import pair
+from hf_rlae.trainer.rlae_checks import wrap_policy
+from tests.support.models import pair, pairs
 from tests.support.rlae import (
     CHAT_TEMPLATES,
     PROMPTS,
@@ -62,6 +63,27 @@ BAD = {
         ConfigError,
         "mixing='log'",
     ),
+    "a mixture of words": (
+        lambda: {"model": ensemble_of("mixture", draw="word"), "objective": "mixture"},
+        ConfigError,
+        "draw='word'.*mixture of words",
+    ),
+    "a policy in half precision": (
+        lambda: {"model": halved()},
+        ConfigError,
+        "parameters in torch.bfloat16.*float32",
+    ),
+    "an adapter of an earlier training": (lambda: {"model": adapted()}, ConfigError, "merge_and_unload"),
+    "an empty prompt": (
+        lambda: {"train_dataset": Dataset.from_dict({"prompt": ["a", "", "b"]})},
+        InputError,
+        "row 1 is empty",
+    ),
+    "an evaluation of no batch": (
+        lambda: {"eval_dataset": data(2), "dataloader_drop_last": True},
+        ConfigError,
+        "eval_dataset has 2 prompts.*dataloader_drop_last",
+    ),
     "checkpointing of nothing": (
         lambda: {"activation_checkpointing": True},
         ConfigError,
@@ -100,6 +122,18 @@ BAD = {
 }
 
 
+def halved():
+    ensemble = ensemble_of(observation="text")
+    ensemble.policy.to(torch.bfloat16)
+    return ensemble
+
+
+def adapted():
+    ensemble = ensemble_of(observation="text")
+    wrap_policy(ensemble, lora())
+    return ensemble
+
+
 def lora():
     return pytest.importorskip("peft").LoraConfig(r=2)
 
@@ -110,7 +144,9 @@ def test_refused_before_the_first_forward_pass(name, tmp_path, forwards):
     given = make()
     model = given.pop("model", None) or ensemble_of()
     options = {
-        key: given.pop(key) for key in ("objective", "reward_weights", "activation_checkpointing") if key in given
+        key: given.pop(key)
+        for key in ("objective", "reward_weights", "activation_checkpointing", "dataloader_drop_last")
+        if key in given
     }
     arguments = {"reward_funcs": vowels, "train_dataset": data(), **given}
     args = config(tmp_path, **options)
@@ -124,6 +160,36 @@ def test_a_policy_for_other_members_is_refused_by_the_ensemble():
     pairs = members()
     with pytest.raises(ConfigError, match="weighs 3 members, this ensemble has 2"):
         EnsembleForCausalLM.from_members(pairs, policy_for([*pairs, pairs[0]]))
+
+
+def test_messages_without_a_template_of_members_without_a_limit(tmp_path):
+    given = pairs(["rwkv", "mamba"])
+    with pytest.raises(ConfigError, match="no chat template"):
+        trainer_of(tmp_path, ensemble=ensemble_of(given=given), train=CHATS)
+
+
+def test_too_little_room_for_completions_is_warned_of(tmp_path, caplog):
+    trainer_of(tmp_path, max_completion_length=50)
+    assert "max_completion_length" not in caplog.text
+    trainer_of(tmp_path, max_completion_length=5000)
+    assert "max_completion_length=5000" in caplog.text
+
+
+def test_a_dataset_to_be_evaluated_is_looked_at(tmp_path, forwards):
+    trainer = trainer_of(tmp_path)
+    forwards.clear()
+    for dataset in (Dataset.from_dict({"question": ["a"]}), {"one": Dataset.from_dict({"question": ["a"]})}):
+        with pytest.raises(ConfigError, match="no column 'prompt'"):
+            trainer.evaluate(dataset)
+    assert not forwards
+
+
+def test_a_refused_reward_leaves_the_policy_as_it_is(tmp_path):
+    ensemble = ensemble_of(observation="text")
+    policy = ensemble.policy
+    with pytest.raises(ConfigError, match="no_such_reward"):
+        trainer_of(tmp_path, ensemble=ensemble, reward="no_such_reward", peft_config=lora())
+    assert ensemble.policy is policy
 
 
 def test_a_policy_without_a_tokenizer(tmp_path):
@@ -269,11 +335,11 @@ FIELDS = {
     "gamma": (1.5, "from 0 to 1"),
     "lam": (None, "from 0 to 1"),
     "top_p": (0, "but not 0"),
-    "top_k": (-1, "at least 0"),
+    "top_k": (2.5, "whole number of at least 0"),
     "temperature": (0, "above 0"),
     "target_kl": (float("nan"), "above 0"),
     "reward_timeout": (-1, "at least 0"),
-    "reward_weights": ([1.0, float("inf")], "finite number"),
+    "reward_weights": (1.0, "list of one finite number"),
     "epsilon": (0, "above 0"),
     "epsilon_high": (float("nan"), "finite"),
     "value_epsilon": (-0.1, "above 0"),

@@ -134,6 +134,32 @@ def test_the_best_policy_is_loaded_at_the_end(tmp_path):
     assert_same(parameters_of(trainer.model), trainer.kept[1])
 
 
+def test_an_evaluation_that_nobody_could_judge_is_never_the_best(tmp_path):
+    """A judge that is down during the second evaluation costs that evaluation, not the training."""
+    calls = []
+
+    def judge(completions, trainer_state, **_):
+        calls.append(trainer_state.global_step)
+        is_down = len(completions) == 2 and trainer_state.global_step == 4
+        return [None] * 2 if is_down else vowels(completions)
+
+    trainer = trainer_of(
+        tmp_path,
+        reward=judge,
+        eval_dataset=data(2),
+        eval_strategy="steps",
+        eval_steps=2,
+        save_strategy="steps",
+        save_steps=2,
+        load_best_model_at_end=True,
+    )
+    trainer.train()
+    rewards = [entry["eval_reward"] for entry in trainer.state.log_history if "eval_reward" in entry]
+    assert rewards[1] is None
+    assert trainer.state.best_metric == rewards[0]
+    assert trainer.state.best_global_step == 2
+
+
 def test_the_last_updates_are_logged_at_the_end_also_after_an_evaluation(tmp_path):
     trainer = trainer_of(tmp_path, eval_dataset=data(2), eval_strategy="steps", eval_steps=4, logging_steps=100)
     trainer.train()

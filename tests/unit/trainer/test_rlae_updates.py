@@ -8,7 +8,7 @@ import torch
 from hf_rlae.trainer import RLAETrainer
 from hf_rlae.trainer.rollout_buffer import RolloutBuffer
 from hf_rlae.trainer.rollouts import Rollouts
-from tests.support.rlae import assert_same, data, ensemble_of, members, parameters_of, trainer_of, vowels
+from tests.support.rlae import assert_same, config, data, ensemble_of, members, parameters_of, trainer_of, vowels
 
 OBJECTIVES = ("ppo", "mappo", "mixture")
 
@@ -309,6 +309,26 @@ def test_a_rollout_that_could_not_be_judged_at_all_changes_nothing(tmp_path):
     assert last["loss"] == 0.0
     assert trainer.state.log_history[4]["reward"] is None
     assert trainer.state.log_history[4]["rewards/unjudged_ratio"] == 1.0
+
+
+def test_a_loss_scaler_finds_gradients_also_where_nothing_is_learned(tmp_path):
+    """In fp16 the scaler refuses an update of parameters without gradients; they are 0 then."""
+    trainer = trainer_of(tmp_path, reward=lambda completions, **_: [None] * len(completions))
+    trainer.accelerator.scaler = torch.amp.GradScaler("cpu")
+    loss = trainer.training_step(trainer.model, next(iter(trainer.get_train_dataloader())))
+    assert float(loss) == 0
+    assert all((parameter.grad == 0).all() for parameter in trainer.policy.parameters())
+
+
+def test_the_policy_is_on_one_device_where_several_are_seen(tmp_path):
+    """A batch of prompts is not multiplied by the devices of the machine, and the policy is not split by rows."""
+    args = config(tmp_path, max_steps=2)
+    assert args.n_gpu == 0
+    args._n_gpu = 2
+    trainer = RLAETrainer(ensemble_of(), vowels, args, data())
+    assert args.n_gpu == 1
+    trainer.train()
+    assert len(trainer.buffer.rollouts) == 8
 
 
 def test_training_twice_begins_anew(tmp_path):
