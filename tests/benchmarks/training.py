@@ -1,13 +1,13 @@
 """What training a policy costs: `python -m tests.benchmarks.training`.
 
-In every round three take turns: one step of `RLAETrainer` (a rollout and an update, objective `mixture`), one step of
-TRL's `GRPOTrainer` on a copy of the first member (all of it, no reference model), and every member's own sampling
-`generate`, on the same prompts, with the same number of texts and of tokens; nothing can end early. The policy observes
-the members at spans of 8 tokens and gives uniform weights.
+In every round three take turns: one step of `RLAETrainer` (a rollout and an update, objective `mixture`, or `ppo` where
+words or spans are drawn), one step of TRL's `GRPOTrainer` on a copy of the first member (all of it, no reference
+model), and every member's own sampling `generate`, on the same prompts, with the same number of texts and of tokens;
+nothing can end early. The policy observes the members at spans of 8 tokens and gives uniform weights.
 
 * A rollout's ratio is its time per token (prompts encoded, texts decoded, records made) over the sum of the members'
-  times per token. Modes `draw-*` run one drawn member at a time, and then every member once more over the finished
-  texts, by teacher forcing; both count.
+  times per token. Modes `draw-*` run one drawn member at a time. With `draw-token` every member then reads the finished
+  texts once more, by teacher forcing, which counts; `ppo` needs no such pass.
 * An update is what a step does beside its rollout, its rewards and its advantages.
 
 Tables hold medians over rounds of CPU and wall time. Memory is measured by itself, with some of the cases:
