@@ -37,7 +37,7 @@ def _check_ids(model: EnsembleForCausalLM, ids: Any, name: str) -> None:
             "one token, such as the tokenizer's bos token"
         )
     low, high = int(ids.min()), int(ids.max())
-    size = model.config.vocab_size
+    size = model.config.vocab_size if model.union is not None else min(member.vocab_size for member in model.members)
     if low < 0 or high >= size:
         raise InputError(
             f"{name} holds the id {low if low < 0 else high}, outside the union vocabulary of {size} ids; encode "
@@ -76,22 +76,65 @@ def check_forward_inputs(model: EnsembleForCausalLM, ids: Any, mask: Any, cache:
         )
 
 
-def check_generate_inputs(model: EnsembleForCausalLM, ids: Any, kwargs: dict[str, Any]) -> None:
-    """Raises `InputError` for arguments of `generate` that cannot be used."""
+def check_declared_prompt(
+    model: EnsembleForCausalLM, starts: torch.Tensor, labels: torch.Tensor | None, has_own_prompts: bool, is_known: bool
+) -> None:
+    """Raises `InputError` for prompts of members that end nowhere, and for labels inside a prompt without logits.
+
+    Args:
+        model (`EnsembleForCausalLM`): whose `forward` is called.
+        starts (`torch.LongTensor` of shape `(B,)`): the columns of the first tokens of the completions.
+        labels (`torch.LongTensor` of shape `(B, n)`, *optional*): of this call, the first one with its cache.
+        has_own_prompts (`bool`): whether `member_input_ids` are given.
+        is_known (`bool`): whether `starts` was given, or follows from labels.
+    """
+    if has_own_prompts and not is_known:
+        raise InputError(
+            "member_input_ids without prompt_length: the members' own prompts stand for the first columns of "
+            "input_ids, and nothing says how many; pass prompt_length (input_ids.shape[1] where input_ids is the "
+            "prompt alone), or labels that are -100 on the prompt"
+        )
+    if labels is None or model.union is None:
+        return
+    inside = torch.arange(labels.shape[1]) < starts[:, None]
+    wrong = (labels.cpu() != -100) & inside
+    wrong[:, 0] = False  # of the first token there is no prediction anywhere
+    if bool(wrong.any()):
+        row = int(wrong.any(1).nonzero()[0])
+        raise InputError(
+            f"labels: row {row} has labels inside its prompt of {int(starts[row])} columns, where an ensemble of "
+            "different tokenizers has no distribution (members read the prompt in their own tokens); put -100 there, "
+            "or give a smaller prompt_length"
+        )
+
+
+def check_generate_inputs(
+    model: EnsembleForCausalLM, ids: Any, settings: GenerationConfig, kwargs: dict[str, Any]
+) -> None:
+    """Raises `InputError` for arguments of `generate` that cannot be used; `settings` are those of the call."""
     if kwargs.get("inputs_embeds") is not None:
         raise InputError("inputs_embeds: members have different embeddings; pass input_ids")
-    if model.union is not None and kwargs.get("guidance_scale") not in (None, 1):
+    if model.union is not None and settings.guidance_scale not in (None, 1):
         raise InputError(
-            f"guidance_scale={kwargs['guidance_scale']}: with different tokenizers some ids have no probability, "
+            f"guidance_scale={settings.guidance_scale}: with different tokenizers some ids have no probability, "
             "and classifier-free guidance compares their logarithms; leave guidance_scale out"
+        )
+    if model.union is None and settings.prefill_chunk_size is not None:
+        raise InputError(
+            f"prefill_chunk_size={settings.prefill_chunk_size}: the policy is asked about the whole prompt, which is "
+            "read in one piece; leave prefill_chunk_size out"
         )
     if ids is None:
         raise InputError(
             "input_ids is missing: pass a prompt, `ensemble.generate(**ensemble.tokenizer(texts, "
             "return_tensors='pt', padding=True))`"
         )
+    check_prompts(model, ids, kwargs.get("attention_mask"))
+
+
+def check_prompts(model: EnsembleForCausalLM, ids: Any, mask: Any) -> None:
+    """Raises `InputError` for ids and a mask that are no prompts padded on the left."""
     _check_ids(model, ids, "input_ids")
-    mask = kwargs.get("attention_mask")
     if mask is not None:
         _check_mask(ids, mask, ids.shape[1])
         if bool((mask[:, -1] == 0).any()):
@@ -105,31 +148,28 @@ def check_generate_inputs(model: EnsembleForCausalLM, ids: Any, kwargs: dict[str
 def check_draws(settings: GenerationConfig, kwargs: dict[str, Any]) -> None:
     """Raises `InputError` for ways of decoding in which a member cannot be drawn, and logs what sampling means then."""
 
-    def value(name: str) -> Any:
-        return kwargs.get(name, getattr(settings, name, None))
-
-    if not value("do_sample"):
+    if not settings.do_sample:
         raise InputError(
             "do_sample=False with draw: a drawn member's likeliest token is not the mixture's; pass do_sample=True, or "
             "build the ensemble with draw=None"
         )
-    if (value("num_beams") or 1) > 1:
+    if (settings.num_beams or 1) > 1:
         raise InputError(
-            f"num_beams={value('num_beams')} with draw: beams need the mixture's own probabilities; pass num_beams=1, "
+            f"num_beams={settings.num_beams} with draw: beams need the mixture's own probabilities; pass num_beams=1, "
             "or build the ensemble with draw=None"
         )
-    if kwargs.get("assistant_model") is not None or value("prompt_lookup_num_tokens"):
+    if kwargs.get("assistant_model") is not None or settings.prompt_lookup_num_tokens:
         raise InputError(
             "assisted decoding with draw: proposed tokens are accepted by the mixture's own probabilities; leave "
             "assistant_model and prompt_lookup_num_tokens out, or build the ensemble with draw=None"
         )
     plain = {"temperature": 1.0, "top_p": 1.0, "top_k": 0}
-    warped = [name for name in plain if value(name) not in (None, plain[name])]
+    warped = [name for name in plain if getattr(settings, name) not in (None, plain[name])]
     if warped:
         logger.info(
             "%s act on the drawn member: texts come from the mixture of the members' warped distributions, not from "
             "the warped mixture",
-            ", ".join(f"{name}={value(name)}" for name in warped),
+            ", ".join(f"{name}={getattr(settings, name)}" for name in warped),
         )
 
 
@@ -164,6 +204,15 @@ def check_prompt_lengths(
                 f"input_ids: the prompt has {length} tokens for member {member.name}, which was built for at most "
                 f"{member.context_length}; shorten the prompt or leave the member out"
             )
+
+
+def check_fresh_chat(cache: EnsembleCache) -> None:
+    """Raises `InputError` for the cache of a chat that another `generate` is to go on from."""
+    if cache.seen and cache.has_own_prompts:
+        raise InputError(
+            "past_key_values belongs to a chat, in which every member has read a prompt of its own; render the whole "
+            "conversation with `ensemble.tokenizer.apply_chat_template`, and leave past_key_values out"
+        )
 
 
 def check_continued(cache: EnsembleCache, ids: torch.Tensor) -> None:

@@ -94,7 +94,8 @@ def build(
         )
         for index, given in enumerate(members)
     ]
-    config.end_token_ids = options["end_token_ids"] if any(options["end_token_ids"]) else None
+    ends = [list(member.end_ids) if member.has_given_ends else None for member in built]
+    config.end_token_ids = ends if any(own is not None for own in ends) else None
     config.adapter_names = options["adapter_names"] if any(options["adapter_names"]) else None
     config.revisions = [member.revision for member in built]
     config.members = [member.source for member in built]
@@ -110,6 +111,18 @@ def _member(given: Any, index: int, *, kwargs: dict[str, Any], **options: Any) -
             "already; give None there"
         )
     if isinstance(given, Member):
+        known: dict[str, Any] = {
+            "revision": given.revision,
+            "end_token_ids": list(given.end_ids),
+            "adapter_name": given.adapter_name,
+        }
+        for name, own in known.items():
+            wanted = options[name] if name != "end_token_ids" or options[name] is None else list(options[name])
+            if wanted is not None and wanted != own:
+                raise ConfigError(
+                    f"{name}={wanted!r}: member {index} is a Member that was made with {own!r}; give {name} to "
+                    "`Member` or `Member.load`, or the model itself to the ensemble"
+                )
         return given
     if isinstance(given, (str, os.PathLike)):
         return Member.load(os.fspath(given), **options, **kwargs)
@@ -281,6 +294,7 @@ def load(
     **hub_kwargs: Any,
 ) -> EnsembleForCausalLM:
     """`EnsembleForCausalLM.from_pretrained`."""
+    changed = {name: hub_kwargs.pop(name) for name in _FIELDS if name in hub_kwargs}
     config = config or EnsembleConfig.from_pretrained(source, **hub_kwargs)
     if policy is None and config.policy is not None:
         policy = _load_policy(source, config.policy, hub_kwargs)
@@ -290,6 +304,7 @@ def load(
         policy,
         {
             **{name: getattr(config, name) for name in (*_FIELDS, *_PER_MEMBER)},
+            **changed,
             "dtype": dtype,
             "device_map": device_map,
             "member_kwargs": member_kwargs,

@@ -30,6 +30,7 @@ class LockstepEngine:
         self.members = list(members)
         self.mixing = mixing
         self.vocab_size = vocab_size
+        self.narrowest = min(member.vocab_size for member in members)
 
     def new_relays(self, use_cache: bool, keep_hidden: bool = True) -> list[LockstepRelay | SeparateRowsRelay]:
         """Fresh caches for one call; hidden states are read when a policy asks for them."""
@@ -97,16 +98,16 @@ class LockstepEngine:
         logits = [run(index)[0][:, low - first :] for index in active]
         if len(active) == 1 and not prompt:
             if cache.trace.enabled:
-                self._remember(cache, low, active, logits, [logits[0].float().logsumexp(-1)])
-            return self._padded(logits[0])
+                self._remember(cache, low, active, logits, [logits[0].float().logsumexp(-1)], weights)
+            return self._readable(self._padded(logits[0]))
         device = ids.device
-        # what a member has just returned belongs to this step, unless it is traced
-        copy = cache.trace.enabled or not cache.in_generate
+        # what a member has just returned belongs to this step, unless it is traced or a policy has seen it
+        copy = cache.trace.enabled or not cache.in_generate or bool(queries)
         scores = [self._padded(entry).to(device=device, dtype=torch.float32, copy=copy) for entry in logits]
         log_z = [entry.logsumexp(-1) for entry in scores]
         if cache.trace.enabled:
-            self._remember(cache, low, active, logits, log_z)
-        mixed = self.mixing.of_logits(scores, log_z, weights[..., active])
+            self._remember(cache, low, active, logits, log_z, weights)
+        mixed = self._readable(self.mixing.of_logits(scores, log_z, weights[..., active]))
         return torch.nn.functional.pad(mixed, (0, 0, prompt, 0), value=torch.nan) if prompt else mixed
 
     def _nothing_seen(self, index: int, rows: int) -> MemberObservation:
@@ -123,11 +124,12 @@ class LockstepEngine:
         active: Sequence[int],
         logits: Sequence[torch.Tensor],
         log_z: Sequence[torch.Tensor],
+        weights: torch.Tensor,
     ) -> None:
         by_member: list[tuple[torch.Tensor, torch.Tensor] | None] = [None] * len(self.members)
         for index, scores, z in zip(active, logits, log_z, strict=True):
             by_member[index] = (scores, z)
-        cache.trace.pending = MemberScores(column, by_member)
+        cache.trace.pending = MemberScores(column, by_member, weights)
 
     def _padded(self, logits: torch.Tensor) -> torch.Tensor:
         missing = self.vocab_size - logits.shape[-1]
@@ -135,17 +137,23 @@ class LockstepEngine:
             return logits
         return torch.nn.functional.pad(logits, (0, missing), value=-torch.inf)
 
+    def _readable(self, logits: torch.Tensor) -> torch.Tensor:
+        """Without the ids that the narrowest member could not read: no token has them."""
+        if self.narrowest == self.vocab_size:
+            return logits
+        beyond = torch.full_like(logits[..., self.narrowest :], -torch.inf)
+        return torch.cat([logits[..., : self.narrowest], beyond], dim=-1)
+
     def _without_exhausted(self, cache: EnsembleCache, weights: torch.Tensor, active: list[int]) -> torch.Tensor:
         """Weights without the members whose context the text has outgrown; `active` is cut in place."""
         if len(self.members) == 1 or not cache.exhausted:
             return weights
-        kept = [index for index in active if index not in cache.exhausted]
+        others = [index for index in range(len(self.members)) if index not in cache.exhausted]
         left = weights.clone()
         left[..., sorted(cache.exhausted)] = 0
-        left = left / left.sum(-1, keepdim=True)
-        if not kept or not bool(torch.isfinite(left).all()):
-            kept = [index for index in range(len(self.members)) if index not in cache.exhausted]
-            left = torch.zeros_like(weights)
-            left[..., kept] = 1 / len(kept)
-        active[:] = kept
-        return left
+        total = left.sum(-1, keepdim=True)
+        orphaned = total == 0  # all the weight of a row lay on members that are gone: the others share it equally
+        equal = torch.zeros_like(left)
+        equal[..., others] = 1 / len(others)
+        active[:] = others if bool(orphaned.any()) else [index for index in active if index in others]
+        return torch.where(orphaned, equal, left / total.masked_fill(orphaned, 1.0))

@@ -20,8 +20,10 @@ from hf_rlae.ensemble.custom_generate import make_custom_generate
 from hf_rlae.ensemble.draws import MemberDraws
 from hf_rlae.ensemble.inputs import (
     check_continued,
+    check_declared_prompt,
     check_draws,
     check_forward_inputs,
+    check_fresh_chat,
     check_generate_inputs,
     check_member_inputs,
     check_prompt_lengths,
@@ -270,6 +272,10 @@ class EnsembleForCausalLM(PreTrainedModel, GenerationMixin):
             cache.mask = torch.cat([seen, attention_mask], dim=1)
         if cache.clock is None:
             cache.clock = self._new_clock(cache, labels, prompt_length)
+            if not cache.in_generate:
+                is_known = prompt_length is not None or labels is not None
+                has_own = member_input_ids is not None
+                check_declared_prompt(self, cache.clock.starts, labels, has_own, is_known)
             if member_input_ids is not None:
                 self._take_prompts(cache, member_input_ids, member_attention_mask)
         new_columns = text.shape[1] - cache.seen
@@ -350,8 +356,10 @@ class EnsembleForCausalLM(PreTrainedModel, GenerationMixin):
         if len(self.members) == 1:
             return
         text = cache.ids.shape[1]
-        for index, member in enumerate(self.members):
-            limit = member.context_length
+        limits = [member.context_length for member in self.members]
+        smallest_first = sorted(range(len(limits)), key=lambda index: (limits[index] is None, limits[index] or 0))
+        for index in smallest_first:  # the last one stays
+            member, limit = self.members[index], limits[index]
             total = cache.relays[index].columns(text)  # type: ignore[attr-defined]
             if limit is None or total <= limit or index in cache.exhausted:
                 continue
@@ -413,10 +421,9 @@ class EnsembleForCausalLM(PreTrainedModel, GenerationMixin):
                 prompt longer than a member's context.
         """
         ids = inputs if inputs is not None else kwargs.get("input_ids")
-        check_generate_inputs(self, ids, kwargs)
-        settings = generation_config or self.generation_config
-        wants_dict = kwargs.get("return_dict_in_generate", settings.return_dict_in_generate)
-        use_cache = kwargs.get("use_cache", settings.use_cache)
+        settings = self._prepare_generation_config(generation_config, **kwargs)[0]  # type: ignore[misc]
+        check_generate_inputs(self, ids, settings, kwargs)
+        wants_dict, use_cache = settings.return_dict_in_generate, settings.use_cache
         cache = kwargs.get("past_key_values")
         if cache is None:
             cache = kwargs["past_key_values"] = self.new_cache(use_cache is not False, record=bool(wants_dict))
@@ -424,8 +431,9 @@ class EnsembleForCausalLM(PreTrainedModel, GenerationMixin):
         if cache.is_continued:
             check_continued(cache, ids)
         else:
+            check_fresh_chat(cache)
             check_prompt_lengths(self, cache, ids, kwargs)
-        beams = kwargs.get("num_beams", settings.num_beams) or 1
+        beams = settings.num_beams or 1
         if wants_dict and beams > 1:
             watch = BeamWatch(cache.trace, beams, len(ids))
             kwargs["stopping_criteria"] = StoppingCriteriaList([*(kwargs.get("stopping_criteria") or ()), watch])

@@ -17,7 +17,7 @@ from hf_rlae.ensemble.cache_ensemble import EnsembleCache
 from hf_rlae.ensemble.host import LockstepHost, ReadingsHost, RereadingHost, seat_host
 from hf_rlae.ensemble.host_tap import HostPass, HostTap
 from hf_rlae.ensemble.host_vocabulary import HostVocabulary
-from hf_rlae.ensemble.inputs import check_generate_inputs, check_prompt_lengths
+from hf_rlae.ensemble.inputs import check_prompt_lengths, check_prompts
 from hf_rlae.ensemble.modeling_ensemble import EnsembleForCausalLM
 from hf_rlae.ensemble.readings_engine import ReadingsEngine
 from hf_rlae.errors import ConfigError, InputError
@@ -242,7 +242,7 @@ class EnsembleLogitsProcessor(LogitsProcessor):
     def _begin(self, seat: _Seat, ids: torch.Tensor, heard: HostPass) -> _Call:
         """A new call."""
         mask = self._mask(ids, heard)
-        check_generate_inputs(self.ensemble, ids, {"attention_mask": mask})
+        check_prompts(self.ensemble, ids, mask)
         cache = self.ensemble.new_cache()
         observes = getattr(self.ensemble.policy, "observes_members", True)
         host = seat_host(cache, self.ensemble.engine, self.host_rereads, observes)

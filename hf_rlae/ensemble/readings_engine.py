@@ -114,6 +114,7 @@ class ReadingsEngine:
         in_place = cache.in_generate and keep == 1 and not cache.trace.enabled
         results: list[torch.Tensor] = []
         scores: list[list[tuple[torch.Tensor, torch.Tensor] | None]] = []
+        weights: list[torch.Tensor] = []
         for column in range(first, total):
             tokens = [row[column - first] for row in text]
             if mask is not None:
@@ -124,9 +125,11 @@ class ReadingsEngine:
             if column >= low:
                 results.append(mixed)
                 scores.append(members)
+                if cache.trace.enabled:
+                    weights.append(clock.weights(column, column + 1))
         cache.absorbed = total
         if cache.trace.enabled:
-            cache.trace.pending = MemberScores(low, _stacked(scores), are_probs=True)
+            cache.trace.pending = MemberScores(low, _stacked(scores), torch.cat(weights, dim=1), are_probs=True)
         return results[0][:, None] if len(results) == 1 else torch.stack(results, dim=1)
 
     def _relays(self, cache: EnsembleCache) -> list[ReadingsRelay]:

@@ -18,12 +18,15 @@ class MemberScores:
         column (`int`): the first column they are for (the token after it).
         logps (`list` of `(scores, log_z)` or `None`): for each member, scores of shape `(B, n, V)` whose log-total
             is `log_z` of shape `(B, n)`; `None` for members that were not run.
+        weights (`torch.FloatTensor` of shape `(B, n, M)`): of the members; what one without weight in a row would say
+            there is not known, or not up to date.
         are_probs (`bool`): the scores are probabilities, and `log_z` only says whether the member was run.
         rows (`torch.LongTensor` of shape `(B,)` or `None`): which row of the tensors each present row continues.
     """
 
     column: int
     logps: Sequence[tuple[torch.Tensor, torch.Tensor] | None]
+    weights: torch.Tensor
     are_probs: bool = False
     rows: torch.Tensor | None = None
 
@@ -38,11 +41,14 @@ class MemberScores:
     def _pick(self, tokens: torch.Tensor) -> torch.Tensor:
         """Of tokens `(B, n, C)`: shape `(B, n, C, M)`."""
         columns = []
-        for entry in self.logps:
+        n = tokens.shape[1]
+        weights = self.weights[:, :n]
+        if self.rows is not None:
+            weights = weights[self.rows]
+        for index, entry in enumerate(self.logps):
             if entry is None:
                 columns.append(torch.full(tokens.shape, torch.nan, device=tokens.device))
                 continue
-            n = tokens.shape[1]
             scores, log_z = entry[0][:, :n], entry[1][:, :n]
             if self.rows is not None:
                 scores, log_z = scores[self.rows], log_z[self.rows]
@@ -53,7 +59,9 @@ class MemberScores:
                 logps = picked.log().masked_fill((log_z == -torch.inf)[..., None], torch.nan)
             else:
                 logps = picked - log_z[..., None]
-            columns.append(torch.where(within, logps, -torch.inf).to(tokens.device))
+            logps = torch.where(within, logps, -torch.inf)
+            is_idle = (weights[..., index] == 0).to(logps.device)
+            columns.append(logps.masked_fill(is_idle[..., None], torch.nan).to(tokens.device))
         return torch.stack(columns, dim=-1)
 
 

@@ -40,6 +40,7 @@ class ProbabilityPool:
         Returns:
             the slot of each row.
         """
+        logits = logits.to(self.device)  # of a model on several devices they come from the last one
         slots = self._free(len(logits), used)
         index = torch.tensor(slots, device=self.device)
         highest = logits.amax(-1)
@@ -57,8 +58,8 @@ class ProbabilityPool:
         self.log_z[index] = highest - likeliest.log()
         if hidden is not None:
             if self.hidden is None:
-                self.hidden = hidden.new_zeros(len(self.probs), hidden.shape[-1])
-            self.hidden[index] = hidden
+                self.hidden = torch.zeros(len(self.probs), hidden.shape[-1], dtype=hidden.dtype, device=self.device)
+            self.hidden[index] = hidden.to(self.device)
         return slots
 
     def take(self, places: torch.Tensor) -> torch.Tensor:

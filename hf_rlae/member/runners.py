@@ -128,7 +128,7 @@ class SlotRunner:
             return PathOutput(logits[:, -1], caught[-1][:, -1] if caught else None)
         rows, back = _picks(paths)
         index = (torch.tensor(rows, device=logits.device), -torch.tensor(back, device=logits.device))
-        return PathOutput(logits[index], caught[-1][index] if caught else None)
+        return PathOutput(logits[index], caught[-1].to(logits.device)[index] if caught else None)
 
     def reorder(self, rows: torch.Tensor) -> None:
         """Makes row `i` continue what row `rows[i]` was."""

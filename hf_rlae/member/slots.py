@@ -68,8 +68,8 @@ class SlotLayer(CacheLayerMixin):
         if plan.start is not None:
             store[:, :, plan.start : plan.start + new.shape[2]] = new
         else:
-            slots = plan.slots.masked_fill(plan.slots < 0, store.shape[2] - 1)
-            store[plan.rows, :, slots] = new.transpose(1, 2)
+            slots = plan.slots.masked_fill(plan.slots < 0, store.shape[2] - 1).to(store.device)
+            store[plan.rows.to(store.device), :, slots] = new.transpose(1, 2)
         return store
 
     def get_mask_sizes(self, query_length: int) -> tuple[int, int]:

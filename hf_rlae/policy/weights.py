@@ -11,6 +11,7 @@ from hf_rlae.errors import PolicyError
 from hf_rlae.policy.state import Policy, PolicyOutput, PolicyState
 
 SUM_TOLERANCE = 1e-3
+COARSE_SUM_TOLERANCE = 2e-2  # a softmax in bfloat16 is off by some of its steps of 2^-8
 """How far a policy's weights may be from summing to 1 before they are refused (they are renormalised)."""
 
 
@@ -35,9 +36,10 @@ def ask(policy: Policy, state: PolicyState) -> PolicyOutput:
     if not isinstance(weights, torch.Tensor) or tuple(weights.shape) != expected:
         given = tuple(weights.shape) if isinstance(weights, torch.Tensor) else type(weights).__name__
         raise PolicyError(f"the policy {name} must return weights of shape (rows, members) = {expected}, got {given}")
+    tolerance = SUM_TOLERANCE if weights.dtype in (torch.float32, torch.float64) else COARSE_SUM_TOLERANCE
     weights = weights.to(device=state.device, dtype=torch.float32)
     total = weights.sum(1, keepdim=True)
-    good = torch.isfinite(weights) & (weights >= 0) & ((total - 1).abs() <= SUM_TOLERANCE)
+    good = torch.isfinite(weights) & (weights >= 0) & ((total - 1).abs() <= tolerance)
     if not bool(good.all()):
         row = int((~good.all(1)).nonzero()[0])
         raise PolicyError(
@@ -66,13 +68,13 @@ def cut(weights: torch.Tensor, min_weight: float, max_active: int | None) -> tor
     tensor([[0.6739, 0.3261, 0.0000]])
     """
     members = weights.shape[1]
+    order = weights.argsort(dim=1, descending=True, stable=True)  # of equal weights the first ones count as larger
     keep = torch.ones_like(weights, dtype=torch.bool)
     if min_weight > 0:
         keep &= weights >= min_weight
     if max_active is not None and max_active < members:
-        chosen = weights.topk(max_active, dim=1).indices
-        keep &= torch.zeros_like(keep).scatter_(1, chosen, True)
-    keep.scatter_(1, weights.argmax(1, keepdim=True), True)
+        keep &= torch.zeros_like(keep).scatter_(1, order[:, :max_active], True)
+    keep.scatter_(1, order[:, :1], True)
     if bool(keep.all()):
         return weights
     kept = weights * keep

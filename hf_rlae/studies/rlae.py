@@ -25,6 +25,8 @@ from hf_rlae.studies.rlae_tables import accuracy_picture, accuracy_table, as_mar
 from hf_rlae.zoo import MEMBER_SETS, load_members
 
 FULL_SPAN_LENGTHS, FULL_SEEDS = (1, 2, 4, 8, 16), 3
+FURTHER_SEEDS = 2
+"""Of the experiments at one span length."""
 
 CONTROLS = ("blind", "shuffled rewards", "supervised")
 
@@ -148,7 +150,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         return
     runs = plan(["shared"], FULL_SPAN_LENGTHS, FULL_SEEDS, control_seeds=0)
     do_study(runs, ResultFolder(options.output / "span_lengths", settings), options.jobs, console)
-    do_full(options.output, settings, FULL_SEEDS, options.jobs, console)
+    do_full(options.output, settings, FURTHER_SEEDS, options.jobs, console)
 
 
 def do_study(runs: Sequence[Run], results: ResultFolder, jobs: int, console: Console) -> None:

@@ -56,7 +56,8 @@ class CoryArguments:
         agent_names (`list[str]`, *optional*): one an agent; `agent-1`, `agent-2`, ... if not given. They name metrics
             and the folders of the adapters.
         role_exchange_steps (`int`, defaults to 5): T, optimizer steps between exchanges of roles; 0 for never. Roles
-            belong to a rollout: an exchange that falls between two of them takes effect with the next one.
+            belong to a rollout: an exchange that is due inside one takes effect with the next one, and a rollout that
+            serves more than T steps counts for one exchange.
         knowledge_transfer (`bool`, defaults to `True`): whether observers see earlier answers. `False` is an ablation:
             each agent answers the prompt alone.
         observer_reward (`str`, defaults to `"team"`): `"team"`: every agent learns from the sum of all agents' rewards,

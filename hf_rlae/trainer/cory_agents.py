@@ -147,6 +147,7 @@ def config_for_texts(peft_config: LoraConfig) -> LoraConfig:
     """
     adapted = copy.deepcopy(peft_config)
     adapted.task_type = adapted.task_type or "CAUSAL_LM"
+    adapted.inference_mode = False  # which configurations that were published with an adapter set
     return adapted
 
 

@@ -7,8 +7,9 @@ import os
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+import torch
 from datasets import Dataset
-from peft import LoraConfig, PeftModel
+from peft import AdaLoraConfig, LoraConfig, PeftModel
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import nn
 from transformers import PreTrainedTokenizerBase
@@ -18,9 +19,20 @@ from hf_rlae.trainer.configuration_cory import HUB_ID, CoryArguments
 
 logger = logging.getLogger(__name__)
 
-REWARD_COLUMNS = ("role", "agent", "previous_completions")
+REWARD_COLUMNS = (
+    "role",
+    "agent",
+    "previous_completions",
+    "prompts",
+    "completions",
+    "completion_ids",
+    "trainer_state",
+    "log_extra",
+    "log_metric",
+)
 """What reward functions are given besides the dataset's columns."""
 
+_HALF_PRECISIONS = (torch.float16, torch.bfloat16)
 _INITIALISATIONS = (True, False, "gaussian", "orthogonal")
 _LORA_HINT = (
     "agents are LoRA adapters on one frozen base: pass peft_config=LoraConfig(r=16, target_modules='all-linear') "
@@ -59,7 +71,7 @@ def check_arguments(args: Any, model: Any, peft_config: Any, optimizers: Any, ot
             "model has layers of adapters in it, as one that was given to a trainer before; load it anew, or pass its "
             "name"
         )
-    _check_adapter(peft_config)
+    check_adapter(peft_config)
     if any(part is not None for part in optimizers or ()):
         raise ConfigError(
             "optimizers: one that is built before the trainer cannot know the agents that the trainer makes; choose it "
@@ -98,8 +110,13 @@ def check_published_base(base: str | None) -> None:
         )
 
 
-def _check_adapter(peft_config: Any) -> None:
-    if not isinstance(peft_config, LoraConfig):
+def check_adapter(peft_config: Any) -> None:
+    """Raises for what is no adapter that leaves the base as it is.
+
+    Raises:
+        ConfigError: no LoRA, one for another task, or one that changes the base.
+    """
+    if not isinstance(peft_config, LoraConfig) or isinstance(peft_config, AdaLoraConfig):
         given = "missing" if peft_config is None else f"a {type(peft_config).__name__}"
         raise ConfigError(f"peft_config is {given}; {_LORA_HINT}")
     if not any(peft_config.init_lora_weights is known or peft_config.init_lora_weights == known
@@ -107,6 +124,10 @@ def _check_adapter(peft_config: Any) -> None:
         raise ConfigError(
             f"peft_config: init_lora_weights={peft_config.init_lora_weights!r} changes the base that all agents share, "
             "or needs data; leave it out"
+        )
+    if peft_config.task_type not in (None, "CAUSAL_LM"):
+        raise ConfigError(
+            f"peft_config: task_type={peft_config.task_type!r}, but what is trained writes texts; leave it out"
         )
     if peft_config.bias != "none":
         raise ConfigError(
@@ -221,8 +242,22 @@ def _check_best_metric(args: Any, names: Sequence[str]) -> None:
         )
 
 
-def check_tokenizer(tokenizer: Any, train_dataset: Any) -> None:
-    """Raises where texts cannot be ended, padded or made of messages.
+def warn_of_half_precision(model: Any) -> None:
+    """Warns of parameters that are trained in half precision: most of their updates are lost in rounding."""
+    names = [
+        name for name, value in model.named_parameters() if value.requires_grad and value.dtype in _HALF_PRECISIONS
+    ]
+    if names:
+        logger.warning(
+            "%d parameters, such as %s, are trained in half precision, in which small updates are lost in rounding; "
+            "load the base in float32 (bf16=True computes in bfloat16), or leave modules_to_save out",
+            len(names),
+            names[0],
+        )
+
+
+def check_tokenizer(tokenizer: Any, train_dataset: Any, eval_dataset: Any = None) -> None:
+    """Raises where texts cannot be ended, padded or made of messages, and for prompts without any token.
 
     A tokenizer that has an end-of-text token but no padding gets the former for both, as in TRL.
 
@@ -239,12 +274,17 @@ def check_tokenizer(tokenizer: Any, train_dataset: Any) -> None:
             f"processing_class has no eos token{pad}: no text could end; set `tokenizer.eos_token` (and "
             "`tokenizer.pad_token`) to tokens of its vocabulary"
         )
-    prompt = train_dataset[0]["prompt"]
-    if isinstance(prompt, list) and not tokenizer.chat_template:
-        raise ConfigError(
-            "train_dataset: prompts are messages, but processing_class has no chat template; set "
-            "`tokenizer.chat_template`, or give plain strings"
-        )
+    is_nothing_left = not tokenizer("")["input_ids"]
+    evaluated = eval_dataset if isinstance(eval_dataset, Mapping) else {"eval_dataset": eval_dataset}
+    for name, dataset in {"train_dataset": train_dataset, **evaluated}.items():
+        prompts = [] if dataset is None else dataset["prompt"]
+        if len(prompts) and isinstance(prompts[0], list) and not tokenizer.chat_template:
+            raise ConfigError(
+                f"{name}: prompts are messages, but processing_class has no chat template; set "
+                "`tokenizer.chat_template`, or give plain strings"
+            )
+        if is_nothing_left and "" in prompts:
+            raise ConfigError(f"{name}: the prompt of row {list(prompts).index('')} is empty; leave it out")
 
 
 def observer_room(args: Any, config: Any) -> int | None:

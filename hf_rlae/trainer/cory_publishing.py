@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from transformers import Trainer
+from transformers.trainer_utils import HubStrategy
 from transformers.utils.hub import hf_api
 
 from hf_rlae.errors import ConfigError
@@ -32,6 +33,7 @@ class AgentPublisher(Trainer):
 
     args: Any
     agents: AgentAdapters
+    exchange_steps: int
     _name: ClassVar[str]
     _tag_names: ClassVar[list[str]]
     _paper: ClassVar[dict[str, str]]
@@ -138,7 +140,9 @@ class AgentPublisher(Trainer):
     def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
         """Stock transformers takes the first agent alone out of the checkpoint."""
         self._check_base()
-        if self.is_world_process_zero():
+        uploads = getattr(self, "push_in_progress", None)
+        is_busy = uploads is not None and not uploads.is_done() and not self.args.hub_always_push
+        if self.is_world_process_zero() and self.args.hub_strategy != HubStrategy.END and not is_busy:
             for name in self.agents.names[1:]:
                 target = self.agents.folder(name, self.args.output_dir)
                 os.makedirs(target, exist_ok=True)
@@ -170,7 +174,7 @@ class AgentPublisher(Trainer):
             "agents": self.agents.names,
             "alone": None,
             "trainer": type(self).__name__,
-            "exchange_steps": self.args.role_exchange_steps,
+            "exchange_steps": self.exchange_steps,
             "transfer": self.args.knowledge_transfer,
             "observer_reward": self.args.observer_reward,
             "steps": self.state.global_step,

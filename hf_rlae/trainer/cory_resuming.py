@@ -50,12 +50,19 @@ class ResumableRollouts(DurableTrainer):
         self._metrics["train"].clear()
         return super().train(*args, **kwargs)
 
+    @property
+    def _batches(self) -> dict[str, int]:
+        """How a rollout is dealt out to updates."""
+        names = ("per_device_train_batch_size", "steps_per_generation", "num_iterations", "num_generations")
+        return {name: getattr(self.args, name) for name in names}
+
     def extra_state(self) -> dict[str, Any]:
         """See `DurableTrainer`: the rollout that is being learned from, and what has not been logged yet."""
         is_used_up = self._step % (self.args.steps_per_generation * self.args.num_iterations) == 0
         return {
             "agents": self.agents.names,
             "step": self._step,
+            "batches": self._batches,
             "buffer": None if is_used_up else self._buffered_inputs,
             "metrics": {name: list(values) for name, values in self._metrics["train"].items()},
             "logs": plain_logs(self._logs) if self.args.log_completions else None,
@@ -65,12 +72,22 @@ class ResumableRollouts(DurableTrainer):
         """See `DurableTrainer`.
 
         Raises:
-            CheckpointError: it was saved with other names of agents.
+            CheckpointError: it was saved with other names of agents, or inside a rollout that had other batches.
         """
         if state["agents"] != self.agents.names:
             raise CheckpointError(
                 f"the checkpoint has the agents {', '.join(state['agents'])}, this run has "
                 f"{', '.join(self.agents.names)}; take the agent_names with which it was saved"
+            )
+        saved, own = state["batches"], self._batches
+        changed = [name for name in own if saved[name] != own[name]]
+        if state["buffer"] and changed:
+            raise CheckpointError(
+                "the checkpoint was saved inside a rollout with "
+                + ", ".join(f"{name}={saved[name]}" for name in changed)
+                + "; this run has "
+                + ", ".join(f"{name}={own[name]}" for name in changed)
+                + ", by which that rollout cannot be dealt out; take what it was saved with"
             )
         device = self.accelerator.device
         self._step = state["step"]

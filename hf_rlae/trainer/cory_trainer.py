@@ -16,7 +16,13 @@ from trl.trainer.utils import disable_dropout_in_model, get_config_model_id
 from hf_rlae.errors import ConfigError
 from hf_rlae.trainer.configuration_cory import CoryArguments, CoryConfig, CoryRLOOConfig
 from hf_rlae.trainer.cory_agents import AgentAdapters, config_for_texts
-from hf_rlae.trainer.cory_checks import check_arguments, check_datasets, check_tokenizer, observer_room
+from hf_rlae.trainer.cory_checks import (
+    check_arguments,
+    check_datasets,
+    check_tokenizer,
+    observer_room,
+    warn_of_half_precision,
+)
 from hf_rlae.trainer.cory_logs import CompletionColumns, NamedEvaluations, merge_metrics
 from hf_rlae.trainer.cory_prompts import ObserverPrompts
 from hf_rlae.trainer.cory_publishing import AgentPublisher
@@ -100,6 +106,8 @@ class CoryMixin(AgentPublisher, ResumableRollouts, NamedEvaluations, FiniteTrain
         optimizers: tuple[Any, Any] = (None, None),
         **kwargs: Any,
     ) -> None:
+        if model is None:
+            raise ConfigError("model is missing; give the base model's Hub id or folder, or the model itself")
         if args is None:
             name = model if isinstance(model, str) else get_config_model_id(model.config)
             args = self.config_class(f"{name.rstrip('/').split('/')[-1] or 'model'}-{self._name}")
@@ -107,7 +115,7 @@ class CoryMixin(AgentPublisher, ResumableRollouts, NamedEvaluations, FiniteTrain
         check_arguments(settings, model, peft_config, optimizers, kwargs)
         check_datasets(settings, train_dataset, eval_dataset)
         if processing_class is not None:
-            check_tokenizer(processing_class, train_dataset)
+            check_tokenizer(processing_class, train_dataset, eval_dataset)
         self._chain: Chain | None = None
         self._alone: str | None = None
         self._all_metrics: dict[str, list[float]] | None = None
@@ -122,8 +130,9 @@ class CoryMixin(AgentPublisher, ResumableRollouts, NamedEvaluations, FiniteTrain
             peft_config=config_for_texts(peft_config),
             **kwargs,
         )
-        check_tokenizer(self.processing_class, train_dataset)
+        check_tokenizer(self.processing_class, train_dataset, eval_dataset)
         self.agents = AgentAdapters(self.model, settings.names)
+        warn_of_half_precision(self.model)
         if settings.disable_dropout:
             disable_dropout_in_model(self.model)
         self.set_base_model_id()
@@ -155,7 +164,13 @@ class CoryMixin(AgentPublisher, ResumableRollouts, NamedEvaluations, FiniteTrain
         if self._alone is not None:
             return [self._alone]
         step = self.state.global_step if step is None else step
-        return order_at(step, self.agents.names, self.args.role_exchange_steps)
+        return order_at(step, self.agents.names, self.exchange_steps)
+
+    @property
+    def exchange_steps(self) -> int:  # type: ignore[override]  # read only
+        """Optimizer steps between exchanges of roles, 0 for never: a rollout's steps at least, as roles hold for it."""
+        rollout = self.args.steps_per_generation * self.args.num_iterations // self.args.gradient_accumulation_steps
+        return self.args.role_exchange_steps and max(self.args.role_exchange_steps, rollout)
 
     def roles(self, step: int | None = None) -> dict[str, str]:
         """The role of every agent, at an optimizer step or now."""
@@ -203,6 +218,7 @@ class CoryMixin(AgentPublisher, ResumableRollouts, NamedEvaluations, FiniteTrain
             for decay in decays:
                 own = [parameter for parameter in parameters if options[id(parameter)]["weight_decay"] == decay]
                 optimizer.add_param_group({**options[id(own[0])], "params": own, "lr": rate, "agent": name})
+        optimizer.defaults["lr"] = max(self.args.learning_rates)  # what schedules take an absolute last rate to be of
         return optimizer
 
     # -- rollouts -----------------------------------------------------------------------------------------

@@ -20,6 +20,7 @@ from hf_rlae.objectives.reductions import explained_variance, masked_mean
 from hf_rlae.objectives.surrogate import density_ratio, kl_estimate
 from hf_rlae.objectives.token_ppo import adapted_kl_coef, token_kls, token_rewards, token_value_loss
 from hf_rlae.trainer.configuration_token_ppo import TokenPPOArguments, TokenPPOConfig
+from hf_rlae.trainer.cory_checks import check_adapter
 from hf_rlae.trainer.finite import check_finite
 
 STATE = "token_ppo.pt"
@@ -90,6 +91,7 @@ class TokenPPOTrainer(GRPOTrainer):
                 "peft_config is missing: the adapter is what learns and the base model is what the KL is measured to; "
                 "give peft_config=LoraConfig(r=16, target_modules='all-linear')"
             )
+        check_adapter(kwargs["peft_config"])
         super().__init__(model, reward_funcs, args=args, **kwargs)
         self._rollouts: list[_Rollout] = []
         self._present: dict[str, torch.Tensor] = {}
@@ -121,7 +123,8 @@ class TokenPPOTrainer(GRPOTrainer):
         Args:
             names (iterable of `str`): of agents that have none.
         """
-        hidden_size = self.peft_model.get_base_model().config.get_text_config().hidden_size
+        base = self.peft_model.get_base_model()
+        hidden_size = getattr(base.get_output_embeddings(), "in_features", base.config.get_text_config().hidden_size)
         for name in names:
             head = nn.utils.skip_init(nn.Linear, hidden_size, 1, device=self.peft_model.device, dtype=torch.float32)
             for parameter in head.parameters():
@@ -271,16 +274,20 @@ class TokenPPOTrainer(GRPOTrainer):
     ) -> None:
         """Logs what a rollout says about KL and critic, and adapts the KL coefficient to it."""
         name = self.agent_name
-        text_kls = self.accelerator.gather(kls.sum(1))
-        kl = float(text_kls.mean())
+        text_kls = self.accelerator.gather(kls.sum(1))[self.accelerator.gather(mask.any(1))]  # others are left out
         values, returns, mask = self._gathered(values), self._gathered(returns), self._gathered(mask)
-        self._log_ppo("text_kl", kl)
+        if len(text_kls):
+            self._log_ppo("text_kl", float(text_kls.mean()))
         self._log_ppo("kl_coef", self.kl_coefs[name])
         self._log_ppo("value/mean", float(masked_mean(values, mask)))
         self._log_ppo("value/explained_variance", float(explained_variance(values, returns, mask)))
-        if self.model.training and self.args.kl_target is not None:
+        if self.model.training and self.args.kl_target is not None and len(text_kls):
             self.kl_coefs[name] = adapted_kl_coef(
-                self.kl_coefs[name], kl, self.args.kl_target, self.args.kl_horizon, len(text_kls)
+                self.kl_coefs[name],
+                float(text_kls.mean()),
+                self.args.kl_target,
+                self.args.kl_horizon,
+                len(text_kls),
             )
 
     def _relabel_advantages(self, advantages: torch.Tensor, mask: torch.Tensor) -> None:

@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hf_rlae import StaticPolicy
+from hf_rlae.errors import InputError
 from tests.support.ensembles import TEXTS, encode, endless, mixture, own_logits, policy_of_text
 from tests.support.models import WINDOW, constant, pair, pairs
 from tests.support.tokenizers import byte_level_bpe
@@ -185,7 +186,7 @@ def test_bf16_members_are_mixed_in_fp32():
 
 
 def test_members_of_different_widths():
-    """A member with a padded vocabulary takes part; what only it can write keeps its own mass."""
+    """A member with a padded vocabulary takes part; what the other could not read is never written."""
     members = [pair("llama", 0), pair("gpt2", 1, vocab_size=352)]
     ensemble = endless(members, StaticPolicy([0.5, 0.5]))
     ids = text_ids(5)
@@ -193,8 +194,22 @@ def test_members_of_different_widths():
         got = ensemble(input_ids=ids).logits[0].double()
     assert got.shape == (5, 352)
     narrow, wide = (own_logits(model, ids[0]).softmax(-1) for model, _ in members)
-    torch.testing.assert_close(got.softmax(-1)[:, :330], (narrow + wide[:, :330]) / 2, atol=1e-6, rtol=0)
-    torch.testing.assert_close(got.softmax(-1)[:, 330:], wide[:, 330:] / 2, atol=1e-6, rtol=0)
+    both = narrow + wide[:, :330]
+    torch.testing.assert_close(got.softmax(-1)[:, :330], both / both.sum(-1, keepdim=True), atol=1e-6, rtol=0)
+    assert (got.softmax(-1)[:, 330:] == 0).all()
+
+
+@pytest.mark.parametrize("weights", [[0.5, 0.5], [0.0, 1.0]])
+@pytest.mark.parametrize("order", [1, -1])
+def test_members_of_different_widths_write(order, weights):
+    """Ids beyond the narrowest member's embedding are neither written nor accepted in prompts."""
+    members = [pair("llama", 0), pair("llama", 1, vocab_size=394)][::order]
+    ensemble = endless(members, StaticPolicy(weights[::order]))
+    torch.manual_seed(0)
+    out = ensemble.generate(**encode(*TEXTS), do_sample=True, top_k=0, temperature=3.0, max_new_tokens=60)
+    assert int(out.max()) < 330
+    with pytest.raises(InputError, match="holds the id 350, outside the union vocabulary of 330"):
+        ensemble(input_ids=torch.tensor([[5, 350]]))
 
 
 # Caches, batches and padding

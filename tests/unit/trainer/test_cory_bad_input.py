@@ -9,7 +9,7 @@ import time
 import pytest
 import torch
 from datasets import Dataset
-from peft import IA3Config, get_peft_model
+from peft import AdaLoraConfig, IA3Config, get_peft_model
 from transformers import TrainerCallback
 from trl import GRPOConfig
 
@@ -111,6 +111,8 @@ ARGUMENTS = {
         lambda: {"peft_config": lora(init_lora_weights="pissa")},
         "init_lora_weights='pissa'",
     ),
+    "an adapter of changing rank": (lambda: {"peft_config": AdaLoraConfig(total_step=9)}, "is a AdaLoraConfig"),
+    "an adapter for another task": (lambda: {"peft_config": lora(task_type="SEQ_CLS")}, "task_type='SEQ_CLS'"),
     "a base whose biases train": (lambda: {"peft_config": lora(bias="all")}, "bias='all' trains biases of the base"),
     "a base with more layers": (
         lambda: {"peft_config": lora(layer_replication=[[0, 2], [1, 2]])},
@@ -132,6 +134,13 @@ ARGUMENTS = {
     "numbers for prompts": (lambda: {"train_dataset": Dataset.from_dict({"prompt": [1, 2]})}, "found int"),
     "too few prompts": (lambda: {"train_dataset": data(1)}, "1 prompts, but a rollout of 8 texts needs 2"),
     "images": (lambda: {"train_dataset": data(6, image=["x"] * 6)}, "column 'image'.*text only"),
+    "a column of TRL": (lambda: {"train_dataset": data(6, completions=["x"] * 6)}, r"column\(s\) completions.*rename"),
+    "no chat template for evaluations": (lambda: {"eval_dataset": chats()}, "eval_dataset: prompts are messages"),
+    "an empty prompt": (
+        lambda: {"train_dataset": Dataset.from_dict({"prompt": ["a", "b", ""]})},
+        "train_dataset: the prompt of row 2 is empty",
+    ),
+    "no model": (lambda: {"given": (None, base()[1])}, "model is missing"),
     "a column of the trainer": (lambda: {"train_dataset": data(6, role=["x"] * 6)}, r"column\(s\) role.*rename"),
     "parts of messages": (
         lambda: {"given": base(chat=True), "train_dataset": said([{"type": "text", "text": "a"}])},
@@ -202,6 +211,23 @@ def build(folder, **given):
         "use_cpu": True, **given,
     }  # fmt: skip
     return CoryTrainer(model, args=kind(str(folder), **options), processing_class=tokenizer, **arguments)
+
+
+def test_what_is_trained_in_half_precision_is_warned_of(tmp_path, caplog):
+    """Adapters are in float32 whatever the base is in; copies of its modules are not."""
+    for modules, is_told in ((None, False), (["lm_head"], True)):
+        model, tokenizer = base()
+        build(tmp_path, given=(model.to(torch.bfloat16), tokenizer), peft_config=lora(modules_to_save=modules))
+        assert ("half precision" in caplog.text) == is_told
+
+
+def test_an_adapter_configuration_that_was_published_trains(tmp_path):
+    """It says `inference_mode=True`, which would freeze the first agent."""
+    trainer = trainer_of(tmp_path, peft_config=lora(inference_mode=True), max_steps=1)
+    before = adapters_of(trainer)
+    trainer.train()
+    for name, adapter in adapters_of(trainer).items():
+        assert any(not torch.equal(value, before[name][key]) for key, value in adapter.items())
 
 
 @pytest.mark.parametrize("plugin", ["DeepSpeed", "FSDP"])

@@ -143,6 +143,15 @@ def test_agents_of_other_names_are_refused(tmp_path):
         other.train(resume_from_checkpoint=True)
 
 
+@pytest.mark.parametrize("changed", [{"num_iterations": 1}, {"steps_per_generation": 1, "num_generations": 2}])
+def test_a_rollout_is_not_dealt_out_in_other_batches(tmp_path, changed):
+    options = {**SAVES, "max_steps": 2, "save_steps": 1}
+    trainer_of(tmp_path, callbacks=[StopAt(1)], **options).train()
+    other = trainer_of(tmp_path, **{**options, **changed})
+    with pytest.raises(CheckpointError, match=f"inside a rollout with .*{next(iter(changed))}="):
+        other.train(resume_from_checkpoint=True)
+
+
 def test_a_template_that_cannot_be_pickled(tmp_path):
     """Nor written as JSON, as reports to trackers are."""
     template = lambda prompt, answers: f"{answers[0]} {prompt}"  # noqa: E731

@@ -246,6 +246,15 @@ def test_the_table_of_texts_has_rows_of_one_piece(tmp_path):
         assert (logs["observed"], logs["led"]) == (5.0, 2.0)
 
 
+@pytest.mark.parametrize("steps", [1, 2, 3])
+def test_every_rollout_that_serves_more_steps_than_an_exchange_takes_exchanges_roles(tmp_path, steps):
+    """Two exchanges inside one rollout of four steps would cancel each other, and the pioneer be the same for ever."""
+    trainer = trainer_of(tmp_path, role_exchange_steps=steps)
+    assert trainer.exchange_steps == 4
+    assert [trainer.order(step)[0] for step in range(0, 17, 4)] == ["agent-1", "agent-2"] * 2 + ["agent-1"]
+    assert trainer_of(tmp_path, role_exchange_steps=0).exchange_steps == 0
+
+
 def test_roles_hold_for_a_whole_rollout(tmp_path):
     """A rollout serves four steps here; the exchange that is due after three waits for the next one."""
     seen = []

@@ -10,6 +10,7 @@ import pytest
 import safetensors.torch
 import torch
 from peft import AutoPeftModelForCausalLM, LoraConfig
+from transformers import OPTConfig, OPTForCausalLM
 from trl import GRPOConfig, GRPOTrainer, TrlParser
 from trl.trainer.utils import split_tensor_dict
 
@@ -45,6 +46,51 @@ def rollout_of(trainer, rows=8):
     trainer.model.train()
     trainer.current_gradient_accumulation_steps = trainer.args.gradient_accumulation_steps
     return trainer._generate_and_score_completions([data()[index // 2] for index in range(rows)])
+
+
+@pytest.mark.parametrize("fields", [{"init_lora_weights": "pissa"}, {"bias": "all"}])
+def test_adapters_that_change_the_base_are_refused(tmp_path, fields):
+    """The base is what the KL is measured to."""
+    model, tokenizer = ending_pair()
+    with pytest.raises(ConfigError, match=f"{next(iter(fields))}=.*base"):
+        TokenPPOTrainer(
+            model, vowels, args=config(tmp_path), train_dataset=data(), processing_class=tokenizer,
+            peft_config=LoraConfig(**{**LORA, **fields}),
+        )  # fmt: skip
+
+
+def test_texts_that_are_left_out_do_not_move_the_kl_coefficient(tmp_path):
+    """A rollout of which every text was truncated, and is masked, says nothing about the KL."""
+    options = {"max_completion_length": 2, "mask_truncated_completions": True, "kl_target": 1.0, "kl_coef": 0.2}
+    trainer = made(tmp_path, model=pair("llama"), kl_horizon=8, **options)
+    unsettle(trainer)
+    output = rollout_of(trainer)
+    assert not output["completion_mask"].any()
+    assert not trainer._metrics["train"]["text_kl"]
+    assert trainer.kl_coefs[trainer.agent_name] == 0.2
+
+
+def test_the_value_head_is_as_wide_as_what_the_language_model_head_reads(tmp_path):
+    tokenizer = pair("llama")[1]
+    model = OPTForCausalLM(
+        OPTConfig(
+            vocab_size=len(tokenizer),
+            hidden_size=32,
+            word_embed_proj_dim=16,
+            ffn_dim=32,
+            num_hidden_layers=1,
+            num_attention_heads=2,
+            max_position_embeddings=64,
+            pad_token_id=tokenizer.pad_token_id,
+            eos_token_id=tokenizer.eos_token_id,
+        )
+    )
+    trainer = TokenPPOTrainer(
+        model, vowels, args=config(tmp_path, max_steps=1), train_dataset=data(), processing_class=tokenizer,
+        peft_config=LoraConfig(r=2, target_modules=["q_proj"]),
+    )  # fmt: skip
+    assert trainer.value_head(trainer.agent_name).in_features == 16
+    trainer.train()
 
 
 @pytest.mark.parametrize(
