@@ -11,7 +11,6 @@ from transformers import Cache
 from hf_rlae.ensemble.draws import MemberDraws
 from hf_rlae.ensemble.spans import SpanClock
 from hf_rlae.ensemble.trace import Trace
-from hf_rlae.member import OwnPromptRelay
 
 
 class Relay(Protocol):
@@ -68,11 +67,6 @@ class EnsembleCache(Cache):
         self.scored_prompts: dict[tuple[int, tuple[int, ...]], list[float]] = {}
         self.warned = False
         self.exhausted: set[int] = set()
-
-    @property
-    def has_own_prompts(self) -> bool:
-        """Whether members have read other prompts than the text begins with, those of a chat."""
-        return self.member_prompts is not None or any(isinstance(relay, OwnPromptRelay) for relay in self.relays)
 
     def __repr__(self) -> str:
         return f"EnsembleCache(members={len(self.relays)}, columns={self.seen})"

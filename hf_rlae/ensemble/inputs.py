@@ -206,9 +206,13 @@ def check_prompt_lengths(
             )
 
 
-def check_fresh_chat(cache: EnsembleCache) -> None:
-    """Raises `InputError` for the cache of a chat that another `generate` is to go on from."""
-    if cache.seen and cache.has_own_prompts:
+def check_chat(cache: EnsembleCache, kwargs: dict[str, Any]) -> None:
+    """Raises `InputError` for the cache of a chat from which members cannot go on.
+
+    Members that share a tokenizer have read their own prompts and all that was written since; with different tokenizers
+    the first prompt would be read again.
+    """
+    if cache.seen and (cache.member_prompts is not None or kwargs.get("member_input_ids") is not None):
         raise InputError(
             "past_key_values belongs to a chat, in which every member has read a prompt of its own; render the whole "
             "conversation with `ensemble.tokenizer.apply_chat_template`, and leave past_key_values out"

@@ -19,11 +19,11 @@ from hf_rlae.ensemble.configuration_ensemble import EnsembleConfig
 from hf_rlae.ensemble.custom_generate import make_custom_generate
 from hf_rlae.ensemble.draws import MemberDraws
 from hf_rlae.ensemble.inputs import (
+    check_chat,
     check_continued,
     check_declared_prompt,
     check_draws,
     check_forward_inputs,
-    check_fresh_chat,
     check_generate_inputs,
     check_member_inputs,
     check_prompt_lengths,
@@ -431,7 +431,7 @@ class EnsembleForCausalLM(PreTrainedModel, GenerationMixin):
         if cache.is_continued:
             check_continued(cache, ids)
         else:
-            check_fresh_chat(cache)
+            check_chat(cache, kwargs)
             check_prompt_lengths(self, cache, ids, kwargs)
         beams = settings.num_beams or 1
         if wants_dict and beams > 1:

@@ -6,12 +6,13 @@ from contextlib import contextmanager
 
 import pytest
 import torch
-from transformers import AutoModelForSeq2SeqLM, LlamaModel, T5Config
+from transformers import AutoModelForSeq2SeqLM, GenerationConfig, LlamaModel, T5Config
 
 from hf_rlae import EnsembleConfig, EnsembleForCausalLM, StaticPolicy, UniformPolicy
 from hf_rlae.errors import ConfigError, HfRlaeError, InputError, MemberError, PolicyError, TokenizerError
 from tests.support.ensembles import columns_read, encode
 from tests.support.models import pair
+from tests.support.rlae import CHAT_TEMPLATES
 from tests.support.tokenizers import byte_level_bpe, characters, lower_casing, raw_bytes, sentencepiece_bpe
 
 
@@ -132,7 +133,70 @@ def test_a_masked_member_prompt(ensemble):
         ensemble.generate(torch.full((1, 4), 5), member_input_ids=ids, member_attention_mask=mask)
 
 
+def test_chunks_of_a_prompt():
+    ensemble = same()
+    with refused(InputError, "prefill_chunk_size=2", "leave", ensemble=ensemble):
+        ensemble.generate(**encode("the dogs ran"), prefill_chunk_size=2)
+
+
+def test_settings_in_a_configuration_are_looked_at():
+    """As those among the arguments: what counts is what transformers makes of both."""
+    ensemble = different()
+    with refused(InputError, "guidance_scale=1.5", ensemble=ensemble):
+        ensemble.generate(**encode("the dogs ran"), generation_config=GenerationConfig(guidance_scale=1.5))
+    ensemble = different(draw="token")
+    config = GenerationConfig(do_sample=True, num_beams=2)
+    with refused(InputError, "num_beams=2 with draw", ensemble=ensemble):
+        ensemble.generate(**encode("the dogs ran"), generation_config=config)
+
+
+def chat_of(ensemble):
+    for member, template in zip(ensemble.members, CHAT_TEMPLATES, strict=True):
+        member.tokenizer.chat_template = template
+    try:
+        return ensemble.tokenizer.apply_chat_template([[{"role": "user", "content": "the dogs ran"}]])
+    finally:
+        for member in ensemble.members:
+            member.tokenizer.chat_template = None
+
+
+def test_a_chat_goes_on_by_its_messages(ensemble):
+    """Not by the cache of its last answer, with which members would read the old prompt again."""
+    chat = chat_of(ensemble)
+    out = ensemble.generate(**chat, max_new_tokens=3, do_sample=False, return_dict_in_generate=True)
+    options = {"past_key_values": out.past_key_values, "max_new_tokens": 3}
+    own = {name: value for name, value in chat.items() if name.startswith("member_")}
+    with refused(InputError, "belongs to a chat", "apply_chat_template", ensemble=ensemble):
+        ensemble.generate(out.sequences, **options, **own)
+    if ensemble.union is not None:
+        with refused(InputError, "belongs to a chat", ensemble=ensemble):
+            ensemble.generate(out.sequences, **options)
+
+
 # forward
+
+
+def test_members_prompts_that_end_nowhere(ensemble):
+    chat = chat_of(ensemble)
+    with refused(InputError, "member_input_ids without prompt_length", ensemble=ensemble):
+        ensemble(**chat)
+    with torch.no_grad():
+        logits = ensemble(**chat, prompt_length=chat["input_ids"].shape[1]).logits[:, -1]
+    options = {"max_new_tokens": 1, "do_sample": False, "return_dict_in_generate": True, "output_logits": True}
+    expected = ensemble.generate(**chat, **options).logits[0]
+    torch.testing.assert_close(logits.softmax(-1), expected.softmax(-1), atol=1e-6, rtol=0)
+
+
+def test_labels_inside_a_prompt_without_distributions():
+    """Members with different tokenizers read the prompt in their own tokens; with one tokenizer there is a loss."""
+    inputs = encode("the dogs ran 12 miles")
+    ids = inputs["input_ids"]
+    ensemble = different()
+    with refused(InputError, "labels: row 0", "smaller prompt_length", ensemble=ensemble):
+        ensemble(input_ids=ids, labels=ids, prompt_length=3)
+    labels = ids.masked_fill(torch.arange(ids.shape[1]) < 3, -100)
+    assert ensemble(input_ids=ids, labels=labels, prompt_length=3).loss.isfinite()
+    assert same()(input_ids=ids, labels=ids, prompt_length=3).loss.isfinite()
 
 
 def test_labels_of_another_shape(ensemble):
@@ -174,6 +238,16 @@ def test_a_policy_that_answers_something_else(make, answer, word):
     ensemble = make(lambda state: answer)
     with refused(PolicyError, word, ensemble=ensemble):
         ensemble.generate(**encode("the dogs ran"), max_new_tokens=2)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_a_softmax_in_half_precision_is_in_order(dtype):
+    ensemble = EnsembleForCausalLM.from_members(
+        [pair("llama", seed) for seed in range(3)],
+        lambda state: torch.zeros(state.batch_size, 3, dtype=dtype).softmax(-1),
+    )
+    out = ensemble.generate(**encode("the dogs ran"), max_new_tokens=1, return_dict_in_generate=True)
+    torch.testing.assert_close(out.span_weights[0, 0], torch.full((3,), 1 / 3))
 
 
 def test_a_policy_that_cannot_be_called():

@@ -212,6 +212,35 @@ def test_members_of_different_widths_write(order, weights):
         ensemble(input_ids=torch.tensor([[5, 350]]))
 
 
+# Members whose context the text outgrows
+
+
+def test_rows_keep_their_weights_where_a_member_drops_out_for_others():
+    """Only a row all of whose weight lay on the member that is gone has its weights shared out anew."""
+    members = [pair("llama", 0, max_position_embeddings=24), pair("llama", 1), pair("llama", 2)]
+    rows = torch.tensor([[1.0, 0.0, 0.0], [0.0, 0.9, 0.1]])
+    ids = text_ids(30, rows=2)
+    ensemble = endless(members, lambda state: rows, span_length=100)
+    with torch.no_grad():
+        got = ensemble(input_ids=ids).logits[:, -1].double().softmax(-1)
+    own = [torch.stack([own_logits(model, row)[-1] for row in ids]).softmax(-1) for model, _ in members]
+    torch.testing.assert_close(got[0], (own[1][0] + own[2][0]) / 2, atol=1e-6, rtol=0)
+    torch.testing.assert_close(got[1], 0.9 * own[1][1] + 0.1 * own[2][1], atol=1e-6, rtol=0)
+
+
+@pytest.mark.parametrize("contexts", [(40, 24), (24, 40)])
+def test_the_member_with_the_largest_context_stays(contexts):
+    """Where a text is longer than every member's context; positions of the other would not even exist."""
+    members = [pair("gpt2", seed, max_position_embeddings=size) for seed, size in enumerate(contexts)]
+    members[contexts.index(40)] = pair("llama", 0, max_position_embeddings=40)
+    ensemble = endless(members)
+    ids = text_ids(46)
+    with torch.no_grad():
+        got = ensemble(input_ids=ids).logits[0, -1].double().softmax(-1)
+    expected = own_logits(members[contexts.index(40)][0], ids[0])[-1].softmax(-1)
+    torch.testing.assert_close(got, expected, atol=1e-6, rtol=0)
+
+
 # Caches, batches and padding
 
 FAMILIES = {

@@ -11,8 +11,9 @@ import torch
 from torch import nn
 from transformers import AutoModelForCausalLM, GenerationConfig
 
-from hf_rlae import EnsembleConfig, EnsembleForCausalLM, StaticPolicy, UniformPolicy
+from hf_rlae import EnsembleConfig, EnsembleForCausalLM, PolicyConfig, PolicyModel, StaticPolicy, UniformPolicy
 from hf_rlae.errors import ConfigError
+from hf_rlae.member import Member
 from tests.support.ensembles import TEXTS, Schedule, encode, endless, policy_of_text
 from tests.support.models import pair, pairs, with_adapters
 from tests.support.tokenizers import raw_bytes
@@ -324,6 +325,35 @@ def test_round_trip(folders, tmp_path, policy):
     direct = endless(members(), policy, **settings)
     direct.generation_config = ensemble.generation_config
     assert torch.equal(direct.generate(**encode(*TEXTS)), expected)
+
+
+def test_ends_are_not_lost(folders, tmp_path):
+    """Empty lists (only the length ends a text) and what a `Member` was given itself come back."""
+    for name, given, options, ends in (
+        ("none", folders, {"end_token_ids": [[], []]}, [(), ()]),
+        ("its own", [Member.load(folders[0], end_token_ids=[5]), folders[1]], {}, [(5,), (0,)]),
+    ):
+        ensemble = EnsembleForCausalLM.from_members(given, **options)
+        ensemble.save_pretrained(tmp_path / name)
+        loaded = EnsembleForCausalLM.from_pretrained(tmp_path / name)
+        assert [member.end_ids for member in loaded.members] == [member.end_ids for member in ensemble.members] == ends
+
+
+def test_options_that_contradict_a_member(folders):
+    member = Member.load(folders[0])
+    with pytest.raises(ConfigError, match=r"end_token_ids=\[5\]: member 0 is a Member that was made with \[0\]"):
+        EnsembleForCausalLM.from_members([member, folders[1]], end_token_ids=[[5], None])
+
+
+def test_settings_can_be_changed_in_loading(folders, tmp_path):
+    """Those of the ensemble; a learned policy is loaded with its own."""
+    policy = PolicyModel(PolicyConfig.for_members(members(), hidden_size=8, span_length=4))
+    EnsembleForCausalLM.from_members(folders, policy, span_length=4).save_pretrained(tmp_path / "e")
+    loaded = EnsembleForCausalLM.from_pretrained(tmp_path / "e", min_weight=0.2, draw="token")
+    assert (loaded.config.min_weight, loaded.config.draw, loaded.config.span_length) == (0.2, "token", 4)
+    assert loaded.policy.config.span_length == 4
+    with pytest.raises(ConfigError, match="min_weight"):
+        EnsembleForCausalLM.from_pretrained(tmp_path / "e", min_weight=2.0)
 
 
 def test_loading_with_another_policy(folders, tmp_path):

@@ -10,8 +10,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hf_rlae import StaticPolicy
+from hf_rlae.policy.weights import cut
 from tests.support.ensembles import TEXTS, Schedule, columns_read, encode, endless, mixture, own_logits
 from tests.support.models import ARCHITECTURES, RECURRENT, pair
+from tests.support.rlae import members as rlae_members
 
 TRACED = {"return_dict_in_generate": True, "output_logits": True}
 
@@ -186,6 +188,27 @@ def test_small_weights_are_cut(options, expected):
     assert [len(seen) for seen in calls] == [4 if weight else 0 for weight in expected]
     got = torch.cat(out.logits).double().log_softmax(-1)
     torch.testing.assert_close(got, expected_logits(ensemble, out, inputs, 0).log_softmax(-1), atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize("limit", [1, 2, 3])
+@pytest.mark.parametrize("count", [2, 4, 8])
+def test_equal_weights_are_no_more_than_the_limit(count, limit):
+    """Of equal weights the first ones stay."""
+    kept = cut(torch.full((2, count), 1 / count), 0.0, limit)
+    active = min(count, limit)
+    assert torch.equal(kept, torch.tensor([[1 / active] * active + [0.0] * (count - active)] * 2))
+
+
+@pytest.mark.parametrize("kind", ["shared", "different"])
+def test_what_a_member_without_weight_in_a_row_would_say_is_not_told(kind):
+    """Also where it is run for another row: its readings of this one may be behind."""
+    rows = torch.tensor([[1.0, 0.0], [0.5, 0.5]])
+    ensemble = endless(rlae_members(kind), lambda state: rows[: state.batch_size], span_length=1)
+    both = ensemble.generate(**encode(*TEXTS[:2]), max_new_tokens=4, do_sample=False, **TRACED)
+    alone = ensemble.generate(**encode(TEXTS[0]), max_new_tokens=4, do_sample=False, **TRACED)
+    assert both.member_logps[0, :, 1].isnan().all()
+    assert not both.member_logps[1].isnan().any()
+    torch.testing.assert_close(both.member_logps[:1], alone.member_logps, atol=1e-5, rtol=0, equal_nan=True)
 
 
 @settings(max_examples=20)
