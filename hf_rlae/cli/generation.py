@@ -115,7 +115,8 @@ def _generate(
     streamer: BaseStreamer,
     cache: EnsembleCache | None = None,
 ) -> Any:
-    options: dict[str, Any] = {"max_new_tokens": args.max_new_tokens, "do_sample": args.sample}
+    # members' own settings might ask for beams, which cannot be streamed
+    options: dict[str, Any] = {"max_new_tokens": args.max_new_tokens, "do_sample": args.sample, "num_beams": 1}
     if args.sample:
         # without top_k=0, transformers would leave only the 50 likeliest tokens
         options |= {"temperature": args.temperature or 1.0, "top_p": args.top_p or 1.0, "top_k": 0}

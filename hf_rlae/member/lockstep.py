@@ -130,7 +130,8 @@ class LockstepRelay:
             is_first_iteration=self.seen == 0,
             **arguments,
         )
-        with member.active(), captured_head_input(member, hidden) as caught:
+        # gradients reach the weights of a mixture, never the members
+        with torch.no_grad(), member.active(), captured_head_input(member, hidden) as caught:
             outputs = model(**inputs, return_dict=True)
         self.forward_calls += 1
         if self.use_cache:

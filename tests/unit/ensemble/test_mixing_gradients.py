@@ -56,6 +56,17 @@ def test_log_mixing_is_the_same_with_and_without_gradients(method, logits):
         torch.testing.assert_close(mixed(LogMixing(), method, logits, weights.requires_grad_()).detach(), expected)
 
 
+@pytest.mark.parametrize("tokenizer", [byte_level_bpe, raw_bytes], ids=["one_tokenizer", "two_tokenizers"])
+def test_members_get_no_gradients(tokenizer):
+    members = [pair("llama"), pair("gpt2", 1, tokenizer())]
+    weights = torch.tensor([[0.7, 0.3]], requires_grad=True)
+    ensemble = EnsembleForCausalLM.from_members(members, lambda state: weights)
+    ids = encode("the dogs ran 12 miles")["input_ids"]
+    ensemble(input_ids=ids, labels=ids.masked_fill(torch.arange(ids.shape[1]) < 3, -100)).loss.backward()
+    assert weights.grad.abs().sum() > 0
+    assert all(parameter.grad is None for model, _ in members for parameter in model.parameters())
+
+
 def test_a_member_without_weight_trains_nobody():
     """With all weight on one member the other's exclusions, and scores that are no numbers, leave no trace."""
     for nothing in (-INF, torch.nan):
