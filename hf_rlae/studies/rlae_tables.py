@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 
 Entries = Sequence[tuple["Run", dict[str, Any]]]
 
+LEAST_ROOM = 0.1
+"""Where the oracle is less than this above the best fixed weights, no share of the way is told."""
 _FIXED, _ORACLE = "best fixed weights", "oracle switching"
 
 
@@ -105,7 +107,7 @@ def accuracy_cells(
     low, high = paired_bootstrap([right, fixed], lambda a, b: a - b)
     cells[1] = f"{right.mean() - fixed.mean():+.3f} [{low:+.3f}, {high:+.3f}]"
     room = oracle.mean() - fixed.mean()
-    if room > 0:
+    if room >= LEAST_ROOM:
         low, high = paired_bootstrap([right, fixed, oracle], _headroom)
         cells[2] = f"{_headroom(right.mean(), fixed.mean(), oracle.mean()):.2f} [{low:.2f}, {high:.2f}]"
     return cells

@@ -2,13 +2,22 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 from rich.console import Console
 
 from hf_rlae.studies import chain_policies as chains
 from hf_rlae.studies.rlae_full import BASELINES, EXPERIMENTS, Variation, do_full, plan_full, variation_table
+from hf_rlae.studies.rlae_tables import accuracy_cells
 
 SETTINGS = {"questions": 8, "validation_questions": 4, "resolution": 2, "rollouts": 1}
+
+
+def test_no_share_is_told_of_hardly_any_way_to_the_oracle():
+    ones, none = np.ones((2, 40)), np.zeros((1, 40))
+    few = np.array([[1.0] * 3 + [0.0] * 37])
+    assert accuracy_cells(few, none, ones[:1], False)[2].startswith("0.07 [")
+    assert accuracy_cells(few, none, few, False)[1:] == ["+0.075 [+0.000, +0.175]", ""]
 
 
 def test_the_plan_has_every_experiment_with_its_baselines():
