@@ -43,6 +43,7 @@ class EnsembleCache(Cache):
         absorbed (`int`): columns that members with different tokenizers have heard.
         clock (`SpanClock` or `None`): spans and weights; made at the first forward pass.
         expected_start (`int`, *optional*): the column of the first completion token, where it is known.
+        outgrown (`set[int]`): members whose context the text of some row has outgrown, which has been told.
         is_continued (`bool`): the next `generate` goes on with these texts, inside their spans (see `keep_rows`).
     """
 
@@ -66,7 +67,7 @@ class EnsembleCache(Cache):
         self.encoded_prompts: dict[tuple[int, ...], list[tuple[int, ...]]] = {}
         self.scored_prompts: dict[tuple[int, tuple[int, ...]], list[float]] = {}
         self.warned = False
-        self.exhausted: set[int] = set()
+        self.outgrown: set[int] = set()
 
     def __repr__(self) -> str:
         return f"EnsembleCache(members={len(self.relays)}, columns={self.seen})"

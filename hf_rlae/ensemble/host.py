@@ -30,6 +30,10 @@ class LockstepHost:
         """How many columns the host reads where the text has `total`."""
         return total
 
+    def lengths(self, columns: torch.Tensor, firsts: torch.Tensor) -> torch.Tensor:
+        """See `LockstepRelay.lengths`."""
+        return columns - firsts[:, None]
+
     def run(
         self, input_ids: torch.Tensor, attention_mask: torch.Tensor | None, keep: int, hidden: bool
     ) -> tuple[torch.Tensor, torch.Tensor | None]:

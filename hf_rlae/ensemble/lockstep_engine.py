@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -13,6 +15,8 @@ from hf_rlae.ensemble.spans import SpanQuery
 from hf_rlae.ensemble.trace import MemberScores
 from hf_rlae.member import LockstepRelay, Member, OwnPromptRelay, SeparateRowsRelay
 from hf_rlae.policy import MemberObservation
+
+logger = logging.getLogger(__name__)
 
 AskPolicy = Callable[[EnsembleCache, SpanQuery, Callable[[], Sequence[MemberObservation]]], None]
 
@@ -31,14 +35,22 @@ class LockstepEngine:
         self.mixing = mixing
         self.vocab_size = vocab_size
         self.narrowest = min(member.vocab_size for member in members)
+        self.contexts = [
+            torch.inf if member.context_length is None else float(member.context_length) for member in members
+        ]
+        self.survivor = self.contexts.index(max(self.contexts))
 
     def new_relays(self, use_cache: bool, keep_hidden: bool = True) -> list[LockstepRelay | SeparateRowsRelay]:
         """Fresh caches for one call; hidden states are read when a policy asks for them."""
         shares_prompts = len(self.members) > 1
-        return [
-            (LockstepRelay if member.recurrence.reads_batches else SeparateRowsRelay)(member, use_cache, shares_prompts)
-            for member in self.members
-        ]
+        relays: list[LockstepRelay | SeparateRowsRelay] = []
+        for index, member in enumerate(self.members):
+            if member.recurrence.reads_batches:
+                drops_out = index != self.survivor
+                relays.append(LockstepRelay(member, use_cache, shares_prompts, drops_out))
+            else:
+                relays.append(SeparateRowsRelay(member, use_cache, shares_prompts))
+        return relays
 
     def take_prompts(self, cache: EnsembleCache, ids: torch.Tensor, mask: torch.Tensor, start: int) -> None:
         """Gives members their own prompts `(B, M, L)` in the place of the first `start` columns."""
@@ -80,21 +92,22 @@ class LockstepEngine:
             at = max(query.column, first) - first
 
             def observe(at: int = at) -> list[MemberObservation]:
-                seen = []
-                for index in range(len(self.members)):
-                    if index in cache.exhausted:
-                        seen.append(self._nothing_seen(index, ids.shape[0]))
-                        continue
-                    logits, hidden = run(index)
-                    seen.append(MemberObservation(logits[:, at], None if hidden is None else hidden[:, at]))
-                return seen
+                gone = self._gone(cache, first + at, first + at + 1)
+                return [
+                    self._seen(index, partial(run, index), at, None if gone is None else gone[:, 0, index])
+                    for index in range(len(self.members))
+                ]
 
             ask(cache, query, observe)
+        gone = self._gone(cache, low, total)
         if cache.draws is not None:
-            cache.draws.choose(clock, ids, total - 1, [sorted(cache.exhausted)] * ids.shape[0])
+            mute = () if gone is None else [row.nonzero()[:, 0].tolist() for row in gone[:, -1]]
+            cache.draws.choose(clock, ids, total - 1, mute)
         weights = clock.weights(low, total)
         active = clock.active(low, total)
-        weights = self._without_exhausted(cache, weights, active)
+        if gone is not None:
+            weights = _without(weights, gone.to(weights.device))
+            active = (weights > 0).any(0).any(0).nonzero()[:, 0].tolist()
         logits = [run(index)[0][:, low - first :] for index in active]
         if len(active) == 1 and not prompt:
             if cache.trace.enabled:
@@ -110,12 +123,54 @@ class LockstepEngine:
         mixed = self._readable(self.mixing.of_logits(scores, log_z, weights[..., active]))
         return torch.nn.functional.pad(mixed, (0, 0, prompt, 0), value=torch.nan) if prompt else mixed
 
-    def _nothing_seen(self, index: int, rows: int) -> MemberObservation:
-        """What a policy sees of a member that has nothing to say."""
-        member = self.members[index]
-        options: Any = {"dtype": member.dtype, "device": member.device}
-        logits = torch.full((rows, member.vocab_size), -torch.inf, **options)
-        return MemberObservation(logits, torch.zeros(rows, member.hidden_size, **options))
+    def _seen(
+        self,
+        index: int,
+        run: Callable[[], tuple[torch.Tensor, torch.Tensor | None]],
+        at: int,
+        gone: torch.Tensor | None,
+    ) -> MemberObservation:
+        """What a policy sees of a member; nothing in the rows `(B,)` that it is gone from."""
+        if gone is not None and bool(gone.all()):
+            member = self.members[index]
+            options: Any = {"dtype": member.dtype, "device": member.device}
+            logits = torch.full((len(gone), member.vocab_size), -torch.inf, **options)
+            return MemberObservation(logits, torch.zeros(len(gone), member.hidden_size, **options))
+        scores, states = run()
+        logits, hidden = scores[:, at], None if states is None else states[:, at]
+        if gone is not None and bool(gone.any()):
+            logits = logits.masked_fill(gone.to(logits.device)[:, None], -torch.inf)
+            hidden = None if hidden is None else hidden.masked_fill(gone.to(hidden.device)[:, None], 0.0)
+        return MemberObservation(logits, hidden)
+
+    def _gone(self, cache: EnsembleCache, low: int, high: int) -> torch.Tensor | None:
+        """Whose context each row's text has outgrown at the columns `low .. high - 1`.
+
+        Of members that all are too small for a text, the one with the largest context stays.
+
+        Returns:
+            `torch.BoolTensor` of shape `(B, high - low, M)`, on the CPU, or `None` if all members can go on.
+        """
+        clock = cache.clock
+        assert clock is not None
+        limits, relays = self.contexts, list[Any](cache.relays)
+        if len(limits) == 1 or all(relay.columns(high) <= limit for limit, relay in zip(limits, relays, strict=True)):
+            return None
+        columns = torch.arange(low + 1, high + 1)
+        lengths = [relay.lengths(columns, clock.firsts) for relay in relays]
+        gone = torch.stack([own > limit for own, limit in zip(lengths, limits, strict=True)], dim=-1)
+        if not bool(gone.any()):
+            return None
+        gone[..., self.survivor] &= ~gone.all(-1)
+        for index in gone.any(0).any(0).nonzero()[:, 0].tolist():
+            if index not in cache.outgrown:
+                cache.outgrown.add(index)
+                logger.warning(
+                    "the text has outgrown the context of member %s (%d tokens); it drops out and the others go on",
+                    self.members[index].name,
+                    self.members[index].context_length,
+                )
+        return gone
 
     def _remember(
         self,
@@ -144,16 +199,10 @@ class LockstepEngine:
         beyond = torch.full_like(logits[..., self.narrowest :], -torch.inf)
         return torch.cat([logits[..., : self.narrowest], beyond], dim=-1)
 
-    def _without_exhausted(self, cache: EnsembleCache, weights: torch.Tensor, active: list[int]) -> torch.Tensor:
-        """Weights without the members whose context the text has outgrown; `active` is cut in place."""
-        if len(self.members) == 1 or not cache.exhausted:
-            return weights
-        others = [index for index in range(len(self.members)) if index not in cache.exhausted]
-        left = weights.clone()
-        left[..., sorted(cache.exhausted)] = 0
-        total = left.sum(-1, keepdim=True)
-        orphaned = total == 0  # all the weight of a row lay on members that are gone: the others share it equally
-        equal = torch.zeros_like(left)
-        equal[..., others] = 1 / len(others)
-        active[:] = others if bool(orphaned.any()) else [index for index in active if index in others]
-        return torch.where(orphaned, equal, left / total.masked_fill(orphaned, 1.0))
+
+def _without(weights: torch.Tensor, gone: torch.Tensor) -> torch.Tensor:
+    """Weights `(B, n, M)` without the members that are gone; where all weight lay on these, the others share it."""
+    left = weights.masked_fill(gone, 0.0)
+    total = left.sum(-1, keepdim=True)
+    equal = (~gone).float() / (~gone).sum(-1, keepdim=True)
+    return torch.where(total > 0, left / total.masked_fill(total == 0, 1.0), equal)

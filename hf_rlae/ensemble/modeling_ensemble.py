@@ -283,8 +283,6 @@ class EnsembleForCausalLM(PreTrainedModel, GenerationMixin):
         guard = torch.inference_mode() if cache.in_generate else nullcontext()
         if cache.trace.enabled:
             cache.trace.settle(text, cache.seen + 1)
-        if self.union is None:
-            self._drop_exhausted_members(cache)
         with guard:
             logits = self.engine.step(cache, keep, self._ask)
         if cache.is_recording and logits.is_inference():
@@ -349,28 +347,6 @@ class EnsembleForCausalLM(PreTrainedModel, GenerationMixin):
             every[rows.to(weights.device)] = weights
             weights = every
         clock.answer(query, weights)
-
-    def _drop_exhausted_members(self, cache: EnsembleCache) -> None:
-        """Members whose context the text has outgrown drop out, with a warning."""
-        assert cache.ids is not None
-        if len(self.members) == 1:
-            return
-        text = cache.ids.shape[1]
-        limits = [member.context_length for member in self.members]
-        smallest_first = sorted(range(len(limits)), key=lambda index: (limits[index] is None, limits[index] or 0))
-        for index in smallest_first:  # the last one stays
-            member, limit = self.members[index], limits[index]
-            total = cache.relays[index].columns(text)  # type: ignore[attr-defined]
-            if limit is None or total <= limit or index in cache.exhausted:
-                continue
-            longest = total if cache.mask is None else int(cache.mask.sum(1).max()) + total - text
-            if longest > limit and len(cache.exhausted) < len(self.members) - 1:
-                cache.exhausted.add(index)
-                logger.warning(
-                    "the text has outgrown the context of member %s (%d tokens); it drops out and the others go on",
-                    member.name,
-                    limit,
-                )
 
     def prepare_inputs_for_generation(  # type: ignore[override]
         self,

@@ -58,15 +58,18 @@ class LockstepRelay:
         use_cache (`bool`): keep the model's cache from step to step, or run the whole text each time.
         shares_prompts (`bool`, defaults to `False`): whether rows with the same prompt read it once. A batch of
             another size may round differently, so this is not for a member that is to be itself bit for bit.
+        drops_out (`bool`, defaults to `False`): whether the caller leaves rows out that are longer than the member's
+            context, so that their positions need not exist.
 
     Attributes:
         seen (`int`): columns that the member has read.
     """
 
-    def __init__(self, member: Member, use_cache: bool, shares_prompts: bool = False) -> None:
+    def __init__(self, member: Member, use_cache: bool, shares_prompts: bool = False, drops_out: bool = False) -> None:
         self.member = member
         self.use_cache = use_cache
         self.shares_prompts = shares_prompts
+        self.drops_out = drops_out
         self.seen = 0
         self.forward_calls = 0
         self._recording = False
@@ -75,6 +78,10 @@ class LockstepRelay:
     def columns(self, total: int) -> int:
         """How many columns the member reads where the text has `total`."""
         return total
+
+    def lengths(self, columns: torch.Tensor, firsts: torch.Tensor) -> torch.Tensor:
+        """How many tokens of each row the member has read after the first `columns` `(n,)` columns: `(B, n)`."""
+        return columns - firsts[:, None]
 
     def run(self, input_ids: torch.Tensor, attention_mask: torch.Tensor | None, keep: int, hidden: bool) -> Scores:
         """Reads all columns that the member has not read yet, in one forward pass where the model can.
@@ -122,6 +129,8 @@ class LockstepRelay:
             else:
                 positions = mask.long().cumsum(-1) - 1
                 arguments["position_ids"] = positions.masked_fill(mask == 0, 0)
+            if self.drops_out and member.context_length is not None:  # what rows beyond it say is not heard
+                arguments["position_ids"] = arguments["position_ids"].clamp(max=member.context_length - 1)
         if "logits_to_keep" in accepted:
             arguments["logits_to_keep"] = keep
         inputs = model.prepare_inputs_for_generation(
@@ -257,6 +266,10 @@ class SeparateRowsRelay:
         """How many columns the member reads where the text has `total`."""
         return total
 
+    def lengths(self, columns: torch.Tensor, firsts: torch.Tensor) -> torch.Tensor:
+        """How many tokens of each row the member has read after the first `columns` `(n,)` columns: `(B, n)`."""
+        return columns - firsts[:, None]
+
     def _read(self) -> list[tuple[LockstepRelay, list[int]]]:
         return [(row, columns) for row, columns in zip(self.rows, self._columns, strict=True) if row.seen]
 
@@ -354,6 +367,10 @@ class OwnPromptRelay:
     def columns(self, total: int) -> int:
         """How many columns the member reads where the text has `total`."""
         return total - self.start + self.ids.shape[1]
+
+    def lengths(self, columns: torch.Tensor, firsts: torch.Tensor) -> torch.Tensor:
+        """See `LockstepRelay.lengths`; the member's own prompt is in the place of the text's."""
+        return columns - self.start + self.mask.sum(1).cpu()[:, None]
 
     def run(self, input_ids: torch.Tensor, attention_mask: torch.Tensor | None, keep: int, hidden: bool) -> Scores:
         """See `LockstepRelay.run`; columns within the prompt have no logits."""

@@ -9,7 +9,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hf_rlae import StaticPolicy
+from hf_rlae import EntropyPolicy, StaticPolicy
 from hf_rlae.errors import InputError
 from tests.support.ensembles import TEXTS, encode, endless, mixture, own_logits, policy_of_text
 from tests.support.models import WINDOW, constant, pair, pairs
@@ -239,6 +239,55 @@ def test_the_member_with_the_largest_context_stays(contexts):
         got = ensemble(input_ids=ids).logits[0, -1].double().softmax(-1)
     expected = own_logits(members[contexts.index(40)][0], ids[0])[-1].softmax(-1)
     torch.testing.assert_close(got, expected, atol=1e-6, rtol=0)
+
+
+SMALL = {"max_position_embeddings": 16}
+OUTGROWN = {
+    "llama": lambda: [pair("llama", 0), pair("llama", 1, **SMALL)],
+    "gpt2": lambda: [pair("llama", 0), pair("gpt2", 1, **SMALL)],
+}
+
+
+@pytest.mark.parametrize("policy", [None, policy_of_text, EntropyPolicy()], ids=["uniform", "text", "members"])
+@pytest.mark.parametrize("kind", OUTGROWN)
+def test_a_batch_is_its_rows_where_one_of_them_outgrows_a_context(kind, policy, caplog):
+    """A member goes on with the short row after the long one is too long for it."""
+    ensemble = endless(OUTGROWN[kind](), policy, span_length=2)
+    texts = ["Once upon a time, there", "the"]
+    options = {"do_sample": False, "max_new_tokens": 8, "return_dict_in_generate": True, "output_logits": True}
+    together = ensemble.generate(**encode(*texts), **options)
+    assert sum("outgrown the context" in record.message for record in caplog.records) == 1
+    assert together.member_logps[0, -1].isnan().tolist() == [False, True]
+    assert not together.member_logps[1].isnan().any()
+    for row, text in enumerate(texts):
+        alone = ensemble.generate(**encode(text), **options)
+        torch.testing.assert_close(together.member_logps[row], alone.member_logps[0], atol=1e-5, rtol=0, equal_nan=True)
+        got, expected = torch.stack(together.logits)[:, row], torch.stack(alone.logits)[:, 0]
+        torch.testing.assert_close(got.softmax(-1), expected.softmax(-1), atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("use_cache", [True, False])
+@pytest.mark.parametrize("kind", OUTGROWN)
+def test_one_pass_over_a_text_that_outgrows_a_context_equals_stepping(kind, use_cache):
+    ensemble = endless(OUTGROWN[kind](), policy_of_text, span_length=3)
+    ids = text_ids(22)
+    with torch.no_grad():
+        whole = ensemble(input_ids=ids).logits
+        cache = ensemble.new_cache(use_cache)
+        steps = [ensemble(input_ids=ids[:, :5], past_key_values=cache, prompt_length=0).logits]
+        steps += [ensemble(input_ids=ids[:, at : at + 1], past_key_values=cache).logits for at in range(5, 22)]
+    torch.testing.assert_close(torch.cat(steps, 1).softmax(-1), whole.softmax(-1), atol=1e-5, rtol=0)
+
+
+def test_proposals_beyond_a_context_that_were_not_taken_cost_no_member():
+    """Assisted decoding gives what greedy decoding gives, members' own numbers included."""
+    members = OUTGROWN["llama"]()
+    ensemble = endless(members, span_length=3)
+    options = {"do_sample": False, "max_new_tokens": 12, "return_dict_in_generate": True}
+    expected = ensemble.generate(**encode(TEXTS[0]), **options)
+    got = ensemble.generate(**encode(TEXTS[0]), **options, assistant_model=pair("llama", 3)[0])
+    assert torch.equal(got.sequences, expected.sequences)
+    torch.testing.assert_close(got.member_logps, expected.member_logps, atol=1e-5, rtol=0, equal_nan=True)
 
 
 # Caches, batches and padding
