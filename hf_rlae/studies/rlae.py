@@ -123,9 +123,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--output", type=Path, required=True, help="folder of the results; continued if it is there")
     parser.add_argument("--members", nargs="+", default=["shared", "different"], choices=list(MEMBER_SETS))
     parser.add_argument("--span-lengths", nargs="+", type=int, default=[1, 2])
-    parser.add_argument("--methods", nargs="+", default=list(chains.TRAINED), choices=list(chains.TRAINED))
+    parser.add_argument(
+        "--methods", nargs="+", default=["ppo", "mappo", "mixture"], choices=list(chains.TRAINED), help="to be trained"
+    )
     parser.add_argument("--seeds", type=int, default=5, help="of each objective")
-    parser.add_argument("--control-seeds", type=int, default=2, help="of each control")
+    parser.add_argument("--control-seeds", type=int, default=1, help="of each control")
     parser.add_argument("--questions", type=int, default=400, help="held-out questions")
     parser.add_argument("--rollouts", type=int, default=None, help="of each training, if not the study's own number")
     parser.add_argument("--jobs", type=int, default=2, help="runs at a time, one thread each")
