@@ -125,8 +125,10 @@ class ReadingsEngine:
             if column >= low:
                 results.append(mixed)
                 scores.append(members)
-                if cache.trace.enabled:
-                    weights.append(clock.weights(column, column + 1))
+                if cache.trace.enabled:  # inside a prompt nobody has any weight yet
+                    has_begun = any(entry is not None for entry in members)
+                    nobody = torch.zeros(len(ids), 1, len(members), device=ids.device)
+                    weights.append(clock.weights(column, column + 1) if has_begun else nobody)
         cache.absorbed = total
         if cache.trace.enabled:
             cache.trace.pending = MemberScores(low, _stacked(scores), torch.cat(weights, dim=1), are_probs=True)

@@ -43,6 +43,23 @@ def test_equals_what_generating_recorded(kind, policy):
     torch.testing.assert_close(found, out.member_logps, atol=2e-5, rtol=1e-4, equal_nan=True)
 
 
+@pytest.mark.parametrize("kind", ["shared", "different"])
+@pytest.mark.parametrize("start", [None, 5, 12])
+def test_a_pass_over_a_prompt_is_recorded(kind, start):
+    """Also where the prompt is declared, and members with different tokenizers say nothing inside it."""
+    ensemble = EnsembleForCausalLM.from_members(members(kind))
+    inputs = encode(*TEXTS[:2])
+    assert inputs["input_ids"].shape[1] == 12
+    cache = ensemble.new_cache(record=True)
+    with torch.no_grad():
+        ensemble(**inputs, past_key_values=cache, prompt_length=start)
+    found = cache.trace.pending.of(inputs["input_ids"])
+    assert found.shape == (2, 12, 2)
+    silent = 0 if kind == "shared" or start is None else start - 1
+    assert found[:, :silent].isnan().all()
+    assert not found[:, max(silent, 11) :].isnan().any()
+
+
 def test_equals_each_member_by_itself():
     pairs = members("shared")
     ensemble = EnsembleForCausalLM.from_members(pairs, policy_of_text)
