@@ -142,6 +142,17 @@ def test_equal_policies_have_no_kl(tmp_path):
     assert logs["agent/agent-1/kl"] == logs["agent/agent-2/kl"] == logs["kl"] == 0
 
 
+def test_an_absolute_last_learning_rate_is_of_the_agents_rates(tmp_path):
+    """Schedules measure it by the optimizer's default rate, which would be one that no agent has."""
+    trainer = trainer_of(
+        tmp_path, agent_learning_rates=[1e-3, 5e-4], learning_rate=1e-6, lr_scheduler_type="cosine_with_min_lr",
+        lr_scheduler_kwargs={"min_lr": 1e-4}, max_steps=4,
+    )  # fmt: skip
+    trainer.train()
+    last = {group["agent"]: group["lr"] for group in trainer.optimizer.param_groups}
+    assert last == pytest.approx({"agent-1": 1e-4, "agent-2": 5e-5})
+
+
 @pytest.mark.parametrize("resting", [0, 1])
 def test_an_agent_without_a_learning_rate_stays(tmp_path, resting):
     rates = [1e-2, 1e-2]

@@ -166,6 +166,20 @@ def test_every_save_uploads_all_agents(tmp_path, hub, strategy):
     assert not list((hub.root / "team").glob("checkpoint-*"))
 
 
+@pytest.mark.parametrize("case", ["at the end", "while another upload goes on"])
+def test_no_agent_is_copied_where_nothing_is_uploaded(tmp_path, hub, case):
+    """`output_dir` never holds a part of a team: transformers would not copy the first agent."""
+    trainer = trainer_of(
+        tmp_path / "team", base_model_id="me/base", push_to_hub=True, hub_model_id="me/team",
+        hub_strategy="end" if case == "at the end" else "every_save", save_strategy="steps", save_steps=1, max_steps=1,
+    )  # fmt: skip
+    trainer.push_in_progress = types.SimpleNamespace(is_done=lambda: case == "at the end", wait_until_done=lambda: None)
+    trainer.train()
+    assert (tmp_path / "team" / "checkpoint-1" / "agent-2" / "adapter_model.safetensors").exists()
+    assert not list((tmp_path / "team").glob("adapter_*"))
+    assert not list((tmp_path / "team").glob("agent-2/adapter_*"))
+
+
 def test_saving_and_loading_agents(team, tmp_path):
     team.save_model(str(tmp_path / "saved"))
     again = trainer_of(tmp_path / "again", num_agents=3)
