@@ -104,7 +104,7 @@ class CompletionLog:
         Args:
             parts: columns, and the number of texts, of each process in their order.
         """
-        for column in {column for columns, _ in parts for column in columns}:
+        for column in sorted({column for columns, _ in parts for column in columns}):
             for columns, count in parts:
                 self.extra[column].extend(columns.get(column, [None] * count))
 
