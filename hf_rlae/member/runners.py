@@ -14,9 +14,12 @@ from hf_rlae.errors import MemberError
 from hf_rlae.member.lockstep import accepted_arguments, captured_head_input
 from hf_rlae.member.member import Member
 from hf_rlae.member.recurrence import returned_state
-from hf_rlae.member.slots import SlotCache, plan_columns
+from hf_rlae.member.slots import SlotCache, plan_columns, shared_columns
 
 logger = logging.getLogger(__name__)
+
+_LEAST_SAVED = 128
+"""Cells of padding that are worth a forward pass of their own. Source: ours, measured on a CPU."""
 
 
 class Chain:
@@ -105,11 +108,42 @@ class SlotRunner:
 
     def run(self, paths: Sequence[Path | None], hidden: bool = False) -> PathOutput:
         """Reads each row's path; `None` rows stay as they are."""
-        member = self.member
         feed = [() if path is None else path.after(path.keep) for path in paths]
         keep = [0 if path is None else path.keep for path in paths]
-        ids, positions, plan = plan_columns(keep, feed, member.device)
-        columns = max(path.want for path in paths if path is not None)
+        wants = [0 if path is None else path.want for path in paths]
+        lengths = [len(ids) for ids in feed]
+        copied = self.cache.length / self.member.hidden_size
+        columns = shared_columns(lengths, _LEAST_SAVED, copied)
+        long = [row for row, length in enumerate(lengths) if length > columns]
+        before = None
+        if long:
+            heads = [feed[row][:-columns] for row in long]
+            wanted = max(1, *(wants[row] - columns for row in long))
+            before = self._forward([keep[row] for row in long], heads, wanted, hidden, long, len(feed))
+            for row, ids in zip(long, heads, strict=True):
+                keep[row] += len(ids)
+                feed[row] = feed[row][-columns:]
+        some = [row for row, length in enumerate(lengths) if length]
+        if (len(feed) - len(some)) * columns < _LEAST_SAVED + len(some) * copied:
+            some = list(range(len(feed)))
+        wanted = min(max(wants), columns)
+        last = self._forward([keep[row] for row in some], [feed[row] for row in some], wanted, hidden, some, len(feed))
+        if all(wants[row] == 1 for row in some):
+            return PathOutput(last.logits[:, -1], None if last.hidden is None else last.hidden[:, -1])
+        return _wanted(wants, columns, (long, before), (some, last))
+
+    def _forward(
+        self,
+        keep: Sequence[int],
+        feed: Sequence[Sequence[int]],
+        columns: int,
+        hidden: bool,
+        rows: Sequence[int],
+        batch: int,
+    ) -> PathOutput:
+        """One pass of R of the rows: logits `(R, columns or more, V_m)` and hidden states of the last columns."""
+        member = self.member
+        ids, positions, plan = plan_columns(keep, feed, member.device, rows, batch)
         self.cache.plan = plan
         arguments: dict[str, Any] = {
             "input_ids": ids,
@@ -124,11 +158,7 @@ class SlotRunner:
             logits = member.model(**arguments, return_dict=True).logits
         self.forward_calls += 1
         self.cache.length = plan.length
-        if all(path is not None and path.want == 1 for path in paths):
-            return PathOutput(logits[:, -1], caught[-1][:, -1] if caught else None)
-        rows, back = _picks(paths)
-        index = (torch.tensor(rows, device=logits.device), -torch.tensor(back, device=logits.device))
-        return PathOutput(logits[index], caught[-1].to(logits.device)[index] if caught else None)
+        return PathOutput(logits, caught[-1].to(logits.device) if caught else None)
 
     def reorder(self, rows: torch.Tensor) -> None:
         """Makes row `i` continue what row `rows[i]` was."""
@@ -213,14 +243,50 @@ class RowRunner:
 Runner = SlotRunner | RowRunner
 
 
-def _picks(paths: Sequence[Path | None]) -> tuple[list[int], list[int]]:
-    rows, back = [], []
-    for row, path in enumerate(paths):
-        if path is not None:
-            for distance in range(path.want, 0, -1):
-                rows.append(row)
-                back.append(distance)
-    return rows, back
+def _wanted(
+    wants: Sequence[int],
+    columns: int,
+    before: tuple[Sequence[int], PathOutput | None],
+    last: tuple[Sequence[int], PathOutput],
+) -> PathOutput:
+    """The wanted columns of all rows, one after the other, from two passes over some of the rows each.
+
+    Args:
+        wants (`Sequence[int]`): how many of its last columns each row wants.
+        columns (`int`): of the second pass; what a row wants beyond them was read by the first.
+        before, last: the rows of a pass, and what it said.
+    """
+    early, late = ({row: place for place, row in enumerate(rows)} for rows, _ in (before, last))
+    rows: list[int] = []
+    back: list[int] = []
+    early_rows: list[int] = []
+    early_back: list[int] = []
+    order: list[int] = []
+    for row, want in enumerate(wants):
+        for distance in range(want, 0, -1):
+            if distance > columns:
+                early_rows.append(early[row])
+                early_back.append(columns - distance)
+                order.append(-len(early_rows))
+            else:
+                order.append(len(rows))
+                rows.append(late[row])
+                back.append(-distance)
+
+    def picked(of_last: torch.Tensor, of_before: torch.Tensor | None) -> torch.Tensor:
+        device = of_last.device
+        found = of_last[torch.tensor(rows, device=device), torch.tensor(back, device=device)]
+        if of_before is None or not early_rows:
+            return found
+        first = of_before[torch.tensor(early_rows, device=device), torch.tensor(early_back, device=device)]
+        # behind the others and backwards, so that -1, -2 and so on are their places
+        return torch.cat([found, first.flip(0)])[torch.tensor(order, device=device)]
+
+    first = before[1]
+    logits = picked(last[1].logits, None if first is None else first.logits)
+    if last[1].hidden is None:
+        return PathOutput(logits, None)
+    return PathOutput(logits, picked(last[1].hidden, None if first is None else first.hidden))
 
 
 def _masks(member: Member, positions: torch.Tensor, length: int) -> Any:

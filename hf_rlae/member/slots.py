@@ -12,19 +12,21 @@ from transformers.cache_utils import CacheLayerMixin
 
 @dataclass(frozen=True)
 class WritePlan:
-    """Where the columns of one forward pass go.
+    """Where the columns of one forward pass of R of the B rows go.
 
     Attributes:
-        slots (`torch.LongTensor` of shape `(B, N)`): the slot of every column; padding goes to the trash slot.
-        start (`int` or `None`): if all rows write the same contiguous slots, the first of them.
+        slots (`torch.LongTensor` of shape `(R, N)`): the slot of every column; padding goes to the trash slot.
+        start (`int` or `None`): if all B rows write the same contiguous slots, the first of them.
         length (`int`): slots that attention looks at, L.
-        rows (`torch.LongTensor` of shape `(B, 1)`): row numbers, for writing.
+        rows (`torch.LongTensor` of shape `(R,)`): row numbers.
+        batch (`int`): B.
     """
 
     slots: torch.Tensor
     start: int | None
     length: int
     rows: torch.Tensor
+    batch: int
 
 
 class SlotLayer(CacheLayerMixin):
@@ -47,21 +49,25 @@ class SlotLayer(CacheLayerMixin):
     def update(
         self, key_states: torch.Tensor, value_states: torch.Tensor, *args: object, **kwargs: object
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Writes new columns by the cache's plan and returns the slots in use, `(B, heads, L, head_dim)`."""
+        """Writes new columns by the cache's plan and returns its rows' slots in use, `(R, heads, L, head_dim)`."""
         assert self.cache is not None
         plan = self.cache.plan
         assert plan is not None
         self.is_initialized = True
         self.keys = self._written(self.keys, key_states, plan)
         self.values = self._written(self.values, value_states, plan)
-        return self.keys[:, :, : plan.length], self.values[:, :, : plan.length]
+        keys, values = self.keys[:, :, : plan.length], self.values[:, :, : plan.length]
+        if len(plan.rows) == plan.batch:
+            return keys, values
+        rows = plan.rows.to(keys.device)
+        return keys.index_select(0, rows), values.index_select(0, rows)
 
     def _written(self, store: torch.Tensor | None, new: torch.Tensor, plan: WritePlan) -> torch.Tensor:
         needed = plan.length + 1
         if store is None or store.shape[2] < needed:
             capacity = max(needed + 63, 2 * (store.shape[2] if store is not None else 0))
             # zeros, not empty: what is masked still enters the product with weight 0, and 0 * NaN is NaN
-            grown = new.new_zeros(new.shape[0], new.shape[1], capacity, new.shape[3])
+            grown = new.new_zeros(plan.batch, new.shape[1], capacity, new.shape[3])
             if store is not None:
                 grown[:, :, : store.shape[2]] = store
             store = grown
@@ -69,7 +75,7 @@ class SlotLayer(CacheLayerMixin):
             store[:, :, plan.start : plan.start + new.shape[2]] = new
         else:
             slots = plan.slots.masked_fill(plan.slots < 0, store.shape[2] - 1).to(store.device)
-            store[plan.rows.to(store.device), :, slots] = new.transpose(1, 2)
+            store[plan.rows.to(store.device)[:, None], :, slots] = new.transpose(1, 2)
         return store
 
     def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
@@ -126,7 +132,11 @@ class SlotCache(Cache):
 
 
 def plan_columns(
-    keep: Sequence[int], feed: Sequence[Sequence[int]], device: torch.device
+    keep: Sequence[int],
+    feed: Sequence[Sequence[int]],
+    device: torch.device,
+    rows: Sequence[int],
+    batch: int,
 ) -> tuple[torch.Tensor, torch.Tensor, WritePlan]:
     """Lays out ragged rows in columns, the last token of every row in the last column.
 
@@ -134,9 +144,11 @@ def plan_columns(
         keep (`Sequence[int]`): tokens of each row that stay in the cache.
         feed (`Sequence[Sequence[int]]`): new ids of each row.
         device (`torch.device`): of the results.
+        rows (`Sequence[int]`): which of the rows of the cache these R are, in ascending order.
+        batch (`int`): how many rows the cache has, B.
 
     Returns:
-        ids `(B, N)`, positions `(B, N)` (both 0 in padding) and the `WritePlan`.
+        ids `(R, N)`, positions `(R, N)` (both 0 in padding) and the `WritePlan`.
     """
     columns = max(len(ids) for ids in feed)
     ids_rows, position_rows, slot_rows = [], [], []
@@ -148,6 +160,39 @@ def plan_columns(
         slot_rows.append([-1] * pad + list(positions))
     table = torch.tensor([ids_rows, position_rows, slot_rows], dtype=torch.long).to(device)
     length = max(kept + len(ids) for kept, ids in zip(keep, feed, strict=True))
-    same = all(kept == keep[0] and len(ids) == columns for kept, ids in zip(keep, feed, strict=True))
-    rows = torch.arange(len(feed), device=device)[:, None]
-    return table[0], table[1], WritePlan(table[2], keep[0] if same else None, length, rows)
+    same = len(feed) == batch and min(keep) == max(keep) and all(len(ids) == columns for ids in feed)
+    numbers = torch.tensor(rows, dtype=torch.long, device=device)
+    return table[0], table[1], WritePlan(table[2], keep[0] if same else None, length, numbers, batch)
+
+
+def shared_columns(lengths: Sequence[int], least_saved: int, copied: float) -> int:
+    """How many columns all rows are best run with, where the longer ones begin by themselves.
+
+    Rows of one forward pass are as wide as the longest. Where few are long, two passes are cheaper: one of the long
+    rows' first ids, and one of all rows' last ones.
+
+    Args:
+        lengths (`Sequence[int]`): new ids of each of B rows.
+        least_saved (`int`): cells (a row's column) that are worth a second pass.
+        copied (`float`): what the cache of a row that is run without the others costs, in cells.
+
+    Returns:
+        `int`: columns of the pass of all rows: the longest length where one pass does as well.
+
+    Example:
+
+    >>> shared_columns([1, 1, 1, 1, 9], least_saved=4, copied=1.0)
+    1
+    """
+    longest = max(lengths)
+    counts = [0] * (longest + 1)
+    for length in lengths:
+        counts[length] += 1
+    best, fewest = longest, float(len(lengths) * longest - least_saved)
+    longer = len(lengths) - counts[0]
+    for columns in range(1, longest):
+        longer -= counts[columns]
+        cells = len(lengths) * columns + longer * (longest - columns + copied)
+        if cells <= fewest:
+            best, fewest = columns, cells
+    return best
