@@ -9,7 +9,7 @@ import torch
 
 from hf_rlae.ensemble.cache_ensemble import EnsembleCache
 from hf_rlae.ensemble.readings_engine import ReadingsEngine
-from hf_rlae.member import ReadingsRelay, Update
+from hf_rlae.member import Measurement, ReadingsRelay, Update
 from hf_rlae.member.reading_state import Reading, Row
 from hf_rlae.member.reading_step import ReadingStep
 from hf_rlae.member.runners import Chain, Path
@@ -108,22 +108,22 @@ class ReadingsHost(ReadingsRelay):
         updates[row] = Update(raw)
         self.advance(updates)
 
-    def advance(self, updates: Sequence[Update | None], sums: Sequence[float] | None = None) -> None:
+    def advance(self, updates: Sequence[Update | None], measurement: Measurement | None = None) -> None:
         """See `ReadingsRelay.advance`."""
-        if sums is None:
-            sums = self.measure(updates).tolist()
-        evaluated = self._evaluated(updates, sums)
+        if measurement is None:
+            measurement = self.measure([None if update is None else update.raw for update in updates]).read()
+        sums = measurement.numbers
         self._store()
         for row, update in enumerate(updates):
             if update is None:
                 continue
             step = ReadingStep(row, update)
-            for reading, target, scale, at in evaluated[row]:
+            for reading, target, scale, at in measurement.entries[row]:
                 ends = len(target.ends)
                 step.end_sum += scale * sum(sums[at : at + ends])
                 stay = scale * sums[at + ends + 2]
                 if stay > 0:
-                    step.stays.append((reading, stay))
+                    step.add_stay(reading, stay)
             end, factor = step.end_weight()
             found = [Reading((), b"", end, self._slots[row])]
             found += [Reading((), r.tail + update.raw, value * factor, r.slot) for r, value in step.stays]
@@ -221,15 +221,14 @@ class RereadingHost(ReadingsRelay):
         used = {0} | {reading.slot for row in self.rows for reading in row.readings}
         return self.pool.store(torch.cat(logits), torch.cat(hidden) if hidden else None, used)
 
-    def _settled(self, step: ReadingStep, readings: list[Reading]) -> Row:
-        if step.row in self._served:
-            step.new_ids = ()  # the host's own cache has not moved
-        return super()._settled(step, readings)
+    def _settled(self, row: int, read: tuple[int, ...], readings: list[Reading]) -> Row:
+        # where `generate` has read the text, the host's own cache has not moved
+        return super()._settled(row, () if row in self._served else read, readings)
 
-    def advance(self, updates: Sequence[Update | None], sums: Sequence[float] | None = None) -> None:
+    def advance(self, updates: Sequence[Update | None], measurement: Measurement | None = None) -> None:
         """See `ReadingsRelay.advance`."""
         self._served = frozenset()
-        super().advance(updates, sums)
+        super().advance(updates, measurement)
 
 
 def seat_host(

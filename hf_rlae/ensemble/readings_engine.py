@@ -12,7 +12,7 @@ from hf_rlae.ensemble.mixing import Mixing
 from hf_rlae.ensemble.prompts import PromptEncoder, member_prompts
 from hf_rlae.ensemble.spans import SpanQuery
 from hf_rlae.ensemble.trace import MemberScores
-from hf_rlae.member import Member, ReadingsRelay, RowRunner, SlotRunner, Update
+from hf_rlae.member import Measurement, Member, ReadingsRelay, RowRunner, SlotRunner, Update
 from hf_rlae.policy import MemberObservation
 from hf_rlae.vocabulary import Alignment, ByteVocabulary, UnionVocabulary
 
@@ -26,8 +26,7 @@ class _Column:
 
     def __init__(self, updates: list[list[Update | None]]) -> None:
         self.updates = updates  # per member and row; `None` where nothing was said, or it has been taken in
-        self.sums: list[list[float] | None] = [None] * len(updates)  # what the member's relay measured
-        self.measured: list[list[bool]] = [[] for _ in updates]  # for which rows
+        self.measurements: list[Measurement | None] = [None] * len(updates)
 
 
 class ReadingsEngine:
@@ -253,55 +252,50 @@ class ReadingsEngine:
     def _measure(self, cache: EnsembleCache, column: int, raws: list[bytes | None]) -> _Column:
         """The updates of all members, with the shares of those who proposed the tokens of this column."""
         relays = self._relays(cache)
-        count = len(relays)
-        nobody: list[list[Update | None]] = [
-            [None if raw is None else Update(raw) for raw in raws] for _ in range(count)
-        ]
-        heard = _Column(nobody)
-        if not any(raws):
-            return heard
+        if not any(raw is not None for raw in raws):
+            return _Column([[None] * len(raws) for _ in relays])
         clock = cache.clock
         assert clock is not None
         weights = clock.host_weights(column - 1)
-        asked: list[list[Update | None]] = []
-        flat: list[torch.Tensor] = []
+        measurements = [
+            relay.measure(
+                [
+                    raw if held[index] > 0 and row.readings and not row.pending else None
+                    for raw, held, row in zip(raws, weights, relay.rows, strict=True)
+                ]
+            )
+            for index, relay in enumerate(relays)
+        ]
         device = relays[0].device
-        for index, relay in enumerate(relays):
-            updates = [
-                update if weights[row][index] > 0 and relay.rows[row].readings and not relay.rows[row].pending else None
-                for row, update in enumerate(nobody[index])
-            ]
-            asked.append(updates)
-            flat.append(relay.measure(updates).to(device) if any(updates) else torch.zeros(0, device=device))
-        numbers = torch.cat(flat).tolist()
+        numbers = torch.cat([measurement.sums.to(device) for measurement in measurements]).tolist()
+        nobody: list[Update | None] = [None if raw is None else Update(raw) for raw in raws]
+        heard = _Column([list(nobody) for _ in relays])
+        proposals: dict[int, list[list[float]]] = {}  # by group: what its members proposed whole and unfinished
+        totals = [0.0] * len(raws)
         at = 0
-        proposed: list[list[tuple[float, float]]] = []
-        for index, relay in enumerate(relays):
-            sums = numbers[at : at + len(flat[index])]
-            at += len(flat[index])
-            if not any(asked[index]):
-                proposed.append([(0.0, 0.0)] * len(raws))
+        for index, measurement in enumerate(measurements):
+            size = len(measurement.sums)
+            measurement.read(numbers[at : at + size])
+            at += size
+            if not measurement.rows:
                 continue
-            heard.sums[index] = sums
-            heard.measured[index] = [update is not None for update in asked[index]]
-            proposed.append(relay.proposed(asked[index], sums))
-        for row, raw in enumerate(raws):
-            if raw is None:
+            heard.measurements[index] = measurement
+            proposed = proposals.setdefault(self.groups[index], [[0.0, 0.0] for _ in raws])
+            shares = measurement.proposed()
+            for row in measurement.rows:
+                weight, (whole, unfinished), sums = weights[row][index], shares[row], proposed[row]
+                sums[0] += weight * whole
+                sums[1] += weight * unfinished
+                totals[row] += weight * (whole + unfinished)
+        for index, measurement in enumerate(measurements):
+            if not measurement.rows:
                 continue
-            whole = [0.0] * count
-            unfinished = [0.0] * count
-            for index in range(count):
-                weight = weights[row][index]
-                group = self.groups[index]
-                whole[group] += weight * proposed[index][row][0]
-                unfinished[group] += weight * proposed[index][row][1]
-            total = sum(whole) + sum(unfinished)
-            if total <= 0:
-                continue
-            for index in range(count):
-                if asked[index][row] is not None:
-                    group = self.groups[index]
-                    heard.updates[index][row] = Update(raw, whole[group] / total, unfinished[group] / total)
+            proposed, updates = proposals[self.groups[index]], heard.updates[index]
+            for row in measurement.rows:
+                total = totals[row]
+                if total > 0:
+                    whole, unfinished = proposed[row]
+                    updates[row] = Update(raws[row], whole / total, unfinished / total)  # type: ignore[arg-type]
         return heard
 
     def _bring(self, relay: ReadingsRelay, heard: _Column, index: int, rows: Sequence[int]) -> None:
@@ -320,9 +314,10 @@ class ReadingsEngine:
                 update = Update(b"")
             chosen[row] = update
             heard.updates[index][row] = None
-        if any(update is not None for update in chosen):
-            fits = [update is not None for update in chosen] == heard.measured[index]
-            relay.advance(chosen, heard.sums[index] if fits else None)
+        read = [row for row, update in enumerate(chosen) if update is not None]
+        if read:
+            measurement = heard.measurements[index]
+            relay.advance(chosen, measurement if measurement is not None and measurement.rows == read else None)
 
     def _defer(self, relays: Sequence[ReadingsRelay], heard: _Column) -> None:
         for relay, updates in zip(relays, heard.updates, strict=True):

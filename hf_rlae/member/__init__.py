@@ -1,6 +1,7 @@
 """Floor 2: one member at run time."""
 
 from hf_rlae.member.lockstep import LockstepRelay, OwnPromptRelay, SeparateRowsRelay
+from hf_rlae.member.measurement import Measurement
 from hf_rlae.member.member import Member
 from hf_rlae.member.prompt_logps import prompt_logps
 from hf_rlae.member.reading_state import Update
@@ -9,6 +10,7 @@ from hf_rlae.member.runners import RowRunner, SlotRunner, choose_runner
 
 __all__ = [
     "LockstepRelay",
+    "Measurement",
     "Member",
     "OwnPromptRelay",
     "ReadingsRelay",

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 
 from hf_rlae.member.runners import Chain
+
+_EMPTY = Chain()
 
 
 class Reading:
@@ -27,7 +28,6 @@ class Reading:
         self.slot = slot
 
 
-@dataclass(frozen=True, slots=True)
 class Row:
     """A member's state in one row. Never changed once made, so that beams can share it.
 
@@ -42,18 +42,29 @@ class Row:
         is_exhausted (`bool`): whether the row has outgrown the member's context.
     """
 
-    settled: Chain = field(default_factory=Chain)
-    readings: tuple[Reading, ...] = ()
-    pending: bytes = b""
-    unread: tuple[int, ...] = ()
-    cached: tuple[int, ...] = ()
-    kept: int = 0
-    is_exhausted: bool = False
+    __slots__ = ("cached", "is_exhausted", "kept", "pending", "readings", "settled", "unread")
+
+    def __init__(
+        self,
+        settled: Chain = _EMPTY,
+        readings: tuple[Reading, ...] = (),
+        pending: bytes = b"",
+        unread: tuple[int, ...] = (),
+        cached: tuple[int, ...] = (),
+        kept: int = 0,
+        is_exhausted: bool = False,
+    ) -> None:
+        self.settled = settled
+        self.readings = readings
+        self.pending = pending
+        self.unread = unread
+        self.cached = cached
+        self.kept = kept
+        self.is_exhausted = is_exhausted
 
 
-@dataclass(frozen=True, slots=True)
 class Update:
-    """What was added to a row's text, and who proposed it.
+    """What was added to a row's text, and who proposed it. Never changed once made.
 
     Attributes:
         raw (`bytes`): the new bytes.
@@ -61,9 +72,12 @@ class Update:
         q (`float`): the share that they proposed as the beginning of a longer token; `1 - r - q` is the others'.
     """
 
-    raw: bytes
-    r: float = 0.0
-    q: float = 0.0
+    __slots__ = ("q", "r", "raw")
+
+    def __init__(self, raw: bytes, r: float = 0.0, q: float = 0.0) -> None:
+        self.raw = raw
+        self.r = r
+        self.q = q
 
 
 def common_length(first: Sequence[int], second: Sequence[int]) -> int:

@@ -35,6 +35,7 @@ class ReadingStep:
         "new_ids",
         "row",
         "slots",
+        "stay_sum",
         "stays",
         "update",
     )
@@ -48,6 +49,7 @@ class ReadingStep:
         self.first = 0  # how many new ids come before the first wanted column
         self.end = 0.0  # weight of the canonical path so far
         self.end_sum = 0.0
+        self.stay_sum = 0.0
         self.stays: list[tuple[Reading, float]] = []
         self.inner: list[tuple[Boundary, float]] = []
         self.slots: list[int] = []  # where the probabilities of the wanted columns are
@@ -75,12 +77,12 @@ class ReadingStep:
                     best_path = (value, reading, target.canonical)
             stay = scale * sums[after + 2]
             if stay > 0:
-                self.stays.append((reading, stay))
+                self.add_stay(reading, stay)
         update = self.update
         others = 1.0 - update.r - update.q
         if best_end[1] is not None and (update.r >= others or best_path[0] <= best_end[0]):
             self.base, self.new_ids = best_end[1], (best_end[2],)
-            if self.end_weight()[0] < min_reading and self.stays:
+            if self.stays and self.end_weight()[0] < min_reading:
                 self.base, self.new_ids = None, ()  # a dropped end costs no forward pass
         elif best_path[1] is not None and update.r < others:
             assert best_path[2] is not None
@@ -95,6 +97,11 @@ class ReadingStep:
         else:
             self._fall_back(max(entries, key=lambda entry: entry[0].weight))
 
+    def add_stay(self, reading: Reading, value: float) -> None:
+        """The reading's unfinished token may go on past the new text."""
+        self.stays.append((reading, value))
+        self.stay_sum += value
+
     def _fall_back(self, entry: Entry) -> None:
         """Nothing explains the new text: the heaviest reading ends by the canonical ids."""
         self.base, self.canonical = entry[0], entry[1].canonical
@@ -104,15 +111,14 @@ class ReadingStep:
 
     def end_weight(self) -> tuple[float, float]:
         """`a(end)`, and what a stay's sum is multiplied with: `a(stay_i) = stay_i * (q / S + o / (E + S))`."""
-        update = self.update
-        r, q = update.r, update.q
-        o = max(1.0 - r - q, 0.0)
-        stay_sum = sum(value for _, value in self.stays) + sum(value for _, value in self.inner)
-        total = self.end_sum + stay_sum
+        stay_sum = self.stay_sum
         if stay_sum <= 0:
             return 1.0, 0.0
         if self.end_sum <= 0:
             return 0.0, 1.0 / stay_sum
+        r, q = self.update.r, self.update.q
+        o = max(1.0 - r - q, 0.0)
+        total = self.end_sum + stay_sum
         return r + o * self.end_sum / total, q / stay_sum + o / total
 
     def follow(self, following: list[float], stays: list[float]) -> None:
@@ -127,14 +133,18 @@ class ReadingStep:
             while here < boundary.after:
                 weight *= following[here - self.first]
                 here += 1
-            self.inner.append((boundary, weight * next(rest)))
+            self._stay_inside(boundary, weight * next(rest))
         while here < len(self.new_ids):
             weight *= following[here - self.first]
             here += 1
         if self.canonical.open is not None:
-            self.inner.append((self.canonical.open, weight * next(rest)))
+            self._stay_inside(self.canonical.open, weight * next(rest))
         else:
             self.end_sum += weight
+
+    def _stay_inside(self, boundary: Boundary, value: float) -> None:
+        self.inner.append((boundary, value))
+        self.stay_sum += value
 
     def candidates(self, pending: bytes) -> list[Candidate]:
         """The new readings, not yet normalised; `pending` is text that came before the update's."""

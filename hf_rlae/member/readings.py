@@ -7,10 +7,11 @@ from collections.abc import Sequence
 
 import torch
 
+from hf_rlae.member.measurement import Measurement
 from hf_rlae.member.member import Member
 from hf_rlae.member.pool import ProbabilityPool, flat
 from hf_rlae.member.reading_state import Reading, Row, Update, common_length, taken_back
-from hf_rlae.member.reading_step import Entry, ReadingStep
+from hf_rlae.member.reading_step import ReadingStep
 from hf_rlae.member.runners import Chain, Path, RowRunner, SlotRunner
 from hf_rlae.member.union_distribution import UnionDistribution
 from hf_rlae.vocabulary import Alignment, ByteVocabulary
@@ -204,116 +205,56 @@ class ReadingsRelay:
 
     # -- what the member hears ----------------------------------------------------------------------------
 
-    def measure(self, updates: Sequence[Update | None]) -> torch.Tensor:
+    def measure(self, raws: Sequence[bytes | None]) -> Measurement:
         """The sums of probabilities that an update of the readings needs, for all rows in one gather.
 
         Args:
-            updates: one a row; `None` leaves the row as it is.
+            raws: the new bytes of each row; `None` leaves the row as it is.
 
         Returns:
-            a flat fp32 tensor, to be handed to `proposed` and `advance` as a list.
+            a `Measurement`, to be handed to `advance` once its numbers are read.
         """
-        parts: list[torch.Tensor] = []
-        segments: list[torch.Tensor] = []
-        offsets: list[tuple[int, int]] = []
-        count = 0
-        for row, update in enumerate(updates):
-            if update is None:
-                continue
-            state = self.rows[row]
-            raw = state.pending + update.raw
-            for reading in state.readings:
-                target = self.alignment.target(reading.tail, raw)
-                parts.append(target.ids)
-                segments.append(target.segments)
-                offsets.append((reading.slot * self.pool.width, count))
-                count += target.num_segments
-                if reading.tail and self._said.place_of(reading) is None:
-                    tokens = self.alignment.tail_map(reading.tail).member_ids
-                    parts.append(tokens)
-                    segments.append(torch.zeros_like(tokens))
-                    offsets.append((reading.slot * self.pool.width, count))
-                    count += 1
-        if not parts:
-            return torch.zeros(0, device=self.device)
-        if len(parts) == 1:
-            source, segment = parts[0] + offsets[0][0], segments[0]
-        else:
-            spread = torch.tensor(offsets).repeat_interleave(torch.tensor([len(part) for part in parts]), 0)
-            source = torch.cat(parts) + spread[:, 0]
-            segment = torch.cat(segments) + spread[:, 1]
-        sums = self.pool.sums(source, segment, count)
-        return sums if self._said.totals is None else torch.cat([sums, self._said.totals])
+        return Measurement(self.rows, raws, self.alignment, self.pool, self._said)
 
-    def _evaluated(self, updates: Sequence[Update | None], sums: Sequence[float]) -> list[list[Entry]]:
-        """For every row its readings with their targets, `a_i / Z_i`, and where their sums begin."""
-        totals = len(sums) - (0 if self._said.totals is None else len(self._said.totals))
-        at = 0
-        rows: list[list[Entry]] = []
-        for row, update in enumerate(updates):
-            entries: list[Entry] = []
-            rows.append(entries)
-            if update is None:
-                continue
-            state = self.rows[row]
-            raw = state.pending + update.raw
-            for reading in state.readings:
-                target = self.alignment.target(reading.tail, raw)
-                start, z = at, 1.0
-                at += target.num_segments
-                if reading.tail:
-                    known = self._said.place_of(reading)
-                    if known is None:
-                        z = sums[at]
-                        at += 1
-                    else:
-                        z = sums[totals + known]
-                entries.append((reading, target, reading.weight / z if z > 0 else 0.0, start))
-        return rows
-
-    def proposed(self, updates: Sequence[Update | None], sums: Sequence[float]) -> list[tuple[float, float]]:
-        """How much of `P(u)` the member proposed whole, and how much as the beginning of a longer token."""
-        shares = []
-        for entries in self._evaluated(updates, sums):
-            whole = unfinished = 0.0
-            for _, target, scale, at in entries:
-                ends = len(target.ends)
-                whole += scale * sum(sums[at : at + ends])
-                unfinished += scale * sums[at + ends + 1]
-            shares.append((whole, unfinished))
-        return shares
-
-    def advance(self, updates: Sequence[Update | None], sums: Sequence[float] | None = None) -> None:
+    def advance(self, updates: Sequence[Update | None], measurement: Measurement | None = None) -> None:
         """Takes new text in: chooses the live path of every row, reads it, and weighs the readings anew.
 
         Rule 3. Rows that are `None` stay as they are.
 
         Args:
             updates: one a row.
-            sums (`Sequence[float]`, *optional*): what `measure(updates)` returned, as numbers.
+            measurement (`Measurement`, *optional*): of the bytes of `updates`, with its numbers.
         """
-        if sums is None:
-            sums = self.measure(updates).tolist()
-        evaluated = self._evaluated(updates, sums)
+        if measurement is None:
+            measurement = self.measure([None if update is None else update.raw for update in updates]).read()
+        numbers, entries = measurement.numbers, measurement.entries
+        ended: list[tuple[int, tuple[int, ...]]] = []  # rows whose only reading ends by a token, and nothing else
         steps = []
-        for row, update in enumerate(updates):
-            if update is not None and evaluated[row]:
+        for row in measurement.rows:
+            update, found = updates[row], entries[row]
+            assert update is not None
+            if len(found) == 1:
+                reading, target, _, at = found[0]
+                if len(target.ends) == 1 and not target.goes_on and numbers[at] > 0:
+                    ended.append((row, reading.ids + target.ends))
+                    continue
+            if found:
                 step = ReadingStep(row, update)
-                step.choose(evaluated[row], sums, self.min_reading)
+                step.choose(found, numbers, self.min_reading)
                 steps.append(step)
-        self._read(steps)
+        self._read(steps, ended)
         self._weigh_inside(steps)
         self._renew(steps)
 
     def _path(self, step: ReadingStep) -> Path | None:
         """The path that has to be read, or `None` if the row needs no forward pass."""
-        state = self.rows[step.row]
         if step.base is None or not step.new_ids:
             return None
-        ids = step.base.ids + step.new_ids
         want = len(step.new_ids) - step.first + 1 if step.canonical is not None else 1
-        length = state.settled.length + len(ids)
-        return Path(state.settled, ids, self._keep(state, ids, length - want), want)
+        return self._path_to(self.rows[step.row], step.base.ids + step.new_ids, want)
+
+    def _path_to(self, state: Row, ids: tuple[int, ...], want: int) -> Path:
+        return Path(state.settled, ids, self._keep(state, ids, state.settled.length + len(ids) - want), want)
 
     def _keep(self, state: Row, ids: tuple[int, ...], most: int) -> int:
         if not self.use_cache:
@@ -351,9 +292,18 @@ class ReadingsRelay:
             )
         return False
 
-    def _read(self, steps: list[ReadingStep]) -> None:
-        """Runs the live paths of all rows; rows that no longer fit the model's context are taken out of `steps`."""
+    def _read(self, steps: list[ReadingStep], ended: Sequence[tuple[int, tuple[int, ...]]]) -> None:
+        """Runs the live paths of all rows; rows that no longer fit the model's context are taken out of `steps`.
+
+        Args:
+            steps (`list[ReadingStep]`): rows whose readings are weighed afterwards.
+            ended: rows that end by the ids given, which follow their settled ones, as their only reading.
+        """
         paths: list[Path | None] = [None] * len(self.rows)
+        for row, ids in ended:
+            ending = self._path_to(self.rows[row], ids, 1)
+            if self._fits(row, ending):
+                paths[row] = ending
         for step in list(steps):
             path = self._path(step)
             if self._fits(step.row, path):
@@ -363,12 +313,18 @@ class ReadingsRelay:
         if not any(paths):
             return
         slots = self._run(paths)
+        begins: list[int] = []
         at = 0
+        for wanted in paths:
+            begins.append(at)
+            at += 0 if wanted is None else wanted.want
         for step in steps:
             path = paths[step.row]
             if path is not None:
-                step.slots = slots[at : at + path.want]
-                at += path.want
+                step.slots = slots[begins[step.row] : begins[step.row] + path.want]
+        for row, ids in ended:
+            if paths[row] is not None:
+                self.rows[row] = self._settled(row, ids, [Reading(ids, b"", 1.0, slots[begins[row]])])
 
     def _weigh_inside(self, steps: list[ReadingStep]) -> None:
         """Follows canonical paths id by id: the weights of their inner boundaries and of their end."""
@@ -411,13 +367,15 @@ class ReadingsRelay:
                 Reading(ids, tail, weight / total if len(candidates) > 1 else 1.0, slot)
                 for ids, tail, weight, slot in candidates
             ]
-            self.rows[step.row] = self._settled(step, readings)
+            read = step.base.ids + step.new_ids if step.base is not None and step.new_ids else ()
+            self.rows[step.row] = self._settled(step.row, read, readings)
 
-    def _settled(self, step: ReadingStep, readings: list[Reading]) -> Row:
-        old = self.rows[step.row]
+    def _settled(self, row: int, read: tuple[int, ...], readings: list[Reading]) -> Row:
+        """The row with new readings, whose common ids are settled; `read` are the ids that the cache now holds."""
+        old = self.rows[row]
         cached, kept = old.cached, old.kept
-        if step.base is not None and step.new_ids:
-            cached = step.base.ids + step.new_ids
+        if read:
+            cached = read
             kept = old.settled.length + len(cached)
         shared = readings[0].ids
         for reading in readings[1:]:
@@ -427,7 +385,7 @@ class ReadingsRelay:
             for reading in readings:
                 reading.ids = reading.ids[len(shared) :]
             if kept >= old.settled.length:
-                common = common_length(cached, shared)
+                common = len(shared) if cached is shared else common_length(cached, shared)
                 kept = min(kept, settled.length + len(cached)) if common == len(shared) else old.settled.length + common
             cached = cached[len(shared) :]
         return Row(settled, tuple(readings), b"", (), cached, kept)
@@ -467,15 +425,14 @@ class ReadingsRelay:
             updates[row] = Update(b"") if following else None
         if not any(updates):
             return
-        sums = self.measure(updates).tolist()
+        measurement = self.measure([None if update is None else update.raw for update in updates]).read()
         steps = []
-        evaluated = self._evaluated(updates, sums)
         for (row, following), own_slots in zip(plans, kept, strict=True):
             update = updates[row]
             if update is None:
                 continue
             step = ReadingStep(row, update)
-            step.choose(evaluated[row], sums, self.min_reading)
+            step.choose(measurement.entries[row], measurement.numbers, self.min_reading)
             step.slots = own_slots[max(step.first, 1) :]
             if step.new_ids in ((), following):  # else the path has to be read after all, as any other
                 steps.append(step)

@@ -81,6 +81,7 @@ class Target:
     Attributes:
         ids, segments (`torch.LongTensor`): the parts in one, and which part each id belongs to.
         num_segments (`int`): number of parts.
+        goes_on (`bool`): whether some token begins with tail and new bytes and is longer.
     """
 
     def __init__(
@@ -90,6 +91,7 @@ class Target:
         self.ids = torch.cat(list(parts))
         self.segments = torch.repeat_interleave(torch.tensor([len(part) for part in parts]))
         self.num_segments = len(parts)
+        self.goes_on = len(parts[-1]) > 0
         self._find_canonical = find_canonical
 
     @cached_property

@@ -172,9 +172,7 @@ class PackageRelay:
     @torch.inference_mode()
     def proposed(self, union_ids: Sequence[int]) -> np.ndarray:
         """Of each row's union token, the parts of `P(u)` from whole and from unfinished tokens: `(2, B)`."""
-        updates = [self.make_update(self.union.pieces[u], 0.0, 0.0) for u in union_ids]
-        sums = self.relay.measure(updates).tolist()
-        return np.array(self.relay.proposed(updates, sums)).T
+        return np.array(self.relay.measure([self.union.pieces[u] for u in union_ids]).read().proposed()).T
 
     def readings(self, row: int) -> list[tuple[tuple[int, ...], bytes, float]]:
         """`(ids, tail, a)` of every reading, heaviest first."""
