@@ -64,7 +64,7 @@ class StateReader:
 
         def read_next(seen: Sequence[MemberObservation], best: list[list[int]]) -> list[list[bytes | None]]:
             return [
-                [self._next_bytes(cache, index, row, seen[index].logits[at], best[at][index]) for index in members]
+                [self._next_bytes(cache, index, row, seen[index].logits, at, best[at][index]) for index in members]
                 for at, row in enumerate(places)
             ]
 
@@ -89,8 +89,17 @@ class StateReader:
     def _text(self, cache: EnsembleCache, row: int, columns: int) -> str:
         return self.tokenizer.decode(self._ids(cache, row, columns), skip_special_tokens=True)
 
-    def _next_bytes(self, cache: EnsembleCache, index: int, row: int, logits: torch.Tensor, best: int) -> bytes | None:
-        """What a member's likeliest token adds to the text: `b""` for its end, `None` for nothing."""
+    def _next_bytes(
+        self, cache: EnsembleCache, index: int, row: int, logits: torch.Tensor, at: int, best: int
+    ) -> bytes | None:
+        """What a member's likeliest token adds to the text: `b""` for its end, `None` for nothing.
+
+        Args:
+            cache (`EnsembleCache`): of the call.
+            index (`int`), row (`int`): the member, and the row of the batch.
+            logits (`torch.FloatTensor` of shape `(R, V_m)`), at (`int`): the member's, and the row's place in them.
+            best (`int`): the likeliest of all its ids there.
+        """
         assert isinstance(self.engine, ReadingsEngine)
         relay: ReadingsRelay = cache.relays[index]  # type: ignore[assignment]
         readings = relay.rows[row].readings
@@ -99,7 +108,7 @@ class StateReader:
             ids = self.engine.alignments[index].stay_ids(tail).to(logits.device)
             if not len(ids):
                 return None
-            best = int(ids[logits[ids].argmax()])
+            best = int(ids[logits[at, ids].argmax()])
         if best in self.members[index].end_ids:
             return b""
         if best >= len(self.engine.vocabularies[index].pieces):

@@ -7,6 +7,9 @@ from itertools import islice
 
 import torch
 
+WIDE = 4096
+"""Ids from which on a row's copy costs more than a call of its own. Source: ours."""
+
 
 class ProbabilityPool:
     """Rows of probabilities in slots, each with a column of zeros at its end; slot 0 is all zeros.
@@ -44,7 +47,7 @@ class ProbabilityPool:
         slots = self._free(len(logits), used)
         index = torch.tensor(slots, device=self.device)
         highest = logits.amax(-1)
-        if self.device.type == "cpu":  # row by row into place saves a copy of everything
+        if goes_row_by_row(self.probs):
             likeliest = torch.empty_like(highest)
             for row, slot in enumerate(slots):
                 kept = self.probs[slot, :-1]
@@ -79,6 +82,11 @@ class ProbabilityPool:
             if self.hidden is not None:
                 self.hidden = _grown(self.hidden, size)
         return list(islice((slot for slot in range(1, len(self.probs)) if slot not in used), count))
+
+
+def goes_row_by_row(probs: torch.Tensor) -> bool:
+    """Whether wide rows on a CPU are best written one by one into their places, which saves a copy of everything."""
+    return probs.device.type == "cpu" and probs.shape[-1] >= WIDE
 
 
 def _grown(store: torch.Tensor, size: int) -> torch.Tensor:

@@ -83,10 +83,11 @@ class Update:
 def common_length(first: Sequence[int], second: Sequence[int]) -> int:
     """How many ids two rows share at the beginning."""
     count = 0
-    for one, other in zip(first, second, strict=False):
-        if one != other:
-            break
-        count += 1
+    if first and second:
+        for one, other in zip(first, second, strict=False):
+            if one != other:
+                break
+            count += 1
     return count
 
 

@@ -151,18 +151,25 @@ def plan_columns(
         ids `(R, N)`, positions `(R, N)` (both 0 in padding) and the `WritePlan`.
     """
     columns = max(len(ids) for ids in feed)
-    ids_rows, position_rows, slot_rows = [], [], []
+    table: list[int] = []  # flat: from lists of lists a tensor takes several times as long
+    positions: list[int] = []
+    slots: list[int] = []
     for kept, ids in zip(keep, feed, strict=True):
         pad = columns - len(ids)
-        positions = range(kept, kept + len(ids))
-        ids_rows.append([0] * pad + list(ids))
-        position_rows.append([0] * pad + list(positions))
-        slot_rows.append([-1] * pad + list(positions))
-    table = torch.tensor([ids_rows, position_rows, slot_rows], dtype=torch.long).to(device)
+        if pad:
+            table += [0] * pad
+            positions += [0] * pad
+            slots += [-1] * pad
+        new = range(kept, kept + len(ids))
+        table += ids
+        positions += new
+        slots += new
+    shape = (3, len(feed), columns)
+    placed = torch.tensor(table + positions + slots, dtype=torch.long).view(shape).to(device)
     length = max(kept + len(ids) for kept, ids in zip(keep, feed, strict=True))
     same = len(feed) == batch and min(keep) == max(keep) and all(len(ids) == columns for ids in feed)
     numbers = torch.tensor(rows, dtype=torch.long, device=device)
-    return table[0], table[1], WritePlan(table[2], keep[0] if same else None, length, numbers, batch)
+    return placed[0], placed[1], WritePlan(placed[2], keep[0] if same else None, length, numbers, batch)
 
 
 def shared_columns(lengths: Sequence[int], least_saved: int, copied: float) -> int:

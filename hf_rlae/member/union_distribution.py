@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import torch
 
-from hf_rlae.member.pool import ProbabilityPool
+from hf_rlae.member.pool import ProbabilityPool, goes_row_by_row
 from hf_rlae.member.reading_state import Reading, Row
 from hf_rlae.vocabulary import Alignment
 
@@ -94,11 +94,18 @@ class UnionDistribution:
             probs = self.pool.probs.new_empty(len(slots), len(self._gather))  # memory that is new costs page faults
             self._buffer = probs if in_place else None
         copied = self.alignment.copied
-        for row, slot in enumerate(slots):
+        if not goes_row_by_row(self.pool.probs):
+            rows = self.pool.probs[torch.tensor(slots, device=self.pool.device)]
             if copied:
-                probs[row, :copied] = self.pool.probs[slot, :copied]
+                probs[:, :copied] = rows[:, :copied]
             else:
-                torch.index_select(self.pool.probs[slot], 0, self._gather, out=probs[row])
+                torch.index_select(rows, 1, self._gather, out=probs)
+        else:
+            for row, slot in enumerate(slots):
+                if copied:
+                    probs[row, :copied] = self.pool.probs[slot, :copied]
+                else:
+                    torch.index_select(self.pool.probs[slot], 0, self._gather, out=probs[row])
         if copied:
             probs[:, copied:] = 0.0
             if len(self._cleared):
