@@ -7,10 +7,10 @@ from collections.abc import Sequence
 import torch
 
 from hf_rlae.member.pool import ProbabilityPool
-from hf_rlae.member.reading_state import Reading, Row
+from hf_rlae.member.reading_state import Row
 from hf_rlae.member.reading_step import Entry
 from hf_rlae.member.union_distribution import UnionDistribution
-from hf_rlae.vocabulary import Alignment, Target
+from hf_rlae.vocabulary import Alignment
 
 
 class Measurement:
@@ -28,11 +28,11 @@ class Measurement:
         sums (`torch.FloatTensor` of shape `(N,)`): fp32.
         numbers (`Sequence[float]`): the same, once `read` was called.
         entries (`list[list[Entry]]`): of every row, its readings with their targets, `a_i / Z_i`, and where in
-            `numbers` their sums begin; once `read` was called.
+            `numbers` their sums begin; `a_i` alone where a tail's `Z_i` is not known before `read` is called.
         rows (`list[int]`): the rows that are not left out.
     """
 
-    __slots__ = ("_plans", "entries", "numbers", "rows", "sums")
+    __slots__ = ("_open", "entries", "numbers", "rows", "sums")
 
     def __init__(
         self,
@@ -43,44 +43,41 @@ class Measurement:
         said: UnionDistribution,
     ) -> None:
         self.numbers: Sequence[float] = ()
-        self.entries: list[list[Entry]] = []
+        self.entries: list[list[Entry]] = [[] for _ in raws]
         self.rows = [row for row, raw in enumerate(raws) if raw is not None]
-        self._plans: list[list[tuple[Reading, Target, int, int | None]]] = [[] for _ in raws]
+        self._open: list[tuple[int, int, int]] = []  # entries with a tail: row, place in the row, place of Z
         parts: list[torch.Tensor] = []
         segments: list[torch.Tensor] = []
         slots: list[int] = []
         starts: list[int] = []
         count = 0
         find, width = alignment.target, pool.width
-        summed: list[tuple[int, int, int]] = []  # readings whose Z the last distribution has summed already
+        summed: list[tuple[int, int, int]] = []  # the same of those whose Z the last distribution has summed already
         for row in self.rows:
             state = rows[row]
             raw: bytes = state.pending + raws[row]  # type: ignore[operator]
-            plans = self._plans[row]
+            entries = self.entries[row]
             for reading in state.readings:
                 target = find(reading.tail, raw)
                 parts.append(target.ids)
                 segments.append(target.segments)
                 slots.append(reading.slot)
                 starts.append(count)
-                at, z_at = count, None
+                entries.append((reading, target, reading.weight, count))
                 count += target.num_segments
                 if reading.tail:
                     known = said.place_of(reading)
-                    if known is None:
-                        tokens = alignment.tail_map(reading.tail).member_ids
-                        parts.append(tokens)
-                        segments.append(torch.zeros_like(tokens))
-                        slots.append(reading.slot)
-                        starts.append(count)
-                        z_at = count
-                        count += 1
-                    else:
-                        summed.append((row, len(plans), known))
-                plans.append((reading, target, at, z_at))
-        for row, place, known in summed:
-            reading, target, at, _ = self._plans[row][place]
-            self._plans[row][place] = (reading, target, at, count + known)
+                    if known is not None:
+                        summed.append((row, len(entries) - 1, known))
+                        continue
+                    tokens = alignment.tail_map(reading.tail).member_ids
+                    parts.append(tokens)
+                    segments.append(torch.zeros_like(tokens))
+                    slots.append(reading.slot)
+                    starts.append(count)
+                    self._open.append((row, len(entries) - 1, count))
+                    count += 1
+        self._open += [(row, place, count + known) for row, place, known in summed]
         if not parts:
             self.sums = torch.zeros(0, device=pool.device)
             return
@@ -90,21 +87,17 @@ class Measurement:
         self.sums = sums if said.totals is None else torch.cat([sums, said.totals])
 
     def read(self, numbers: Sequence[float] | None = None) -> Measurement:
-        """Takes the sums as numbers, and makes `entries`.
+        """Takes the sums as numbers, and completes `entries`.
 
         Args:
             numbers (`Sequence[float]`, *optional*): `sums`; fetched if not given.
         """
         self.numbers = numbers = self.sums.tolist() if numbers is None else numbers
-        for plans in self._plans:
-            entries: list[Entry] = []
-            for reading, target, at, z_at in plans:
-                scale = reading.weight
-                if z_at is not None:
-                    z = numbers[z_at]
-                    scale = scale / z if z > 0 else 0.0
-                entries.append((reading, target, scale, at))
-            self.entries.append(entries)
+        for row, place, z_at in self._open:
+            reading, target, weight, at = self.entries[row][place]
+            z = numbers[z_at]
+            self.entries[row][place] = (reading, target, weight / z if z > 0 else 0.0, at)
+        self._open = []
         return self
 
     def proposed(self) -> list[tuple[float, float]]:
