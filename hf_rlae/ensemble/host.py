@@ -66,8 +66,8 @@ class ReadingsHost(ReadingsRelay):
     one. Such a stay needs no forward pass, only the probabilities that the host gave before, so stays are kept as by
     every other member.
 
-    What the host says after a column is fed before the column is taken in; until then `measure` and `proposed` speak of
-    the column before, which is what updates ask about.
+    What the host says after a column is fed before the column is taken in; until then `measure` speaks of the
+    column before, which is what updates ask about.
     """
 
     _fed: tuple[torch.Tensor, torch.Tensor | None, list[int]] | None = None

@@ -28,7 +28,7 @@ class Measurement:
         sums (`torch.FloatTensor` of shape `(N,)`): fp32.
         numbers (`Sequence[float]`): the same, once `read` was called.
         entries (`list[list[Entry]]`): of every row, its readings with their targets, `a_i / Z_i`, and where in
-            `numbers` their sums begin; `a_i` alone where a tail's `Z_i` is not known before `read` is called.
+            `numbers` their sums begin; until `read` is called those with a tail have `a_i` alone.
         rows (`list[int]`): the rows that are not left out.
     """
 

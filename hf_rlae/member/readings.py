@@ -106,7 +106,7 @@ class ReadingsRelay:
         )
 
     def catch_up(self, rows: Sequence[int] | range) -> None:
-        """Reads what the given rows have not read yet, in one forward pass: their bytes are nobody's proposal."""
+        """Reads what the given rows have not read yet at once: their bytes are nobody's proposal."""
         fresh = [row for row in rows if self.rows[row].unread and not self.rows[row].is_exhausted]
         if fresh and len(fresh) == len(self.rows):
             self._begin_distinct()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import logging
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -19,7 +20,9 @@ from hf_rlae.member.slots import SlotCache, plan_columns, shared_columns
 logger = logging.getLogger(__name__)
 
 _LEAST_SAVED = 128
-"""Cells of padding that are worth a forward pass of their own. Source: ours, measured on a CPU."""
+"""Cells (a row's column) of padding for which rows are run apart on a CPU. Source: ours, measured."""
+_LEAST_SAVED_ELSEWHERE = 4096
+"""The same on other devices, where a pass costs more and a cell less. Source: ours, not measured."""
 
 
 class Chain:
@@ -82,18 +85,38 @@ class Path:
 
 @dataclass(frozen=True)
 class PathOutput:
-    """Logits `(R, V_m)` and hidden states `(R, H_m)`, row by row: `want` of each path in a row.
+    """What a model said after the wanted ids of all paths, row by row: `want` of each path.
 
     Attributes:
-        logits (`torch.Tensor`), hidden (`torch.Tensor` or `None`).
+        logits (`torch.Tensor` of shape `(R, V_m)`), hidden (`torch.Tensor` of shape `(R, H_m)` or `None`).
     """
 
     logits: torch.Tensor
     hidden: torch.Tensor | None
 
 
+@dataclass(frozen=True)
+class _Pass:
+    """One forward pass over some rows.
+
+    Attributes:
+        rows (`Sequence[int]`): which ones, R of them.
+        logits (`torch.Tensor` of shape `(R, columns, V_m)`), hidden (`torch.Tensor` of shape `(R, columns, H_m)` or
+            `None`): of the last columns; there may be more of them than were asked for.
+    """
+
+    rows: Sequence[int]
+    logits: torch.Tensor
+    hidden: torch.Tensor | None
+
+    @property
+    def places(self) -> dict[int, int]:
+        """Where each row is."""
+        return {row: place for place, row in enumerate(self.rows)}
+
+
 class SlotRunner:
-    """One batched forward pass for all rows, with explicit positions and a 4-D mask.
+    """Batched forward passes over ragged rows, with explicit positions and a 4-D mask: one, or two where few are long.
 
     Args:
         member (`Member`): whose model is run.
@@ -105,43 +128,51 @@ class SlotRunner:
         self.member = member
         self.cache = SlotCache()
         self.forward_calls = 0
+        self._least_saved: float = _LEAST_SAVED if member.device.type == "cpu" else _LEAST_SAVED_ELSEWHERE
+        if _turns_by_longest(member.config):
+            self._least_saved = math.inf
 
     def run(self, paths: Sequence[Path | None], hidden: bool = False) -> PathOutput:
-        """Reads each row's path; `None` rows stay as they are."""
+        """Reads each row's path; `None` rows stay as they are.
+
+        Rows with many ids read the first of them in a pass of their own where that saves enough padding, so that the
+        pass of all rows is no wider than most of them need.
+        """
         feed = [() if path is None else path.after(path.keep) for path in paths]
         keep = [0 if path is None else path.keep for path in paths]
         wants = [0 if path is None else path.want for path in paths]
         lengths = [len(ids) for ids in feed]
+        # what the cache of a row that is run apart costs: copying a slot is about a cell's work by the width
         copied = self.cache.length / self.member.hidden_size
-        columns = shared_columns(lengths, _LEAST_SAVED, copied)
-        long = [row for row, length in enumerate(lengths) if length > columns]
+        width = shared_columns(lengths, self._least_saved, copied)
+        long = [row for row, length in enumerate(lengths) if length > width]
         before = None
         if long:
-            heads = [feed[row][:-columns] for row in long]
-            wanted = max(1, *(wants[row] - columns for row in long))
-            before = self._forward([keep[row] for row in long], heads, wanted, hidden, long, len(feed))
+            heads = [feed[row][:-width] for row in long]
+            wanted = max(1, *(wants[row] - width for row in long))
+            before = self._forward(long, [keep[row] for row in long], heads, len(feed), wanted, hidden)
             for row, ids in zip(long, heads, strict=True):
                 keep[row] += len(ids)
-                feed[row] = feed[row][-columns:]
-        some = [row for row, length in enumerate(lengths) if length]
-        if (len(feed) - len(some)) * columns < _LEAST_SAVED + len(some) * copied:
-            some = list(range(len(feed)))
-        wanted = min(max(wants), columns)
-        last = self._forward([keep[row] for row in some], [feed[row] for row in some], wanted, hidden, some, len(feed))
-        if all(wants[row] == 1 for row in some):
+                feed[row] = feed[row][-width:]
+        running = [row for row, length in enumerate(lengths) if length]
+        if (len(feed) - len(running)) * width < self._least_saved + len(running) * copied:
+            running = list(range(len(feed)))
+        kept, ids_of = [keep[row] for row in running], [feed[row] for row in running]
+        last = self._forward(running, kept, ids_of, len(feed), min(max(wants), width), hidden)
+        if all(wants[row] == 1 for row in running):
             return PathOutput(last.logits[:, -1], None if last.hidden is None else last.hidden[:, -1])
-        return _wanted(wants, columns, (long, before), (some, last))
+        return _wanted(wants, width, before, last)
 
     def _forward(
         self,
+        rows: Sequence[int],
         keep: Sequence[int],
         feed: Sequence[Sequence[int]],
-        columns: int,
-        hidden: bool,
-        rows: Sequence[int],
         batch: int,
-    ) -> PathOutput:
-        """One pass of R of the rows: logits `(R, columns or more, V_m)` and hidden states of the last columns."""
+        wanted: int,
+        hidden: bool,
+    ) -> _Pass:
+        """One pass over some of `batch` rows, which read `feed` behind `keep` ids; of the last columns `wanted`."""
         member = self.member
         ids, positions, plan = plan_columns(keep, feed, member.device, rows, batch)
         self.cache.plan = plan
@@ -153,12 +184,12 @@ class SlotRunner:
             "use_cache": True,
         }
         if "logits_to_keep" in accepted_arguments(type(member.model).forward):
-            arguments["logits_to_keep"] = columns
+            arguments["logits_to_keep"] = wanted
         with member.active(), captured_head_input(member, hidden) as caught:
             logits = member.model(**arguments, return_dict=True).logits
         self.forward_calls += 1
         self.cache.length = plan.length
-        return PathOutput(logits, caught[-1].to(logits.device) if caught else None)
+        return _Pass(rows, logits, caught[-1].to(logits.device) if caught else None)
 
     def reorder(self, rows: torch.Tensor) -> None:
         """Makes row `i` continue what row `rows[i]` was."""
@@ -243,20 +274,15 @@ class RowRunner:
 Runner = SlotRunner | RowRunner
 
 
-def _wanted(
-    wants: Sequence[int],
-    columns: int,
-    before: tuple[Sequence[int], PathOutput | None],
-    last: tuple[Sequence[int], PathOutput],
-) -> PathOutput:
-    """The wanted columns of all rows, one after the other, from two passes over some of the rows each.
+def _wanted(wants: Sequence[int], width: int, before: _Pass | None, last: _Pass) -> PathOutput:
+    """The wanted columns of all rows, one after the other.
 
     Args:
         wants (`Sequence[int]`): how many of its last columns each row wants.
-        columns (`int`): of the second pass; what a row wants beyond them was read by the first.
-        before, last: the rows of a pass, and what it said.
+        width (`int`): columns of the last pass; what a row wants beyond them was read before.
+        before (`_Pass`, *optional*), last (`_Pass`): the passes.
     """
-    early, late = ({row: place for place, row in enumerate(rows)} for rows, _ in (before, last))
+    early, late = {} if before is None else before.places, last.places
     rows: list[int] = []
     back: list[int] = []
     early_rows: list[int] = []
@@ -264,9 +290,9 @@ def _wanted(
     order: list[int] = []
     for row, want in enumerate(wants):
         for distance in range(want, 0, -1):
-            if distance > columns:
+            if distance > width:
                 early_rows.append(early[row])
-                early_back.append(columns - distance)
+                early_back.append(width - distance)
                 order.append(-len(early_rows))
             else:
                 order.append(len(rows))
@@ -282,11 +308,17 @@ def _wanted(
         # behind the others and backwards, so that -1, -2 and so on are their places
         return torch.cat([found, first.flip(0)])[torch.tensor(order, device=device)]
 
-    first = before[1]
-    logits = picked(last[1].logits, None if first is None else first.logits)
-    if last[1].hidden is None:
+    logits = picked(last.logits, None if before is None else before.logits)
+    if last.hidden is None:
         return PathOutput(logits, None)
-    return PathOutput(logits, picked(last[1].hidden, None if first is None else first.hidden))
+    return PathOutput(logits, picked(last.hidden, None if before is None else before.hidden))
+
+
+def _turns_by_longest(config: Any) -> bool:
+    """Whether a model turns all tokens of a pass by frequencies that depend on the longest row (longrope, dynamic)."""
+    rope = getattr(config, "rope_parameters", None) or {}
+    kinds = [rope.get("rope_type"), *(value.get("rope_type") for value in rope.values() if isinstance(value, dict))]
+    return any(kind == "longrope" or "dynamic" in str(kind) for kind in kinds)
 
 
 def _masks(member: Member, positions: torch.Tensor, length: int) -> Any:

@@ -172,7 +172,7 @@ def plan_columns(
     return placed[0], placed[1], WritePlan(placed[2], keep[0] if same else None, length, numbers, batch)
 
 
-def shared_columns(lengths: Sequence[int], least_saved: int, copied: float) -> int:
+def shared_columns(lengths: Sequence[int], least_saved: float, copied: float) -> int:
     """How many columns all rows are best run with, where the longer ones begin by themselves.
 
     Rows of one forward pass are as wide as the longest. Where few are long, two passes are cheaper: one of the long
@@ -180,7 +180,7 @@ def shared_columns(lengths: Sequence[int], least_saved: int, copied: float) -> i
 
     Args:
         lengths (`Sequence[int]`): new ids of each of B rows.
-        least_saved (`int`): cells (a row's column) that are worth a second pass.
+        least_saved (`float`): cells (a row's column) that are worth a second pass.
         copied (`float`): what the cache of a row that is run without the others costs, in cells.
 
     Returns:
@@ -195,7 +195,7 @@ def shared_columns(lengths: Sequence[int], least_saved: int, copied: float) -> i
     counts = [0] * (longest + 1)
     for length in lengths:
         counts[length] += 1
-    best, fewest = longest, float(len(lengths) * longest - least_saved)
+    best, fewest = longest, len(lengths) * longest - least_saved
     longer = len(lengths) - counts[0]
     for columns in range(1, longest):
         longer -= counts[columns]

@@ -151,9 +151,13 @@ class RLAETrainer(PolicyPublisher, RolloutTrainer, DurableTrainer, FiniteTrainer
             self._signature_columns = sorted({"prompt", *self.reward_calls.columns})  # type: ignore[assignment]
 
     def get_train_dataloader(self) -> Any:
-        """Batches of prompts for whole rollouts; each comes as often as its texts are used."""
+        """Batches of prompts for whole rollouts; each comes as often as its texts are used.
+
+        What is loaded are places in the dataset: rows are read when a rollout is due, not for every micro-batch of it.
+        """
+        self._train_rows: Any = self._remove_unused_columns(self.train_dataset, "Training")  # type: ignore[arg-type]
         return self._get_dataloader(
-            dataset=self.train_dataset,  # type: ignore[arg-type]
+            dataset=range(len(self._train_rows)),  # type: ignore[arg-type]
             description="Training",
             batch_size=self._train_batch_size * self.buffer.steps,
             sampler_fn=self._get_train_sampler,
@@ -218,11 +222,14 @@ class RLAETrainer(PolicyPublisher, RolloutTrainer, DurableTrainer, FiniteTrainer
         return super().train(*args, **kwargs)
 
     def _prepare_inputs(self, inputs: Any) -> Any:
-        """This process's micro-batch of the buffer, after a new rollout if one is due; `inputs` if it is one."""
+        """This process's micro-batch of the buffer, after a new rollout if one is due; `inputs` if it is one.
+
+        In training `inputs` are places in the dataset, one a text of the rollout.
+        """
         if self._is_evaluating or isinstance(inputs, dict):
             return inputs
         if self.buffer.is_due:
-            self._fill_buffer(inputs)
+            self._fill_buffer(self._train_rows.__getitems__(inputs))
         num_items = self.objective.num_items(self._batch(self.buffer.update()))
         return {"rollouts": self.buffer.micro_batch().to(self.accelerator.device), "num_items": num_items}
 

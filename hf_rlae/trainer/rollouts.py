@@ -163,7 +163,8 @@ def write_rollouts(
 
     The policy is asked at every span's first token about the text as it stands. A prompt that several rows share is
     read once, and texts that have ended are not run on (see `write_in_waves`). Where the ensemble draws members, their
-    log-probabilities come from one more pass over the finished texts.
+    log-probabilities come from one more pass over the finished texts. With different tokenizers that pass costs as much
+    as writing with all members, so instead of drawn tokens those of the mixture itself are sampled there.
 
     Args:
         ensemble (`EnsembleForCausalLM`): that writes; its own policy is not asked.
@@ -180,7 +181,7 @@ def write_rollouts(
         seeds_of = lambda span, rows: [seed_of(seeds[row], 1, span) for row in rows]  # noqa: E731
     recorder = SpanRecorder(policy, len(prompts), seeds_of)
     columns = inputs["input_ids"].shape[1]
-    draws = ensemble.config.draw is not None and seeds is not None
+    draws = seeds is not None and _draws(ensemble, sampling)
     uniforms = None
     if seeds is not None:
         uniforms = row_uniforms([seed_of(seed, 0) for seed in seeds], sampling.max_completion_length)
@@ -207,6 +208,14 @@ def write_rollouts(
             sequences = torch.cat([inputs["input_ids"], written.completion_ids], dim=1)
             written.member_logps = score_members(ensemble, sequences, mask, columns, inputs, written.span_weights)
     return _rollouts(ensemble, recorder, written, prompts)
+
+
+def _draws(ensemble: EnsembleForCausalLM, sampling: Sampling) -> bool:
+    """Whether one drawn member is run at a time."""
+    is_plain = sampling.temperature == 1.0 and sampling.top_p >= 1.0 and not sampling.top_k
+    has_same_law = is_plain and ensemble.config.draw == "token"  # as the mixture
+    reads_twice = sampling.keeps_logps and ensemble.union is not None
+    return ensemble.config.draw is not None and not (has_same_law and reads_twice)
 
 
 def _processors(sampling: Sampling, uniforms: torch.Tensor | None, columns: int) -> LogitsProcessorList:

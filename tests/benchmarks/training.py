@@ -1,12 +1,12 @@
 """What training a policy costs: `python -m tests.benchmarks.training`.
 
-In every round three take turns: one step of `RLAETrainer` (a rollout and an update, objective `mixture`, or `ppo` where
-words or spans are drawn), one step of TRL's `GRPOTrainer` on a copy of the first member (all of it, no reference
-model), and every member's own sampling `generate`, on the same prompts, with the same number of texts and of tokens;
-nothing can end early. The policy observes the members at spans of 8 tokens and gives uniform weights.
+In every round three take turns: one step of `RLAETrainer` (a rollout and an update, objective `mixture`, or `ppo` with
+draws of words, of spans, or across tokenizers), one step of TRL's `GRPOTrainer` on a copy of the first member (all of
+it, no reference model), and every member's own sampling `generate`, on the same prompts, with the same number of texts
+and of tokens; nothing can end early. The policy observes the members at spans of 8 tokens and gives uniform weights.
 
 * A rollout's ratio is its time per token (prompts encoded, texts decoded, records made) over the sum of the members'
-  times per token. Modes `draw-*` run one drawn member at a time. With `draw-token` every member then reads the finished
+  times per token. Modes `draw-*` run one drawn member at a time. For `mixture` every member then reads the finished
   texts once more, by teacher forcing, which counts; `ppo` needs no such pass.
 * An update is what a step does beside its rollout, its rewards and its advantages.
 

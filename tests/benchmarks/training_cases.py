@@ -43,6 +43,16 @@ class TrainingCase:
         return self.prompts * self.generations
 
     @property
+    def objective(self) -> str:
+        """`"mixture"`, which needs the members' probabilities of all tokens, or `"ppo"` where it would not draw.
+
+        Texts of drawn words and spans do not come from the mixture of every token, and with different tokenizers
+        `mixture` samples from the mixture itself.
+        """
+        draws_for_mixture = self.mode == "draw-token" and self.tokenizers == "same"
+        return "mixture" if self.draws is None or draws_for_mixture else "ppo"
+
+    @property
     def draws(self) -> tuple[str, str] | None:
         """`draw` and `draw_scope` of the ensemble, if members are drawn."""
         return (self.mode.removeprefix("draw-"), "batch") if self.mode in DRAWS else None

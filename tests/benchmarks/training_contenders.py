@@ -155,12 +155,8 @@ def _options(case: TrainingCase, folder: str) -> dict[str, Any]:
 
 
 def rlae_trainer(case: TrainingCase, folder: str, **options: Any) -> TimedRLAETrainer:
-    """Trains a policy by `mixture`, which needs the members' probabilities of all tokens; by `ppo` where it cannot.
-
-    Texts of drawn words and spans do not come from the mixture of every token that `mixture` learns from.
-    """
-    objective = "mixture" if case.draws is None or case.draws[0] == "token" else "ppo"
-    args = RLAEConfig(**{**_options(case, folder), "objective": objective, **options})
+    """Trains a policy by the case's objective."""
+    args = RLAEConfig(**{**_options(case, folder), "objective": case.objective, **options})
     dataset = Dataset.from_dict({"prompt": prompts_for(case)})
     trainer = TimedRLAETrainer(ensemble_for(case), vowels, args, dataset)
     return _with_clock(trainer)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Sequence
 
 import pytest
 import torch
@@ -23,7 +24,7 @@ def member(request) -> Member:
     return Member(tiny(request.param, len(tokenizer)), tokenizer)
 
 
-def _read_alone(member: Member, texts: list[tuple[int, ...]], wants: list[int]) -> torch.Tensor:
+def _read_alone(member: Member, texts: Sequence[tuple[int, ...]], wants: Sequence[int]) -> torch.Tensor:
     with torch.no_grad():
         return torch.cat(
             [
@@ -34,16 +35,33 @@ def _read_alone(member: Member, texts: list[tuple[int, ...]], wants: list[int]) 
         )
 
 
+def _said(member: Member, hidden: torch.Tensor) -> torch.Tensor:
+    """The logits that belong to hidden states."""
+    with torch.no_grad():
+        logits = member.model.get_output_embeddings()(hidden)
+    cap = getattr(member.config, "final_logit_softcapping", None)
+    return logits if cap is None else cap * torch.tanh(logits / cap)
+
+
+def _close(one: torch.Tensor, other: torch.Tensor) -> None:
+    torch.testing.assert_close(one, other, atol=TOLERANCE, rtol=TOLERANCE)
+
+
 @pytest.mark.parametrize("least_saved", [1, 3, 1000])
 @pytest.mark.parametrize("seed", range(3))
 def test_every_row_is_read_as_if_it_were_alone(member, monkeypatch, least_saved, seed):
     monkeypatch.setattr(runners, "_LEAST_SAVED", least_saved)
     rng = random.Random(seed)
     runner = SlotRunner(member)
-    texts = [tuple(rng.choices(range(20, 300), k=rng.randint(2, 6))) for _ in range(6)]
+    texts = [tuple(rng.choices(range(20, 300), k=rng.choice([2, 3, 12]))) for _ in range(6)]
     with torch.no_grad():
-        runner.run([Path(Chain(None, ids), (), 0, 1) for ids in texts])
+        first = runner.run([Path(Chain(None, ids), (), 0, 1) for ids in texts])
+        _close(first.logits, _read_alone(member, texts, [1] * 6))
+        runs = 1
         for _ in range(8):
+            order = torch.tensor(rng.choices(range(6), k=6)) if rng.random() < 0.3 else torch.arange(6)
+            runner.reorder(order)
+            texts = [texts[row] for row in order.tolist()]
             paths: list[Path | None] = []
             wants = []
             for row, ids in enumerate(texts):
@@ -58,25 +76,30 @@ def test_every_row_is_read_as_if_it_were_alone(member, monkeypatch, least_saved,
                 wants.append(want)
                 texts[row] = ids[:kept] + new
             if any(paths):
+                runs += 1
                 output = runner.run(paths, hidden=True)
-                expected = _read_alone(member, texts, wants)
-                torch.testing.assert_close(output.logits, expected, atol=TOLERANCE, rtol=TOLERANCE)
-                head = member.model.get_output_embeddings()
+                _close(output.logits, _read_alone(member, texts, wants))
                 assert output.hidden is not None
-                assert output.hidden.shape == (sum(wants), head.in_features)
+                _close(_said(member, output.hidden), output.logits)
+    assert (runner.forward_calls > runs) == (least_saved < 1000)  # some were read in two passes, or none
 
 
-def test_hidden_states_go_with_their_logits(monkeypatch):
+@pytest.mark.parametrize("kind", ["longrope", "dynamic"])
+def test_positions_that_depend_on_the_longest_row_are_read_in_one_pass(monkeypatch, kind):
     monkeypatch.setattr(runners, "_LEAST_SAVED", 1)
+    rope = {"rope_type": kind, "rope_theta": 10000.0, "factor": 2.0, "original_max_position_embeddings": 8}
+    if kind == "longrope":
+        rope |= {"long_factor": [2.0] * 4, "short_factor": [1.0] * 4}
     tokenizer = byte_level_bpe()
-    member = Member(tiny("llama", len(tokenizer)), tokenizer)
-    runner = SlotRunner(member)
-    with torch.no_grad():
-        runner.run([Path(Chain(None, (30, 31)), (), 0, 1)] * 4)
-        paths = [Path(Chain(None, (30, 31)), tuple(range(40, 40 + k)), 2, k) for k in (1, 2, 7)]
-        output = runner.run([*paths, None], hidden=True)
-        assert runner.forward_calls == 3
-        torch.testing.assert_close(member.model.lm_head(output.hidden), output.logits)
+    turned, plain = (
+        Member(tiny("llama", len(tokenizer), **options), tokenizer) for options in ({"rope_parameters": rope}, {})
+    )
+    texts = [tuple(range(30, 30 + length)) for length in (2, 2, 2, 12)]
+    for member, passes in ((turned, 1), (plain, 2)):
+        runner = SlotRunner(member)
+        with torch.no_grad():
+            runner.run([Path(Chain(None, ids), (), 0, 1) for ids in texts])
+        assert runner.forward_calls == passes
 
 
 def test_columns_are_narrow_where_few_rows_are_long():

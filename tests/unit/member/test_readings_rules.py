@@ -10,6 +10,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from hf_rlae.member import pool, runners
 from tests.support.readings_reference import Reading
 from tests.support.worlds import PackageRelay, World, accent_world, build, pieces_only, th_world, world
 
@@ -166,6 +167,13 @@ def follow(place: World, k: int, seed: int, steps: int, batch: int, realistic: b
 def test_batches_follow_the_rules(kind, k, realistic):
     compared = sum(follow(world(kind), k, seed, 9, 4, realistic) for seed in range(2))
     assert compared >= 12
+
+
+@pytest.mark.parametrize("switch", [(pool, "WIDE"), (runners, "_LEAST_SAVED")], ids=["row by row", "rows apart"])
+@pytest.mark.parametrize(("kind", "k"), VOICES)
+def test_what_only_large_members_and_batches_do_follows_the_rules_too(monkeypatch, kind, k, switch):
+    monkeypatch.setattr(*switch, 1)
+    assert sum(follow(world(kind), k, seed, 9, 4, True) for seed in (2, 3)) >= 12
 
 
 @pytest.mark.parametrize(("max_readings", "min_reading"), [(1, 1e-4), (2, 1e-4), (3, 0.05), (50, 1e-9)])

@@ -201,7 +201,8 @@ def test_a_cut_members_probability_is_no_part_of_the_mixture():
 @pytest.mark.parametrize("kind", ["shared", "different"])
 @pytest.mark.parametrize("draw", ["token", "word", "span"])
 def test_draws_give_what_a_run_without_them_records_along_the_same_text(draw, kind):
-    drawn = rolled(ensemble_of("mixture", kind, draw=draw), "mixture")
+    # at another temperature drawn tokens are not those of the mixture, so that members are drawn with any tokenizers
+    drawn = rolled(ensemble_of("mixture", kind, draw=draw), "mixture", temperature=0.9)
     held = EnsembleForCausalLM.from_members(
         members(kind), lambda state: drawn.weights[torch.arange(len(drawn)), state.span_index], span_length=2
     )
@@ -237,6 +238,15 @@ def test_the_likeliest_tokens_are_the_mixtures_also_where_members_are_drawn():
     assert drawn.config.draw == "token"
     written = plain.generate(**inputs, max_new_tokens=7, do_sample=False)
     assert torch.equal(written[:, inputs["input_ids"].shape[1] :], one.completion_ids)
+
+
+def test_with_different_tokenizers_the_mixture_is_sampled_where_its_probabilities_are_wanted():
+    drawn, plain = (ensemble_of("mixture", "different", draw=draw) for draw in ("token", None))
+    assert_rows_agree(rolled(drawn, "mixture"), rolled(plain, "mixture"), exact=True)
+    assert drawn.config.draw == "token"
+    for options in ({"keeps_logps": False}, {"temperature": 0.9}):  # then members are drawn
+        ours, theirs = (rolled(ensemble, "mixture", **options) for ensemble in (drawn, plain))
+        assert ours.completions != theirs.completions
 
 
 def test_temperature_and_top_k_shape_what_is_sampled():
