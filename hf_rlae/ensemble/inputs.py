@@ -146,9 +146,12 @@ def check_prompts(model: EnsembleForCausalLM, ids: Any, mask: Any) -> None:
 
 
 def check_draws(settings: GenerationConfig, kwargs: dict[str, Any]) -> None:
-    """Raises `InputError` for ways of decoding in which a member cannot be drawn, and logs what sampling means then."""
+    """Raises `InputError` for ways of decoding in which a member cannot be drawn, and logs what sampling means then.
 
-    if not settings.do_sample:
+    A logits processor with a true attribute `draws_tokens` leaves one token, which it has drawn itself.
+    """
+    is_drawn = any(getattr(entry, "draws_tokens", False) for entry in kwargs.get("logits_processor") or ())
+    if not settings.do_sample and not is_drawn:
         raise InputError(
             "do_sample=False with draw: a drawn member's likeliest token is not the mixture's; pass do_sample=True, or "
             "build the ensemble with draw=None"

@@ -195,9 +195,7 @@ def write_rollouts(
             recorder,
             lambda rows: {
                 "logits_processor": _processors(sampling, None if uniforms is None else uniforms[rows], columns),
-                **(
-                    {"do_sample": True, "top_k": 0, "top_p": 1.0, "temperature": 1.0} if draws else {"do_sample": False}
-                ),
+                "do_sample": False,  # a processor draws
                 "streamer": streamer,
             },
         )

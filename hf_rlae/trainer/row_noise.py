@@ -48,6 +48,8 @@ class RowSampler(LogitsProcessor):
         prompt_columns (`int`): columns of the prompt.
     """
 
+    draws_tokens = True
+
     def __init__(self, uniforms: torch.Tensor, prompt_columns: int) -> None:
         self.uniforms = uniforms
         self.prompt_columns = prompt_columns
@@ -57,9 +59,10 @@ class RowSampler(LogitsProcessor):
         probs = scores.double().softmax(-1)
         cumulated = probs.cumsum(-1)
         number = self.uniforms[:, input_ids.shape[1] - self.prompt_columns, None].to(scores.device)
-        token = torch.searchsorted(cumulated, number * cumulated[:, -1:], right=True)
-        # the product may be rounded up to the total: the last token that is possible is meant
-        last = scores.shape[1] - 1 - (probs > 0).flip(-1).int().argmax(-1, keepdim=True)
+        total = cumulated[:, -1:]
+        # the product may be rounded up to the total, which no token passes
+        passed = torch.minimum(number * total, torch.nextafter(total, torch.zeros_like(total)))
+        token = torch.searchsorted(cumulated, passed, right=True).clamp(max=scores.shape[1] - 1)  # scores may be NaN
         drawn = torch.full_like(scores, -torch.inf)
-        drawn.scatter_(1, token.minimum(last), 0.0)
+        drawn.scatter_(1, token, 0.0)
         return drawn  # type: ignore[return-value]
