@@ -8,7 +8,7 @@ from itertools import islice
 import torch
 
 WIDE = 4096
-"""Ids from which on a row's copy costs more than a call of its own. Source: ours."""
+"""Ids from which on rows are taken to be dearer to copy than calls of their own. Source: ours, not measured."""
 
 
 class ProbabilityPool:

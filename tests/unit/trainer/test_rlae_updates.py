@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from datasets import Dataset
 
 from hf_rlae.trainer import RLAETrainer
 from hf_rlae.trainer.rollout_buffer import RolloutBuffer
@@ -309,6 +310,16 @@ def test_a_rollout_that_could_not_be_judged_at_all_changes_nothing(tmp_path):
     assert last["loss"] == 0.0
     assert trainer.state.log_history[4]["reward"] is None
     assert trainer.state.log_history[4]["rewards/unjudged_ratio"] == 1.0
+
+
+def test_rows_are_read_once_a_rollout(tmp_path, monkeypatch):
+    read = []
+    fetch = Dataset.__getitems__
+    monkeypatch.setattr(Dataset, "__getitems__", lambda rows, places: read.append(places) or fetch(rows, places))
+    trainer = trainer_of(tmp_path, max_steps=8)  # two rollouts, four updates of each
+    trainer.train()
+    assert [len(places) for places in read] == [8, 8]
+    assert all(places == sorted(places, key=places.index) for places in read)  # the texts of a prompt stand together
 
 
 def test_a_loss_scaler_finds_gradients_also_where_nothing_is_learned(tmp_path):
