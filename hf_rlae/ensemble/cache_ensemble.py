@@ -35,6 +35,7 @@ class EnsembleCache(Cache):
         relays (`Sequence[Relay]`): one a member.
         use_cache (`bool`): whether members keep their own caches from step to step.
         record (`bool`): whether to record the members' log-probabilities of every token.
+        hidden_tokens (`int`, defaults to 1): what hidden states the relays give policies (see `observed_tokens`).
 
     Attributes:
         ids (`torch.LongTensor` of shape `(B, L)` or `None`): the text so far.
@@ -47,8 +48,11 @@ class EnsembleCache(Cache):
         is_continued (`bool`): the next `generate` goes on with these texts, inside their spans (see `keep_rows`).
     """
 
-    def __init__(self, relays: Sequence[Relay], use_cache: bool = True, record: bool = False) -> None:
+    def __init__(
+        self, relays: Sequence[Relay], use_cache: bool = True, record: bool = False, hidden_tokens: int = 1
+    ) -> None:
         super().__init__(layers=[])
+        self.hidden_tokens = hidden_tokens
         self.relays = list(relays)
         self.use_cache = use_cache
         self.ids: torch.Tensor | None = None

@@ -201,7 +201,7 @@ class RereadingHost(ReadingsRelay):
         if not self._served:
             return super()._run(paths)
         logits, hidden = [], []
-        own = self.runner.run(rest, self.keep_hidden) if any(rest) else None
+        own = self.runner.run(rest) if any(rest) else None
         own_logits = None if own is None else own.logits.float()
         if own_logits is not None and len(self._silent):
             own_logits.index_fill_(-1, self._silent, -torch.inf)
@@ -231,9 +231,7 @@ class RereadingHost(ReadingsRelay):
         super().advance(updates, measurement)
 
 
-def seat_host(
-    cache: EnsembleCache, engine: Any, rereads: bool, keeps_hidden: bool
-) -> LockstepHost | ReadingsHost | RereadingHost:
+def seat_host(cache: EnsembleCache, engine: Any, rereads: bool) -> LockstepHost | ReadingsHost | RereadingHost:
     """Puts the host in the place of the first member of a fresh cache."""
     host: LockstepHost | ReadingsHost | RereadingHost
     if isinstance(engine, ReadingsEngine):
@@ -244,7 +242,7 @@ def seat_host(
             engine.max_readings,
             engine.min_reading,
             runner=engine.runners[0],
-            keep_hidden=keeps_hidden,
+            hidden_tokens=cache.hidden_tokens,
         )
     else:
         host = LockstepHost()

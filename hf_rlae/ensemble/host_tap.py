@@ -24,7 +24,8 @@ class HostPass:
         mask (`torch.Tensor` of shape `(B, L)` or `None`): its attention mask.
         has_mask (`bool`): whether `mask` tells what is padding; models may be given another kind of mask.
         logits (`torch.Tensor` of shape `(B, V)`): of the last column.
-        hidden (`torch.Tensor` of shape `(B, H)` or `None`): what entered the head there.
+        hidden (`torch.Tensor` of shape `(B, n, H)` or `None`): what entered the head in the newest columns, as many as
+            were asked for or the pass had.
         cache: the key-value cache that it returned, or `None`.
     """
 
@@ -41,22 +42,23 @@ class HostTap:
     """Keeps what the host said in its newest forward pass, thread by thread, until it is taken.
 
     `generate` has run the host once before it calls a processor for the first time, so the hooks are there from
-    `attach` on; they change nothing, keep one column, and go with `detach`. A copied or pickled model gets a tap that
-    hears nothing.
+    `attach` on; they change nothing that the caller sees, keep as few columns as they can, and go with `detach`. A
+    copied or pickled model gets a tap that hears nothing.
     """
 
     def __init__(self) -> None:
-        self._wants_hidden: Callable[[], bool] = bool
+        self._hidden_tokens: Callable[[], int] = int
         self._local = threading.local()
         self._handles: list[Any] = []
 
     def __reduce__(self) -> tuple[type[HostTap], tuple[()]]:
         return HostTap, ()
 
-    def attach(self, member: Member, wants_hidden: Callable[[], bool]) -> None:
-        """Begins to listen; also for what enters the head, while `wants_hidden` says so."""
-        self._wants_hidden = wants_hidden
+    def attach(self, member: Member, hidden_tokens: Callable[[], int]) -> None:
+        """Begins to listen; also for what enters the head in the newest columns, as many as `hidden_tokens` says."""
+        self._hidden_tokens = hidden_tokens
         self._handles = [
+            member.model.register_forward_pre_hook(self._widen, with_kwargs=True),
             member.model.register_forward_hook(self._note, with_kwargs=True),
             member.model.get_output_embeddings().register_forward_pre_hook(self._note_hidden),
         ]
@@ -72,12 +74,28 @@ class HostTap:
         self._local.__dict__.pop("hidden", None)
         return self._local.__dict__.pop("last", None)
 
+    def _widen(
+        self, _module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
+        """Lets the head see the columns of a mean where `generate` asks for the last one alone."""
+        self._local.__dict__.pop("asked", None)
+        asked = kwargs.get("logits_to_keep")
+        wanted = self._hidden_tokens() if self._handles else 0
+        if not isinstance(asked, int) or not 0 < asked < wanted:
+            return None
+        self._local.asked = asked
+        return args, {**kwargs, "logits_to_keep": wanted}
+
     def _note_hidden(self, _module: nn.Module, args: tuple[torch.Tensor, ...]) -> None:
-        if self._handles and self._wants_hidden():
-            self._local.hidden = args[0][:, -1].detach().clone()
+        wanted = self._hidden_tokens() if self._handles else 0
+        if wanted:
+            self._local.hidden = args[0][:, -wanted:].detach().clone()
 
     def _note(self, _module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
         hidden = self._local.__dict__.pop("hidden", None)
+        asked = self._local.__dict__.pop("asked", None)
+        if asked is not None and getattr(output, "logits", None) is not None:
+            output.logits = output.logits[:, -asked:]
         self._local.__dict__.pop("last", None)
         ids = kwargs.get("input_ids", args[0] if args else None)
         logits = getattr(output, "logits", None)

@@ -40,16 +40,16 @@ class LockstepEngine:
         ]
         self.survivor = self.contexts.index(max(self.contexts))
 
-    def new_relays(self, use_cache: bool, keep_hidden: bool = True) -> list[LockstepRelay | SeparateRowsRelay]:
-        """Fresh caches for one call; hidden states are read when a policy asks for them."""
+    def new_relays(self, use_cache: bool, hidden_tokens: int = 1) -> list[LockstepRelay | SeparateRowsRelay]:
+        """Fresh caches for one call; hidden states are read when a policy asks for them (see `LockstepRelay`)."""
         shares_prompts = len(self.members) > 1
         relays: list[LockstepRelay | SeparateRowsRelay] = []
         for index, member in enumerate(self.members):
             if member.recurrence.reads_batches:
                 drops_out = index != self.survivor
-                relays.append(LockstepRelay(member, use_cache, shares_prompts, drops_out))
+                relays.append(LockstepRelay(member, use_cache, shares_prompts, drops_out, hidden_tokens))
             else:
-                relays.append(SeparateRowsRelay(member, use_cache, shares_prompts))
+                relays.append(SeparateRowsRelay(member, use_cache, shares_prompts, hidden_tokens))
         return relays
 
     def take_prompts(self, cache: EnsembleCache, ids: torch.Tensor, mask: torch.Tensor, start: int) -> None:
@@ -94,7 +94,7 @@ class LockstepEngine:
             def observe(at: int = at) -> list[MemberObservation]:
                 gone = self._gone(cache, first + at, first + at + 1)
                 return [
-                    self._seen(index, partial(run, index), at, None if gone is None else gone[:, 0, index])
+                    self._seen(cache, index, partial(run, index), at, None if gone is None else gone[:, 0, index])
                     for index in range(len(self.members))
                 ]
 
@@ -125,6 +125,7 @@ class LockstepEngine:
 
     def _seen(
         self,
+        cache: EnsembleCache,
         index: int,
         run: Callable[[], tuple[torch.Tensor, torch.Tensor | None]],
         at: int,
@@ -135,7 +136,8 @@ class LockstepEngine:
             member = self.members[index]
             options: Any = {"dtype": member.dtype, "device": member.device}
             logits = torch.full((len(gone), member.vocab_size), -torch.inf, **options)
-            return MemberObservation(logits, torch.zeros(len(gone), member.hidden_size, **options))
+            width = member.hidden_size * (2 if cache.hidden_tokens > 1 else 1)
+            return MemberObservation(logits, torch.zeros(len(gone), width, **options))
         scores, states = run()
         logits, hidden = scores[:, at], None if states is None else states[:, at]
         if gone is not None and bool(gone.any()):

@@ -35,7 +35,7 @@ from hf_rlae.ensemble.states import StateReader
 from hf_rlae.ensemble.trace import BeamWatch
 from hf_rlae.errors import ConfigError, InputError, PolicyError
 from hf_rlae.member import Member
-from hf_rlae.policy import MemberObservation, UniformPolicy, ask, cut
+from hf_rlae.policy import MemberObservation, UniformPolicy, ask, cut, observed_tokens
 from hf_rlae.vocabulary import ByteVocabulary
 
 logger = logging.getLogger(__name__)
@@ -210,8 +210,8 @@ class EnsembleForCausalLM(PreTrainedModel, GenerationMixin):
 
     def new_cache(self, use_cache: bool = True, record: bool = False) -> EnsembleCache:
         """A fresh state for one text (see `EnsembleCache`)."""
-        observes = getattr(self.policy, "observes_members", True)
-        return EnsembleCache(self.engine.new_relays(use_cache, observes), use_cache, record)
+        hidden_tokens = observed_tokens(self.policy)
+        return EnsembleCache(self.engine.new_relays(use_cache, hidden_tokens), use_cache, record, hidden_tokens)
 
     def forward(
         self,

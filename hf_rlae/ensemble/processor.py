@@ -21,7 +21,8 @@ from hf_rlae.ensemble.inputs import check_prompt_lengths, check_prompts
 from hf_rlae.ensemble.modeling_ensemble import EnsembleForCausalLM
 from hf_rlae.ensemble.readings_engine import ReadingsEngine
 from hf_rlae.errors import ConfigError, InputError
-from hf_rlae.member import Member
+from hf_rlae.member import ColumnStates, Member
+from hf_rlae.policy import observed_tokens
 
 logger = logging.getLogger(__name__)
 
@@ -59,6 +60,18 @@ class _Call:
     start: int
     host_cache: Any = None
     warned: bool = False
+    states: ColumnStates | None = None  # of the host, where a policy sees means of them
+
+    def hidden(self, heard: HostPass) -> torch.Tensor | None:
+        """The host's hidden states `(B, H)` after the newest column, as policies see them."""
+        if heard.hidden is None:
+            return None
+        if self.states is None:
+            return heard.hidden[:, -1]
+        columns = self.ids.shape[1]
+        is_text = torch.arange(columns)[None] >= torch.tensor(self.pads)[:, None]
+        self.states.append(heard.hidden, columns)
+        return self.states.seen(1, is_text)[:, 0]
 
     def parents(self, ids: torch.Tensor, columns: int) -> torch.Tensor | None:
         """Which row of the last step each row goes on from; `None` if this is another call."""
@@ -135,7 +148,7 @@ class EnsembleLogitsProcessor(LogitsProcessor):
         self._vocabulary = _host_vocabulary(ensemble)
         self._local = threading.local()
         self._tap = HostTap()
-        self._tap.attach(self.host, partial(_wants_hidden, weakref.ref(ensemble)))
+        self._tap.attach(self.host, partial(_hidden_tokens, weakref.ref(ensemble)))
         weakref.finalize(self, self._tap.detach)
 
     @classmethod
@@ -203,12 +216,14 @@ class EnsembleLogitsProcessor(LogitsProcessor):
                 call = self._begin(seat, input_ids, heard)
             elif bool((parents != torch.arange(len(parents), device=parents.device)).any()):
                 call.cache.reorder_cache(parents)  # type: ignore[arg-type]
+                if call.states is not None:
+                    call.states.reorder(parents)
             if voice.is_changed and not call.warned:
                 call.warned = True
                 _warn_of_changes()
             call.ids = input_ids
             call.reads_on = heard.cache is not None
-            call.host.feed(voice.logits.clone(), heard.hidden, input_ids, call.pads)
+            call.host.feed(voice.logits.clone(), call.hidden(heard), input_ids, call.pads)
             mixed = self._mixed(call, input_ids)
         finally:
             self._tap.take()  # the host may be another member's model, too
@@ -244,8 +259,7 @@ class EnsembleLogitsProcessor(LogitsProcessor):
         mask = self._mask(ids, heard)
         check_prompts(self.ensemble, ids, mask)
         cache = self.ensemble.new_cache()
-        observes = getattr(self.ensemble.policy, "observes_members", True)
-        host = seat_host(cache, self.ensemble.engine, self.host_rereads, observes)
+        host = seat_host(cache, self.ensemble.engine, self.host_rereads)
         cache.in_generate = True
         cache.expected_start = ids.shape[1]
         check_prompt_lengths(self.ensemble, cache, ids, {"attention_mask": mask})
@@ -254,6 +268,8 @@ class EnsembleLogitsProcessor(LogitsProcessor):
         groups = torch.unique(key, dim=0, return_inverse=True)[1]
         pads = [0] * len(ids) if mask is None else (mask == 0).sum(1).tolist()
         call = _Call(cache, host, ids, groups, pads, heard.cache is not None, ids.shape[1])
+        if cache.hidden_tokens > 1:
+            call.states = ColumnStates(cache.hidden_tokens)
         call.host_cache = _end_with(heard.cache, seat)
         return call
 
@@ -318,9 +334,9 @@ def _check_ensemble(ensemble: EnsembleForCausalLM) -> None:
         )
 
 
-def _wants_hidden(reference: weakref.ref[EnsembleForCausalLM]) -> bool:
+def _hidden_tokens(reference: weakref.ref[EnsembleForCausalLM]) -> int:
     ensemble = reference()
-    return ensemble is not None and getattr(ensemble.policy, "observes_members", True)
+    return 0 if ensemble is None else observed_tokens(ensemble.policy)
 
 
 def _host_vocabulary(ensemble: EnsembleForCausalLM) -> HostVocabulary | None:

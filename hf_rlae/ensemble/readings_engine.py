@@ -72,8 +72,8 @@ class ReadingsEngine:
             next(j for j, other in enumerate(vocabularies) if other is vocabulary) for vocabulary in vocabularies
         ]
 
-    def new_relays(self, use_cache: bool, keep_hidden: bool = True) -> list[ReadingsRelay]:
-        """Fresh states for one call."""
+    def new_relays(self, use_cache: bool, hidden_tokens: int = 1) -> list[ReadingsRelay]:
+        """Fresh states for one call; of `hidden_tokens` see `SlotRunner`."""
         return [
             ReadingsRelay(
                 member,
@@ -83,7 +83,7 @@ class ReadingsEngine:
                 self.min_reading,
                 use_cache,
                 runner,
-                keep_hidden,
+                hidden_tokens,
             )
             for member, vocabulary, alignment, runner in zip(
                 self.members, self.vocabularies, self.alignments, self.runners, strict=True

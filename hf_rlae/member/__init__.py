@@ -1,5 +1,6 @@
 """Floor 2: one member at run time."""
 
+from hf_rlae.member.hidden_states import ColumnStates
 from hf_rlae.member.lockstep import LockstepRelay, OwnPromptRelay, SeparateRowsRelay
 from hf_rlae.member.measurement import Measurement
 from hf_rlae.member.member import Member
@@ -9,6 +10,7 @@ from hf_rlae.member.readings import ReadingsRelay
 from hf_rlae.member.runners import RowRunner, SlotRunner, choose_runner
 
 __all__ = [
+    "ColumnStates",
     "LockstepRelay",
     "Measurement",
     "Member",

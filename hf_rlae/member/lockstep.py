@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from transformers import DynamicCache
 
+from hf_rlae.member.hidden_states import ColumnStates
 from hf_rlae.member.member import Member
 from hf_rlae.member.recurrence import returned_state
 
@@ -44,7 +45,7 @@ def captured_head_input(member: Member, wanted: bool) -> Iterator[list[torch.Ten
 
 
 Scores = tuple[torch.Tensor, torch.Tensor | None]
-"""Logits of shape `(B, n, V_m)` in the model's dtype, and last hidden states `(B, n, H_m)` where they are wanted."""
+"""Logits of shape `(B, n, V_m)` in the model's dtype, and hidden states `(B, n, H)` where they are wanted."""
 
 
 class LockstepRelay:
@@ -60,16 +61,27 @@ class LockstepRelay:
             another size may round differently, so this is not for a member that is to be itself bit for bit.
         drops_out (`bool`, defaults to `False`): whether the caller leaves rows out that are longer than the member's
             context, so that their positions need not exist.
+        hidden_tokens (`int`, defaults to 1): what hidden states are, where they are wanted: with 1 the last one, of
+            width H_m; with n > 1 the mean of the newest n beside it, 2 H_m.
 
     Attributes:
         seen (`int`): columns that the member has read.
     """
 
-    def __init__(self, member: Member, use_cache: bool, shares_prompts: bool = False, drops_out: bool = False) -> None:
+    def __init__(
+        self,
+        member: Member,
+        use_cache: bool,
+        shares_prompts: bool = False,
+        drops_out: bool = False,
+        hidden_tokens: int = 1,
+    ) -> None:
         self.member = member
         self.use_cache = use_cache
         self.shares_prompts = shares_prompts
         self.drops_out = drops_out
+        self.hidden_tokens = hidden_tokens
+        self.states = ColumnStates(hidden_tokens) if hidden_tokens > 1 else None
         self.seen = 0
         self.forward_calls = 0
         self._recording = False
@@ -90,7 +102,7 @@ class LockstepRelay:
             input_ids (`torch.LongTensor` of shape `(B, L)`): the whole text.
             attention_mask (`torch.LongTensor` of shape `(B, L)`, *optional*): 1 = keep.
             keep (`int`): for how many of the last columns logits are wanted.
-            hidden (`bool`): whether the last hidden states are wanted.
+            hidden (`bool`): whether hidden states are wanted.
         """
         shared = (
             distinct_rows(input_ids, attention_mask)
@@ -117,6 +129,7 @@ class LockstepRelay:
         member = self.member
         model: Any = member.model
         total = ids.shape[1]
+        heard = keep if self.states is None else min(total - self.seen, keep + self.states.count - 1)
         if self._recording and not self._cache and self.use_cache and not member.is_recurrent:
             # made here, so that even the first pass keeps what a rollback needs
             self._cache = {"past_key_values": DynamicCache(config=member.config)}
@@ -132,7 +145,7 @@ class LockstepRelay:
             if self.drops_out and member.context_length is not None:  # what rows beyond it say is not heard
                 arguments["position_ids"] = arguments["position_ids"].clamp(max=member.context_length - 1)
         if "logits_to_keep" in accepted:
-            arguments["logits_to_keep"] = keep
+            arguments["logits_to_keep"] = heard
         inputs = model.prepare_inputs_for_generation(
             ids,
             next_sequence_length=total - self.seen if self.use_cache else None,
@@ -140,16 +153,22 @@ class LockstepRelay:
             **arguments,
         )
         # gradients reach the weights of a mixture, never the members
-        with torch.no_grad(), member.active(), captured_head_input(member, hidden) as caught:
+        with torch.no_grad(), member.active(), captured_head_input(member, hidden or self.states is not None) as caught:
             outputs = model(**inputs, return_dict=True)
         self.forward_calls += 1
         if self.use_cache:
             self._cache = returned_state(outputs)
             self.seen = total
-        return outputs.logits[:, -keep:], caught[-1][:, -keep:] if caught else None
+        logits = outputs.logits[:, -keep:]
+        if self.states is None:
+            return logits, caught[-1][:, -keep:] if caught else None
+        self.states.append(caught[-1][:, -heard:], total)
+        return logits, self.states.seen(keep, mask) if hidden else None
 
     def reorder(self, rows: torch.Tensor) -> None:
         """Makes row `i` continue what row `rows[i]` was; the number of rows may change."""
+        if self.states is not None:
+            self.states.reorder(rows)
         for name, cache in self._cache.items():
             if name == "state":
                 self._cache[name] = [tensor.index_select(0, rows.to(tensor.device)) for tensor in cache]
@@ -163,6 +182,8 @@ class LockstepRelay:
 
     def crop(self, length: int) -> bool:
         """Goes back to the first `length` columns; a cache that cannot forget is dropped and made anew."""
+        if self.states is not None and not self.states.crop(length):
+            self.reset()
         columns = max(self.seen - length, 0)
         cache = self._cache.get("past_key_values")
         if cache is not None and cache.is_croppable:
@@ -174,12 +195,15 @@ class LockstepRelay:
 
     def reset(self) -> None:
         """Forgets everything that was read."""
+        if self.states is not None:
+            self.states.reset()
         self._cache.clear()
         self.seen = 0
 
     def fork(self) -> LockstepRelay:
         """A relay that goes on from here by itself."""
-        twin = LockstepRelay(self.member, self.use_cache)
+        twin = LockstepRelay(self.member, self.use_cache, hidden_tokens=self.hidden_tokens)
+        twin.states = None if self.states is None else self.states.copy()
         twin.seen, twin._recording = self.seen, self._recording
         twin._cache = copy.deepcopy(self._cache)
         return twin
@@ -241,13 +265,14 @@ class SeparateRowsRelay:
     Takes and gives what `LockstepRelay` does; padded columns get logits of 0.
 
     Args:
-        member (`Member`), use_cache (`bool`), shares_prompts (`bool`): see `LockstepRelay`.
+        member (`Member`), use_cache (`bool`), shares_prompts (`bool`), hidden_tokens (`int`): see `LockstepRelay`.
     """
 
-    def __init__(self, member: Member, use_cache: bool, shares_prompts: bool = False) -> None:
+    def __init__(self, member: Member, use_cache: bool, shares_prompts: bool = False, hidden_tokens: int = 1) -> None:
         self.member = member
         self.use_cache = use_cache
         self.shares_prompts = shares_prompts
+        self.hidden_tokens = hidden_tokens
         self.rows: list[LockstepRelay] = []
         self._recording = False
         self._columns: list[list[int]] = []  # for each row the columns that are not padding
@@ -283,7 +308,10 @@ class SeparateRowsRelay:
         if shared is not None:
             return run_distinct(self, *shared, input_ids, attention_mask, keep, hidden)
         if not self.rows:
-            self.rows = [LockstepRelay(self.member, self.use_cache) for _ in range(len(input_ids))]
+            self.rows = [
+                LockstepRelay(self.member, self.use_cache, hidden_tokens=self.hidden_tokens)
+                for _ in range(len(input_ids))
+            ]
             for relay in self.rows:
                 if self._recording:
                     relay.record()

@@ -22,7 +22,7 @@ class ProbabilityPool:
         width (`int`): V_m + 1; id `i` of slot `s` is at `s * width + i` of the flattened probabilities.
         probs (`torch.FloatTensor` of shape `(slots, V_m + 1)`): of each slot.
         log_z (`torch.FloatTensor` of shape `(slots,)`): the log of the sum of exponentials of the logits.
-        hidden (`torch.Tensor` of shape `(slots, H_m)` or `None`): last hidden states, if they are kept.
+        hidden (`torch.Tensor` of shape `(slots, H)` or `None`): hidden states, if they are kept.
     """
 
     def __init__(self, vocab_size: int, device: torch.device) -> None:
@@ -37,7 +37,7 @@ class ProbabilityPool:
 
         Args:
             logits (`torch.FloatTensor` of shape `(R, V_m)`): fp32.
-            hidden (`torch.Tensor` of shape `(R, H_m)`, *optional*): kept beside them.
+            hidden (`torch.Tensor` of shape `(R, H)`, *optional*): kept beside them.
             used (`set[int]`): slots that must not be overwritten.
 
         Returns:

@@ -36,7 +36,7 @@ class ReadingsRelay:
         min_reading (`float`): lighter ones are dropped.
         use_cache (`bool`): keep keys and values from step to step, or run whole rows each time.
         runner (`SlotRunner` or `RowRunner` class): how the model is run on ragged rows.
-        keep_hidden (`bool`): keep the last hidden states of every reading, for policies.
+        hidden_tokens (`int`): what hidden states are kept of every reading, for policies; see `SlotRunner`.
 
     Attributes:
         rows (`list[Row]`): one a row of the batch.
@@ -53,7 +53,7 @@ class ReadingsRelay:
         min_reading: float = 1e-4,
         use_cache: bool = True,
         runner: type[SlotRunner] | type[RowRunner] | None = None,
-        keep_hidden: bool = False,
+        hidden_tokens: int = 0,
     ) -> None:
         self.member = member
         self.vocabulary = vocabulary
@@ -61,10 +61,9 @@ class ReadingsRelay:
         self.max_readings = max_readings
         self.min_reading = min_reading
         self.use_cache = use_cache
-        self.keep_hidden = keep_hidden
         if runner is None:
             runner = RowRunner if member.is_recurrent else SlotRunner
-        self.runner = runner(member)
+        self.runner = runner(member, hidden_tokens)
         self.rows: list[Row] = []
         self.device = member.device
         self._silent = alignment.silent_ids.to(self.device)
@@ -198,7 +197,7 @@ class ReadingsRelay:
         return self._said.of(self.rows, in_place)
 
     def observation(self) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """The heaviest reading's next-token log-probabilities `(B, V_m)` and last hidden states `(B, H_m)`."""
+        """The heaviest reading's next-token log-probabilities `(B, V_m)` and hidden states `(B, H)`."""
         slots = [row.readings[0].slot if row.readings else 0 for row in self.rows]
         hidden = None if self.pool.hidden is None else self.pool.hidden[slots]
         return self.pool.probs[slots, :-1].log(), hidden
@@ -269,7 +268,7 @@ class ReadingsRelay:
         """Runs the model; the pool slots that now hold the probabilities of the wanted columns, row by row."""
         if not self.use_cache:
             self.runner.reset()
-        output = self.runner.run(paths, self.keep_hidden)
+        output = self.runner.run(paths)
         logits = output.logits.float()
         if len(self._silent):
             logits.index_fill_(-1, self._silent, -torch.inf)

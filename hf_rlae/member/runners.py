@@ -12,6 +12,7 @@ from typing import Any
 import torch
 
 from hf_rlae.errors import MemberError
+from hf_rlae.member.hidden_states import SlotStates, with_means
 from hf_rlae.member.lockstep import accepted_arguments, captured_head_input
 from hf_rlae.member.member import Member
 from hf_rlae.member.recurrence import returned_state
@@ -88,7 +89,8 @@ class PathOutput:
     """What a model said after the wanted ids of all paths, row by row: `want` of each path.
 
     Attributes:
-        logits (`torch.Tensor` of shape `(R, V_m)`), hidden (`torch.Tensor` of shape `(R, H_m)` or `None`).
+        logits (`torch.Tensor` of shape `(R, V_m)`), hidden (`torch.Tensor` of shape `(R, H_m)` or `None`): with the
+            means of several tokens beside the last hidden states, where these are wanted, `(R, 2 H_m)`.
     """
 
     logits: torch.Tensor
@@ -101,7 +103,7 @@ class _Pass:
 
     Attributes:
         rows (`Sequence[int]`): which ones, R of them.
-        logits (`torch.Tensor` of shape `(R, columns, V_m)`), hidden (`torch.Tensor` of shape `(R, columns, H_m)` or
+        logits (`torch.Tensor` of shape `(R, columns, V_m)`), hidden (`torch.Tensor` of shape `(R, columns, H)` or
             `None`): of the last columns; there may be more of them than were asked for.
     """
 
@@ -120,19 +122,23 @@ class SlotRunner:
 
     Args:
         member (`Member`): whose model is run.
+        hidden_tokens (`int`, defaults to 0): of how many of the newest tokens hidden states are wanted: 0 of none, 1 of
+            the last one, n > 1 of the last one with the mean of the newest n beside it.
     """
 
     kind = "slots"
 
-    def __init__(self, member: Member) -> None:
+    def __init__(self, member: Member, hidden_tokens: int = 0) -> None:
         self.member = member
+        self.hidden_tokens = hidden_tokens
         self.cache = SlotCache()
+        self.states = SlotStates(hidden_tokens)
         self.forward_calls = 0
         self._least_saved: float = _LEAST_SAVED if member.device.type == "cpu" else _LEAST_SAVED_ELSEWHERE
         if _turns_by_longest(member.config):
             self._least_saved = math.inf
 
-    def run(self, paths: Sequence[Path | None], hidden: bool = False) -> PathOutput:
+    def run(self, paths: Sequence[Path | None]) -> PathOutput:
         """Reads each row's path; `None` rows stay as they are.
 
         Rows with many ids read the first of them in a pass of their own where that saves enough padding, so that the
@@ -145,12 +151,14 @@ class SlotRunner:
         # what the cache of a row that is run apart costs: copying a slot is about a cell's work by the width
         copied = self.cache.length / self.member.hidden_size
         width = shared_columns(lengths, self._least_saved, copied)
+        heard = [0 if path is None else self._heard(path) for path in paths]
         long = [row for row, length in enumerate(lengths) if length > width]
         before = None
         if long:
             heads = [feed[row][:-width] for row in long]
             wanted = max(1, *(wants[row] - width for row in long))
-            before = self._forward(long, [keep[row] for row in long], heads, len(feed), wanted, hidden)
+            early = max(0, *(heard[row] - width for row in long))
+            before = self._forward(long, [keep[row] for row in long], heads, len(feed), wanted, early)
             for row, ids in zip(long, heads, strict=True):
                 keep[row] += len(ids)
                 feed[row] = feed[row][-width:]
@@ -158,7 +166,7 @@ class SlotRunner:
         if (len(feed) - len(running)) * width < self._least_saved + len(running) * copied:
             running = list(range(len(feed)))
         kept, ids_of = [keep[row] for row in running], [feed[row] for row in running]
-        last = self._forward(running, kept, ids_of, len(feed), min(max(wants), width), hidden)
+        last = self._forward(running, kept, ids_of, len(feed), min(max(wants), width), max(heard))
         if all(wants[row] == 1 for row in running):
             return PathOutput(last.logits[:, -1], None if last.hidden is None else last.hidden[:, -1])
         return _wanted(wants, width, before, last)
@@ -170,9 +178,12 @@ class SlotRunner:
         feed: Sequence[Sequence[int]],
         batch: int,
         wanted: int,
-        hidden: bool,
+        heard: int,
     ) -> _Pass:
-        """One pass over some of `batch` rows, which read `feed` behind `keep` ids; of the last columns `wanted`."""
+        """One pass over some of `batch` rows, which read `feed` behind `keep` ids.
+
+        Of the last columns `wanted` are answered, and the hidden states of `heard` are kept for means.
+        """
         member = self.member
         ids, positions, plan = plan_columns(keep, feed, member.device, rows, batch)
         self.cache.plan = plan
@@ -184,20 +195,45 @@ class SlotRunner:
             "use_cache": True,
         }
         if "logits_to_keep" in accepted_arguments(type(member.model).forward):
-            arguments["logits_to_keep"] = wanted
-        with member.active(), captured_head_input(member, hidden) as caught:
+            arguments["logits_to_keep"] = max(wanted, min(heard, ids.shape[1]))
+        with member.active(), captured_head_input(member, self.hidden_tokens > 0) as caught:
             logits = member.model(**arguments, return_dict=True).logits
         self.forward_calls += 1
         self.cache.length = plan.length
-        return _Pass(rows, logits, caught[-1].to(logits.device) if caught else None)
+        hidden = caught[-1] if caught else None
+        if hidden is not None and self.hidden_tokens > 1:
+            self.states.write(hidden, plan)
+            hidden = self.states.seen(plan, wanted)
+        return _Pass(rows, logits, None if hidden is None else hidden.to(logits.device))
+
+    def _heard(self, path: Path) -> int:
+        """Of how many of its last ids a path's hidden states may enter a mean, now or after going back."""
+        return max(len(path.ids), path.want) + self.hidden_tokens - 1 if self.hidden_tokens > 1 else 0
 
     def reorder(self, rows: torch.Tensor) -> None:
         """Makes row `i` continue what row `rows[i]` was."""
         self.cache.reorder_cache(rows)  # type: ignore[arg-type]
+        self.states.reorder(rows)
 
     def reset(self) -> None:
         """Forgets everything."""
         self.cache = SlotCache()
+        self.states = SlotStates(self.hidden_tokens)
+
+
+@dataclass(frozen=True)
+class _RowState:
+    """What a row's model knows after its first ids.
+
+    Attributes:
+        length (`int`): of how many.
+        cache (`dict[str, Any]`): what the model goes on from; never written to.
+        newest (`torch.Tensor` of shape `(n, H_m)`, *optional*): the newest hidden states, where means are wanted.
+    """
+
+    length: int
+    cache: dict[str, Any]
+    newest: torch.Tensor | None
 
 
 class RowRunner:
@@ -207,59 +243,68 @@ class RowRunner:
     there: the newest one within the settled ids, and those after it.
 
     Args:
-        member (`Member`): whose model is run.
+        member (`Member`), hidden_tokens (`int`, defaults to 0): see `SlotRunner`.
     """
 
     kind = "rows"
 
-    def __init__(self, member: Member) -> None:
+    def __init__(self, member: Member, hidden_tokens: int = 0) -> None:
         self.member = member
+        self.hidden_tokens = hidden_tokens
         self.forward_calls = 0
-        self._states: dict[int, tuple[tuple[int, dict[str, Any]], ...]] = {}
+        self._states: dict[int, tuple[_RowState, ...]] = {}
 
-    def run(self, paths: Sequence[Path | None], hidden: bool = False) -> PathOutput:
+    def run(self, paths: Sequence[Path | None]) -> PathOutput:
         """Reads each row's path; `None` rows stay as they are."""
         logits, states = [], []
         for row, path in enumerate(paths):
             if path is None:
                 continue
-            row_logits, row_states = self._run_row(row, path, hidden)
+            row_logits, row_states = self._run_row(row, path)
             logits.append(row_logits)
             if row_states is not None:
                 states.append(row_states)
         return PathOutput(torch.cat(logits), torch.cat(states) if states else None)
 
-    def _run_row(self, row: int, path: Path, hidden: bool) -> tuple[torch.Tensor, torch.Tensor | None]:
+    def _run_row(self, row: int, path: Path) -> tuple[torch.Tensor, torch.Tensor | None]:
         usable = min(path.keep, path.length - path.want)
-        known = [state for state in self._states.get(row, ()) if state[0] <= usable]
-        length, cache = known[-1] if known else (0, {})
-        cache = copy.deepcopy(cache)
-        ids = path.after(length)
-        at_once = length == 0 or self.member.recurrence.reads_chunks
+        known = [state for state in self._states.get(row, ()) if state.length <= usable]
+        begin = known[-1] if known else _RowState(0, {}, None)
+        cache = copy.deepcopy(begin.cache)
+        ids = path.after(begin.length)
+        at_once = begin.length == 0 or self.member.recurrence.reads_chunks
+        heard = path.want + self.hidden_tokens - 1 if self.hidden_tokens > 1 else path.want
         pieces: list[tuple[torch.Tensor, torch.Tensor | None]] = []
         for piece in [ids] if at_once else [(i,) for i in ids]:
-            cache, logits, states = self._forward(cache, piece, min(path.want, len(piece)), hidden)
+            cache, logits, states = self._forward(cache, piece, min(heard, len(piece)))
             pieces.append((logits, states))
-        known.append((path.length, cache))
-        settled = [state for state in known if state[0] <= path.settled.length]
+        hidden = [states for _, states in pieces if states is not None]
+        newest: torch.Tensor | None = None
+        if self.hidden_tokens > 1:
+            if begin.newest is not None and len(ids) < heard:
+                hidden.insert(0, begin.newest)
+            together = torch.cat(hidden)
+            newest = together[-self.hidden_tokens :]
+            hidden = [with_means(together[None], None, self.hidden_tokens, path.want)[0]]
+        known.append(_RowState(path.length, cache, newest))
+        settled = [state for state in known if state.length <= path.settled.length]
         self._states[row] = tuple(settled[-1:] + known[len(settled) :])
-        wanted = pieces[-path.want :]
-        found = [states for _, states in wanted if states is not None]
-        return torch.cat([logits for logits, _ in wanted]), torch.cat(found) if found else None
+        logits = torch.cat([logits for logits, _ in pieces[-path.want :]])[-path.want :]
+        return logits, torch.cat(hidden)[-path.want :] if hidden else None
 
     def _forward(
-        self, cache: dict[str, Any], ids: Sequence[int], want: int, hidden: bool
+        self, cache: dict[str, Any], ids: Sequence[int], heard: int
     ) -> tuple[dict[str, Any], torch.Tensor, torch.Tensor | None]:
         member = self.member
         accepted = accepted_arguments(type(member.model).forward)
         arguments: dict[str, Any] = {**cache, "use_cache": True}
         arguments["input_ids"] = torch.tensor([list(ids)], dtype=torch.long, device=member.device)
         if "logits_to_keep" in accepted:
-            arguments["logits_to_keep"] = want
-        with member.active(), captured_head_input(member, hidden) as caught:
+            arguments["logits_to_keep"] = heard
+        with member.active(), captured_head_input(member, self.hidden_tokens > 0) as caught:
             outputs = member.model(**arguments, return_dict=True)
         self.forward_calls += 1
-        return returned_state(outputs), outputs.logits[0, -want:], caught[-1][0, -want:] if caught else None
+        return returned_state(outputs), outputs.logits[0, -heard:], caught[-1][0, -heard:] if caught else None
 
     def reorder(self, rows: torch.Tensor) -> None:
         """Makes row `i` continue what row `rows[i]` was."""

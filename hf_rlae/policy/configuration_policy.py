@@ -46,6 +46,10 @@ class PolicyConfig(PreTrainedConfig):
             that loading a policy never asks for the encoder's own repository. See [`PolicyModel.from_encoder`].
         member_hidden_sizes (`list[int]`, *optional*): width of each member's last hidden states; needed where
             members are observed. See [`PolicyConfig.for_members`].
+        pooled_tokens (`int`, defaults to 8): over how many of its newest tokens each member's last hidden states are
+            averaged; the mean is observed beside the newest one. 1 for the newest one alone. A confident member's
+            newest state says what it is about to write; what it read a few tokens ago, and whether that is any business
+            of its own, is in the mean (ours, measured: see the results of the study).
         span_length (`int`, defaults to 8): tokens per span that the policy was made for. Source: public code of
             RLAE (4 or 8).
         hidden_size (`int`, defaults to 128): width of the heads (ours).
@@ -71,6 +75,7 @@ class PolicyConfig(PreTrainedConfig):
     actor: str = "joint"
     encoder_config: dict[str, Any] | PreTrainedConfig | None = None
     member_hidden_sizes: list[int] | None = None
+    pooled_tokens: int = 8
     span_length: int = 8
     hidden_size: int = 128
     share_trunk: bool = False
@@ -85,9 +90,9 @@ class PolicyConfig(PreTrainedConfig):
         if isinstance(self.encoder_config, dict):
             self.encoder_config = _config_of(self.encoder_config)
         super().__post_init__(**kwargs)
-        for name, least in (("num_members", 1), ("span_length", 1), ("hidden_size", 1), ("max_text_tokens", 1)):
-            if getattr(self, name) < least:
-                raise ConfigError(f"{name}={getattr(self, name)}: it must be at least {least}")
+        for name in ("num_members", "pooled_tokens", "span_length", "hidden_size", "max_text_tokens"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"{name}={getattr(self, name)}: it must be at least 1")
         for name, known in (("observation", OBSERVATIONS), ("actor", ACTORS)):
             if getattr(self, name) not in known:
                 raise ConfigError(f"{name}={getattr(self, name)!r}: {nearest(getattr(self, name), known)}")

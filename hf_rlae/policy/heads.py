@@ -21,10 +21,10 @@ class Score(nn.Linear):
 class Heads(nn.Module):
     """Actor and critic on top of what is observed, in fp32 whatever the members' dtype is.
 
-    Each member's last hidden state, and the encoder's pooled state, goes through a layer norm and a linear layer with
-    `tanh`; with the members' entropies and margins (as `log(1 + x)`) and their pairwise agreement it makes the
-    features. An actor is a linear layer with `tanh` (the trunk) and one that gives scores; the critic is the same, with
-    a value.
+    Each member's last hidden state, its mean over several tokens where the policy pools them, and the encoder's pooled
+    state go through a layer norm and a linear layer with `tanh` each; with the members' entropies and margins (as
+    `log(1 + x)`) and their pairwise agreement they make the features. An actor is a linear layer with `tanh` (the
+    trunk) and one that gives scores; the critic is the same, with a value.
 
     Source: RLAE (arXiv 2506.00439) for actor and critic; observing members, and the layers, are ours.
 
@@ -38,8 +38,10 @@ class Heads(nn.Module):
         members, hidden = config.num_members, config.hidden_size
         sizes = list(config.member_hidden_sizes or []) if config.observes_members else []
         self.member_layers = nn.ModuleList(_projection(size, hidden) for size in sizes)
+        pools = config.pooled_tokens > 1
+        self.mean_layers = nn.ModuleList(_projection(size, hidden) for size in (sizes if pools else ()))
         self.text_layer = None if text_size is None else _projection(text_size, hidden)
-        width = hidden * (len(sizes) + (text_size is not None))
+        width = hidden * (len(self.member_layers) + len(self.mean_layers) + (text_size is not None))
         if config.observes_members:
             width += 2 * members + members * (members - 1) // 2
         agents = members if config.actor == "per_member" else 1
@@ -68,7 +70,11 @@ class Heads(nn.Module):
     def _features(self, observation: Mapping[str, torch.Tensor], pooled: torch.Tensor | None) -> torch.Tensor:
         parts = [] if pooled is None or self.text_layer is None else [self.text_layer(pooled)]
         for index, layer in enumerate(self.member_layers):
-            parts.append(layer(observation[f"hidden_states_{index}"].float()))
+            states = observation[f"hidden_states_{index}"].float()
+            if len(self.mean_layers):
+                states, means = states.chunk(2, dim=-1)
+                parts.append(self.mean_layers[index](means))
+            parts.append(layer(states))
         if len(self.member_layers):
             parts.append(torch.cat([observation["entropies"], observation["margins"]], dim=-1).log1p())
             agreement = observation["agreement"]

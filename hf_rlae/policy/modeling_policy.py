@@ -153,6 +153,11 @@ class PolicyModel(PreTrainedModel):
         """Whether members have to be run, and their hidden states kept, for this policy."""
         return self.config.observes_members
 
+    @property
+    def pooled_tokens(self) -> int:
+        """Over how many of each member's newest tokens hidden states are averaged; 1 for the last one alone."""
+        return self.config.pooled_tokens
+
     @contextmanager
     def exploring(self) -> Iterator[None]:
         """Within this context actions are drawn, and `PolicyOutput` has them with their log-densities."""
@@ -171,9 +176,9 @@ class PolicyModel(PreTrainedModel):
 
         Returns:
             `dict[str, torch.Tensor]`, on the policy's device. Where members are observed: `hidden_states_0`, ... of
-            shape `(B, H_m)` in each member's dtype, `entropies` and `margins` `(B, M)`, `agreement` `(B, M, M)`. Where
-            text is observed: `input_ids` and `attention_mask` `(B, L)` in the encoder's tokens, the newest
-            `max_text_tokens` of them.
+            shape `(B, H_m)`, or `(B, 2 H_m)` with means beside them (`pooled_tokens`), in each member's dtype,
+            `entropies` and `margins` `(B, M)`, `agreement` `(B, M, M)`. Where text is observed: `input_ids` and
+            `attention_mask` `(B, L)` in the encoder's tokens, the newest `max_text_tokens` of them.
 
         Raises:
             PolicyError: another number of members, or hidden states that are missing or of another width.
@@ -188,12 +193,19 @@ class PolicyModel(PreTrainedModel):
         observation: dict[str, torch.Tensor] = {}
         if self.config.observes_members:
             sizes = self.config.member_hidden_sizes or []
+            pools = self.pooled_tokens > 1
             for index, (hidden, size) in enumerate(zip(state.hidden_states, sizes, strict=True)):
-                if hidden is None or hidden.shape[-1] != size:
+                if hidden is None or hidden.shape[-1] != size * (1 + pools):
                     given = "are missing" if hidden is None else f"have width {hidden.shape[-1]}"
+                    if hidden is not None and pools and hidden.shape[-1] == size:
+                        raise PolicyError(
+                            f"the hidden states of member {index} are those of the newest token alone, but the policy "
+                            f"was made for means over {self.pooled_tokens} tokens beside them: a policy that asks this "
+                            "one needs its attribute, `self.pooled_tokens = policy.pooled_tokens`"
+                        )
                     raise PolicyError(
-                        f"the hidden states of member {index} {given}, but the policy was made for width {size}; make "
-                        "it with `PolicyConfig.for_members(ensemble.members)`"
+                        f"the hidden states of member {index} {given}, but the policy was made for width "
+                        f"{size * (1 + pools)}; make it with `PolicyConfig.for_members(ensemble.members)`"
                     )
                 observation[f"hidden_states_{index}"] = hidden.to(device)
             for name in ("entropies", "margins", "agreement"):

@@ -38,7 +38,8 @@ class MemberObservation:
 
     Attributes:
         logits (`torch.Tensor` of shape `(B, V_m)`): the member's logits, in its own vocabulary and dtype.
-        hidden (`torch.Tensor` of shape `(B, H_m)` or `None`): the input of its language-model head.
+        hidden (`torch.Tensor` of shape `(B, H_m)` or `None`): the input of its language-model head; with the mean of
+            its newest inputs beside it, `(B, 2 H_m)`, for a policy that pools them (see `observed_tokens`).
     """
 
     logits: torch.Tensor
@@ -102,7 +103,8 @@ class PolicyState:
     Attributes:
         text (`list[str]`): prompt and text so far, one a row.
         observations (`list[MemberObservation]`): one a member.
-        hidden_states (`list[torch.Tensor]`): last hidden states, `(B, H_m)` each.
+        hidden_states (`list[torch.Tensor]`): last hidden states, `(B, H_m)` each; `(B, 2 H_m)` with means beside them,
+            for a policy that asks for these (see `observed_tokens`).
         entropies (`torch.FloatTensor` of shape `(B, M)`): of the members' next-token distributions, in nats.
         margins (`torch.FloatTensor` of shape `(B, M)`): log-probability of the best token less the second's, in nats;
             at most 1e4.
@@ -246,3 +248,17 @@ class Policy(Protocol):
     """Anything that is called with a `PolicyState` and returns weights of shape `(B, M)`."""
 
     def __call__(self, state: PolicyState, /) -> torch.Tensor | PolicyOutput | Any: ...
+
+
+def observed_tokens(policy: Any) -> int:
+    """Of how many of the members' newest tokens a policy sees hidden states.
+
+    Args:
+        policy (`Policy`): its attributes `observes_members` (`bool`, `True` if there is none) and `pooled_tokens`
+            (`int`, 1 if there is none) are read.
+
+    Returns:
+        `int`: 0 where it looks at no member; 1 for the last token; n > 1 for the last token, with the mean of the
+        newest n (each in the member's own tokens) beside it.
+    """
+    return int(getattr(policy, "pooled_tokens", 1)) if getattr(policy, "observes_members", True) else 0

@@ -46,13 +46,13 @@ class TrainingSettings:
         forms (`tuple[str, ...]`): of the questions.
         observation (`str`): `"members"`, `"text"` or `"both"`; of the text a small encoder without pretraining reads
             the newest characters.
-        hidden_size (`int`), concentration (`float`), noise (`float`): of the policy.
+        pooled_tokens (`int`), hidden_size (`int`), concentration (`float`), noise (`float`): of the policy.
         advantages (`str`, *optional*), entropy_coef (`float`, *optional*): see `RLAEConfig`.
     """
 
     objective: str
-    rollouts: int = 34
-    texts: int = 512
+    rollouts: int = 20
+    texts: int = 256
     generations: int = 8
     updates: int = 4
     iterations: int = 2
@@ -61,6 +61,7 @@ class TrainingSettings:
     num_questions: int | None = None
     forms: tuple[str, ...] = FORMS
     observation: str = "members"
+    pooled_tokens: int = 8
     hidden_size: int = 64
     concentration: float = 20.0
     noise: float = 0.5
@@ -69,7 +70,6 @@ class TrainingSettings:
 
 
 _DRAWN: dict[str, Any] = {
-    "rollouts": 20,
     "stages": ((1, 0.75), (2, 0.25)),
     "advantages": "group_relative",
     "entropy_coef": 0.0,
@@ -79,23 +79,8 @@ TRAINED = {
     "ppo": TrainingSettings("ppo", concentration=1.0, **_DRAWN),
     "mappo": TrainingSettings("mappo", noise=2.0, **_DRAWN),
     "mixture": TrainingSettings("mixture", entropy_coef=0.06),
-    "mixture with text": TrainingSettings("mixture", observation="both", texts=512, generations=4, entropy_coef=0.06),
 }
-"""How policies are trained: by each objective from what members show, and by the best one from the text too."""
-
-
-def settings_for(method: str, kind: str) -> TrainingSettings:
-    """How a method is trained on a set of members.
-
-    Reading the text as well, policies of members with one tokenizer need 512 texts a rollout: of five trainings with
-    256 two failed. With different tokenizers none failed with 256, and a text costs twice as much.
-
-    Args:
-        method (`str`): of `TRAINED`.
-        kind (`str`): the set of members, `"shared"` or `"different"`.
-    """
-    settings = TRAINED[method]
-    return replaced(settings, texts=256) if (method, kind) == ("mixture with text", "different") else settings
+"""How policies are trained, by objective: from as many texts each."""
 
 
 class BlindPolicy(PolicyModel):
@@ -117,6 +102,7 @@ def new_policy(
     torch.manual_seed(seed)
     options: dict[str, Any] = {
         "actor": ACTORS[settings.objective],
+        "pooled_tokens": settings.pooled_tokens,
         "hidden_size": settings.hidden_size,
         "concentration": settings.concentration,
         "noise": settings.noise,
@@ -305,6 +291,7 @@ class _OracleWatch(OraclePolicy):
     def __init__(self, policy: PolicyModel) -> None:
         super().__init__()
         self.policy = policy
+        self.pooled_tokens = policy.pooled_tokens
         self.seen: list[dict[str, torch.Tensor]] = []
         self.labels: list[torch.Tensor] = []
 

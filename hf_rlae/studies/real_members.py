@@ -182,7 +182,8 @@ class _MeanWeights:
 
     def __init__(self, policy: Any) -> None:
         self.policy = policy
-        self.observes_members = policy.config.observes_members if hasattr(policy, "config") else policy.observes_members
+        self.observes_members = policy.observes_members
+        self.pooled_tokens = getattr(policy, "pooled_tokens", 1)
         self._given: list[torch.Tensor] = []
 
     def __call__(self, state: Any) -> torch.Tensor:

@@ -102,7 +102,7 @@ def _policy(run: Run, members: Sequence[Any], settings: dict[str, Any], found: d
     if run.method in chains.FREE_POLICIES:
         return chains.FREE_POLICIES[run.method](len(names))
     method = run.method if run.method in chains.TRAINED else "mixture"
-    training = chains.settings_for(method, run.members)
+    training = chains.TRAINED[method]
     if settings["rollouts"]:
         training = chains.replaced(training, rollouts=settings["rollouts"])
     found["training"] = chains.settings_as_json(training)
@@ -124,7 +124,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--members", nargs="+", default=["shared", "different"], choices=list(MEMBER_SETS))
     parser.add_argument("--span-lengths", nargs="+", type=int, default=[1, 2])
     parser.add_argument(
-        "--methods", nargs="+", default=["ppo", "mappo", "mixture"], choices=list(chains.TRAINED), help="to be trained"
+        "--methods", nargs="+", default=list(chains.TRAINED), choices=list(chains.TRAINED), help="to be trained"
     )
     parser.add_argument("--seeds", type=int, default=5, help="of each objective")
     parser.add_argument("--control-seeds", type=int, default=1, help="of each control")

@@ -36,9 +36,10 @@ EXPERIMENTS: dict[str, tuple[str, ...]] = {
     "two members": (),
     "transfer": (),
     "training questions": ("16", "64", "256", "all"),
-    "observation": ("members", "text", "both"),
+    "observation": ("members", "members, newest token", "text", "both"),
 }
-"""What varies in an experiment, if anything but the objective: different questions in training; what a policy sees."""
+"""What varies in an experiment, if anything but the objective: different questions in training; what a policy sees, of
+members the mean of several hidden states or the newest one alone."""
 
 
 @dataclass(frozen=True)
@@ -61,7 +62,7 @@ class Variation:
     def name(self) -> str:
         """The name of its file."""
         parts = (self.experiment, self.method, self.value, f"seed{self.seed}")
-        return "-".join(part.replace(" ", "_") for part in parts if part)
+        return "-".join(part.replace(" ", "_").replace(",", "") for part in parts if part)
 
     @property
     def num_members(self) -> int:
@@ -99,11 +100,13 @@ class Variation:
             return StaticPolicy(found["weights"])
         if self.method in chains.FREE_POLICIES:
             return chains.FREE_POLICIES[self.method](len(members))
-        training = chains.settings_for(self.method, KIND)
+        training = chains.TRAINED[self.method]
+        observation = self.value if self.experiment == "observation" else training.observation
         training = chains.replaced(
             training,
             num_questions=int(self.value) if self.value.isdigit() else None,
-            observation=self.value if self.experiment == "observation" else training.observation,
+            observation=observation.split(",")[0],
+            pooled_tokens=1 if observation.endswith("newest token") else training.pooled_tokens,
             forms=("symbolic",) if self.experiment == "transfer" else FORMS,
             **({"rollouts": settings["rollouts"]} if settings["rollouts"] else {}),
         )

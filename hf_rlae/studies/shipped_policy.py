@@ -19,10 +19,10 @@ from transformers.utils.logging import disable_progress_bar
 
 from hf_rlae.policy import PolicyModel
 from hf_rlae.studies.chain_policies import (
+    TRAINED,
     held_out_questions,
     replaced,
     right_answers,
-    settings_for,
     train_policy,
     with_policy,
 )
@@ -31,7 +31,7 @@ from hf_rlae.zoo import MEMBER_SETS, load_members
 SPAN_LENGTHS = {"different": 2, "shared": 1}
 """Tokens per span, by the set of members."""
 
-METHOD = "mixture with text"
+METHOD = "mixture"
 """Of those that the study of `RLAETrainer` trains."""
 
 
@@ -63,7 +63,7 @@ def train(
         seed (`int`, defaults to 0): of everything random.
         rollouts (`int`, *optional*): another number than the study's.
     """
-    settings = settings_for(METHOD, kind)
+    settings = TRAINED[METHOD]
     if rollouts is not None:
         settings = replaced(settings, rollouts=rollouts)
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())

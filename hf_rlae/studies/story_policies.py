@@ -175,6 +175,7 @@ class _Watch:
 
     def __init__(self, policy: PolicyModel) -> None:
         self.policy = policy
+        self.pooled_tokens = policy.pooled_tokens
         self.seen: list[dict[str, torch.Tensor]] = []
 
     def __call__(self, state: PolicyState) -> torch.Tensor:

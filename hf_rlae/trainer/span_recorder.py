@@ -43,6 +43,11 @@ class SpanRecorder:
         """Whether members have to be run for the policy."""
         return self.policy.config.observes_members
 
+    @property
+    def pooled_tokens(self) -> int:
+        """Over how many of each member's newest tokens hidden states are averaged for the policy."""
+        return self.policy.config.pooled_tokens
+
     def __call__(self, state: PolicyState) -> torch.Tensor:
         """The policy's weights, `(R, M)`."""
         seen = self.policy.observe(state)

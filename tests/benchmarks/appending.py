@@ -95,7 +95,7 @@ class AppendingEngine(ReadingsEngine):
         self.__dict__.update(vars(engine))
         self._known: list[dict[int, tuple[int, ...]]] = [{} for _ in engine.members]
 
-    def new_relays(self, use_cache: bool, keep_hidden: bool = True) -> list[AppendingRelay]:
+    def new_relays(self, use_cache: bool, hidden_tokens: int = 1) -> list[AppendingRelay]:
         """Fresh states for one call."""
         parts = zip(self.members, self.vocabularies, self.alignments, self.runners, strict=True)
         return [AppendingRelay(*part) for part in parts]

@@ -24,14 +24,15 @@ def random_state(
     seed: int = 0,
     dtype: torch.dtype = torch.float32,
     text: Sequence[str] | None = None,
+    pools: bool = True,
     **options: Any,
 ) -> PolicyState:
-    """A state of `rows` rows whose members show random hidden states and logits."""
+    """A state of `rows` rows whose members show random logits and hidden states, with means beside them if it pools."""
     generator = torch.Generator().manual_seed(seed)
     seen = [
         MemberObservation(
             (3 * torch.randn(rows, vocabulary, generator=generator)).to(dtype),
-            (2 * torch.randn(rows, size, generator=generator)).to(dtype),
+            (2 * torch.randn(rows, 2 * size if pools else size, generator=generator)).to(dtype),
         )
         for size, vocabulary in zip(sizes, vocab_sizes, strict=True)
     ]

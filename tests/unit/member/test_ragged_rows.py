@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from hf_rlae.member import Member, runners
+from hf_rlae.member.lockstep import captured_head_input
 from hf_rlae.member.runners import Chain, Path, SlotRunner
 from hf_rlae.member.slots import shared_columns
 from tests.support.models import ARCHITECTURES, RECURRENT, tiny
@@ -35,6 +36,17 @@ def _read_alone(member: Member, texts: Sequence[tuple[int, ...]], wants: Sequenc
         )
 
 
+def _means_alone(member: Member, texts: list[tuple[int, ...]], wants: list[int], count: int) -> torch.Tensor:
+    """The means of the newest `count` hidden states at the wanted ids of every text, each read by itself."""
+    means = []
+    for ids, want in zip(texts, wants, strict=True):
+        with torch.no_grad(), captured_head_input(member, True) as caught:
+            member.model(input_ids=torch.tensor([ids]), use_cache=False)
+        ends = range(len(ids) - want + 1, len(ids) + 1)
+        means += [caught[0][0, max(0, end - count) : end].mean(0) for end in ends]
+    return torch.stack(means)
+
+
 def _said(member: Member, hidden: torch.Tensor) -> torch.Tensor:
     """The logits that belong to hidden states."""
     with torch.no_grad():
@@ -52,10 +64,10 @@ def _close(one: torch.Tensor, other: torch.Tensor) -> None:
 def test_every_row_is_read_as_if_it_were_alone(member, monkeypatch, least_saved, seed):
     monkeypatch.setattr(runners, "_LEAST_SAVED", least_saved)
     rng = random.Random(seed)
-    runner = SlotRunner(member)
+    runner = SlotRunner(member, hidden_tokens=rng.choice([2, 5]))
     texts = [tuple(rng.choices(range(20, 300), k=rng.choice([2, 3, 12]))) for _ in range(6)]
     with torch.no_grad():
-        first = runner.run([Path(Chain(None, ids), (), 0, 1) for ids in texts])
+        first = runner.run([Path(Chain(None, ids[:-1]), ids[-1:], 0, 1) for ids in texts])
         _close(first.logits, _read_alone(member, texts, [1] * 6))
         runs = 1
         for _ in range(8):
@@ -77,10 +89,12 @@ def test_every_row_is_read_as_if_it_were_alone(member, monkeypatch, least_saved,
                 texts[row] = ids[:kept] + new
             if any(paths):
                 runs += 1
-                output = runner.run(paths, hidden=True)
+                output = runner.run(paths)
                 _close(output.logits, _read_alone(member, texts, wants))
                 assert output.hidden is not None
-                _close(_said(member, output.hidden), output.logits)
+                newest, means = output.hidden.chunk(2, dim=-1)
+                _close(_said(member, newest), output.logits)
+                _close(means, _means_alone(member, texts, wants, runner.hidden_tokens))
     assert (runner.forward_calls > runs) == (least_saved < 1000)  # some were read in two passes, or none
 
 

@@ -359,8 +359,12 @@ def test_policies_that_cannot_be_built():
 
 def test_states_that_do_not_fit():
     """States of other members are refused, by place and width."""
-    with pytest.raises(PolicyError, match="width 48"):
+    with pytest.raises(PolicyError, match="width 96"):
         policy_of()(random_state(sizes=[32, 40]))
+    with pytest.raises(PolicyError, match="width 48"):
+        policy_of(pooled_tokens=1)(random_state(sizes=[32, 40], pools=False))
+    with pytest.raises(PolicyError, match=r"member 0 are those of the newest token alone.*pooled_tokens"):
+        policy_of()(random_state(pools=False))
     with pytest.raises(PolicyError, match="weighs 2 members"):
         policy_of()(random_state(sizes=[32, 48, 4], vocab_sizes=[9, 9, 9]))
     state = random_state()

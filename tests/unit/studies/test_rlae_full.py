@@ -55,12 +55,15 @@ def test_a_policy_is_trained_and_tested(experiment, monkeypatch):
 
     monkeypatch.setattr(chains, "train_policy", record)
     value = {"training questions": "64", "observation": "both"}.get(experiment, "")
+    Variation("observation", "mixture", 0, "members, newest token").measure(SETTINGS)
+    assert (seen[0][1].observation, seen.pop()[1].pooled_tokens) == ("members", 1)
     found = Variation(experiment, "ppo", 1, value).measure(SETTINGS)
     assert {len(digits) for digits in found["right"].values()} == {8}
     members, settings, questions = seen[0]
     assert (members, settings.objective) == (2 if experiment == "two members" else 3, "ppo")
     assert settings.num_questions == (64 if value == "64" else None)
     assert settings.observation == (value if experiment == "observation" else "members")
+    assert settings.pooled_tokens == chains.TRAINED["ppo"].pooled_tokens > 1
     assert settings.forms == (("symbolic",) if experiment == "transfer" else ("symbolic", "worded"))
     assert settings.stages == chains.TRAINED["ppo"].stages
     if experiment == "two members":

@@ -29,10 +29,9 @@ def test_the_policy_that_is_kept_is_the_best_on_validation_questions(monkeypatch
 
 
 def test_a_policy_is_saved_for_every_set(tmp_path, monkeypatch):
-    small = shipped_policy.replaced(
-        shipped_policy.settings_for(shipped_policy.METHOD, "shared"), texts=8, generations=4, updates=1, iterations=1
-    )
-    monkeypatch.setattr(shipped_policy, "settings_for", lambda method, kind: small)
+    settings = shipped_policy.TRAINED[shipped_policy.METHOD]
+    small = shipped_policy.replaced(settings, texts=8, generations=4, updates=1, iterations=1)
+    monkeypatch.setitem(shipped_policy.TRAINED, shipped_policy.METHOD, small)
     monkeypatch.setattr(shipped_policy, "held_out_questions", lambda count, split: draw_questions(4, split=split))
     shipped_policy.main(["--output", str(tmp_path), "--members", "shared", "--seeds", "0", "--rollouts", "1"])
     policy = load_policy("shared", tmp_path)

@@ -1,0 +1,146 @@
+"""Hidden states of a member's newest tokens: policies see the last one and, if they ask for it, a mean of several."""
+
+from __future__ import annotations
+
+import torch
+from torch.nn.functional import pad
+
+from hf_rlae.member.slots import WritePlan
+
+_KEPT_BEYOND = 64
+"""Columns kept beyond those of a mean, for texts that are taken back. Source: ours."""
+
+
+def with_means(states: torch.Tensor, valid: torch.Tensor | None, count: int, wanted: int) -> torch.Tensor:
+    """Each of the last `wanted` hidden states, with the mean of the newest `count` up to it beside it.
+
+    Args:
+        states (`torch.Tensor` of shape `(B, n, H)`): of the newest columns.
+        valid (`torch.Tensor` of shape `(B, n)`, *optional*): 0 for padding, which is in no mean.
+        count (`int`), wanted (`int`): see above; where there are fewer states than `count`, the mean is of those.
+
+    Returns:
+        `torch.Tensor` of shape `(B, wanted, 2 H)`, in the dtype of the states; means are computed in fp32.
+
+    Example:
+
+    >>> with_means(torch.tensor([[[1.0], [2.0], [6.0]]]), None, count=2, wanted=2)
+    tensor([[[2.0000, 1.5000],
+             [6.0000, 4.0000]]])
+    """
+    taken = states[:, -(wanted + count - 1) :].float()
+    if valid is None:
+        is_text = taken.new_ones(1, taken.shape[1])
+    else:
+        is_text = valid[:, -taken.shape[1] :].to(taken.device, torch.float32)
+        taken = taken.masked_fill(is_text[..., None] == 0, 0.0)
+    missing = wanted + count - 1 - taken.shape[1]
+    if missing:
+        taken, is_text = pad(taken, (0, 0, missing, 0)), pad(is_text, (missing, 0))
+    if wanted == 1:  # nearly always, and cheaper than windows
+        sums, numbers = taken.sum(1, keepdim=True), is_text.sum(1, keepdim=True)
+    else:
+        sums, numbers = taken.unfold(1, count, 1).sum(-1), is_text.unfold(1, count, 1).sum(-1)
+    means = sums / numbers.clamp(min=1.0)[..., None]
+    return torch.cat([states[:, -wanted:], means.to(states.dtype)], dim=-1)
+
+
+class ColumnStates:
+    """Hidden states of the newest columns of rows that advance together.
+
+    Args:
+        count (`int`): over how many tokens means are taken.
+
+    Attributes:
+        end (`int`): the column behind the newest one.
+    """
+
+    def __init__(self, count: int) -> None:
+        self.count = count
+        self.end = 0
+        self._states: torch.Tensor | None = None
+
+    def append(self, states: torch.Tensor, end: int) -> None:
+        """Takes the states `(B, n, H)` of the columns before `end`; unless they follow at once, others are forgotten.
+
+        States that follow a gap must be at least as many as the means that are asked for next take in.
+        """
+        if self._states is not None and end - states.shape[1] == self.end:
+            states = torch.cat([self._states, states], dim=1)
+        limit = self.count + _KEPT_BEYOND
+        self._states = states[:, -limit:].clone() if states.shape[1] > 2 * limit else states
+        self.end = end
+
+    def seen(self, wanted: int, mask: torch.Tensor | None) -> torch.Tensor:
+        """See `with_means`, for the last `wanted` columns; `mask` `(B, end)` is 0 for padding."""
+        assert self._states is not None
+        valid = None if mask is None else mask[:, self.end - self._states.shape[1] : self.end]
+        return with_means(self._states, valid, self.count, wanted)
+
+    def crop(self, length: int) -> bool:
+        """Goes back to the first `length` columns; `False`, and nothing is left, if no means could go on from there."""
+        if self._states is None or length >= self.end:
+            return True
+        kept = self._states.shape[1] - (self.end - length)
+        if kept < min(self.count - 1, length):
+            self.reset()
+            return False
+        self._states = self._states[:, :kept]
+        self.end = length
+        return True
+
+    def reorder(self, rows: torch.Tensor) -> None:
+        """Makes row `i` what row `rows[i]` was."""
+        if self._states is not None:
+            self._states = self._states.index_select(0, rows.to(self._states.device))
+
+    def reset(self) -> None:
+        """Forgets everything."""
+        self._states, self.end = None, 0
+
+    def copy(self) -> ColumnStates:
+        """Another one with the same states, which are never written to."""
+        twin = ColumnStates(self.count)
+        twin._states, twin.end = self._states, self.end
+        return twin
+
+
+class SlotStates:
+    """Hidden states of rows that advance, and go back, by their own number of tokens: token `p` is in slot `p`.
+
+    Args:
+        count (`int`): over how many tokens means are taken.
+    """
+
+    def __init__(self, count: int) -> None:
+        self.count = count
+        self._states: torch.Tensor | None = None
+
+    def write(self, states: torch.Tensor, plan: WritePlan) -> None:
+        """Takes the states `(R, n, H)` of the last n columns of a forward pass with that plan."""
+        store = self._states
+        if store is None or store.shape[1] <= plan.length:
+            capacity = max(plan.length + 64, 2 * (0 if store is None else store.shape[1]))
+            grown = states.new_zeros(plan.batch, capacity, states.shape[-1])
+            if store is not None:
+                grown[:, : store.shape[1]] = store
+            store = self._states = grown
+        slots = plan.slots[:, -states.shape[1] :]
+        slots = slots.masked_fill(slots < 0, store.shape[1] - 1)  # padding goes where no token is
+        store[plan.rows.to(store.device)[:, None], slots.to(store.device)] = states
+
+    def seen(self, plan: WritePlan, wanted: int) -> torch.Tensor:
+        """See `with_means`, for the last `wanted` columns of a forward pass: `(R, wanted, 2 H)`."""
+        store = self._states
+        assert store is not None
+        slots = plan.slots[:, -wanted:, None].to(store.device)
+        taken = slots - torch.arange(self.count, device=store.device)
+        inside = taken >= 0
+        states = store[plan.rows.to(store.device)[:, None, None], taken.clamp(min=0)]
+        means = states.float().masked_fill(~inside[..., None], 0.0).sum(2) / inside.sum(2).clamp(min=1)[..., None]
+        return torch.cat([states[:, :, 0], means.to(store.dtype)], dim=-1)
+
+    def reorder(self, rows: torch.Tensor) -> None:
+        """Makes row `i` what row `rows[i]` was."""
+        if self._states is not None:
+            self._states = self._states.index_select(0, rows.to(self._states.device))

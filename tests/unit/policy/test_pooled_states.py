@@ -1,0 +1,168 @@
+"""Means over several hidden states: what a policy sees is what the models compute, however a text came about."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from hf_rlae import EnsembleLogitsProcessor
+from hf_rlae.member.hidden_states import ColumnStates, with_means
+from hf_rlae.member.runners import RowRunner
+from tests.support.ensembles import TEXTS, encode, endless
+from tests.support.models import pair, pairs
+from tests.support.tokenizers import raw_bytes
+
+POOLED = 3
+MODES = {
+    "greedy": {"do_sample": False},
+    "sampling": {"do_sample": True, "top_k": 0, "num_return_sequences": 2},
+    "beams": {"do_sample": False, "num_beams": 3, "num_return_sequences": 2},
+    "looked up": {"do_sample": False, "prompt_lookup_num_tokens": 4},
+    "without cache": {"do_sample": False, "use_cache": False},
+}
+
+
+def members(kind):
+    if kind == "different":
+        return [pair("llama"), pair("gpt2", 1, raw_bytes(), hidden_size=16)]
+    return pairs(["llama", "rwkv"] if kind == "recurrent" else ["llama", "gpt2"])
+
+
+class Looker:
+    """Notes the hidden states of every text that it is asked about; all weight goes to one member, then to the next."""
+
+    pooled_tokens = POOLED
+
+    def __init__(self):
+        self.seen = {}
+
+    def __call__(self, state):
+        for row, text in enumerate(state.text):
+            self.seen.setdefault(text, []).append([hidden[row].clone() for hidden in state.hidden_states])
+        speaker = (state.span_index + torch.tensor([len(text) for text in state.text])) % state.num_members
+        return torch.nn.functional.one_hot(speaker, state.num_members).float()
+
+
+def looked_at(given, span_length, inputs, **options):
+    """The sequences, and what was seen."""
+    looker = Looker()
+    ensemble = endless(given, looker, span_length=span_length)
+    torch.manual_seed(0)
+    return ensemble, ensemble.generate(**inputs, max_new_tokens=13, **options), looker.seen
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("span_length", [1, 5])
+@pytest.mark.parametrize("kind", ["same", "recurrent"])
+def test_last_state_and_mean_of_the_newest_tokens(kind, span_length, mode):
+    """Law, with one tokenizer: the model's own states after the row's tokens, and their mean; no padding is in it."""
+    if kind == "recurrent" and mode == "looked up":
+        pytest.skip("recurrent members cannot take tokens back")
+    given = members(kind)
+    inputs = encode(*(TEXTS[:1] if mode == "looked up" else TEXTS))
+    ensemble, sequences, seen = looked_at(given, span_length, inputs, **MODES[mode])
+    width, times = inputs["input_ids"].shape[1], len(sequences) // len(inputs["input_ids"])
+    compared = 0
+    for row, ids in enumerate(sequences):
+        own = ids[int((inputs["attention_mask"][row // times] == 0).sum()) :]
+        for end in range(len(own) - (len(ids) - width), len(own), span_length):
+            found = seen[ensemble.tokenizer.decode(own[:end].tolist(), skip_special_tokens=True)]
+            for index, (model, _) in enumerate(given):
+                with torch.no_grad():
+                    states = model(own[None, :end], output_hidden_states=True).hidden_states[-1][0]
+                expected = torch.cat([states[-1], states[-POOLED:].mean(0)])
+                assert any(torch.allclose(entry[index], expected, atol=2e-4, rtol=1e-3) for entry in found)
+                compared += 1
+    assert compared >= 2 * len(sequences) * (13 // span_length)
+
+
+@pytest.mark.parametrize("rows", [False, True], ids=["slots", "rows"])
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("span_length", [1, 5])
+def test_different_tokenizers_see_what_forcing_the_text_sees(span_length, mode, rows, monkeypatch):
+    """Law: what is seen is a function of the text: writing it and hearing it in one forward pass show the same."""
+    given = members("different")
+    if rows:
+        monkeypatch.setattr("hf_rlae.ensemble.loading.choose_runner", lambda member: RowRunner)
+    inputs = encode(*(TEXTS[:1] if mode == "looked up" else TEXTS))
+    ensemble, sequences, seen = looked_at(given, span_length, inputs, **MODES[mode])
+    assert all((runner is RowRunner) == rows for runner in ensemble.engine.runners)
+    width, times = inputs["input_ids"].shape[1], len(sequences) // len(inputs["input_ids"])
+    monkeypatch.undo()
+    compared = 0
+    for row, ids in enumerate(sequences):
+        pads = int((inputs["attention_mask"][row // times] == 0).sum())
+        looker = Looker()
+        forced = endless(given, looker, span_length=span_length)
+        forced(ids[None, pads:-1], prompt_length=width - pads)
+        for text, entries in looker.seen.items():
+            for index, hidden in enumerate(entries[0]):
+                assert any(torch.allclose(entry[index], hidden, atol=2e-4, rtol=1e-3) for entry in seen[text])
+                compared += 1
+    assert compared > len(sequences) * (13 // span_length)  # texts that end inside a character may look alike
+
+
+@pytest.mark.parametrize("rereads", [False, True])
+@pytest.mark.parametrize("mode", ["greedy", "sampling", "beams", "without cache"])
+@pytest.mark.parametrize("kind", ["same", "different"])
+def test_the_host_of_a_processor_is_seen_as_in_the_ensemble(kind, mode, rereads):
+    """At the end of the prompt, and with one tokenizer after every span."""
+    given = members(kind)
+    host, others = given[0], given[1:]
+    _, sequences, seen = looked_at(given, 2, encode(*TEXTS), **MODES[mode])
+    looker = Looker()
+    processor = EnsembleLogitsProcessor.from_members(
+        host[0],
+        [model for model, _ in others],
+        tokenizers=[tokenizer for _, tokenizer in given],
+        policy=looker,
+        host_rereads=rereads,
+        span_length=2,
+        end_token_ids=[()] * len(given),
+    )
+    host[0].generation_config.eos_token_id = None
+    torch.manual_seed(0)
+    out = host[0].generate(**encode(*TEXTS), logits_processor=[processor], max_new_tokens=13, **MODES[mode])
+    texts = looker.seen if kind == "same" else [text for text in TEXTS if text in looker.seen]
+    assert len(texts) >= 3
+    for text in texts:
+        for index, hidden in enumerate(looker.seen[text][0]):
+            assert any(torch.allclose(entry[index], hidden, atol=2e-4, rtol=1e-3) for entry in seen[text])
+    if kind == "same":
+        assert torch.equal(out, sequences)
+
+
+def test_the_tap_leaves_the_number_of_logits_alone():
+    model, tokenizer = pair("llama")
+    processor = EnsembleLogitsProcessor.from_members(model, [pair("gpt2")[0]], [tokenizer] * 2, policy=Looker())
+    ids = encode(TEXTS[0])["input_ids"]
+    with torch.no_grad():
+        whole, last = model(ids).logits, model(ids, logits_to_keep=1).logits
+        assert processor._tap.take().hidden.shape[1] == POOLED
+    assert last.shape[1] == 1
+    torch.testing.assert_close(last, whole[:, -1:])
+
+
+def test_means_of_padded_and_short_rows():
+    states = torch.tensor([[[9.0], [1.0], [2.0], [6.0]], [[1.0], [2.0], [3.0], [5.0]]])
+    mask = torch.tensor([[0, 1, 1, 1], [1, 1, 1, 1]])
+    found = with_means(states, mask, 3, 2)
+    torch.testing.assert_close(found, torch.tensor([[[2.0, 1.5], [6.0, 3.0]], [[3.0, 2.0], [5.0, 10 / 3]]]))
+    assert with_means(states[:1, 1:2], None, 8, 1).tolist() == [[[1.0, 1.0]]]
+    nan = states.masked_fill(mask[..., None] == 0, torch.nan)
+    assert torch.equal(with_means(nan, mask, 3, 2), found)
+
+
+def test_columns_are_forgotten_no_earlier_than_they_can_be_needed():
+    """Few are kept, however long the text; where too many are taken back, the caller is told to read anew."""
+    columns = ColumnStates(4)
+    states = torch.randn(2, 1000, 3)
+    for end in range(1, 1001):
+        columns.append(states[:, end - 1 : end], end)
+    assert columns._states.shape[1] < 200
+    torch.testing.assert_close(columns.seen(1, None), with_means(states, None, 4, 1))
+    assert columns.crop(960)
+    torch.testing.assert_close(columns.seen(1, None), with_means(states[:, :960], None, 4, 1))
+    assert not columns.crop(100)
+    columns.append(states[:, 90:100], 100)  # after a gap
+    torch.testing.assert_close(columns.seen(7, None), with_means(states[:, :100], None, 4, 7))
