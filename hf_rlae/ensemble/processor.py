@@ -70,8 +70,8 @@ class _Call:
             return heard.hidden[:, -1]
         columns = self.ids.shape[1]
         is_text = torch.arange(columns)[None] >= torch.tensor(self.pads)[:, None]
-        self.states.append(heard.hidden, columns)
-        return self.states.seen(1, is_text)[:, 0]
+        means = self.states.add(heard.hidden, columns, 1, is_text)
+        return None if means is None else means[:, 0]
 
     def parents(self, ids: torch.Tensor, columns: int) -> torch.Tensor | None:
         """Which row of the last step each row goes on from; `None` if this is another call."""

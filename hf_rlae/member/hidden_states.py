@@ -58,50 +58,74 @@ class ColumnStates:
     def __init__(self, count: int) -> None:
         self.count = count
         self.end = 0
-        self._states: torch.Tensor | None = None
+        self._limit = count + _KEPT_BEYOND
+        self._store: torch.Tensor | None = None  # of twice as many columns, so that they are seldom moved
+        self._length = 0
 
-    def append(self, states: torch.Tensor, end: int) -> None:
-        """Takes the states `(B, n, H)` of the columns before `end`; unless they follow at once, others are forgotten.
+    def add(self, states: torch.Tensor, end: int, wanted: int, mask: torch.Tensor | None) -> torch.Tensor | None:
+        """Takes new columns in; unless they follow at once, others are forgotten.
 
-        States that follow a gap must be at least as many as the means that are asked for next take in.
+        Args:
+            states (`torch.Tensor` of shape `(B, n, H)`): of the columns before `end`. After a gap they must be at least
+                as many as the means that are asked for take in.
+            end (`int`): the column behind them.
+            wanted (`int`): for how many of the last columns means are wanted; at most n.
+            mask (`torch.Tensor` of shape `(B, end)`, *optional*): 0 for padding.
+
+        Returns:
+            see `with_means`; `None` if none are wanted.
         """
-        if self._states is not None and end - states.shape[1] == self.end:
-            states = torch.cat([self._states, states], dim=1)
-        limit = self.count + _KEPT_BEYOND
-        self._states = states[:, -limit:].clone() if states.shape[1] > 2 * limit else states
+        new = states.shape[1]
+        if end - new != self.end:
+            self._length = 0
+        means: torch.Tensor | None = None
+        if wanted:
+            known = states
+            if self._store is not None and self._length:
+                earlier = self._store[:, max(0, self._length - self.count + 1) : self._length]
+                known = torch.cat([earlier, states], dim=1)
+            valid = None if mask is None else mask[:, end - known.shape[1] : end]
+            means = with_means(known, valid, self.count, wanted)
+        self._append(states[:, -self._limit :])
         self.end = end
+        return means
 
-    def seen(self, wanted: int, mask: torch.Tensor | None) -> torch.Tensor:
-        """See `with_means`, for the last `wanted` columns; `mask` `(B, end)` is 0 for padding."""
-        assert self._states is not None
-        valid = None if mask is None else mask[:, self.end - self._states.shape[1] : self.end]
-        return with_means(self._states, valid, self.count, wanted)
+    def _append(self, states: torch.Tensor) -> None:
+        new = states.shape[1]
+        if self._store is None or len(self._store) != len(states):
+            self._store = states.new_zeros(len(states), 2 * self._limit, states.shape[-1])
+        elif self._length + new > self._store.shape[1]:
+            newest = self._store[:, self._length - self._limit : self._length].clone()
+            self._length = self._limit
+            self._store[:, : self._length] = newest
+        self._store[:, self._length : self._length + new] = states
+        self._length += new
 
     def crop(self, length: int) -> bool:
         """Goes back to the first `length` columns; `False`, and nothing is left, if no means could go on from there."""
-        if self._states is None or length >= self.end:
+        if length >= self.end:
             return True
-        kept = self._states.shape[1] - (self.end - length)
+        kept = self._length - (self.end - length)
         if kept < min(self.count - 1, length):
             self.reset()
             return False
-        self._states = self._states[:, :kept]
-        self.end = length
+        self._length, self.end = kept, length
         return True
 
     def reorder(self, rows: torch.Tensor) -> None:
         """Makes row `i` what row `rows[i]` was."""
-        if self._states is not None:
-            self._states = self._states.index_select(0, rows.to(self._states.device))
+        if self._store is not None:
+            self._store = self._store.index_select(0, rows.to(self._store.device))
 
     def reset(self) -> None:
         """Forgets everything."""
-        self._states, self.end = None, 0
+        self._store, self._length, self.end = None, 0, 0
 
     def copy(self) -> ColumnStates:
-        """Another one with the same states, which are never written to."""
+        """Another one that goes on from here by itself."""
         twin = ColumnStates(self.count)
-        twin._states, twin.end = self._states, self.end
+        twin._store = None if self._store is None else self._store.clone()
+        twin._length, twin.end = self._length, self.end
         return twin
 
 

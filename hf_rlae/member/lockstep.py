@@ -162,8 +162,7 @@ class LockstepRelay:
         logits = outputs.logits[:, -keep:]
         if self.states is None:
             return logits, caught[-1][:, -keep:] if caught else None
-        self.states.append(caught[-1][:, -heard:], total)
-        return logits, self.states.seen(keep, mask) if hidden else None
+        return logits, self.states.add(caught[-1][:, -heard:], total, keep if hidden else 0, mask)
 
     def reorder(self, rows: torch.Tensor) -> None:
         """Makes row `i` continue what row `rows[i]` was; the number of rows may change."""

@@ -158,11 +158,39 @@ def test_columns_are_forgotten_no_earlier_than_they_can_be_needed():
     columns = ColumnStates(4)
     states = torch.randn(2, 1000, 3)
     for end in range(1, 1001):
-        columns.append(states[:, end - 1 : end], end)
-    assert columns._states.shape[1] < 200
-    torch.testing.assert_close(columns.seen(1, None), with_means(states, None, 4, 1))
+        torch.testing.assert_close(
+            columns.add(states[:, end - 1 : end], end, 1, None), with_means(states[:, :end], None, 4, 1)
+        )
+    assert columns._store.shape[1] < 200
     assert columns.crop(960)
-    torch.testing.assert_close(columns.seen(1, None), with_means(states[:, :960], None, 4, 1))
+    again = columns.add(states[:, 960:962], 962, 2, None)
+    torch.testing.assert_close(again, with_means(states[:, :962], None, 4, 2))
+    assert columns.add(states[:, 962:990], 990, 0, None) is None
+    many = columns.add(states[:, 990:], 1000, 10, None)
+    torch.testing.assert_close(many, with_means(states, None, 4, 10))
     assert not columns.crop(100)
-    columns.append(states[:, 90:100], 100)  # after a gap
-    torch.testing.assert_close(columns.seen(7, None), with_means(states[:, :100], None, 4, 7))
+    gap = columns.add(states[:, 90:100], 100, 7, None)
+    torch.testing.assert_close(gap, with_means(states[:, :100], None, 4, 7))
+    twin = columns.copy()
+    for one in (columns, twin):
+        found = one.add(states[:, 100:500], 500, 400, None)
+        torch.testing.assert_close(found, with_means(states[:, :500], None, 4, 400))
+
+
+def test_a_long_text_in_one_forward_pass():
+    """Means over all of a text that is far longer than what is kept of it."""
+    given = members("same")
+    looker = Looker()
+    ensemble = endless(given, looker, span_length=9)
+    ids = torch.randint(20, 300, (2, 230), generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        ensemble(ids, prompt_length=5)
+    assert len(looker.seen) == 2 * len(range(5, 231, 9))
+    for row in ids:
+        for end in range(5, 231, 9):
+            [found] = looker.seen[ensemble.tokenizer.decode(row[:end].tolist(), skip_special_tokens=True)]
+            for (model, _), hidden in zip(given, found, strict=True):
+                with torch.no_grad():
+                    states = model(row[None, :end], output_hidden_states=True).hidden_states[-1][0]
+                expected = torch.cat([states[-1], states[-POOLED:].mean(0)])
+                torch.testing.assert_close(hidden, expected, atol=2e-4, rtol=1e-3)
