@@ -77,7 +77,7 @@ class HostTap:
     def _widen(
         self, _module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
-        """Lets the head see the columns of a mean where `generate` asks for the last one alone."""
+        """Lets the columns of a mean come as far as the head, which answers those alone that were asked for."""
         self._local.__dict__.pop("asked", None)
         asked = kwargs.get("logits_to_keep")
         wanted = self._hidden_tokens() if self._handles else 0
@@ -86,16 +86,15 @@ class HostTap:
         self._local.asked = asked
         return args, {**kwargs, "logits_to_keep": wanted}
 
-    def _note_hidden(self, _module: nn.Module, args: tuple[torch.Tensor, ...]) -> None:
+    def _note_hidden(self, _module: nn.Module, args: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...] | None:
+        asked = self._local.__dict__.pop("asked", None)
         wanted = self._hidden_tokens() if self._handles else 0
         if wanted:
             self._local.hidden = args[0][:, -wanted:].detach().clone()
+        return None if asked is None else (args[0][:, -asked:], *args[1:])
 
     def _note(self, _module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
         hidden = self._local.__dict__.pop("hidden", None)
-        asked = self._local.__dict__.pop("asked", None)
-        if asked is not None and getattr(output, "logits", None) is not None:
-            output.logits = output.logits[:, -asked:]
         self._local.__dict__.pop("last", None)
         ids = kwargs.get("input_ids", args[0] if args else None)
         logits = getattr(output, "logits", None)

@@ -232,6 +232,15 @@ def check_continued(cache: EnsembleCache, ids: torch.Tensor) -> None:
         )
 
 
+def check_cached_states(cached: int, wanted: int) -> None:
+    """Raises `InputError` for a cache made while the policy saw other hidden states (see `observed_tokens`)."""
+    if wanted and wanted != cached and max(wanted, cached) > 1:
+        raise InputError(
+            f"past_key_values was made for a policy that sees the members' newest {cached} tokens (pooled_tokens), and "
+            f"the policy sees {wanted} now: begin without past_key_values, or call `new_cache()` after `set_policy()`"
+        )
+
+
 def check_member_inputs(model: EnsembleForCausalLM, ids: Any, mask: Any, rows: int) -> None:
     """Raises `InputError` for `member_input_ids` that do not fit the ensemble."""
     members = len(model.members)

@@ -19,6 +19,7 @@ from hf_rlae.ensemble.configuration_ensemble import EnsembleConfig
 from hf_rlae.ensemble.custom_generate import make_custom_generate
 from hf_rlae.ensemble.draws import MemberDraws
 from hf_rlae.ensemble.inputs import (
+    check_cached_states,
     check_chat,
     check_continued,
     check_declared_prompt,
@@ -139,6 +140,7 @@ class EnsembleForCausalLM(PreTrainedModel, GenerationMixin):
         self._check_policy_config(getattr(policy, "config", None))
         if not callable(policy):
             raise PolicyError(f"policy must be callable with a PolicyState, got {type(policy).__name__}")
+        observed_tokens(policy)  # refuses what it could not ask for later
         if "policy" in self._modules:
             del self._modules["policy"]
         self.__dict__.pop("policy", None)
@@ -257,6 +259,7 @@ class EnsembleForCausalLM(PreTrainedModel, GenerationMixin):
         cache = past_key_values
         if cache is None:
             cache = self.new_cache(use_cache=True if use_cache is None else use_cache)
+        check_cached_states(cache.hidden_tokens, observed_tokens(self.policy))
         if cache.ids is None or cache.ids.shape[1] == cache.seen:
             if not cache.in_generate:
                 check_forward_inputs(self, input_ids, attention_mask, cache, labels)

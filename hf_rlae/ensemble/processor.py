@@ -269,6 +269,7 @@ class EnsembleLogitsProcessor(LogitsProcessor):
         pads = [0] * len(ids) if mask is None else (mask == 0).sum(1).tolist()
         call = _Call(cache, host, ids, groups, pads, heard.cache is not None, ids.shape[1])
         if cache.hidden_tokens > 1:
+            _check_columns(heard, min(cache.hidden_tokens, ids.shape[1]))
             call.states = ColumnStates(cache.hidden_tokens)
         call.host_cache = _end_with(heard.cache, seat)
         return call
@@ -337,6 +338,16 @@ def _check_ensemble(ensemble: EnsembleForCausalLM) -> None:
 def _hidden_tokens(reference: weakref.ref[EnsembleForCausalLM]) -> int:
     ensemble = reference()
     return 0 if ensemble is None else observed_tokens(ensemble.policy)
+
+
+def _check_columns(heard: HostPass, needed: int) -> None:
+    given = 0 if heard.hidden is None else heard.hidden.shape[1]
+    if given < needed:
+        raise InputError(
+            f"the policy sees the mean of the host's newest {needed} hidden states, but the host's last pass over the "
+            f"prompt has shown {given}: leave out `prefill_chunk_size`, and cut a cache from which `generate` goes on "
+            "shorter; or make the policy with `pooled_tokens=1`, or call the `generate` of `EnsembleForCausalLM`"
+        )
 
 
 def _host_vocabulary(ensemble: EnsembleForCausalLM) -> HostVocabulary | None:

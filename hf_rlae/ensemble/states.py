@@ -77,6 +77,7 @@ class StateReader:
             observe_rows,
             read_next if isinstance(self.engine, ReadingsEngine) else None,
             lambda: self._prompt_scores(cache, places),
+            cache.hidden_tokens,
         )
 
     def _ids(self, cache: EnsembleCache, row: int, columns: int) -> list[int]:

@@ -45,6 +45,11 @@ def with_means(states: torch.Tensor, valid: torch.Tensor | None, count: int, wan
     return torch.cat([states[:, -wanted:], means.to(states.dtype)], dim=-1)
 
 
+def _writable(store: torch.Tensor) -> torch.Tensor:
+    """A copy where a call that ran in inference mode left what another one goes on with."""
+    return store.clone() if store.is_inference() and not torch.is_inference_mode_enabled() else store
+
+
 class ColumnStates:
     """Hidden states of the newest columns of rows that advance together.
 
@@ -58,16 +63,15 @@ class ColumnStates:
     def __init__(self, count: int) -> None:
         self.count = count
         self.end = 0
-        self._limit = count + _KEPT_BEYOND
+        self._limit = count
         self._store: torch.Tensor | None = None  # of twice as many columns, so that they are seldom moved
         self._length = 0
 
     def add(self, states: torch.Tensor, end: int, wanted: int, mask: torch.Tensor | None) -> torch.Tensor | None:
-        """Takes new columns in; unless they follow at once, others are forgotten.
+        """Takes new columns in; if they do not follow at once, they are taken to be all that matter.
 
         Args:
-            states (`torch.Tensor` of shape `(B, n, H)`): of the columns before `end`. After a gap they must be at least
-                as many as the means that are asked for take in.
+            states (`torch.Tensor` of shape `(B, n, H)`): of the columns before `end`.
             end (`int`): the column behind them.
             wanted (`int`): for how many of the last columns means are wanted; at most n.
             mask (`torch.Tensor` of shape `(B, end)`, *optional*): 0 for padding.
@@ -75,8 +79,7 @@ class ColumnStates:
         Returns:
             see `with_means`; `None` if none are wanted.
         """
-        new = states.shape[1]
-        if end - new != self.end:
+        if end - states.shape[1] != self.end:
             self._length = 0
         means: torch.Tensor | None = None
         if wanted:
@@ -91,15 +94,22 @@ class ColumnStates:
         return means
 
     def _append(self, states: torch.Tensor) -> None:
-        new = states.shape[1]
-        if self._store is None or len(self._store) != len(states):
-            self._store = states.new_zeros(len(states), 2 * self._limit, states.shape[-1])
-        elif self._length + new > self._store.shape[1]:
-            newest = self._store[:, self._length - self._limit : self._length].clone()
-            self._length = self._limit
-            self._store[:, : self._length] = newest
+        new, capacity = states.shape[1], 2 * self._limit
+        store = self._store
+        if store is None or len(store) != len(states) or store.shape[1] < capacity or self._length + new > capacity:
+            kept = 0 if store is None or len(store) != len(states) else min(self._length, self._limit)
+            moved = states.new_zeros(len(states), capacity, states.shape[-1])
+            if store is not None and kept:
+                moved[:, :kept] = store[:, self._length - kept : self._length]
+            self._store, self._length = moved, kept
+        assert self._store is not None
+        self._store = _writable(self._store)
         self._store[:, self._length : self._length + new] = states
         self._length += new
+
+    def record(self) -> None:
+        """Keeps more columns from now on, so that some can be taken back."""
+        self._limit = self.count + _KEPT_BEYOND
 
     def crop(self, length: int) -> bool:
         """Goes back to the first `length` columns; `False`, and nothing is left, if no means could go on from there."""
@@ -125,7 +135,7 @@ class ColumnStates:
         """Another one that goes on from here by itself."""
         twin = ColumnStates(self.count)
         twin._store = None if self._store is None else self._store.clone()
-        twin._length, twin.end = self._length, self.end
+        twin._length, twin.end, twin._limit = self._length, self.end, self._limit
         return twin
 
 
@@ -149,6 +159,7 @@ class SlotStates:
             if store is not None:
                 grown[:, : store.shape[1]] = store
             store = self._states = grown
+        store = self._states = _writable(store)
         slots = plan.slots[:, -states.shape[1] :]
         slots = slots.masked_fill(slots < 0, store.shape[1] - 1)  # padding goes where no token is
         store[plan.rows.to(store.device)[:, None], slots.to(store.device)] = states

@@ -25,17 +25,26 @@ def accepted_arguments(forward: Callable[..., Any]) -> frozenset[str]:
 
 
 @contextmanager
-def captured_head_input(member: Member, wanted: bool) -> Iterator[list[torch.Tensor]]:
-    """Collects what enters the language-model head: the last hidden states, at no cost."""
+def captured_head_input(member: Member, wanted: bool, answered: int = 0) -> Iterator[list[torch.Tensor]]:
+    """Collects what enters the language-model head: the last hidden states, at no cost.
+
+    Args:
+        member (`Member`): whose head.
+        wanted (`bool`): whether to collect anything.
+        answered (`int`, defaults to 0): of how many of the last columns the head is to make logits, 0 for all. Those
+            before them are collected all the same.
+    """
     caught: list[torch.Tensor] = []
     if not wanted:
         yield caught
         return
     owner = threading.get_ident()
 
-    def catch(_module: torch.nn.Module, args: tuple[torch.Tensor, ...]) -> None:
-        if threading.get_ident() == owner:  # another thread may be running the same model
-            caught.append(args[0])
+    def catch(_module: torch.nn.Module, args: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...] | None:
+        if threading.get_ident() != owner:  # another thread may be running the same model
+            return None
+        caught.append(args[0])
+        return (args[0][:, -answered:], *args[1:]) if answered else None
 
     handle = member.model.get_output_embeddings().register_forward_pre_hook(catch)
     try:
@@ -61,8 +70,8 @@ class LockstepRelay:
             another size may round differently, so this is not for a member that is to be itself bit for bit.
         drops_out (`bool`, defaults to `False`): whether the caller leaves rows out that are longer than the member's
             context, so that their positions need not exist.
-        hidden_tokens (`int`, defaults to 1): what hidden states are, where they are wanted: with 1 the last one, of
-            width H_m; with n > 1 the mean of the newest n beside it, 2 H_m.
+        hidden_tokens (`int`, defaults to 1): what hidden states are, where they are wanted: with n > 1 the last one and
+            the mean of the newest n beside it, of width 2 H_m; else the last one, H_m.
 
     Attributes:
         seen (`int`): columns that the member has read.
@@ -129,7 +138,7 @@ class LockstepRelay:
         member = self.member
         model: Any = member.model
         total = ids.shape[1]
-        heard = keep if self.states is None else min(total - self.seen, keep + self.states.count - 1)
+        heard = keep if self.states is None else total - self.seen  # of all new columns, for the means of later ones
         if self._recording and not self._cache and self.use_cache and not member.is_recurrent:
             # made here, so that even the first pass keeps what a rollback needs
             self._cache = {"past_key_values": DynamicCache(config=member.config)}
@@ -153,16 +162,18 @@ class LockstepRelay:
             **arguments,
         )
         # gradients reach the weights of a mixture, never the members
-        with torch.no_grad(), member.active(), captured_head_input(member, hidden or self.states is not None) as caught:
+        is_caught = hidden or self.states is not None
+        answered = keep if heard > keep else 0
+        with torch.no_grad(), member.active(), captured_head_input(member, is_caught, answered) as caught:
             outputs = model(**inputs, return_dict=True)
         self.forward_calls += 1
         if self.use_cache:
             self._cache = returned_state(outputs)
             self.seen = total
         logits = outputs.logits[:, -keep:]
-        if self.states is None:
+        if self.states is None or not caught:
             return logits, caught[-1][:, -keep:] if caught else None
-        return logits, self.states.add(caught[-1][:, -heard:], total, keep if hidden else 0, mask)
+        return logits, self.states.add(caught[-1], total, keep if hidden else 0, mask)
 
     def reorder(self, rows: torch.Tensor) -> None:
         """Makes row `i` continue what row `rows[i]` was; the number of rows may change."""
@@ -177,6 +188,8 @@ class LockstepRelay:
     def record(self) -> None:
         """Keeps what is needed to take columns back."""
         self._recording = True
+        if self.states is not None:
+            self.states.record()
         self._for_each_cache("activate_past_recording")
 
     def crop(self, length: int) -> bool:

@@ -151,14 +151,12 @@ class SlotRunner:
         # what the cache of a row that is run apart costs: copying a slot is about a cell's work by the width
         copied = self.cache.length / self.member.hidden_size
         width = shared_columns(lengths, self._least_saved, copied)
-        heard = [0 if path is None else self._heard(path) for path in paths]
         long = [row for row, length in enumerate(lengths) if length > width]
         before = None
         if long:
             heads = [feed[row][:-width] for row in long]
             wanted = max(1, *(wants[row] - width for row in long))
-            early = max(0, *(heard[row] - width for row in long))
-            before = self._forward(long, [keep[row] for row in long], heads, len(feed), wanted, early)
+            before = self._forward(long, [keep[row] for row in long], heads, len(feed), wanted)
             for row, ids in zip(long, heads, strict=True):
                 keep[row] += len(ids)
                 feed[row] = feed[row][-width:]
@@ -166,7 +164,7 @@ class SlotRunner:
         if (len(feed) - len(running)) * width < self._least_saved + len(running) * copied:
             running = list(range(len(feed)))
         kept, ids_of = [keep[row] for row in running], [feed[row] for row in running]
-        last = self._forward(running, kept, ids_of, len(feed), min(max(wants), width), max(heard))
+        last = self._forward(running, kept, ids_of, len(feed), min(max(wants), width))
         if all(wants[row] == 1 for row in running):
             return PathOutput(last.logits[:, -1], None if last.hidden is None else last.hidden[:, -1])
         return _wanted(wants, width, before, last)
@@ -178,12 +176,8 @@ class SlotRunner:
         feed: Sequence[Sequence[int]],
         batch: int,
         wanted: int,
-        heard: int,
     ) -> _Pass:
-        """One pass over some of `batch` rows, which read `feed` behind `keep` ids.
-
-        Of the last columns `wanted` are answered, and the hidden states of `heard` are kept for means.
-        """
+        """One pass over some of `batch` rows, which read `feed` behind `keep` ids; of the last columns `wanted`."""
         member = self.member
         ids, positions, plan = plan_columns(keep, feed, member.device, rows, batch)
         self.cache.plan = plan
@@ -195,8 +189,9 @@ class SlotRunner:
             "use_cache": True,
         }
         if "logits_to_keep" in accepted_arguments(type(member.model).forward):
-            arguments["logits_to_keep"] = max(wanted, min(heard, ids.shape[1]))
-        with member.active(), captured_head_input(member, self.hidden_tokens > 0) as caught:
+            arguments["logits_to_keep"] = ids.shape[1] if self.hidden_tokens > 1 else wanted
+        answered = wanted if self.hidden_tokens > 1 else 0
+        with member.active(), captured_head_input(member, self.hidden_tokens > 0, answered) as caught:
             logits = member.model(**arguments, return_dict=True).logits
         self.forward_calls += 1
         self.cache.length = plan.length
@@ -205,10 +200,6 @@ class SlotRunner:
             self.states.write(hidden, plan)
             hidden = self.states.seen(plan, wanted)
         return _Pass(rows, logits, None if hidden is None else hidden.to(logits.device))
-
-    def _heard(self, path: Path) -> int:
-        """Of how many of its last ids a path's hidden states may enter a mean, now or after going back."""
-        return max(len(path.ids), path.want) + self.hidden_tokens - 1 if self.hidden_tokens > 1 else 0
 
     def reorder(self, rows: torch.Tensor) -> None:
         """Makes row `i` continue what row `rows[i]` was."""
@@ -273,17 +264,14 @@ class RowRunner:
         cache = copy.deepcopy(begin.cache)
         ids = path.after(begin.length)
         at_once = begin.length == 0 or self.member.recurrence.reads_chunks
-        heard = path.want + self.hidden_tokens - 1 if self.hidden_tokens > 1 else path.want
         pieces: list[tuple[torch.Tensor, torch.Tensor | None]] = []
         for piece in [ids] if at_once else [(i,) for i in ids]:
-            cache, logits, states = self._forward(cache, piece, min(heard, len(piece)))
+            cache, logits, states = self._forward(cache, piece, min(path.want, len(piece)))
             pieces.append((logits, states))
         hidden = [states for _, states in pieces if states is not None]
         newest: torch.Tensor | None = None
-        if self.hidden_tokens > 1:
-            if begin.newest is not None and len(ids) < heard:
-                hidden.insert(0, begin.newest)
-            together = torch.cat(hidden)
+        if self.hidden_tokens > 1 and hidden:
+            together = torch.cat(hidden if begin.newest is None else [begin.newest, *hidden])
             newest = together[-self.hidden_tokens :]
             hidden = [with_means(together[None], None, self.hidden_tokens, path.want)[0]]
         known.append(_RowState(path.length, cache, newest))
@@ -293,18 +281,22 @@ class RowRunner:
         return logits, torch.cat(hidden)[-path.want :] if hidden else None
 
     def _forward(
-        self, cache: dict[str, Any], ids: Sequence[int], heard: int
+        self, cache: dict[str, Any], ids: Sequence[int], want: int
     ) -> tuple[dict[str, Any], torch.Tensor, torch.Tensor | None]:
         member = self.member
         accepted = accepted_arguments(type(member.model).forward)
         arguments: dict[str, Any] = {**cache, "use_cache": True}
         arguments["input_ids"] = torch.tensor([list(ids)], dtype=torch.long, device=member.device)
         if "logits_to_keep" in accepted:
-            arguments["logits_to_keep"] = heard
-        with member.active(), captured_head_input(member, self.hidden_tokens > 0) as caught:
+            arguments["logits_to_keep"] = len(ids) if self.hidden_tokens > 1 else want
+        answered = want if self.hidden_tokens > 1 else 0
+        with member.active(), captured_head_input(member, self.hidden_tokens > 0, answered) as caught:
             outputs = member.model(**arguments, return_dict=True)
         self.forward_calls += 1
-        return returned_state(outputs), outputs.logits[0, -heard:], caught[-1][0, -heard:] if caught else None
+        hidden = caught[-1][0] if caught else None
+        if hidden is not None and not answered:
+            hidden = hidden[-want:]
+        return returned_state(outputs), outputs.logits[0, -want:], hidden
 
     def reorder(self, rows: torch.Tensor) -> None:
         """Makes row `i` continue what row `rows[i]` was."""

@@ -129,6 +129,11 @@ class PolicyConfig(PreTrainedConfig):
                 f"max_text_tokens={limit}"
             )
 
+    @classmethod
+    def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Any:
+        """As in transformers. Policies that were saved before there was `pooled_tokens` see the newest token alone."""
+        return super().from_dict({"pooled_tokens": 1, **config_dict}, **kwargs)
+
     @property
     def observes_members(self) -> bool:
         """Whether the members' hidden states and distributions are looked at."""

@@ -193,19 +193,19 @@ class PolicyModel(PreTrainedModel):
         observation: dict[str, torch.Tensor] = {}
         if self.config.observes_members:
             sizes = self.config.member_hidden_sizes or []
-            pools = self.pooled_tokens > 1
+            if state.hidden_tokens not in (None, self.pooled_tokens):
+                raise PolicyError(
+                    f"the policy was made for pooled_tokens={self.pooled_tokens}, and the members were run for "
+                    f"{state.hidden_tokens}: a policy that asks this one needs its attributes `observes_members` and "
+                    "`pooled_tokens`"
+                )
+            parts = 2 if self.pooled_tokens > 1 else 1
             for index, (hidden, size) in enumerate(zip(state.hidden_states, sizes, strict=True)):
-                if hidden is None or hidden.shape[-1] != size * (1 + pools):
+                if hidden is None or hidden.shape[-1] != parts * size:
                     given = "are missing" if hidden is None else f"have width {hidden.shape[-1]}"
-                    if hidden is not None and pools and hidden.shape[-1] == size:
-                        raise PolicyError(
-                            f"the hidden states of member {index} are those of the newest token alone, but the policy "
-                            f"was made for means over {self.pooled_tokens} tokens beside them: a policy that asks this "
-                            "one needs its attribute, `self.pooled_tokens = policy.pooled_tokens`"
-                        )
                     raise PolicyError(
                         f"the hidden states of member {index} {given}, but the policy was made for width "
-                        f"{size * (1 + pools)}; make it with `PolicyConfig.for_members(ensemble.members)`"
+                        f"{parts * size}; make it with `PolicyConfig.for_members(ensemble.members)`"
                     )
                 observation[f"hidden_states_{index}"] = hidden.to(device)
             for name in ("entropies", "margins", "agreement"):

@@ -99,6 +99,7 @@ class PolicyState:
             member's likeliest ids `(B, M)`, the bytes that each of these adds to the text, row by row (`b""` for the
             end of the text, `None` for nothing). Without it ids are compared as they are.
         score_prompts (callable, *optional*): returns `PromptScores`; runs the members over the prompts if need be.
+        hidden_tokens (`int`, *optional*): what `observed_tokens` said when the members were run.
 
     Attributes:
         text (`list[str]`): prompt and text so far, one a row.
@@ -129,7 +130,9 @@ class PolicyState:
         observe: Callable[[], Sequence[MemberObservation]],
         read_next: Callable[[Sequence[MemberObservation], list[list[int]]], list[list[bytes | None]]] | None = None,
         score_prompts: Callable[[], PromptScores] | None = None,
+        hidden_tokens: int | None = None,
     ) -> None:
+        self.hidden_tokens = hidden_tokens
         self.num_members = num_members
         self.span_index = span_index
         self.device = device
@@ -260,5 +263,14 @@ def observed_tokens(policy: Any) -> int:
     Returns:
         `int`: 0 where it looks at no member; 1 for the last token; n > 1 for the last token, with the mean of the
         newest n (each in the member's own tokens) beside it.
+
+    Raises:
+        PolicyError: `pooled_tokens` is not a whole number of at least 1.
     """
-    return int(getattr(policy, "pooled_tokens", 1)) if getattr(policy, "observes_members", True) else 0
+    pooled = getattr(policy, "pooled_tokens", 1)
+    if isinstance(pooled, bool) or not isinstance(pooled, int) or pooled < 1:
+        raise PolicyError(
+            f"pooled_tokens={pooled!r} of {type(policy).__name__}: it must be a whole number of at least 1 (1 for the "
+            "newest hidden state alone)"
+        )
+    return pooled if getattr(policy, "observes_members", True) else 0

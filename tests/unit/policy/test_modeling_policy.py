@@ -363,8 +363,8 @@ def test_states_that_do_not_fit():
         policy_of()(random_state(sizes=[32, 40]))
     with pytest.raises(PolicyError, match="width 48"):
         policy_of(pooled_tokens=1)(random_state(sizes=[32, 40], pools=False))
-    with pytest.raises(PolicyError, match=r"member 0 are those of the newest token alone.*pooled_tokens"):
-        policy_of()(random_state(pools=False))
+    with pytest.raises(PolicyError, match=r"made for pooled_tokens=8.* were run for 4.*attributes"):
+        policy_of()(random_state(hidden_tokens=4))
     with pytest.raises(PolicyError, match="weighs 2 members"):
         policy_of()(random_state(sizes=[32, 48, 4], vocab_sizes=[9, 9, 9]))
     state = random_state()

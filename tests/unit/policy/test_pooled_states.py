@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from hf_rlae import EnsembleLogitsProcessor
+from hf_rlae import EnsembleLogitsProcessor, PolicyConfig, UniformPolicy
+from hf_rlae.errors import InputError, PolicyError
 from hf_rlae.member.hidden_states import ColumnStates, with_means
 from hf_rlae.member.runners import RowRunner
 from tests.support.ensembles import TEXTS, encode, endless
@@ -132,15 +133,100 @@ def test_the_host_of_a_processor_is_seen_as_in_the_ensemble(kind, mode, rereads)
         assert torch.equal(out, sequences)
 
 
-def test_the_tap_leaves_the_number_of_logits_alone():
+def test_the_tap_changes_nothing_that_callers_of_the_host_get():
     model, tokenizer = pair("llama")
-    processor = EnsembleLogitsProcessor.from_members(model, [pair("gpt2")[0]], [tokenizer] * 2, policy=Looker())
     ids = encode(TEXTS[0])["input_ids"]
+
+    def answers():
+        with torch.no_grad():
+            return [
+                model(ids).logits,
+                model(ids, logits_to_keep=1).logits,
+                model(ids, logits_to_keep=2, return_dict=False)[0],
+                model(ids, labels=ids[:, -2:], logits_to_keep=2).loss,
+            ]
+
+    before = answers()
+    processor = EnsembleLogitsProcessor.from_members(model, [pair("gpt2")[0]], [tokenizer] * 2, policy=Looker())
+    for one, other in zip(before, answers(), strict=True):
+        assert torch.equal(one, other)
     with torch.no_grad():
-        whole, last = model(ids).logits, model(ids, logits_to_keep=1).logits
-        assert processor._tap.take().hidden.shape[1] == POOLED
-    assert last.shape[1] == 1
-    torch.testing.assert_close(last, whole[:, -1:])
+        model(ids, logits_to_keep=1)
+    assert processor._tap.take().hidden.shape[1] == POOLED
+
+
+def test_a_host_that_has_shown_too_little_is_refused():
+    """A mean over fewer states than the policy was made for would be another observation."""
+    (host, tokenizer), (other, _) = members("same")
+    processor = EnsembleLogitsProcessor.from_members(host, [other], [tokenizer] * 2, policy=Looker())
+    inputs = encode(TEXTS[0])
+    with torch.no_grad():
+        cache = host(inputs["input_ids"][:, :-1]).past_key_values
+    with pytest.raises(InputError, match=r"newest 3 hidden states.* has shown 1"):
+        host.generate(**inputs, past_key_values=cache, logits_processor=[processor], max_new_tokens=2)
+
+
+@pytest.mark.parametrize("kind", ["same", "different"])
+def test_logits_are_made_for_the_wanted_columns_alone(kind, monkeypatch):
+    """What enters the head is collected for means, and the head is as fast as without them."""
+    given = members(kind)
+    widths = []
+    ensemble = endless(given, Looker(), span_length=2)
+    for model, _ in given:
+        head = model.get_output_embeddings()
+        monkeypatch.setattr(head, "forward", _counted(head.forward, widths))
+    ensemble.generate(**encode(*TEXTS), max_new_tokens=6, do_sample=False)
+    assert set(widths) == {1}
+
+
+def _counted(forward, widths):
+    def count(states):
+        widths.append(states.shape[1])
+        return forward(states)
+
+    return count
+
+
+@pytest.mark.parametrize("mode", ["greedy", "sampling"])
+def test_one_member_alone_is_that_member_to_the_bit(mode):
+    given = pairs(["llama"])
+    options = {"max_new_tokens": 9, "output_logits": True, "return_dict_in_generate": True, **MODES[mode]}
+    torch.manual_seed(0)
+    own = given[0][0].generate(**encode(*TEXTS), eos_token_id=None, pad_token_id=0, **options)
+    torch.manual_seed(0)
+    out = endless(given, Looker(), span_length=2).generate(**encode(*TEXTS), **options)
+    assert torch.equal(out.sequences, own.sequences)
+    for one, other in zip(out.logits, own.logits, strict=True):
+        assert torch.equal(one, other)
+
+
+def test_a_cache_of_another_policy_is_refused():
+    given = members("same")
+    ensemble = endless(given, UniformPolicy())
+    inputs = encode(TEXTS[0])
+    out = ensemble.generate(**inputs, max_new_tokens=3, return_dict_in_generate=True)
+    ensemble.set_policy(Looker())
+    with pytest.raises(InputError, match=r"newest 0 tokens.*sees 3 now"):
+        ensemble.generate(input_ids=out.sequences, past_key_values=out.past_key_values, max_new_tokens=2)
+    out = ensemble.generate(**inputs, max_new_tokens=3, return_dict_in_generate=True)
+    ensemble.set_policy(UniformPolicy())
+    ensemble.generate(input_ids=out.sequences, past_key_values=out.past_key_values, max_new_tokens=2)
+
+
+@pytest.mark.parametrize("pooled", [0, None, 2.5, True])
+def test_numbers_of_tokens_that_are_none(pooled):
+    looker = Looker()
+    looker.pooled_tokens = pooled
+    with pytest.raises(PolicyError, match=f"pooled_tokens={pooled}"):
+        endless(members("same"), looker)
+
+
+def test_policies_of_before_see_the_newest_token_alone():
+    config = PolicyConfig(member_hidden_sizes=[32, 48])
+    assert config.pooled_tokens > 1
+    fields = config.to_dict()
+    assert PolicyConfig.from_dict(fields).pooled_tokens == config.pooled_tokens
+    assert PolicyConfig.from_dict({k: v for k, v in fields.items() if k != "pooled_tokens"}).pooled_tokens == 1
 
 
 def test_means_of_padded_and_short_rows():
@@ -156,6 +242,7 @@ def test_means_of_padded_and_short_rows():
 def test_columns_are_forgotten_no_earlier_than_they_can_be_needed():
     """Few are kept, however long the text; where too many are taken back, the caller is told to read anew."""
     columns = ColumnStates(4)
+    columns.record()
     states = torch.randn(2, 1000, 3)
     for end in range(1, 1001):
         torch.testing.assert_close(
