@@ -52,6 +52,17 @@ def looked_at(given, span_length, inputs, **options):
     return ensemble, ensemble.generate(**inputs, max_new_tokens=13, **options), looker.seen
 
 
+def _close(one, other):
+    return torch.allclose(one, other, atol=2e-4, rtol=1e-3)
+
+
+def _expected(model, ids):
+    """The last hidden state after some ids, and the mean, by one forward pass of the model itself."""
+    with torch.no_grad():
+        states = model(ids[None], output_hidden_states=True).hidden_states[-1][0]
+    return torch.cat([states[-1], states[-POOLED:].mean(0)])
+
+
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("span_length", [1, 5])
 @pytest.mark.parametrize("kind", ["same", "recurrent"])
@@ -69,10 +80,8 @@ def test_last_state_and_mean_of_the_newest_tokens(kind, span_length, mode):
         for end in range(len(own) - (len(ids) - width), len(own), span_length):
             found = seen[ensemble.tokenizer.decode(own[:end].tolist(), skip_special_tokens=True)]
             for index, (model, _) in enumerate(given):
-                with torch.no_grad():
-                    states = model(own[None, :end], output_hidden_states=True).hidden_states[-1][0]
-                expected = torch.cat([states[-1], states[-POOLED:].mean(0)])
-                assert any(torch.allclose(entry[index], expected, atol=2e-4, rtol=1e-3) for entry in found)
+                expected = _expected(model, own[:end])
+                assert any(_close(entry[index], expected) for entry in found)
                 compared += 1
     assert compared >= 2 * len(sequences) * (13 // span_length)
 
@@ -98,7 +107,7 @@ def test_different_tokenizers_see_what_forcing_the_text_sees(span_length, mode, 
         forced(ids[None, pads:-1], prompt_length=width - pads)
         for text, entries in looker.seen.items():
             for index, hidden in enumerate(entries[0]):
-                assert any(torch.allclose(entry[index], hidden, atol=2e-4, rtol=1e-3) for entry in seen[text])
+                assert any(_close(entry[index], hidden) for entry in seen[text])
                 compared += 1
     assert compared > len(sequences) * (13 // span_length)  # texts that end inside a character may look alike
 
@@ -128,9 +137,47 @@ def test_the_host_of_a_processor_is_seen_as_in_the_ensemble(kind, mode, rereads)
     assert len(texts) >= 3
     for text in texts:
         for index, hidden in enumerate(looker.seen[text][0]):
-            assert any(torch.allclose(entry[index], hidden, atol=2e-4, rtol=1e-3) for entry in seen[text])
+            assert any(_close(entry[index], hidden) for entry in seen[text])
     if kind == "same":
         assert torch.equal(out, sequences)
+    elif not rereads and mode != "beams":  # the host has read what was written, id by id
+        inputs = encode(*TEXTS)
+        times, width, newest, compared = len(out) // 3, inputs["input_ids"].shape[1], 0, 0
+        for row, ids in enumerate(out):
+            own = ids[int((inputs["attention_mask"][row // times] == 0).sum()) :]
+            begin = len(own) - (len(ids) - width)
+            said = {end: _expected(host[0], own[:end]) for end in range(begin, len(own))}
+            for end in range(begin, len(own), 2):
+                found = looker.seen[processor.ensemble.tokenizer.decode(own[:end].tolist(), skip_special_tokens=True)]
+                # the heaviest reading may be one whose token has not ended: what was said before it counts
+                ends = [e for e in range(begin, end + 1) if any(_close(entry[0], said[e]) for entry in found)]
+                assert ends
+                newest += end in ends
+                compared += 1
+        assert newest > compared // 2
+
+
+def test_members_with_prompts_of_their_own():
+    """The mean reaches into the member's own prompt, not into the one that stands in the text."""
+    given = members("same")
+    looker = Looker()
+    ensemble = endless(given, looker, span_length=1)
+    inputs = encode(TEXTS[0])
+    other = encode(TEXTS[0], TEXTS[1])
+    out = ensemble.generate(
+        **inputs,
+        member_input_ids=other["input_ids"][None],
+        member_attention_mask=other["attention_mask"][None],
+        max_new_tokens=5,
+        do_sample=False,
+    )
+    written = out[0, inputs["input_ids"].shape[1] :]
+    prompts = [ids[mask.bool()] for ids, mask in zip(other["input_ids"], other["attention_mask"], strict=True)]
+    for count in range(5):
+        text = ensemble.tokenizer.decode(out[0, : len(out[0]) - 5 + count].tolist(), skip_special_tokens=True)
+        for index, (model, _) in enumerate(given):
+            expected = _expected(model, torch.cat([prompts[index], written[:count]]))
+            torch.testing.assert_close(looker.seen[text][0][index], expected, atol=2e-4, rtol=1e-3)
 
 
 def test_the_tap_changes_nothing_that_callers_of_the_host_get():
@@ -277,7 +324,4 @@ def test_a_long_text_in_one_forward_pass():
         for end in range(5, 231, 9):
             [found] = looker.seen[ensemble.tokenizer.decode(row[:end].tolist(), skip_special_tokens=True)]
             for (model, _), hidden in zip(given, found, strict=True):
-                with torch.no_grad():
-                    states = model(row[None, :end], output_hidden_states=True).hidden_states[-1][0]
-                expected = torch.cat([states[-1], states[-POOLED:].mean(0)])
-                torch.testing.assert_close(hidden, expected, atol=2e-4, rtol=1e-3)
+                torch.testing.assert_close(hidden, _expected(model, row[:end]), atol=2e-4, rtol=1e-3)
