@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch.nn.functional import pad
 
-from hf_rlae.member.slots import WritePlan
+from hf_rlae.member.slots import WritePlan, writable
 
 _KEPT_BEYOND = 64
 """Columns kept beyond those of a mean, for texts that are taken back. Source: ours."""
@@ -43,11 +43,6 @@ def with_means(states: torch.Tensor, valid: torch.Tensor | None, count: int, wan
         sums, numbers = taken.unfold(1, count, 1).sum(-1), is_text.unfold(1, count, 1).sum(-1)
     means = sums / numbers.clamp(min=1.0)[..., None]
     return torch.cat([states[:, -wanted:], means.to(states.dtype)], dim=-1)
-
-
-def _writable(store: torch.Tensor) -> torch.Tensor:
-    """A copy where a call that ran in inference mode left what another one goes on with."""
-    return store.clone() if store.is_inference() and not torch.is_inference_mode_enabled() else store
 
 
 class ColumnStates:
@@ -103,7 +98,7 @@ class ColumnStates:
                 moved[:, :kept] = store[:, self._length - kept : self._length]
             self._store, self._length = moved, kept
         assert self._store is not None
-        self._store = _writable(self._store)
+        self._store = writable(self._store)
         self._store[:, self._length : self._length + new] = states
         self._length += new
 
@@ -159,7 +154,7 @@ class SlotStates:
             if store is not None:
                 grown[:, : store.shape[1]] = store
             store = self._states = grown
-        store = self._states = _writable(store)
+        store = self._states = writable(store)
         slots = plan.slots[:, -states.shape[1] :]
         slots = slots.masked_fill(slots < 0, store.shape[1] - 1)  # padding goes where no token is
         store[plan.rows.to(store.device)[:, None], slots.to(store.device)] = states

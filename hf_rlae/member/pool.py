@@ -7,6 +7,8 @@ from itertools import islice
 
 import torch
 
+from hf_rlae.member.slots import writable
+
 WIDE = 4096
 """Ids from which on rows are taken to be dearer to copy than calls of their own. Source: ours, not measured."""
 
@@ -45,6 +47,7 @@ class ProbabilityPool:
         """
         logits = logits.to(self.device)  # of a model on several devices they come from the last one
         slots = self._free(len(logits), used)
+        self.probs, self.log_z = writable(self.probs), writable(self.log_z)
         index = torch.tensor(slots, device=self.device)
         highest = logits.amax(-1)
         if goes_row_by_row(self.probs):
@@ -62,6 +65,7 @@ class ProbabilityPool:
         if hidden is not None:
             if self.hidden is None:
                 self.hidden = torch.zeros(len(self.probs), hidden.shape[-1], dtype=hidden.dtype, device=self.device)
+            self.hidden = writable(self.hidden)
             self.hidden[index] = hidden.to(self.device)
         return slots
 

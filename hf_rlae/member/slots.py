@@ -10,6 +10,11 @@ from transformers import Cache
 from transformers.cache_utils import CacheLayerMixin
 
 
+def writable(store: torch.Tensor) -> torch.Tensor:
+    """The same, or a copy of what a call in inference mode has left, where one outside of it goes on."""
+    return store.clone() if store.is_inference() and not torch.is_inference_mode_enabled() else store
+
+
 @dataclass(frozen=True)
 class WritePlan:
     """Where the columns of one forward pass of R of the B rows go.
@@ -71,6 +76,7 @@ class SlotLayer(CacheLayerMixin):
             if store is not None:
                 grown[:, :, : store.shape[2]] = store
             store = grown
+        store = writable(store)
         if plan.start is not None:
             store[:, :, plan.start : plan.start + new.shape[2]] = new
         else:

@@ -13,7 +13,8 @@ from tests.support.ensembles import TEXTS, encode, endless
 from tests.support.models import pair, pairs
 from tests.support.tokenizers import raw_bytes
 
-POOLED = 3
+POOLED = 9
+"""More than the shortest prompt has."""
 MODES = {
     "greedy": {"do_sample": False},
     "sampling": {"do_sample": True, "top_k": 0, "num_return_sequences": 2},
@@ -209,7 +210,7 @@ def test_a_host_that_has_shown_too_little_is_refused():
     inputs = encode(TEXTS[0])
     with torch.no_grad():
         cache = host(inputs["input_ids"][:, :-1]).past_key_values
-    with pytest.raises(InputError, match=r"newest 3 hidden states.* has shown 1"):
+    with pytest.raises(InputError, match=f"newest {POOLED} hidden states.* has shown 1"):
         host.generate(**inputs, past_key_values=cache, logits_processor=[processor], max_new_tokens=2)
 
 
@@ -253,11 +254,29 @@ def test_a_cache_of_another_policy_is_refused():
     inputs = encode(TEXTS[0])
     out = ensemble.generate(**inputs, max_new_tokens=3, return_dict_in_generate=True)
     ensemble.set_policy(Looker())
-    with pytest.raises(InputError, match=r"newest 0 tokens.*sees 3 now"):
+    with pytest.raises(InputError, match=f"newest 0 tokens.*sees {POOLED} now"):
         ensemble.generate(input_ids=out.sequences, past_key_values=out.past_key_values, max_new_tokens=2)
     out = ensemble.generate(**inputs, max_new_tokens=3, return_dict_in_generate=True)
     ensemble.set_policy(UniformPolicy())
     ensemble.generate(input_ids=out.sequences, past_key_values=out.past_key_values, max_new_tokens=2)
+
+
+@pytest.mark.parametrize("kind", ["same", "different"])
+def test_what_was_read_in_inference_mode_goes_on_outside_of_it(kind):
+    given = members(kind)
+    ids = encode(TEXTS[0])["input_ids"]
+    whole, looker = Looker(), Looker()
+    with torch.no_grad():
+        endless(given, whole, span_length=1)(ids, prompt_length=2)
+    ensemble = endless(given, looker, span_length=1)
+    with torch.inference_mode():
+        cache = ensemble(ids[:, :-2], prompt_length=2).past_key_values
+    with torch.no_grad():
+        ensemble(ids[:, -2:], past_key_values=cache)
+    assert looker.seen.keys() == whole.seen.keys()
+    for text, entries in whole.seen.items():
+        for one, other in zip(entries[0], looker.seen[text][0], strict=True):
+            torch.testing.assert_close(one, other, atol=2e-4, rtol=1e-3)
 
 
 @pytest.mark.parametrize("pooled", [0, None, 2.5, True])
