@@ -93,7 +93,8 @@ def measure_memory(case: TrainingCase) -> MemoryResult:
         states = [value for state in trainer.optimizer.state.values() for value in state.values()]
         examples = [{"prompt": prompt} for prompt in trainer.train_dataset["prompt"] for _ in range(case.generations)]
         kept: list[Rollouts] = []
-        rollout = peak_bytes(lambda: kept.append(trainer.roll_out(examples, list(range(case.batch)), explores=False)))
+        explores = case.objective != "mixture"  # which learns from the tokens, not from drawn weights
+        rollout = peak_bytes(lambda: kept.append(trainer.roll_out(examples, list(range(case.batch)), explores)))
         rollouts = kept[0]
         rollouts.advantages = torch.linspace(-1, 1, len(rollouts))
         given = {"rollouts": rollouts, "num_items": None}
