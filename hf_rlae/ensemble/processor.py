@@ -69,7 +69,9 @@ class _Call:
         if self.states is None:
             return heard.hidden[:, -1]
         columns = self.ids.shape[1]
-        is_text = torch.arange(columns)[None] >= torch.tensor(self.pads)[:, None]
+        is_text: torch.Tensor | None = None
+        if columns - self.states.count < max(self.pads):  # the mean reaches back to padding
+            is_text = torch.arange(columns)[None] >= torch.tensor(self.pads)[:, None]
         means = self.states.add(heard.hidden, columns, 1, is_text)
         return None if means is None else means[:, 0]
 

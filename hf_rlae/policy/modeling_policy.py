@@ -193,7 +193,7 @@ class PolicyModel(PreTrainedModel):
         observation: dict[str, torch.Tensor] = {}
         if self.config.observes_members:
             sizes = self.config.member_hidden_sizes or []
-            if state.hidden_tokens not in (None, self.pooled_tokens):
+            if state.hidden_tokens is not None and max(state.hidden_tokens, 1) != self.pooled_tokens:
                 raise PolicyError(
                     f"the policy was made for pooled_tokens={self.pooled_tokens}, and the members were run for "
                     f"{state.hidden_tokens}: a policy that asks this one needs its attributes `observes_members` and "

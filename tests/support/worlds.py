@@ -14,8 +14,8 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import BloomConfig, LlamaConfig, MambaConfig, PreTrainedTokenizerFast
 from transformers.models.auto.modeling_auto import AutoModelForCausalLM
 
+from hf_rlae.member import choose_runner
 from hf_rlae.member.member import Member
-from hf_rlae.member.runners import choose_runner
 from hf_rlae.vocabulary import Alignment, ByteVocabulary, UnionVocabulary
 from tests.support.readings_reference import ReferenceRelay, RuleReference, SegmentationReference
 

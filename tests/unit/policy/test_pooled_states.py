@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from hf_rlae import EnsembleLogitsProcessor, PolicyConfig, UniformPolicy
+from hf_rlae import EnsembleLogitsProcessor, PolicyConfig, PolicyModel, UniformPolicy
 from hf_rlae.errors import InputError, PolicyError
 from hf_rlae.member.hidden_states import ColumnStates, with_means
 from hf_rlae.member.runners import RowRunner
@@ -64,13 +64,13 @@ def _expected(model, ids):
     return torch.cat([states[-1], states[-POOLED:].mean(0)])
 
 
-@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize(
+    ("kind", "mode"),
+    [("same", mode) for mode in MODES] + [("recurrent", mode) for mode in MODES if mode != "looked up"],
+)  # recurrent members cannot take tokens back
 @pytest.mark.parametrize("span_length", [1, 5])
-@pytest.mark.parametrize("kind", ["same", "recurrent"])
 def test_last_state_and_mean_of_the_newest_tokens(kind, span_length, mode):
     """Law, with one tokenizer: the model's own states after the row's tokens, and their mean; no padding is in it."""
-    if kind == "recurrent" and mode == "looked up":
-        pytest.skip("recurrent members cannot take tokens back")
     given = members(kind)
     inputs = encode(*(TEXTS[:1] if mode == "looked up" else TEXTS))
     ensemble, sequences, seen = looked_at(given, span_length, inputs, **MODES[mode])
@@ -259,6 +259,16 @@ def test_a_cache_of_another_policy_is_refused():
     out = ensemble.generate(**inputs, max_new_tokens=3, return_dict_in_generate=True)
     ensemble.set_policy(UniformPolicy())
     ensemble.generate(input_ids=out.sequences, past_key_values=out.past_key_values, max_new_tokens=2)
+
+
+def test_a_policy_of_newest_states_goes_on_with_a_cache_of_a_static_one():
+    """With one tokenizer every step shows the newest states, so that nothing is missing."""
+    given = members("same")
+    ensemble = endless(given, UniformPolicy())
+    out = ensemble.generate(**encode(TEXTS[0]), max_new_tokens=3, return_dict_in_generate=True)
+    ensemble.set_policy(PolicyModel(PolicyConfig.for_members(ensemble.members, pooled_tokens=1)))
+    again = ensemble.generate(input_ids=out.sequences, past_key_values=out.past_key_values, max_new_tokens=2)
+    assert again.shape[1] == out.sequences.shape[1] + 2
 
 
 @pytest.mark.parametrize("kind", ["same", "different"])
