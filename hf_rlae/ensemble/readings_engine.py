@@ -216,7 +216,7 @@ class ReadingsEngine:
             doubtful = [
                 (row, k)
                 for row, k in enumerate(speakers)
-                if begun[row] and k not in mute[row] and relays[k].can_be_silent
+                if begun[row] and k not in mute[row] and relays[k].rows[row].can_be_silent
             ]
             silent = [(row, k) for row, k in doubtful if bool(outputs[k][1][row] == -torch.inf)]  # type: ignore[index]
             if not silent:

@@ -62,6 +62,11 @@ class Row:
         self.kept = kept
         self.is_exhausted = is_exhausted
 
+    @property
+    def can_be_silent(self) -> bool:
+        """Whether there may be nothing to say: the member has left the row, or no reading is at a boundary."""
+        return all(reading.tail for reading in self.readings)
+
 
 class Update:
     """What was added to a row's text, and who proposed it. Never changed once made.

@@ -180,8 +180,8 @@ class ReadingsRelay:
 
     @property
     def can_be_silent(self) -> bool:
-        """Whether some row may have nothing to say: it was left by the member, or no reading is at a boundary."""
-        return any(all(reading.tail for reading in row.readings) for row in self.rows)
+        """Whether some row may have nothing to say (see `Row.can_be_silent`)."""
+        return any(row.can_be_silent for row in self.rows)
 
     # -- what the member says -----------------------------------------------------------------------------
 

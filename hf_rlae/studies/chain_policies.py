@@ -78,7 +78,7 @@ _DRAWN: dict[str, Any] = {
 TRAINED = {
     "ppo": TrainingSettings("ppo", concentration=1.0, **_DRAWN),
     "mappo": TrainingSettings("mappo", noise=2.0, **_DRAWN),
-    "mixture": TrainingSettings("mixture", entropy_coef=0.06),
+    "mixture": TrainingSettings("mixture"),
 }
 """How policies are trained, by objective: from as many texts each."""
 

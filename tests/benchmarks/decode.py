@@ -55,7 +55,7 @@ from tests.benchmarks.costs import (
     policy_table,
     processor_table,
 )
-from tests.benchmarks.members import members_of, report, stories
+from tests.benchmarks.members import check_files, members_of, report, stories
 from tests.benchmarks.targets import targets_table
 
 BUILDING = "building"
@@ -122,6 +122,7 @@ def main(given: Sequence[str] | None = None) -> None:
     if options.list:
         print("\n".join([*(case.name for case in options.chosen), *([BUILDING] if options.builds else [])]))
         return
+    check_files([*(case.members for case in options.chosen), *(["small"] if options.builds else [])])
     logging.disable_progress_bar()
     torch.set_num_threads(options.threads)
     union_time, building = union_times() if options.builds else (None, "")

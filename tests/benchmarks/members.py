@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import sys
 from collections import defaultdict
+from collections.abc import Iterable
 from functools import cache
 
 import torch
@@ -28,6 +29,7 @@ NARROW = {
 TRAINING_STEPS, TRAINING_CHARACTERS = 250, 40_000
 LARGE_VOCABULARY = 150_000
 SPAN_LENGTH = 8
+STORIES = "data/tinystories/tinystories_v1_part.txt"
 REAL = {
     "same": ("stories260K", "llama2xs", "stories260K"),
     "different": ("stories260K", "babyllama-tok105", "llama2xs"),
@@ -42,17 +44,37 @@ def report(line: str) -> None:
     print(line, file=sys.stderr, flush=True)
 
 
+def check_files(kinds: Iterable[str]) -> None:
+    """Ends the program, before any work, where a file that members of these kinds need is not there.
+
+    Embedded members need none.
+    """
+    needed: list[str] = []
+    for kind in sorted(set(kinds) - {"embedded"}):
+        names = {name for row in (REAL if kind == "real" else TOKENIZERS).values() for name in row}
+        needed += [STORIES, *sorted((f"models/{name}" if kind == "real" else _tokenizer_path(name)) for name in names)]
+    for path in needed:
+        if not (SHARED / path).exists():
+            raise SystemExit(
+                f"{path} is not there; set HF_RLAE_SHARED to the folder that holds it, or choose cases of members that "
+                "need no files: --cases 'embedded-*'"
+            )
+
+
 @cache
 def stories() -> str:
     """The text that members are trained on and prompts are taken from."""
-    path = SHARED / "data" / "tinystories" / "tinystories_v1_part.txt"
-    return path.read_text(encoding="utf-8")[:TRAINING_CHARACTERS]
+    return (SHARED / STORIES).read_text(encoding="utf-8")[:TRAINING_CHARACTERS]
+
+
+def _tokenizer_path(name: str) -> str:
+    return f"data/tokenizers/{name}"
 
 
 @cache
 def tokenizer_of(name: str) -> PreTrainedTokenizerBase:
     """One of the real tokenizers."""
-    tokenizer = AutoTokenizer.from_pretrained(SHARED / "data" / "tokenizers" / name, padding_side="left")
+    tokenizer = AutoTokenizer.from_pretrained(SHARED / _tokenizer_path(name), padding_side="left")
     tokenizer.pad_token = tokenizer.eos_token
     return tokenizer
 

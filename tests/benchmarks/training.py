@@ -32,7 +32,7 @@ from tests.benchmarks.building import timed
 from tests.benchmarks.cases import matches
 from tests.benchmarks.command import case_parser, finish, parse_cases
 from tests.benchmarks.costs import pair, table
-from tests.benchmarks.members import report
+from tests.benchmarks.members import check_files, report
 from tests.benchmarks.training_cases import TrainingCase, TrainingResult, chosen_cases
 
 MEMORY = "memory"
@@ -162,6 +162,7 @@ def main(given: Sequence[str] | None = None) -> None:
     if options.list:
         print("\n".join([*(case.name for case in options.chosen), *([MEMORY] if options.weighs else [])]))
         return
+    check_files(case.members for case in [*options.chosen, *(memory_cases(options.quick) if options.weighs else [])])
     # TRL takes many seconds to import
     from tests.benchmarks.training_contenders import measure
     from tests.benchmarks.training_memory import measure_memory, memory_table, storage_table

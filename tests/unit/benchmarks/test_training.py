@@ -7,9 +7,10 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from tests.benchmarks import training_memory
+from tests.benchmarks import decode, training_memory
+from tests.benchmarks import members as benchmarked
 from tests.benchmarks.costs import Timing
-from tests.benchmarks.training import DENSE_LIMIT, DRAW_LIMIT, Times, main, memory_cases, targets_table
+from tests.benchmarks.training import DENSE_LIMIT, DRAW_LIMIT, MEMORY, Times, main, memory_cases, targets_table
 from tests.benchmarks.training_cases import DRAWS, TrainingCase, TrainingResult, chosen_cases
 from tests.benchmarks.training_contenders import Clock
 
@@ -116,6 +117,16 @@ def test_a_name_that_nothing_has_is_refused(capsys):
     with pytest.raises(SystemExit):
         main(["--cases", "nobody"])
     assert "no case matches ['nobody']" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("cases", ["small-same-*", "real-different-*", decode.BUILDING, MEMORY])
+def test_files_that_are_not_there_are_named_before_any_work(monkeypatch, tmp_path, cases):
+    monkeypatch.setattr(benchmarked, "SHARED", tmp_path)
+    with pytest.raises(SystemExit, match=r"^data/tinystories/.* is not there; set HF_RLAE_SHARED"):
+        (main if cases == MEMORY else decode.main)(["--cases", "embedded-same-*", cases])
+    if cases.startswith("small"):
+        with pytest.raises(SystemExit, match="HF_RLAE_SHARED"):
+            main(["--cases", "embedded-same-*", cases])
 
 
 def test_the_command_runs(capsys, tmp_path):
