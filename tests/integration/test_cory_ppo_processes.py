@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from hf_rlae.trainer.token_ppo_trainer import _Rollout
+from tests.integration.trainer.test_cory_ppo import made, rollout, unsettle
 from tests.support.processes import finish, start_two
-from tests.unit.trainer.test_cory_ppo import made, rollout, unsettle
 
 ROWS = 8
 METRICS = tuple(

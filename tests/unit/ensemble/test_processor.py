@@ -163,11 +163,15 @@ class Restriction:
         self.ensemble = EnsembleForCausalLM.from_members(members, policy, **settings)
         self.host = self.ensemble.members[0]
         self.pieces = self.ensemble.engine.vocabularies[0].pieces
+        self.places = {}
+        self.caches = {}
 
     def place(self, piece):
         """The host's token that is the longest beginning of a piece."""
-        fits = [own for own in self.pieces if own and piece.startswith(own)]
-        return self.ensemble.union.id_of[max(fits, key=len)] if fits else None
+        if piece not in self.places:
+            fits = [own for own in self.pieces if own and piece.startswith(own)]
+            self.places[piece] = self.ensemble.union.id_of[max(fits, key=len)] if fits else None
+        return self.places[piece]
 
     def follows_the_columns(self, cache, ids):
         """Whether the host's own readings go along the ids of the text.
@@ -181,13 +185,16 @@ class Restriction:
         """Log-probabilities over the host's vocabulary after `ids`, a row without padding; `None` if not comparable."""
         if any(self.pieces[i] is None for i in ids[start:].tolist()):
             return None
-        cache = self.ensemble.new_cache()
-        for column in range(start, len(ids) + 1):
+        text = tuple(ids.tolist())
+        # goes on from what was made for the text before, if no other row has
+        cache, read = self.caches.pop((start, text[:-1]), None) or (self.ensemble.new_cache(), 0)
+        for column in range(max(start, read + 1), len(ids) + 1):
             piece = ids[None, :start] if column == start else ids[None, column - 1 : column]
             with torch.no_grad():
                 out = self.ensemble(piece, past_key_values=cache, prompt_length=start)
-            if not self.any_path and not self.follows_the_columns(cache, ids.tolist()):
+            if not self.any_path and not self.follows_the_columns(cache, text):
                 return None
+        self.caches[start, text] = cache, len(ids)
         logits = out.logits[0, -1]
         probs = logits.double().softmax(-1).tolist()
         result = torch.zeros(self.host.vocab_size, dtype=torch.float64)

@@ -11,10 +11,10 @@ from transformers import DistilBertConfig, DistilBertModel, ModernBertConfig, Mo
 
 from hf_rlae import EnsembleForCausalLM, PolicyModel
 from hf_rlae.errors import ConfigError
+from tests.integration.trainer.test_rlae_habits import hub  # noqa: F401
 from tests.support.policies import encoder
 from tests.support.rlae import assert_same, data, ensemble_of, members, parameters_of, trainer_of
 from tests.support.tokenizers import byte_level_bpe
-from tests.unit.trainer.test_rlae_habits import hub  # noqa: F401
 
 peft = pytest.importorskip("peft")
 
