@@ -232,9 +232,14 @@ def check_continued(cache: EnsembleCache, ids: torch.Tensor) -> None:
         )
 
 
-def check_cached_states(cached: int, wanted: int) -> None:
-    """Raises `InputError` for a cache made while the policy saw other hidden states (see `observed_tokens`)."""
-    if wanted and wanted != cached and max(wanted, cached) > 1:
+def check_cached_states(cached: int, wanted: int, shows_newest: bool) -> None:
+    """Raises `InputError` for a cache made while the policy saw other hidden states (see `observed_tokens`).
+
+    Args:
+        cached (`int`), wanted (`int`): of how many tokens, then and now.
+        shows_newest (`bool`): whether members show their newest hidden states all the same, if none were wanted.
+    """
+    if wanted and wanted != cached and (max(wanted, cached) > 1 or not shows_newest):
         raise InputError(
             f"past_key_values was made for a policy that sees the members' newest {cached} tokens (pooled_tokens), and "
             f"the policy sees {wanted} now: begin without past_key_values, or call `new_cache()` after `set_policy()`"

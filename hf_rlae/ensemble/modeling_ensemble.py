@@ -259,7 +259,7 @@ class EnsembleForCausalLM(PreTrainedModel, GenerationMixin):
         cache = past_key_values
         if cache is None:
             cache = self.new_cache(use_cache=True if use_cache is None else use_cache)
-        check_cached_states(cache.hidden_tokens, observed_tokens(self.policy))
+        check_cached_states(cache.hidden_tokens, observed_tokens(self.policy), shows_newest=self.union is None)
         if cache.ids is None or cache.ids.shape[1] == cache.seen:
             if not cache.in_generate:
                 check_forward_inputs(self, input_ids, attention_mask, cache, labels)

@@ -64,7 +64,7 @@ class Row:
 
     @property
     def can_be_silent(self) -> bool:
-        """Whether there may be nothing to say: the member has left the row, or no reading is at a boundary."""
+        """Whether there may be nothing to say: no reading is at a boundary, or there is none (unread, or left)."""
         return all(reading.tail for reading in self.readings)
 
 

@@ -193,10 +193,12 @@ class PolicyModel(PreTrainedModel):
         observation: dict[str, torch.Tensor] = {}
         if self.config.observes_members:
             sizes = self.config.member_hidden_sizes or []
-            if state.hidden_tokens is not None and max(state.hidden_tokens, 1) != self.pooled_tokens:
+            run_for = state.hidden_tokens
+            is_unlike = run_for is not None and max(run_for, 1) != self.pooled_tokens
+            if is_unlike or (run_for == 0 and any(hidden is None for hidden in state.hidden_states)):
                 raise PolicyError(
                     f"the policy was made for pooled_tokens={self.pooled_tokens}, and the members were run for "
-                    f"{state.hidden_tokens}: a policy that asks this one needs its attributes `observes_members` and "
+                    f"{run_for}: a policy that asks this one needs its attributes `observes_members` and "
                     "`pooled_tokens`"
                 )
             parts = 2 if self.pooled_tokens > 1 else 1

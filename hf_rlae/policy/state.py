@@ -210,6 +210,7 @@ class PolicyState:
         return (-scores.logps / scores.num_bytes.clamp(min=1)).exp()
 
 
+@torch.no_grad()  # members are frozen, and what is in the way is written over
 def _summary(logits: torch.Tensor) -> torch.Tensor:
     """The entropy, margin, best log-probability and best id of fp32 logits `(B, V)`: shape `(4, B)`, in fp32.
 
@@ -224,7 +225,8 @@ def _summary(logits: torch.Tensor) -> torch.Tensor:
     scaled = rest.exp()
     z = scaled.sum(-1) + 1.0
     log_z = z.log()
-    entropy = log_z - rest.mul_(scaled).sum(-1) / z
+    products = rest.mul_(scaled)  # in its place
+    entropy = log_z - products.sum(-1) / z
     is_silent = ~torch.isfinite(top[:, 0])
     if bool(is_silent.any()):
         size = logits.shape[-1]
@@ -238,7 +240,8 @@ def _summary(logits: torch.Tensor) -> torch.Tensor:
 def _first_best(logits: torch.Tensor) -> torch.Tensor:
     """The best id of each row, the first one of equals: shape `(B,)`."""
     if logits.device.type == "cpu":
-        return torch.from_numpy(logits.detach().numpy().argmax(-1))  # ten times as fast as torch's, measured
+        # of 50,000 ids ten times as fast as torch's, and about as fast of 400
+        return torch.from_numpy(logits.detach().numpy().argmax(-1))
     return logits.argmax(-1)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 import tempfile
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -344,8 +344,3 @@ FREE_POLICIES: dict[str, Callable[[int], Any]] = {
 def replaced(settings: TrainingSettings, **changes: Any) -> TrainingSettings:
     """The settings with some changed."""
     return replace(settings, **changes)
-
-
-def settings_as_json(settings: TrainingSettings) -> dict[str, Any]:
-    """The settings, for a result's file."""
-    return asdict(settings)

@@ -152,6 +152,9 @@ class Run:
         method = self.method.replace(",", "").replace(" ", "_")
         return f"{self.task}-{method}-rate{self.rate:g}-seed{self.seed}"
 
+    def training(self, settings: dict[str, Any]) -> None:
+        """Nothing beyond its name and the study's settings, which results are kept by."""
+
     def measure(self, settings: dict[str, Any]) -> dict[str, Any]:
         """Trains, and watches every agent alone.
 

@@ -52,6 +52,13 @@ class Run:
         """The name of its file."""
         return f"{self.members}-span{self.span_length}-{self.method.replace(' ', '_')}-seed{self.seed}"
 
+    def training(self, settings: dict[str, Any]) -> chains.TrainingSettings | None:
+        """How a policy is trained; controls are as `mixture` is. `None` where nothing is trained."""
+        if self.method not in (*chains.TRAINED, *CONTROLS):
+            return None
+        training = chains.TRAINED["mixture" if self.method in CONTROLS else self.method]
+        return chains.replaced(training, rollouts=settings["rollouts"]) if settings["rollouts"] else training
+
     def measure(self, settings: dict[str, Any]) -> dict[str, Any]:
         """Trains if there is something to train, then answers the test questions.
 
@@ -101,11 +108,8 @@ def _policy(run: Run, members: Sequence[Any], settings: dict[str, Any], found: d
         return StaticPolicy(found["weights"])
     if run.method in chains.FREE_POLICIES:
         return chains.FREE_POLICIES[run.method](len(names))
-    method = run.method if run.method in chains.TRAINED else "mixture"
-    training = chains.TRAINED[method]
-    if settings["rollouts"]:
-        training = chains.replaced(training, rollouts=settings["rollouts"])
-    found["training"] = chains.settings_as_json(training)
+    training = run.training(settings)
+    assert training is not None
     if run.method == "supervised":
         return chains.supervise_policy(members, run.span_length, training, run.seed)
     options: dict[str, Any] = {}

@@ -69,6 +69,21 @@ class Variation:
         """M."""
         return 2 if self.experiment == "two members" else 3
 
+    def training(self, settings: dict[str, Any]) -> chains.TrainingSettings | None:
+        """How a policy is trained; `None` where nothing is trained."""
+        if self.method not in chains.TRAINED:
+            return None
+        training = chains.TRAINED[self.method]
+        observation = self.value if self.experiment == "observation" else training.observation
+        return chains.replaced(
+            training,
+            num_questions=int(self.value) if self.value.isdigit() else None,
+            observation=observation.split(",")[0],
+            pooled_tokens=1 if observation.endswith("newest token") else training.pooled_tokens,
+            forms=("symbolic",) if self.experiment == "transfer" else FORMS,
+            **({"rollouts": settings["rollouts"]} if settings["rollouts"] else {}),
+        )
+
     def measure(self, settings: dict[str, Any]) -> dict[str, Any]:
         """Trains if there is something to train, then answers the questions of every test.
 
@@ -100,16 +115,8 @@ class Variation:
             return StaticPolicy(found["weights"])
         if self.method in chains.FREE_POLICIES:
             return chains.FREE_POLICIES[self.method](len(members))
-        training = chains.TRAINED[self.method]
-        observation = self.value if self.experiment == "observation" else training.observation
-        training = chains.replaced(
-            training,
-            num_questions=int(self.value) if self.value.isdigit() else None,
-            observation=observation.split(",")[0],
-            pooled_tokens=1 if observation.endswith("newest token") else training.pooled_tokens,
-            forms=("symbolic",) if self.experiment == "transfer" else FORMS,
-            **({"rollouts": settings["rollouts"]} if settings["rollouts"] else {}),
-        )
+        training = self.training(settings)
+        assert training is not None
         questions = None
         if self.experiment == "two members":
             questions = chains.training_questions(training, TWO_OPERATORS)

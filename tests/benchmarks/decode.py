@@ -122,7 +122,8 @@ def main(given: Sequence[str] | None = None) -> None:
     if options.list:
         print("\n".join([*(case.name for case in options.chosen), *([BUILDING] if options.builds else [])]))
         return
-    check_files([*(case.members for case in options.chosen), *(["small"] if options.builds else [])])
+    needed = [(case.members, case.tokenizers, case.count) for case in options.chosen]
+    check_files([*needed, ("small", "different", 2)] if options.builds else needed)
     logging.disable_progress_bar()
     torch.set_num_threads(options.threads)
     union_time, building = union_times() if options.builds else (None, "")

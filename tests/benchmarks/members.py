@@ -44,15 +44,18 @@ def report(line: str) -> None:
     print(line, file=sys.stderr, flush=True)
 
 
-def check_files(kinds: Iterable[str]) -> None:
-    """Ends the program, before any work, where a file that members of these kinds need is not there.
+def check_files(cases: Iterable[tuple[str, str, int]]) -> None:
+    """Ends the program, before any work, where a file that is needed is not there.
 
-    Embedded members need none.
+    Args:
+        cases: members, tokenizers and count of each case, as in `members_of`; embedded members need no files.
     """
-    needed: list[str] = []
-    for kind in sorted(set(kinds) - {"embedded"}):
-        names = {name for row in (REAL if kind == "real" else TOKENIZERS).values() for name in row}
-        needed += [STORIES, *sorted((f"models/{name}" if kind == "real" else _tokenizer_path(name)) for name in names)]
+    needed: dict[str, None] = {}  # in their order
+    for members, tokenizers, count in cases:
+        if members == "real":
+            needed |= dict.fromkeys([STORIES, *(f"models/{name}" for name in REAL[tokenizers][:count])])
+        elif members != "embedded":
+            needed |= dict.fromkeys([STORIES, *(_tokenizer_path(name) for name in TOKENIZERS[tokenizers][:count])])
     for path in needed:
         if not (SHARED / path).exists():
             raise SystemExit(

@@ -162,7 +162,8 @@ def main(given: Sequence[str] | None = None) -> None:
     if options.list:
         print("\n".join([*(case.name for case in options.chosen), *([MEMORY] if options.weighs else [])]))
         return
-    check_files(case.members for case in [*options.chosen, *(memory_cases(options.quick) if options.weighs else [])])
+    cases = [*options.chosen, *(memory_cases(options.quick) if options.weighs else [])]
+    check_files((case.members, case.tokenizers, case.count) for case in cases)
     # TRL takes many seconds to import
     from tests.benchmarks.training_contenders import measure
     from tests.benchmarks.training_memory import measure_memory, memory_table, storage_table

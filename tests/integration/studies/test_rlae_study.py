@@ -8,6 +8,7 @@ import torch
 from rich.console import Console
 
 from hf_rlae import load_members
+from hf_rlae.errors import ConfigError
 from hf_rlae.studies import chain_policies as chains
 from hf_rlae.studies.parallel_runs import do_runs
 from hf_rlae.studies.results import ResultFolder
@@ -47,6 +48,21 @@ def test_runs_that_are_done_are_not_done_again(tmp_path):
     do_runs(runs, results, 1, Console(quiet=True))
     assert results.read(runs[0].name) == {"right": "1" * 12, "accuracy": 1.0}
     assert results.read(runs[1].name)["accuracy"] > 0.5
+
+
+def test_runs_that_were_trained_otherwise_are_not_mixed_with_new_ones(tmp_path, monkeypatch):
+    run, fixed = Run("shared", 1, "ppo"), Run("shared", 1, "uniform weights")
+    monkeypatch.setattr(Run, "measure", lambda *_: {"accuracy": 0.5})
+    results = ResultFolder(tmp_path, SETTINGS)
+    do_runs([run, fixed], results, 1, Console(quiet=True))
+    assert results.read(run.name)["training"]["objective"] == "ppo"
+    assert "training" not in results.read(fixed.name)
+    do_runs([run, fixed], results, 1, Console(quiet=True))  # the same settings again
+    changed = chains.replaced(chains.TRAINED["ppo"], learning_rate=0.5)
+    monkeypatch.setitem(chains.TRAINED, "ppo", changed)
+    monkeypatch.setattr(Run, "measure", lambda *_: pytest.fail("done before it was refused"))
+    with pytest.raises(ConfigError, match=r"1 runs that were trained with other settings .* shared-span1-ppo-seed0"):
+        do_runs([Run("shared", 1, "mappo"), run], results, 1, Console(quiet=True))
 
 
 def test_the_best_fixed_weights_come_from_the_validation_questions():

@@ -7,7 +7,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from tests.benchmarks import decode, training_memory
+from tests.benchmarks import decode, training_contenders, training_memory
 from tests.benchmarks import members as benchmarked
 from tests.benchmarks.costs import Timing
 from tests.benchmarks.training import DENSE_LIMIT, DRAW_LIMIT, MEMORY, Times, main, memory_cases, targets_table
@@ -122,11 +122,24 @@ def test_a_name_that_nothing_has_is_refused(capsys):
 @pytest.mark.parametrize("cases", ["small-same-*", "real-different-*", decode.BUILDING, MEMORY])
 def test_files_that_are_not_there_are_named_before_any_work(monkeypatch, tmp_path, cases):
     monkeypatch.setattr(benchmarked, "SHARED", tmp_path)
-    with pytest.raises(SystemExit, match=r"^data/tinystories/.* is not there; set HF_RLAE_SHARED"):
-        (main if cases == MEMORY else decode.main)(["--cases", "embedded-same-*", cases])
-    if cases.startswith("small"):
-        with pytest.raises(SystemExit, match="HF_RLAE_SHARED"):
-            main(["--cases", "embedded-same-*", cases])
+    for module in (decode, training_contenders):
+        monkeypatch.setattr(module, "measure", lambda *_: pytest.fail("measured before it was refused"))
+    for command in (main,) if cases == MEMORY else (decode.main,) if cases == decode.BUILDING else (main, decode.main):
+        with pytest.raises(SystemExit, match=r"^data/tinystories/.* is not there; set HF_RLAE_SHARED"):
+            command(["--cases", "embedded-same-*", cases])
+
+
+def test_files_that_no_chosen_case_needs_may_be_missing(monkeypatch, tmp_path):
+    monkeypatch.setattr(benchmarked, "SHARED", tmp_path)
+    benchmarked.check_files([("embedded", "different", 3)])
+    (tmp_path / benchmarked.STORIES).parent.mkdir(parents=True)
+    (tmp_path / benchmarked.STORIES).touch()
+    (tmp_path / "data" / "tokenizers" / benchmarked.GPT2).mkdir(parents=True)
+    benchmarked.check_files([("small", "same", 3), ("embedded", "same", 2)])
+    with pytest.raises(SystemExit, match=benchmarked.NEOX):
+        benchmarked.check_files([("small", "same", 2), ("narrow", "different", 2)])
+    with pytest.raises(SystemExit, match="models/stories260K"):
+        benchmarked.check_files([("real", "same", 2)])
 
 
 def test_the_command_runs(capsys, tmp_path):

@@ -307,7 +307,8 @@ def test_training_from_a_rollout():
     assert policy(observation).weights[:, 0].mean() > before.mean() + 0.02
 
 
-def test_hidden_states_that_are_not_kept():
+@pytest.mark.parametrize("pooled_tokens", [1, 8])
+def test_hidden_states_that_are_not_kept(pooled_tokens):
     """A policy that says it does not observe members and then does is told so."""
     given = members("different")
 
@@ -315,7 +316,7 @@ def test_hidden_states_that_are_not_kept():
         observes_members = False
 
         def __init__(self):
-            self.policy = policy_for(given)
+            self.policy = policy_for(given, pooled_tokens=pooled_tokens)
 
         def __call__(self, state):
             return self.policy(state)

@@ -261,12 +261,17 @@ def test_a_cache_of_another_policy_is_refused():
     ensemble.generate(input_ids=out.sequences, past_key_values=out.past_key_values, max_new_tokens=2)
 
 
-def test_a_policy_of_newest_states_goes_on_with_a_cache_of_a_static_one():
-    """With one tokenizer every step shows the newest states, so that nothing is missing."""
-    given = members("same")
+@pytest.mark.parametrize("kind", ["same", "different"])
+def test_a_policy_of_newest_states_goes_on_with_a_cache_of_a_static_one_where_members_show_them(kind):
+    """With one tokenizer every step shows the newest states, so that nothing is missing; readings keep none."""
+    given = members(kind)
     ensemble = endless(given, UniformPolicy())
     out = ensemble.generate(**encode(TEXTS[0]), max_new_tokens=3, return_dict_in_generate=True)
     ensemble.set_policy(PolicyModel(PolicyConfig.for_members(ensemble.members, pooled_tokens=1)))
+    if kind == "different":
+        with pytest.raises(InputError, match=r"newest 0 tokens.*sees 1 now.*new_cache"):
+            ensemble.generate(input_ids=out.sequences, past_key_values=out.past_key_values, max_new_tokens=2)
+        return
     again = ensemble.generate(input_ids=out.sequences, past_key_values=out.past_key_values, max_new_tokens=2)
     assert again.shape[1] == out.sequences.shape[1] + 2
 
