@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from tests.benchmarks.rewards import LENGTHS, LIMIT_MS, RULES, adversarial, best_ms, main, measure
+from tests.benchmarks.rewards import LENGTHS, RULES, adversarial, best_ms, main, measure
 
 LONGEST = dict(adversarial(LENGTHS[-1]))
 
@@ -17,16 +17,22 @@ def test_strings_have_the_length_asked_for():
     assert len(strings) > 40
 
 
+def compare_each(text):
+    """A plain loop over characters: about 4 ms for 200,000 of them where rules are to take 5 at most."""
+    return sum(1 for character in text if character == "\0")
+
+
 @pytest.mark.parametrize("kind", LONGEST)
 @pytest.mark.parametrize("rule", RULES)
-def test_200_000_characters_are_read_in_5_ms(rule, kind):
-    """The shortest of up to thirty runs: other work on the machine may lengthen any of them."""
-    best = float("inf")
+def test_characters_are_read_faster_than_a_plain_loop_compares_them(rule, kind):
+    """The shortest of up to thirty runs of each, in turn: other work on the machine may lengthen any of them."""
+    best = loop = float("inf")
     for _ in range(30):
         best = min(best, best_ms(RULES[rule], LONGEST[kind], runs=1))
-        if best < LIMIT_MS:
+        loop = min(loop, best_ms(compare_each, LONGEST[kind], runs=1))
+        if best < loop:
             return
-    pytest.fail(f"{rule} takes {best:.1f} ms for 200,000 characters of {kind}")
+    pytest.fail(f"{rule} takes {best:.1f} ms for 200,000 characters of {kind}, a loop over them {loop:.1f} ms")
 
 
 def test_growth_is_seen(monkeypatch):
