@@ -44,18 +44,18 @@ def do_runs(runs: Sequence[Measurable], results: ResultFolder, jobs: int, consol
         console (`rich.console.Console`): where progress is shown.
 
     Raises:
-        ConfigError: a run that is there was trained in another way; nothing has been done.
+        ConfigError: a run that is there was trained in another way, or does not say how; nothing has been done.
     """
     known = {run.name: results.read(run.name) for run in runs}
     differs = [
         run.name
         for run in runs
-        if "training" in (found := known[run.name] or {}) and found["training"] != _training(run, results.settings)
+        if (found := known[run.name]) is not None and found.get("training") != _training(run, results.settings)
     ]
     if differs:
         raise ConfigError(
-            f"{results.folder} holds {len(differs)} runs that were trained with other settings than today's, the first "
-            f"of them {differs[0]}: give another folder, or delete their files in runs/"
+            f"{results.folder} holds {len(differs)} runs that were trained with other settings than today's, or do "
+            f"not say with which, the first of them {differs[0]}: give another folder, or delete their files in runs/"
         )
     left = [run for run in runs if known[run.name] is None]
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())

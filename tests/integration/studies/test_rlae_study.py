@@ -63,6 +63,10 @@ def test_runs_that_were_trained_otherwise_are_not_mixed_with_new_ones(tmp_path, 
     monkeypatch.setattr(Run, "measure", lambda *_: pytest.fail("done before it was refused"))
     with pytest.raises(ConfigError, match=r"1 runs that were trained with other settings .* shared-span1-ppo-seed0"):
         do_runs([Run("shared", 1, "mappo"), run], results, 1, Console(quiet=True))
+    unsaid = ResultFolder(tmp_path / "unsaid", SETTINGS)
+    unsaid.write(run.name, {"accuracy": 0.5})
+    with pytest.raises(ConfigError, match="do not say"):
+        do_runs([run], unsaid, 1, Console(quiet=True))
 
 
 def test_the_best_fixed_weights_come_from_the_validation_questions():
