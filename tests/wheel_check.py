@@ -28,7 +28,7 @@ from hf_rlae.zoo import OraclePolicy  # noqa: E402
 
 texts = []
 for kind in ("different", "shared"):
-    members = hf_rlae.load_members() if kind == "different" else hf_rlae.load_members(kind)
+    members = hf_rlae.load_demo_members() if kind == "different" else hf_rlae.load_demo_members(kind)
     for member in members:
         folder = Path(member.model.name_or_path).resolve()
         assert folder.is_relative_to(site), f"{member.name} was loaded from {folder}, not {site}"

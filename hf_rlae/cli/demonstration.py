@@ -18,12 +18,12 @@ from transformers.utils.logging import disable_progress_bar
 from hf_rlae.cli.streaming import CarrierStreamer
 from hf_rlae.ensemble import EnsembleForCausalLM
 from hf_rlae.evaluation.fixed_weights import best_fixed_weights, simplex_grid
-from hf_rlae.member import Member
-from hf_rlae.policy import PolicyModel, StaticPolicy
+from hf_rlae.members import Member
+from hf_rlae.policies import PolicyModel, StaticPolicy
 from hf_rlae.reports import legend, plot_token_weights, save_figure, span_table, trace_tokens
 from hf_rlae.tasks.chains import OPERATORS, Question, draw_questions
-from hf_rlae.zoo import SPECIALISTS, OraclePolicy, load_members, load_policy
-from hf_rlae.zoo.measure import MAX_NEW_TOKENS, accuracy
+from hf_rlae.zoo import SPECIALISTS, OraclePolicy, load_demo_members, load_demo_policy
+from hf_rlae.zoo.solving import MAX_NEW_TOKENS, accuracy
 
 RESOLUTION = 4
 NUM_VALIDATION = 60
@@ -37,9 +37,9 @@ def show(args: argparse.Namespace) -> None:
     """
     disable_progress_bar()
     console = Console(file=sys.stdout)
-    members = load_members(args.tokenizers)
+    members = load_demo_members(args.tokenizers)
     console.print(_members_table(members))
-    policy = _train(console, members, args) if args.train else load_policy(args.tokenizers)
+    policy = _train(console, members, args) if args.train else load_demo_policy(args.tokenizers)
     _write_one(console, members, policy, args)
     console.print(_accuracy_table(members, policy, args.questions))
     console.print(
@@ -61,11 +61,11 @@ def _members_table(members: Sequence[Member]) -> Table:
 
 
 def _train(console: Console, members: Sequence[Member], args: argparse.Namespace) -> PolicyModel:
-    """Trains a policy anew, with a progress bar."""
-    # the trainer takes long to import
-    training = importlib.import_module("hf_rlae.studies.shipped_policy")
+    """Trains a policy, with a progress bar."""
+    # importing the trainer takes seconds
+    training = importlib.import_module("hf_rlae.cli.demo_training")
     started = time.perf_counter()
-    policy = training.train(args.tokenizers, members, console, args.seed)
+    policy: PolicyModel = training.train_policy(args.tokenizers, members, console, args.seed)
     console.print(f"The policy was trained in {time.perf_counter() - started:.0f} s.\n", highlight=False)
     return policy
 

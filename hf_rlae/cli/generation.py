@@ -21,7 +21,7 @@ from hf_rlae.cli.loading import choose_device, first_line, load_members
 from hf_rlae.cli.streaming import CarrierStreamer, ContinuationDecoder, ContinuationStreamer, TokenCounter
 from hf_rlae.ensemble import EnsembleCache, EnsembleConfig, EnsembleForCausalLM
 from hf_rlae.errors import ConfigError
-from hf_rlae.policy import StaticPolicy
+from hf_rlae.policies import StaticPolicy
 from hf_rlae.reports import carrier_text, completion_mask, legend, member_table, span_table, trace_tokens, write_trace
 
 

@@ -15,7 +15,7 @@ from safetensors import SafetensorError
 from transformers.utils import logging as transformers_logging
 
 from hf_rlae.errors import ConfigError, HfRlaeError, MemberError
-from hf_rlae.member import Member
+from hf_rlae.members import Member
 
 
 def choose_device(name: str | None) -> torch.device | None:

@@ -3,6 +3,14 @@
 from hf_rlae.ensemble.cache_ensemble import EnsembleCache
 from hf_rlae.ensemble.configuration_ensemble import EnsembleConfig
 from hf_rlae.ensemble.modeling_ensemble import EnsembleForCausalLM
-from hf_rlae.ensemble.processor import EnsembleLogitsProcessor
+from hf_rlae.ensemble.outputs import EnsembleGenerateBeamOutput, EnsembleGenerateOutput
+from hf_rlae.ensemble.processor.processor import EnsembleLogitsProcessor
 
-__all__ = ["EnsembleCache", "EnsembleConfig", "EnsembleForCausalLM", "EnsembleLogitsProcessor"]
+__all__ = [
+    "EnsembleCache",
+    "EnsembleConfig",
+    "EnsembleForCausalLM",
+    "EnsembleGenerateBeamOutput",
+    "EnsembleGenerateOutput",
+    "EnsembleLogitsProcessor",
+]

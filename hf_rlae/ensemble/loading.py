@@ -17,14 +17,14 @@ from huggingface_hub.errors import StrictDataclassFieldValidationError
 from transformers import CONFIG_MAPPING, AutoModel, GenerationConfig, PreTrainedModel
 
 from hf_rlae.ensemble.configuration_ensemble import EnsembleConfig
-from hf_rlae.ensemble.lockstep_engine import LockstepEngine
+from hf_rlae.ensemble.engines.prompts import PromptEncoder
+from hf_rlae.ensemble.engines.readings import ReadingsEngine
+from hf_rlae.ensemble.engines.shared_tokenizer import LockstepEngine
 from hf_rlae.ensemble.mixing import mixings
-from hf_rlae.ensemble.prompts import PromptEncoder
-from hf_rlae.ensemble.readings_engine import ReadingsEngine
 from hf_rlae.ensemble.tokenizer_ensemble import EnsembleTokenizer, shared_tokenizer
 from hf_rlae.errors import ConfigError, MemberError, nearest
-from hf_rlae.member import Member, choose_runner
-from hf_rlae.policy import policies
+from hf_rlae.members import Member, choose_runner
+from hf_rlae.policies import policies
 from hf_rlae.vocabulary import ByteVocabulary, UnionVocabulary, same_vocabulary
 
 if TYPE_CHECKING:

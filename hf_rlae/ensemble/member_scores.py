@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from hf_rlae.policy import PolicyState, UniformPolicy
+from hf_rlae.policies import PolicyState, UniformPolicy
 
 if TYPE_CHECKING:
     from hf_rlae.ensemble.modeling_ensemble import EnsembleForCausalLM

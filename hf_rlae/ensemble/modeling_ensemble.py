@@ -18,6 +18,7 @@ from hf_rlae.ensemble.cache_ensemble import EnsembleCache
 from hf_rlae.ensemble.configuration_ensemble import EnsembleConfig
 from hf_rlae.ensemble.custom_generate import make_custom_generate
 from hf_rlae.ensemble.draws import MemberDraws
+from hf_rlae.ensemble.engines.states import StateReader
 from hf_rlae.ensemble.inputs import (
     check_cached_states,
     check_chat,
@@ -32,11 +33,10 @@ from hf_rlae.ensemble.inputs import (
 )
 from hf_rlae.ensemble.outputs import attach_trace
 from hf_rlae.ensemble.spans import SpanClock, SpanQuery
-from hf_rlae.ensemble.states import StateReader
 from hf_rlae.ensemble.trace import BeamWatch
 from hf_rlae.errors import ConfigError, InputError, PolicyError
-from hf_rlae.member import Member
-from hf_rlae.policy import MemberObservation, UniformPolicy, ask, cut, observed_tokens
+from hf_rlae.members import Member
+from hf_rlae.policies import MemberObservation, UniformPolicy, ask, cut, observed_tokens
 from hf_rlae.vocabulary import ByteVocabulary
 
 logger = logging.getLogger(__name__)

@@ -3,17 +3,17 @@
     7+5*3= 5*3=15; 7+15=22. 22
     What is 7 plus 5 times 3? 5 times 3 is 15; 7 plus 15 is 22. So 22
 
-`load_members()` gives a specialist for `+`, one for `-` and one for `*`, with three different tokenizers in which a
-digit is always one token; `load_members("shared")` gives three with one tokenizer. All of them know the form of a
-solution and go on from whatever stands in the text, so that a chain of several operators comes out right if the right
+`load_demo_members()` gives a specialist for `+`, one for `-` and one for `*`, with three different tokenizers in which
+a digit is always one token; `load_demo_members("shared")` gives three with one tokenizer. All of them know the form of
+a solution and go on from whatever stands in the text, so that a chain of several operators comes out right if the right
 one writes each result. Addition adds whatever the operator; the other two take the difference and the product of the
 last digits.
 
 All are trained from random weights on generated chains (three layers, width 96, about 0.35 M parameters, 0.7 MB in
 fp16), with their segmentation varied at random:
 
-    python -m hf_rlae.zoo.train --output DIR --seed 0      # two members at a time, one thread each
-    python -m hf_rlae.zoo.measure                          # the tables below
+    python -m tests.studies.specialists.train --output DIR --seed 0      # two members at a time, one thread each
+    python -m tests.studies.specialists.measure                          # the tables below
 
 Measured with seed 0, one thread; 200 held-out chains of two and three steps with at least two operators, share of right
 answers (greedy):
@@ -41,16 +41,16 @@ Held out are whole chains, by a hash: a step such as `5*3=15` does occur in the 
 
 Example:
 
->>> from hf_rlae import EnsembleForCausalLM, load_members
+>>> from hf_rlae import EnsembleForCausalLM, load_demo_members
 >>> from hf_rlae.zoo import OraclePolicy
->>> ensemble = EnsembleForCausalLM.from_members(load_members(), OraclePolicy(), span_length=2)
+>>> ensemble = EnsembleForCausalLM.from_members(load_demo_members(), OraclePolicy(), span_length=2)
 >>> inputs = ensemble.tokenizer(["7+5*3="], return_tensors="pt")
 >>> ids = ensemble.generate(**inputs, max_new_tokens=40, do_sample=False)
 >>> ensemble.tokenizer.decode(ids[0], skip_special_tokens=True)
 '7+5*3= 5*3=15; 7+15=22. 22'
 """
 
-from hf_rlae.zoo.loader import MEMBER_SETS, SPECIALISTS, load_member, load_members, load_policy
+from hf_rlae.zoo.loader import MEMBER_SETS, SPECIALISTS, load_demo_member, load_demo_members, load_demo_policy
 from hf_rlae.zoo.oracle import OraclePolicy
 
-__all__ = ["MEMBER_SETS", "SPECIALISTS", "OraclePolicy", "load_member", "load_members", "load_policy"]
+__all__ = ["MEMBER_SETS", "SPECIALISTS", "OraclePolicy", "load_demo_member", "load_demo_members", "load_demo_policy"]

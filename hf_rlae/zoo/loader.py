@@ -9,8 +9,8 @@ from pathlib import Path
 import torch
 
 from hf_rlae.errors import ConfigError, nearest
-from hf_rlae.member import Member
-from hf_rlae.policy import PolicyModel
+from hf_rlae.members import Member
+from hf_rlae.policies import PolicyModel
 
 MEMBERS_FOLDER = Path(str(files("hf_rlae.zoo"))) / "members"
 """Where the package keeps the members' folders."""
@@ -54,7 +54,7 @@ MEMBER_SETS = {
 """The sets that decode together: with three different tokenizers, or with one that all share."""
 
 
-def load_member(name: str, folder: Path | None = None) -> Member:
+def load_demo_member(name: str, folder: Path | None = None) -> Member:
     """Loads one embedded member in fp32, in eval mode.
 
     Args:
@@ -66,7 +66,7 @@ def load_member(name: str, folder: Path | None = None) -> Member:
 
     Example:
 
-    >>> load_member("addition-characters").name
+    >>> load_demo_member("addition-characters").name
     'addition-characters'
     """
     if name not in SPECIALISTS:
@@ -76,7 +76,7 @@ def load_member(name: str, folder: Path | None = None) -> Member:
     return member
 
 
-def load_members(kind: str = "different", folder: Path | None = None) -> list[Member]:
+def load_demo_members(kind: str = "different", folder: Path | None = None) -> list[Member]:
     """Loads three members, right on `+`, `-` and `*`, in this order.
 
     Args:
@@ -88,21 +88,21 @@ def load_members(kind: str = "different", folder: Path | None = None) -> list[Me
 
     Example:
 
-    >>> [member.name for member in load_members("shared")]
+    >>> [member.name for member in load_demo_members("shared")]
     ['addition-bytes', 'subtraction-bytes', 'multiplication-bytes']
     """
     if kind not in MEMBER_SETS:
         raise ConfigError(f"kind={kind!r}: there is no such set of members: {nearest(kind, MEMBER_SETS)}")
-    return [load_member(name, folder) for name in MEMBER_SETS[kind]]
+    return [load_demo_member(name, folder) for name in MEMBER_SETS[kind]]
 
 
-def load_policy(kind: str = "different", folder: Path | None = None) -> PolicyModel:
+def load_demo_policy(kind: str = "different", folder: Path | None = None) -> PolicyModel:
     """Loads the policy that was trained for one set of members, in eval mode.
 
     Its config says for which span length: `policy.config.span_length`.
 
     Args:
-        kind (`str`, defaults to `"different"`): the set, as in `load_members`.
+        kind (`str`, defaults to `"different"`): the set, as in `load_demo_members`.
         folder (`Path`, *optional*): where the policies' folders are, if not in the package.
 
     Raises:
@@ -110,7 +110,7 @@ def load_policy(kind: str = "different", folder: Path | None = None) -> PolicyMo
 
     Example:
 
-    >>> load_policy("different").num_members
+    >>> load_demo_policy("different").num_members
     3
     """
     path = (folder or POLICIES_FOLDER) / kind

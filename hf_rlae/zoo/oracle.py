@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import torch
 
-from hf_rlae.policy import PolicyState
+from hf_rlae.policies import PolicyState
 from hf_rlae.tasks.chains import OPERATORS, operator_at
 
 
@@ -17,7 +17,7 @@ class OraclePolicy:
     `span_length` costs it answers.
 
     Args:
-        operators (`Sequence[str]`, defaults to `("+", "-", "*")`): each member's operator, as in `load_members`.
+        operators (`Sequence[str]`, defaults to `("+", "-", "*")`): each member's operator, as in `load_demo_members`.
     """
 
     observes_members = False

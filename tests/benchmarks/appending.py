@@ -9,9 +9,9 @@ import torch
 
 from hf_rlae import EnsembleForCausalLM
 from hf_rlae.ensemble.cache_ensemble import EnsembleCache
-from hf_rlae.ensemble.readings_engine import AskPolicy, ReadingsEngine
-from hf_rlae.member import Member
-from hf_rlae.member.runners import Chain, Path
+from hf_rlae.ensemble.engines.readings import AskPolicy, ReadingsEngine
+from hf_rlae.members import Member
+from hf_rlae.members.ragged_run import Chain, Path
 from hf_rlae.vocabulary import Alignment, ByteVocabulary
 
 

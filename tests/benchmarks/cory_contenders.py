@@ -13,7 +13,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from transformers import LlamaConfig, LlamaForCausalLM, PrinterCallback, TrainerCallback
 from trl import GRPOConfig, GRPOTrainer
 
-from hf_rlae.trainer import CoryConfig, CoryTrainer
+from hf_rlae.trainers import CoryConfig, CoryTrainer
 from tests.benchmarks.contenders import Stopwatch
 from tests.benchmarks.cory import TEMPLATE, CoryCase, CoryMemory, CoryResult
 from tests.benchmarks.costs import Timing

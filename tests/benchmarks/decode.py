@@ -14,8 +14,8 @@ Members are "real" (tiny models; short contexts) or "small" (4 layers, 256 wide,
 GPT-NeoX tokenizers, trained on the spot, see `tests.benchmarks.peaked`). "flat" members are like small ones
 with random weights; nothing writes or reads text as they do, but they show the other end. "narrow" ones (2 layers,
 16 wide, random) cost next to nothing themselves, so that what an ensemble's step does beside them, and whether it grows
-with the text, can be seen through the noise of the others. "embedded" ones are those of `hf_rlae.load_members()`
-(different tokenizers) and `load_members("shared")`; they answer arithmetic, and need no files beside the package.
+with the text, can be seen through the noise of the others. "embedded" ones are those of `hf_rlae.load_demo_members()`
+(different tokenizers) and `load_demo_members("shared")`; they answer arithmetic, and need no files beside the package.
 "large" ones are of the shape of a model with a billion parameters and 150,000 ids (bf16, on a GPU; most ids past
 the tokenizer's stand for nothing). A third small member, and the second one where all have one tokenizer, is a copy of
 the first with noise on its weights.

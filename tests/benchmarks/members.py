@@ -11,8 +11,8 @@ from functools import cache
 import torch
 from transformers import AutoTokenizer, LlamaForCausalLM, PreTrainedTokenizerBase
 
-from hf_rlae import EnsembleForCausalLM, Member, PolicyConfig, PolicyModel, load_members
-from hf_rlae.policy.heads import Score
+from hf_rlae import EnsembleForCausalLM, Member, PolicyConfig, PolicyModel, load_demo_members
+from hf_rlae.policies.heads import Score
 from hf_rlae.vocabulary import ByteVocabulary
 from tests.benchmarks import peaked
 from tests.benchmarks.cases import Case
@@ -118,7 +118,7 @@ def members_of(kind: str, tokenizers: str, count: int, device: str) -> tuple[Mem
         if kind == "real":
             members = [Member.load(str(SHARED / "models" / name)) for name in REAL[tokenizers][:count]]
         else:
-            members = load_members(EMBEDDED[tokenizers])[:count]
+            members = load_demo_members(EMBEDDED[tokenizers])[:count]
         for member in members:
             member.model.to(device)
         return tuple(members)

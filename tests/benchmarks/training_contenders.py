@@ -15,7 +15,7 @@ from transformers import PrinterCallback, TrainerCallback
 from trl import GRPOConfig, GRPOTrainer
 
 from hf_rlae import EnsembleForCausalLM
-from hf_rlae.trainer import RLAEConfig, RLAETrainer
+from hf_rlae.trainers import RLAEConfig, RLAETrainer
 from tests.benchmarks.cases import Case
 from tests.benchmarks.contenders import Contender, Stopwatch, inputs_of
 from tests.benchmarks.costs import Timing

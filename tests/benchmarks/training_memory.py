@@ -12,7 +12,7 @@ import torch
 from torch.profiler import ProfilerActivity, profile
 
 from hf_rlae import EnsembleForCausalLM, Member, PolicyConfig, PolicyModel
-from hf_rlae.trainer.rollouts import Rollouts, Sampling, write_rollouts
+from hf_rlae.trainers.rlae.rollouts import Rollouts, Sampling, write_rollouts
 from tests.benchmarks.costs import table
 from tests.benchmarks.training_cases import TrainingCase
 from tests.benchmarks.training_contenders import members_alone, rlae_trainer, sampling_of

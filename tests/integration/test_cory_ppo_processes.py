@@ -7,8 +7,8 @@ import os
 import pytest
 import torch
 
-from hf_rlae.trainer.token_ppo_trainer import _Rollout
-from tests.integration.trainer.test_cory_ppo import made, rollout, unsettle
+from hf_rlae.trainers.token_ppo.trainer import _Rollout
+from tests.integration.trainers.test_cory_ppo import made, rollout, unsettle
 from tests.support.processes import finish, start_two
 
 ROWS = 8

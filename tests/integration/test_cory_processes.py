@@ -7,7 +7,7 @@ import signal
 import pytest
 import torch
 
-from hf_rlae.trainer.checkpoint_folders import missing_parts, whole_checkpoints
+from hf_rlae.trainers.durable.checkpoint_folders import missing_parts, whole_checkpoints
 from tests.support.cory_processes import run
 from tests.support.processes import finish, start, start_two
 from tests.support.rlae import assert_same

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from hf_rlae.errors import CheckpointError
-from hf_rlae.trainer.checkpoint_folders import missing_parts, settle, whole_checkpoints
+from hf_rlae.trainers.durable.checkpoint_folders import missing_parts, settle, whole_checkpoints
 from tests.support.trainers import assert_equal, run, run_two, toy_trainer
 
 EPOCHS = {"eval_strategy": "epoch"}

@@ -10,7 +10,7 @@ import torch
 from datasets import Dataset
 from peft import LoraConfig
 
-from hf_rlae.trainer import CoryConfig, CoryTrainer
+from hf_rlae.trainers import CoryConfig, CoryTrainer
 from tests.support.models import pair
 from tests.support.rlae import CHAT_TEMPLATES, data, vowels
 from tests.support.tokenizers import byte_level_bpe

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from hf_rlae.trainer import CoryRLOOTrainer, CoryTrainer
+from hf_rlae.trainers import CoryRLOOTrainer, CoryTrainer
 from tests.support.cory import adapters_of, trainer_of
 from tests.support.stopping import KillAt, SigtermAt
 

@@ -10,7 +10,7 @@ import torch
 from transformers import BertConfig, BertModel
 
 from hf_rlae import PolicyState
-from hf_rlae.policy import MemberObservation, PromptScores
+from hf_rlae.policies import MemberObservation, PromptScores
 from tests.support.tokenizers import byte_level_bpe
 
 SIZES = (32, 48)
@@ -84,3 +84,11 @@ def encoder() -> tuple[BertModel, Any]:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         return BertModel(config).eval(), tokenizer
+
+
+def assert_same_parameters(one: torch.nn.Module, other: torch.nn.Module) -> None:
+    """Law: two modules hold the same parameters and buffers, bit by bit."""
+    found, expected = one.state_dict(), other.state_dict()
+    assert found.keys() == expected.keys()
+    for name, value in expected.items():
+        assert torch.equal(found[name], value), name

@@ -9,7 +9,7 @@ import torch
 from datasets import Dataset
 
 from hf_rlae import EnsembleForCausalLM, PolicyConfig, PolicyModel
-from hf_rlae.trainer import RLAEConfig, RLAETrainer
+from hf_rlae.trainers import RLAEConfig, RLAETrainer
 from tests.support.models import constant, pair, pairs
 from tests.support.policies import encoder
 from tests.support.tokenizers import byte_level_bpe, sentencepiece_bpe

@@ -17,9 +17,9 @@ import torch
 from torch import nn
 from transformers import Trainer, TrainingArguments
 
-from hf_rlae.trainer.checkpoints import DurableTrainer
-from hf_rlae.trainer.finite import FiniteTrainer
-from hf_rlae.trainer.sampling_order import EpochRepeatSampler
+from hf_rlae.trainers.durable.checkpoints import DurableTrainer
+from hf_rlae.trainers.durable.finite import FiniteTrainer
+from hf_rlae.trainers.durable.prompt_order import EpochRepeatSampler
 
 NUM_EXAMPLES = 24
 _CHANGES = {"os.rename", "os.remove", "os.mkdir", "os.rmdir", "shutil.rmtree"}

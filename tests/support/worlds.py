@@ -14,8 +14,8 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import BloomConfig, LlamaConfig, MambaConfig, PreTrainedTokenizerFast
 from transformers.models.auto.modeling_auto import AutoModelForCausalLM
 
-from hf_rlae.member import choose_runner
-from hf_rlae.member.member import Member
+from hf_rlae.members import choose_runner
+from hf_rlae.members.member import Member
 from hf_rlae.vocabulary import Alignment, ByteVocabulary, UnionVocabulary
 from tests.support.readings_reference import ReferenceRelay, RuleReference, SegmentationReference
 
@@ -138,7 +138,7 @@ class PackageRelay:
     """
 
     def __init__(self, voice: Voice, **options: Any) -> None:
-        from hf_rlae.member import readings
+        from hf_rlae.members import readings
 
         self.union = voice.alignment.union
         self.make_update = readings.Update

@@ -14,11 +14,11 @@ from peft import LoraConfig, get_peft_model
 from rich.console import Console
 
 from hf_rlae.errors import ConfigError
-from hf_rlae.studies import cory as study
-from hf_rlae.studies import cory_runs as runs
-from hf_rlae.studies import cory_tables as tables
-from hf_rlae.studies.cory_watch import COLUMNS, Watch, sample_texts
-from hf_rlae.studies.results import ResultFolder
+from tests.studies import cory as study
+from tests.studies import cory_runs as runs
+from tests.studies import cory_tables as tables
+from tests.studies.cory_watch import COLUMNS, Watch, sample_texts
+from tests.studies.results import ResultFolder
 from tests.support.cory import adapters_of, trainer_of
 from tests.support.models import pair
 from tests.support.token_ppo import ending_pair, unsettle

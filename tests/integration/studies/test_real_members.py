@@ -10,12 +10,12 @@ import torch
 
 from hf_rlae import EnsembleForCausalLM, Member
 from hf_rlae.errors import ConfigError
-from hf_rlae.policy import StaticPolicy
-from hf_rlae.studies import real_members as study
-from hf_rlae.studies.forced_text import Passage, guesses_of
-from hf_rlae.studies.real_members_tables import bits_of, bits_per_byte, comparison_table
-from hf_rlae.studies.story_policies import SPAN_LENGTH, read_stories, sample_texts, train_by_likelihood
+from hf_rlae.policies import StaticPolicy
 from hf_rlae.vocabulary import ByteVocabulary
+from tests.studies import real_members as study
+from tests.studies.forced_text import Passage, guesses_of
+from tests.studies.real_members_tables import bits_of, bits_per_byte, comparison_table
+from tests.studies.story_policies import SPAN_LENGTH, read_stories, sample_texts, train_by_likelihood
 from tests.support.models import pair
 from tests.support.tokenizers import byte_level_bpe, characters, sentencepiece_bpe
 

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from hf_rlae.studies import chain_policies as chains
-from hf_rlae.studies.rlae_full import BASELINES, EXPERIMENTS, Variation, do_full, plan_full, variation_table
-from hf_rlae.studies.rlae_tables import accuracy_cells
+from tests.studies import chain_policies as chains
+from tests.studies.rlae_full import BASELINES, EXPERIMENTS, Variation, do_full, plan_full, variation_table
+from tests.studies.rlae_tables import accuracy_cells
 
 SETTINGS = {"questions": 8, "validation_questions": 4, "resolution": 2, "rollouts": 1}
 

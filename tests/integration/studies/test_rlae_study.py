@@ -7,14 +7,14 @@ import pytest
 import torch
 from rich.console import Console
 
-from hf_rlae import load_members
+from hf_rlae import load_demo_members
 from hf_rlae.errors import ConfigError
-from hf_rlae.studies import chain_policies as chains
-from hf_rlae.studies.parallel_runs import do_runs
-from hf_rlae.studies.results import ResultFolder
-from hf_rlae.studies.rlae import CONTROLS, Run, plan
-from hf_rlae.studies.rlae_tables import accuracy_picture, accuracy_table, as_markdown
 from hf_rlae.tasks.chains import draw_questions
+from tests.studies import chain_policies as chains
+from tests.studies.parallel_runs import do_runs
+from tests.studies.results import ResultFolder
+from tests.studies.rlae import CONTROLS, Run, plan
+from tests.studies.rlae_tables import accuracy_picture, accuracy_table, as_markdown
 
 SETTINGS = {"questions": 12, "validation_questions": 6, "resolution": 2, "rollouts": 1}
 TINY = chains.TrainingSettings("mixture", rollouts=1, texts=8, generations=4, updates=1, iterations=1, hidden_size=8)
@@ -96,7 +96,7 @@ def test_training_questions_come_in_stages():
 
 
 def test_a_blind_policy_gives_the_same_weights_everywhere():
-    members = load_members("shared")
+    members = load_demo_members("shared")
     policy, _ = chains.train_policy(members, 2, TINY, 0, kind=chains.BlindPolicy)
     ensemble = chains.with_policy(members, policy, 2)
     inputs = ensemble.tokenizer(["7+5*3=", "9-4="], return_tensors="pt", padding=True)
@@ -116,7 +116,7 @@ def test_shuffled_rewards_are_the_same_rewards():
 
 
 def test_supervision_learns_what_the_oracle_does(monkeypatch):
-    members = load_members("shared")
+    members = load_demo_members("shared")
     monkeypatch.setattr(chains, "training_questions", lambda settings: draw_questions(80, 3, is_held_out=False))
     settings = chains.replaced(TINY, hidden_size=64)
     policy = chains.supervise_policy(members, 1, settings, 0, epochs=20)
@@ -148,7 +148,7 @@ def test_tables_say_what_was_found(tmp_path):
 
 
 def test_right_answers_are_counted_one_by_one():
-    members = load_members("shared")
+    members = load_demo_members("shared")
     questions = draw_questions(10)
     right = chains.right_answers(chains.with_policy(members, chains.FREE_POLICIES["oracle switching"](3), 1), questions)
     assert right.shape == (1, 10)

@@ -13,11 +13,12 @@ import torch
 from hf_rlae import EnsembleForCausalLM
 from hf_rlae.errors import ConfigError
 from hf_rlae.tasks.chains import OPERATORS, draw_questions, join
-from hf_rlae.zoo import MEMBER_SETS, SPECIALISTS, OraclePolicy, load_member, load_members, load_policy
-from hf_rlae.zoo.lessons import SPECIALTIES
+from hf_rlae.zoo import MEMBER_SETS, SPECIALISTS, OraclePolicy, load_demo_member, load_demo_members, load_demo_policy
 from hf_rlae.zoo.loader import MEMBERS_FOLDER
-from hf_rlae.zoo.measure import accuracy, score_operator
-from hf_rlae.zoo.tokenizers import Segmenter
+from hf_rlae.zoo.solving import accuracy
+from tests.studies.specialists.lessons import SPECIALTIES
+from tests.studies.specialists.measure import score_operator
+from tests.studies.specialists.tokenizers import Segmenter
 
 NAMES = list(SPECIALISTS)
 MEBIBYTE = 2**20
@@ -25,7 +26,7 @@ MEBIBYTE = 2**20
 
 @cache
 def member(name):
-    return load_member(name)
+    return load_demo_member(name)
 
 
 @cache
@@ -45,9 +46,9 @@ def test_members_are_small():
 
 @pytest.mark.parametrize("name", NAMES)
 def test_members_load_quickly(name):
-    load_member(name)
+    load_demo_member(name)
     started = time.perf_counter()
-    loaded = load_member(name)
+    loaded = load_demo_member(name)
     assert time.perf_counter() - started < 1.0
     assert loaded.name == name
     assert loaded.dtype == torch.float32
@@ -57,16 +58,16 @@ def test_members_load_quickly(name):
 
 @pytest.mark.parametrize("kind", MEMBER_SETS)
 def test_sets_are_in_the_order_of_the_operators(kind):
-    loaded = load_members(kind)
+    loaded = load_demo_members(kind)
     assert [SPECIALTIES[SPECIALISTS[m.name].specialty] for m in loaded] == list(OPERATORS)
     assert (EnsembleForCausalLM.from_members(loaded).union is None) == (kind == "shared")
 
 
 def test_unknown_names_are_refused():
     with pytest.raises(ConfigError, match="did you mean 'addition-bytes'"):
-        load_member("addition-byte")
+        load_demo_member("addition-byte")
     with pytest.raises(ConfigError, match="shared"):
-        load_members("share")
+        load_demo_members("share")
 
 
 @pytest.mark.parametrize("operator", OPERATORS)
@@ -113,11 +114,11 @@ def test_switching_solves_what_no_member_solves(kind):
 
 @pytest.mark.parametrize("kind", ["different", "shared"])
 def test_the_policy_in_the_package_beats_every_fixed_weighting(kind):
-    members, policy = load_members(kind), load_policy(kind)
+    members, policy = load_demo_members(kind), load_demo_policy(kind)
     ensemble = EnsembleForCausalLM.from_members(members, policy, span_length=policy.config.span_length)
     assert accuracy(ensemble, ensemble.tokenizer, draw_questions(60)) > 0.5  # 0.02 to 0.06 for fixed weights
 
 
 def test_a_policy_that_is_not_there_is_named():
     with pytest.raises(ConfigError, match="Known: different, shared"):
-        load_policy("shred")
+        load_demo_policy("shred")

@@ -144,7 +144,7 @@ def test_table_leaves_out_tokens_that_a_member_cannot_propose():
 
 def test_warnings_come_after_the_text(folders, capsys, monkeypatch):
     def warn_within(ensemble, inputs, args, streamer, cache=None):
-        logging.getLogger("hf_rlae.member").warning("a member drops out")
+        logging.getLogger("hf_rlae.members").warning("a member drops out")
         streamer.put(inputs["input_ids"])
         streamer.put(inputs["input_ids"][0, -1:])
         assert capsys.readouterr().err == ""

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hf_rlae import EnsembleForCausalLM, StaticPolicy
-from hf_rlae.member import Member, ReadingsRelay, SlotRunner, Update
+from hf_rlae.members import Member, ReadingsRelay, SlotRunner, Update
 from hf_rlae.vocabulary import Alignment, ByteVocabulary, UnionVocabulary
 from tests.support.models import pair
 from tests.support.tokenizers import LOSSLESS, byte_level_bpe, raw_bytes, sentencepiece_bpe

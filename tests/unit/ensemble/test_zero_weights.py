@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hf_rlae import StaticPolicy
-from hf_rlae.policy.weights import cut
+from hf_rlae.policies.weights import cut
 from tests.support.ensembles import TEXTS, Schedule, columns_read, encode, endless, mixture, own_logits
 from tests.support.models import ARCHITECTURES, RECURRENT, pair
 from tests.support.rlae import members as rlae_members

@@ -14,8 +14,8 @@ from hf_rlae.objectives import (
     spans_of_tokens,
     terminal_rewards,
 )
-from hf_rlae.policy.actions import Actions
-from hf_rlae.policy.configuration_policy import PolicyConfig
+from hf_rlae.policies.actions import Actions
+from hf_rlae.policies.configuration_policy import PolicyConfig
 
 SPANS, GENERATIONS = 2, 8
 MEMBERS = torch.tensor([[[0.9, 0.1], [0.1, 0.9]], [[0.1, 0.9], [0.9, 0.1]]])

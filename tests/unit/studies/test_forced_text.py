@@ -10,8 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hf_rlae import EnsembleForCausalLM, Member
-from hf_rlae.policy import StaticPolicy
-from hf_rlae.studies.forced_text import Passage, Segmentations, TokenTable, guesses_of, segment, thinned
+from hf_rlae.policies import StaticPolicy
+from tests.studies.forced_text import Passage, Segmentations, TokenTable, guesses_of, segment, thinned
 from tests.support.models import pair
 from tests.support.tokenizers import byte_level_bpe, characters
 

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from hf_rlae.errors import ConfigError
-from hf_rlae.studies.bootstrap import paired_bootstrap
-from hf_rlae.studies.results import ResultFolder
+from tests.studies.bootstrap import paired_bootstrap
+from tests.studies.results import ResultFolder
 
 
 def test_results_say_where_they_come_from(tmp_path):

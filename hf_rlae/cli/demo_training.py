@@ -1,0 +1,107 @@
+"""How `hf-rlae demo --train` trains a policy for the embedded members."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from datasets import Dataset
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from transformers import PrinterCallback, TrainerCallback
+
+from hf_rlae.ensemble import EnsembleForCausalLM
+from hf_rlae.members import Member
+from hf_rlae.policies import PolicyConfig, PolicyModel
+from hf_rlae.tasks.chains import Question, draw_questions
+from hf_rlae.trainers import RLAEConfig, RLAETrainer
+
+SPAN_LENGTHS = {"different": 2, "shared": 1}
+"""Tokens per span, by the set of members."""
+ROLLOUTS, COMPLETIONS, UPDATES, ITERATIONS = 20, 256, 4, 2
+"""Rollouts, completions per rollout, updates per pass over a rollout, and passes."""
+STAGES = ((1, 0.44), (2, 0.32), (3, 0.24))
+"""A curriculum: steps of the questions, and the share of the questions that have so many."""
+_SEED = 5
+
+
+class _Bar(TrainerCallback):
+    """A progress bar over updates, with the mean reward of the newest rollout."""
+
+    def __init__(self, progress: Progress) -> None:
+        self._progress = progress
+        self._task = progress.add_task("training the policy", total=None)
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self._progress.update(self._task, total=state.max_steps, completed=state.global_step)
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
+        reward = (logs or {}).get("reward")
+        if reward is not None:
+            self._progress.update(self._task, description=f"training the policy: {float(reward):.0%} right")
+
+
+def chain_reward(completions: Sequence[str], question: Sequence[dict[str, Any]], **columns: Any) -> list[float]:
+    """1.0 for a completion that ends with the right answer, else 0.0."""
+    return [
+        float(Question(tuple(q["operands"]), tuple(q["operators"]), q["form"]).is_solved_by(text))
+        for q, text in zip(question, completions, strict=True)
+    ]
+
+
+def chain_dataset(questions: Sequence[Question]) -> Dataset:
+    """Questions with a column `prompt`, and the column `question` that `chain_reward` reads."""
+    rows = [{"operands": list(q.operands), "operators": list(q.operators), "form": q.form} for q in questions]
+    return Dataset.from_dict({"prompt": [q.prompt for q in questions], "question": rows})
+
+
+def train_policy(
+    kind: str, members: Sequence[Member], console: Console, seed: int = 0, rollouts: int = ROLLOUTS
+) -> PolicyModel:
+    """Trains a policy with the objective `mixture`, short questions first.
+
+    Args:
+        kind (`str`): the set of members, `"different"` or `"shared"`.
+        members (`Sequence[Member]`): of that set.
+        console (`rich.console.Console`): where progress is shown.
+        seed (`int`, defaults to 0): of the policy and of all completions.
+        rollouts (`int`, defaults to 20): how many.
+
+    Returns:
+        `PolicyModel`: in eval mode.
+    """
+    torch.manual_seed(seed)
+    policy = PolicyModel(PolicyConfig.for_members(members, hidden_size=64, span_length=SPAN_LENGTHS[kind]))
+    ensemble = EnsembleForCausalLM.from_members(members, policy, span_length=SPAN_LENGTHS[kind])
+    total = rollouts * COMPLETIONS // 8
+    questions: list[Question] = []
+    for steps, share in STAGES:
+        count = total - len(questions) if steps == STAGES[-1][0] else round(share * total)
+        questions += draw_questions(max(1, count), _SEED, num_steps=(steps,), is_held_out=False, is_mixed=False)
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    progress = Progress(*columns, console=console, transient=True, disable=not console.is_terminal)
+    with progress, tempfile.TemporaryDirectory() as folder:
+        args = RLAEConfig(
+            folder,
+            objective="mixture",
+            num_generations=8,
+            per_device_train_batch_size=COMPLETIONS // UPDATES,
+            generation_batch_size=COMPLETIONS,
+            num_iterations=ITERATIONS,
+            max_completion_length=70,
+            max_steps=rollouts * UPDATES * ITERATIONS,
+            learning_rate=1e-2,
+            lr_scheduler_type="linear",
+            logging_steps=UPDATES * ITERATIONS,
+            save_strategy="no",
+            report_to="none",
+            disable_tqdm=True,
+            seed=seed,
+            shuffle_dataset=False,
+        )
+        trainer = RLAETrainer(ensemble, chain_reward, args, chain_dataset(questions), callbacks=[_Bar(progress)])
+        trainer.remove_callback(PrinterCallback)
+        trainer.train()
+    return policy.eval()

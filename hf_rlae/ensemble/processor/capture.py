@@ -1,0 +1,112 @@
+"""Listening to the model inside whose own `generate` an ensemble writes."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from hf_rlae.members import Member
+from hf_rlae.members.recurrence import returned_state
+
+
+@dataclass(frozen=True)
+class HostPass:
+    """What one forward pass of the host read and said.
+
+    Attributes:
+        last_ids (`torch.LongTensor` of shape `(B,)`): the last column that it read.
+        columns (`int`): how many columns it read.
+        mask (`torch.Tensor` of shape `(B, L)` or `None`): its attention mask.
+        has_mask (`bool`): whether `mask` tells what is padding; models may be given another kind of mask.
+        logits (`torch.Tensor` of shape `(B, V)`): of the last column.
+        hidden (`torch.Tensor` of shape `(B, n, H)` or `None`): what entered the head in the newest columns, as many as
+            were asked for or the pass had.
+        cache: the key-value cache that it returned, or `None`.
+    """
+
+    last_ids: torch.Tensor
+    columns: int
+    mask: torch.Tensor | None
+    has_mask: bool
+    logits: torch.Tensor
+    hidden: torch.Tensor | None
+    cache: Any
+
+
+class HostTap:
+    """Keeps what the host said in its newest forward pass, thread by thread, until it is taken.
+
+    `generate` has run the host once before it calls a processor for the first time, so the hooks are there from
+    `attach` on; they change nothing that the caller sees, keep as few columns as they can, and go with `detach`. A
+    copied or pickled model gets a tap that hears nothing.
+    """
+
+    def __init__(self) -> None:
+        self._hidden_tokens: Callable[[], int] = int
+        self._local = threading.local()
+        self._handles: list[Any] = []
+
+    def __reduce__(self) -> tuple[type[HostTap], tuple[()]]:
+        return HostTap, ()
+
+    def attach(self, member: Member, hidden_tokens: Callable[[], int]) -> None:
+        """Begins to listen; also for what enters the head in the newest columns, as many as `hidden_tokens` says."""
+        self._hidden_tokens = hidden_tokens
+        self._handles = [
+            member.model.register_forward_pre_hook(self._widen, with_kwargs=True),
+            member.model.register_forward_hook(self._note, with_kwargs=True),
+            member.model.get_output_embeddings().register_forward_pre_hook(self._note_hidden),
+        ]
+
+    def detach(self) -> None:
+        """Stops listening."""
+        for handle in self._handles:
+            handle.remove()
+        self._handles = []
+
+    def take(self) -> HostPass | None:
+        """The newest pass of this thread; a second call returns `None`."""
+        self._local.__dict__.pop("hidden", None)
+        return self._local.__dict__.pop("last", None)
+
+    def _widen(
+        self, _module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
+        """Lets the columns of a mean come as far as the head, which answers those alone that were asked for."""
+        self._local.__dict__.pop("asked", None)
+        asked = kwargs.get("logits_to_keep")
+        wanted = self._hidden_tokens() if self._handles else 0
+        if not isinstance(asked, int) or not 0 < asked < wanted:
+            return None
+        self._local.asked = asked
+        return args, {**kwargs, "logits_to_keep": wanted}
+
+    def _note_hidden(self, _module: nn.Module, args: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...] | None:
+        asked = self._local.__dict__.pop("asked", None)
+        wanted = self._hidden_tokens() if self._handles else 0
+        if wanted:
+            self._local.hidden = args[0][:, -wanted:].detach().clone()
+        return None if asked is None else (args[0][:, -asked:], *args[1:])
+
+    def _note(self, _module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
+        hidden = self._local.__dict__.pop("hidden", None)
+        self._local.__dict__.pop("last", None)
+        ids = kwargs.get("input_ids", args[0] if args else None)
+        logits = getattr(output, "logits", None)
+        if not self._handles or not isinstance(ids, torch.Tensor) or logits is None:
+            return
+        mask = kwargs.get("attention_mask")
+        self._local.last = HostPass(
+            ids[:, -1].detach().clone(),
+            ids.shape[1],
+            mask if isinstance(mask, torch.Tensor) and mask.dim() == 2 else None,
+            mask is None or (isinstance(mask, torch.Tensor) and mask.dim() == 2),
+            logits[:, -1].detach().clone(),
+            hidden,
+            next(iter(returned_state(output).values()), None),
+        )

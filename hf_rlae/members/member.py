@@ -1,0 +1,288 @@
+"""One member: a causal language model with its tokenizer, checked before it takes part."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import weakref
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    GenerationConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+
+from hf_rlae.errors import ConfigError, MemberError, TokenizerError
+from hf_rlae.members.recurrence import Recurrence, find_recurrence
+
+logger = logging.getLogger(__name__)
+
+_ADAPTER_LOCKS: weakref.WeakKeyDictionary[nn.Module, threading.RLock] = weakref.WeakKeyDictionary()
+_ADAPTER_LOCKS_GUARD = threading.Lock()
+
+
+class Member:
+    """A frozen causal language model and its tokenizer, as one voice of an ensemble.
+
+    The model is used as it is: `requires_grad`, training mode and generation config are left alone.
+
+    Args:
+        model (`PreTrainedModel` or `PeftModel`): any decoder-only model for causal language modelling.
+        tokenizer (`PreTrainedTokenizerBase`): the tokenizer that the model was trained with.
+        name (`str`, *optional*): how messages and tables call it; the model's path or class otherwise.
+        revision (`str`, *optional*): the commit, branch or tag it was loaded from, for saving.
+        adapter_name (`str`, *optional*): which adapter of a PEFT model speaks; several members may share one
+            base model, with one adapter each.
+        end_token_ids (`Sequence[int]`, *optional*): the ids that end a text. `None` takes the end ids of the
+            generation config, the config and the tokenizer that are special tokens; an end id that is ordinary
+            text counts only if it is given here.
+        source (`str`, *optional*): the folder or Hub id that gives the same model again; found for models without
+            adapters.
+
+    Attributes:
+        vocab_size (`int`): width of the model's logits, V_m.
+        context_length (`int` or `None`): the most tokens that the model was built for; `None` for recurrent
+            models and models in which every layer looks through a sliding window.
+        is_recurrent (`bool`): whether what was read cannot be taken back.
+        recurrence (`Recurrence`): what else such a model can and cannot do.
+
+    Raises:
+        MemberError: an encoder-decoder model, something that is no causal language model, a recurrent model that keeps
+            its state to itself, or parameters that are not finite.
+        TokenizerError: the tokenizer has more tokens than the model, and so belongs to another one.
+        ConfigError: an unknown adapter or end ids outside the vocabulary.
+    """
+
+    def __init__(
+        self,
+        model: Any,
+        tokenizer: PreTrainedTokenizerBase,
+        *,
+        name: str | None = None,
+        revision: str | None = None,
+        adapter_name: str | None = None,
+        end_token_ids: Sequence[int] | None = None,
+        source: str | None = None,
+    ) -> None:
+        if not isinstance(model, nn.Module) or not hasattr(model, "config"):
+            raise MemberError(
+                f"a member must be a transformers model for causal language modelling, got {type(model).__name__}; "
+                "load it with `AutoModelForCausalLM.from_pretrained(...)`"
+            )
+        self.wrapper = model
+        has_adapters = hasattr(model, "peft_config")
+        base: Any = model.get_base_model() if has_adapters else model  # type: ignore[operator]
+        self.model: PreTrainedModel = base
+        self.tokenizer = tokenizer
+        self.config = self.model.config.get_text_config(decoder=True)
+        path = getattr(self.model, "name_or_path", "") or getattr(self.model.config, "_name_or_path", "")
+        self.name = name or path or type(self.model).__name__
+        has_adapters = has_adapters or getattr(model, "_hf_peft_config_loaded", False)
+        self.source = source or (None if has_adapters else path) or None
+        self.revision = revision
+        self.adapter_name = adapter_name
+        self._check_architecture()
+        self._check_adapter()
+        head = self.model.get_output_embeddings()
+        self.vocab_size: int = int(head.weight.shape[0]) if _is_linear(head) else int(self.config.vocab_size)
+        self._check_tokenizer()
+        self._check_parameters()
+        self.has_given_ends = end_token_ids is not None
+        self.end_ids, self.declared_text_end_ids = self._find_end_ids(end_token_ids)
+        self.context_length = _context_length(self.config)
+        self.is_recurrent = bool(getattr(self.model, "_is_stateful", False))
+        self.recurrence = self._find_recurrence() if self.is_recurrent else Recurrence()
+
+    @classmethod
+    def load(
+        cls,
+        source: str,
+        *,
+        dtype: Any = "auto",
+        device_map: Any = None,
+        revision: str | None = None,
+        adapter_name: str | None = None,
+        end_token_ids: Sequence[int] | None = None,
+        tokenizer_kwargs: dict[str, Any] | None = None,
+        **model_kwargs: Any,
+    ) -> Member:
+        """Loads a model and its tokenizer from a folder or the Hub.
+
+        Args:
+            source (`str`): a folder, or an id on the Hub.
+            dtype, device_map, revision, model_kwargs: passed on to `AutoModelForCausalLM.from_pretrained`.
+            tokenizer_kwargs (`dict`, *optional*): passed on to `AutoTokenizer.from_pretrained`.
+        """
+        if device_map is not None:
+            model_kwargs["device_map"] = device_map
+        model = AutoModelForCausalLM.from_pretrained(source, dtype=dtype, revision=revision, **model_kwargs)
+        tokenizer = AutoTokenizer.from_pretrained(source, revision=revision, **(tokenizer_kwargs or {}))
+        model.eval()
+        return cls(
+            model,
+            tokenizer,
+            name=str(source),
+            revision=revision,
+            adapter_name=adapter_name,
+            end_token_ids=end_token_ids,
+            source=str(source),
+        )
+
+    @property
+    def device(self) -> torch.device:
+        """Where the model takes its input ids."""
+        embeddings = self.model.get_input_embeddings()
+        parameter = next(embeddings.parameters(), None) if embeddings is not None else None
+        return parameter.device if parameter is not None else self.model.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The dtype of the model's parameters."""
+        return self.model.dtype
+
+    @property
+    def hidden_size(self) -> int:
+        """Width of the last hidden states, which enter the language-model head, H_m."""
+        head: Any = self.model.get_output_embeddings()
+        width = getattr(head, "in_features", None)
+        if width is None and _is_linear(head):
+            width = head.weight.shape[1]
+        return int(self.config.hidden_size if width is None else width)
+
+    @property
+    def generation_config(self) -> GenerationConfig | None:
+        """The model's own generation config."""
+        return getattr(self.model, "generation_config", None)
+
+    @property
+    def has_device_map(self) -> bool:
+        """Whether accelerate placed the model's parts, so that it must not be moved."""
+        return getattr(self.model, "hf_device_map", None) is not None
+
+    @contextmanager
+    def active(self) -> Iterator[None]:
+        """Within this context the member's own adapter speaks; members that share a base take turns."""
+        if self.adapter_name is None:
+            with nullcontext():
+                yield
+            return
+        with _adapter_lock(self.model):
+            layers = [module for module in self.model.modules() if hasattr(module, "_active_adapter")]
+            before = [(layer, layer._active_adapter) for layer in layers]
+            try:
+                for layer in layers:
+                    layer._active_adapter = [self.adapter_name]  # type: ignore[assignment]
+                yield
+            finally:
+                for layer, adapter in before:
+                    layer._active_adapter = adapter
+
+    @contextmanager
+    def tried(self) -> Iterator[None]:
+        """Within this context the member can be tried out: in eval mode, without gradients, by its own adapter."""
+        training = [module for module in self.model.modules() if module.training]
+        self.model.eval()
+        try:
+            with torch.no_grad(), self.active():
+                yield
+        finally:
+            for module in training:
+                module.training = True
+
+    def _check_architecture(self) -> None:
+        if getattr(self.model.config, "is_encoder_decoder", False):
+            raise MemberError(
+                f"member {self.name} is an encoder-decoder model ({type(self.model).__name__}); members must be "
+                "decoder-only causal language models (`AutoModelForCausalLM`)"
+            )
+        can_generate = getattr(self.model, "can_generate", lambda: False)
+        if not can_generate() or self.model.get_output_embeddings() is None:
+            raise MemberError(
+                f"member {self.name} ({type(self.model).__name__}) has no language-model head; load it with "
+                "`AutoModelForCausalLM`, not `AutoModel`"
+            )
+
+    def _check_adapter(self) -> None:
+        known = list(getattr(self.wrapper, "peft_config", {}) or {})
+        if self.adapter_name is not None and self.adapter_name not in known:
+            raise ConfigError(
+                f"adapter_name={self.adapter_name!r} is not an adapter of member {self.name}; it has {known}"
+            )
+
+    def _check_tokenizer(self) -> None:
+        highest = max(self.tokenizer.get_vocab().values(), default=-1)
+        if highest >= self.vocab_size:
+            raise TokenizerError(
+                f"the tokenizer of member {self.name} has ids up to {highest}, but its model only knows "
+                f"{self.vocab_size}: it belongs to another model. Pass the tokenizer that the model was trained "
+                "with, or resize the model's embeddings"
+            )
+
+    def _check_parameters(self) -> None:
+        for name, parameter in self.model.named_parameters():
+            if (
+                parameter.is_floating_point()
+                and parameter.device.type != "meta"
+                and parameter.element_size() > 1
+                and not bool(torch.isfinite(parameter.detach()).all())
+            ):
+                raise MemberError(
+                    f"member {self.name} has NaN or infinite values in {name}; its files are damaged or its "
+                    "training diverged. Load another checkpoint"
+                )
+
+    def _find_recurrence(self) -> Recurrence:
+        with self.tried():
+            found = find_recurrence(self.model, self.device, self.vocab_size)
+        if not found.returns_state:
+            raise MemberError(
+                f"member {self.name} ({type(self.model).__name__}) keeps its state inside the model and returns none, "
+                "so two texts would mix in it; take a model that returns its state or its key-value cache"
+            )
+        return found
+
+    def _find_end_ids(self, given: Sequence[int] | None) -> tuple[tuple[int, ...], tuple[int, ...]]:
+        if given is not None:
+            outside = [i for i in given if not 0 <= i < self.vocab_size]
+            if outside:
+                raise ConfigError(
+                    f"end_token_ids of member {self.name} holds {outside}, outside its {self.vocab_size} ids"
+                )
+            return tuple(sorted(set(given))), ()
+        declared: set[int] = set()
+        for holder in (self.generation_config, self.model.config, self.tokenizer):
+            ids = getattr(holder, "eos_token_id", None)
+            declared.update([ids] if isinstance(ids, int) else (ids or ()))
+        special = set(self.tokenizer.all_special_ids)
+        special.update(i for i, token in getattr(self.tokenizer, "added_tokens_decoder", {}).items() if token.special)
+        inside = {i for i in declared if 0 <= i < self.vocab_size}
+        unnamed = {i for i in inside if not self.tokenizer.convert_ids_to_tokens(i)}
+        return tuple(sorted((inside & special) | unnamed)), tuple(sorted(inside - special - unnamed))
+
+
+def _is_linear(head: Any) -> bool:
+    weight = getattr(head, "weight", None)  # quantised heads have methods, or packed tensors, of that name
+    if not isinstance(weight, torch.Tensor) or weight.dim() != 2:
+        return False
+    return getattr(head, "out_features", None) in (None, weight.shape[0])
+
+
+def _adapter_lock(model: nn.Module) -> threading.RLock:
+    with _ADAPTER_LOCKS_GUARD:
+        return _ADAPTER_LOCKS.setdefault(model, threading.RLock())
+
+
+def _context_length(config: Any) -> int | None:
+    window = getattr(config, "sliding_window", None)
+    kinds = set(getattr(config, "layer_types", None) or ())
+    if window and (kinds == {"sliding_attention"} or (not kinds and getattr(config, "use_sliding_window", True))):
+        return None
+    length = getattr(config, "max_position_embeddings", None) or getattr(config, "n_positions", None)
+    return int(length) if length and getattr(config, "model_type", "") not in ("rwkv", "mamba", "mamba2") else None

@@ -1,0 +1,438 @@
+"""A member whose tokenizer is the ensemble's own: it reads the ensemble's columns as they are."""
+
+from __future__ import annotations
+
+import copy
+import inspect
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import lru_cache
+from typing import Any
+
+import torch
+from transformers import DynamicCache
+
+from hf_rlae.members.hidden_states import ColumnStates
+from hf_rlae.members.member import Member
+from hf_rlae.members.recurrence import returned_state
+
+
+@lru_cache(maxsize=256)
+def accepted_arguments(forward: Callable[..., Any]) -> frozenset[str]:
+    """The argument names of a model's `forward` function."""
+    return frozenset(inspect.signature(forward).parameters)
+
+
+@contextmanager
+def captured_head_input(member: Member, wanted: bool, answered: int = 0) -> Iterator[list[torch.Tensor]]:
+    """Collects what enters the language-model head: the last hidden states, at no cost.
+
+    Args:
+        member (`Member`): whose head.
+        wanted (`bool`): whether to collect anything.
+        answered (`int`, defaults to 0): of how many of the last columns the head is to make logits, 0 for all. Those
+            before them are collected all the same.
+    """
+    caught: list[torch.Tensor] = []
+    if not wanted:
+        yield caught
+        return
+    owner = threading.get_ident()
+
+    def catch(_module: torch.nn.Module, args: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...] | None:
+        if threading.get_ident() != owner:  # another thread may be running the same model
+            return None
+        caught.append(args[0])
+        return (args[0][:, -answered:], *args[1:]) if answered else None
+
+    handle = member.model.get_output_embeddings().register_forward_pre_hook(catch)
+    try:
+        yield caught
+    finally:
+        handle.remove()
+
+
+Scores = tuple[torch.Tensor, torch.Tensor | None]
+"""Logits of shape `(B, n, V_m)` in the model's dtype, and hidden states `(B, n, H)` where they are wanted."""
+
+
+class LockstepRelay:
+    """One member's cache in one call, where all members share a tokenizer.
+
+    Rows advance together and the padding is the caller's, so the model's own cache and masks serve: one member
+    alone computes bit for bit what its own `generate` computes, whatever its architecture.
+
+    Args:
+        member (`Member`): whose model is run.
+        use_cache (`bool`): keep the model's cache from step to step, or run the whole text each time.
+        shares_prompts (`bool`, defaults to `False`): whether rows with the same prompt read it once. A batch of
+            another size may round differently, so this is not for a member that is to be itself bit for bit.
+        drops_out (`bool`, defaults to `False`): whether the caller leaves rows out that are longer than the member's
+            context, so that their positions need not exist.
+        hidden_tokens (`int`, defaults to 1): what hidden states are, where they are wanted: with n > 1 the last one and
+            the mean of the newest n beside it, of width 2 H_m; else the last one, H_m.
+
+    Attributes:
+        seen (`int`): columns that the member has read.
+    """
+
+    def __init__(
+        self,
+        member: Member,
+        use_cache: bool,
+        shares_prompts: bool = False,
+        drops_out: bool = False,
+        hidden_tokens: int = 1,
+    ) -> None:
+        self.member = member
+        self.use_cache = use_cache
+        self.shares_prompts = shares_prompts
+        self.drops_out = drops_out
+        self.hidden_tokens = hidden_tokens
+        self.states = ColumnStates(hidden_tokens) if hidden_tokens > 1 else None
+        self.seen = 0
+        self.forward_calls = 0
+        self._recording = False
+        self._cache: dict[str, Any] = {}
+
+    def columns(self, total: int) -> int:
+        """How many columns the member reads where the text has `total`."""
+        return total
+
+    def lengths(self, columns: torch.Tensor, firsts: torch.Tensor) -> torch.Tensor:
+        """How many tokens of each row the member has read after the first `columns` `(n,)` columns: `(B, n)`."""
+        return columns - firsts[:, None]
+
+    def run(self, input_ids: torch.Tensor, attention_mask: torch.Tensor | None, keep: int, hidden: bool) -> Scores:
+        """Reads all columns that the member has not read yet, in one forward pass where the model can.
+
+        Args:
+            input_ids (`torch.LongTensor` of shape `(B, L)`): the whole text.
+            attention_mask (`torch.LongTensor` of shape `(B, L)`, *optional*): 1 = keep.
+            keep (`int`): for how many of the last columns logits are wanted.
+            hidden (`bool`): whether hidden states are wanted.
+        """
+        shared = (
+            distinct_rows(input_ids, attention_mask)
+            if self.shares_prompts and self.seen == 0 and self.use_cache
+            else None
+        )
+        if shared is not None:
+            return run_distinct(self, *shared, input_ids, attention_mask, keep, hidden)
+        device = self.member.device
+        ids = input_ids.to(device)
+        mask = None if attention_mask is None else attention_mask.to(device)
+        total = ids.shape[1]
+        if self.seen == 0 or total == self.seen + 1 or self.member.recurrence.reads_chunks:
+            return self._forward(ids, mask, keep, hidden)
+        steps = []
+        for end in range(self.seen + 1, total + 1):
+            step = self._forward(ids[:, :end], None if mask is None else mask[:, :end], 1, hidden)
+            if end > total - keep:
+                steps.append(step)
+        states = [state for _, state in steps if state is not None]
+        return torch.cat([logits for logits, _ in steps], dim=1), torch.cat(states, dim=1) if states else None
+
+    def _forward(self, ids: torch.Tensor, mask: torch.Tensor | None, keep: int, hidden: bool) -> Scores:
+        member = self.member
+        model: Any = member.model
+        total = ids.shape[1]
+        heard = keep if self.states is None else total - self.seen  # of all new columns, for the means of later ones
+        if self._recording and not self._cache and self.use_cache and not member.is_recurrent:
+            # made here, so that even the first pass keeps what a rollback needs
+            self._cache = {"past_key_values": DynamicCache(config=member.config)}
+            self._for_each_cache("activate_past_recording")
+        arguments: dict[str, Any] = {"use_cache": self.use_cache, "attention_mask": mask, **self._cache}
+        accepted = accepted_arguments(type(model).forward)
+        if "position_ids" in accepted:
+            if mask is None:
+                arguments["position_ids"] = torch.arange(total, device=ids.device)[None]
+            else:
+                positions = mask.long().cumsum(-1) - 1
+                arguments["position_ids"] = positions.masked_fill(mask == 0, 0)
+            if self.drops_out and member.context_length is not None:  # what rows beyond it say is not heard
+                arguments["position_ids"] = arguments["position_ids"].clamp(max=member.context_length - 1)
+        if "logits_to_keep" in accepted:
+            arguments["logits_to_keep"] = heard
+        inputs = model.prepare_inputs_for_generation(
+            ids,
+            next_sequence_length=total - self.seen if self.use_cache else None,
+            is_first_iteration=self.seen == 0,
+            **arguments,
+        )
+        # gradients reach the weights of a mixture, never the members
+        is_caught = hidden or self.states is not None
+        answered = keep if heard > keep else 0
+        with torch.no_grad(), member.active(), captured_head_input(member, is_caught, answered) as caught:
+            outputs = model(**inputs, return_dict=True)
+        self.forward_calls += 1
+        if self.use_cache:
+            self._cache = returned_state(outputs)
+            self.seen = total
+        logits = outputs.logits[:, -keep:]
+        if self.states is None or not caught:
+            return logits, caught[-1][:, -keep:] if caught else None
+        return logits, self.states.add(caught[-1], total, keep if hidden else 0, mask)
+
+    def reorder(self, rows: torch.Tensor) -> None:
+        """Makes row `i` continue what row `rows[i]` was; the number of rows may change."""
+        if self.states is not None:
+            self.states.reorder(rows)
+        for name, cache in self._cache.items():
+            if name == "state":
+                self._cache[name] = [tensor.index_select(0, rows.to(tensor.device)) for tensor in cache]
+            else:
+                cache.reorder_cache(rows)
+
+    def record(self) -> None:
+        """Keeps what is needed to take columns back."""
+        self._recording = True
+        if self.states is not None:
+            self.states.record()
+        self._for_each_cache("activate_past_recording")
+
+    def crop(self, length: int) -> bool:
+        """Goes back to the first `length` columns; a cache that cannot forget is dropped and made anew."""
+        if self.states is not None and not self.states.crop(length):
+            self.reset()
+        columns = max(self.seen - length, 0)
+        cache = self._cache.get("past_key_values")
+        if cache is not None and cache.is_croppable:
+            cache.crop(-columns)  # also where nothing is removed: a recording cache then lets go of what is past
+            self.seen -= columns
+        elif columns:
+            self.reset()
+        return True
+
+    def reset(self) -> None:
+        """Forgets everything that was read."""
+        if self.states is not None:
+            self.states.reset()
+        self._cache.clear()
+        self.seen = 0
+
+    def fork(self) -> LockstepRelay:
+        """A relay that goes on from here by itself."""
+        twin = LockstepRelay(self.member, self.use_cache, hidden_tokens=self.hidden_tokens)
+        twin.states = None if self.states is None else self.states.copy()
+        twin.seen, twin._recording = self.seen, self._recording
+        twin._cache = copy.deepcopy(self._cache)
+        return twin
+
+    def _for_each_cache(self, method: str) -> None:
+        for cache in self._cache.values():
+            if hasattr(cache, method):
+                getattr(cache, method)()
+
+
+def distinct_rows(ids: torch.Tensor, mask: torch.Tensor | None) -> tuple[torch.Tensor, torch.Tensor] | None:
+    """Which rows differ, so that samples of one prompt, and its beams, read it once.
+
+    Args:
+        ids (`torch.LongTensor` of shape `(B, L)`), mask (`torch.LongTensor` of shape `(B, L)`, *optional*): 1 = keep.
+
+    Returns:
+        the first row of each kind, of shape `(U,)`, and for every row which of those it is, of shape `(B,)`, on the
+        CPU; `None` if all rows differ.
+
+    Example:
+
+    >>> distinct_rows(torch.tensor([[1, 2], [3, 4], [1, 2]]), None)
+    (tensor([0, 1]), tensor([0, 1, 0]))
+    """
+    if len(ids) < 2:
+        return None
+    rows = ids.tolist() if mask is None else torch.cat([ids * mask.to(ids.device), mask.to(ids.device)], 1).tolist()
+    kinds: dict[tuple[int, ...], int] = {}
+    firsts, places = [], []
+    for at, row in enumerate(map(tuple, rows)):
+        if row not in kinds:
+            kinds[row] = len(kinds)
+            firsts.append(at)
+        places.append(kinds[row])
+    return None if len(firsts) == len(places) else (torch.tensor(firsts), torch.tensor(places))
+
+
+def run_distinct(
+    relay: LockstepRelay | SeparateRowsRelay,
+    firsts: torch.Tensor,
+    places: torch.Tensor,
+    input_ids: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    keep: int,
+    hidden: bool,
+) -> Scores:
+    """Runs a relay that has read nothing on the rows `firsts`, and makes row `i` the copy of `places[i]` of them."""
+    mask = None if attention_mask is None else attention_mask[firsts]
+    logits, states = relay.run(input_ids[firsts], mask, keep, hidden)
+    relay.reorder(places)
+    places = places.to(logits.device)
+    return logits[places], None if states is None else states[places]
+
+
+class SeparateRowsRelay:
+    """A member that reads every row by itself, without padding: for models whose batches mix their rows.
+
+    Takes and gives what `LockstepRelay` does; padded columns get logits of 0.
+
+    Args:
+        member (`Member`), use_cache (`bool`), shares_prompts (`bool`), hidden_tokens (`int`): see `LockstepRelay`.
+    """
+
+    def __init__(self, member: Member, use_cache: bool, shares_prompts: bool = False, hidden_tokens: int = 1) -> None:
+        self.member = member
+        self.use_cache = use_cache
+        self.shares_prompts = shares_prompts
+        self.hidden_tokens = hidden_tokens
+        self.rows: list[LockstepRelay] = []
+        self._recording = False
+        self._columns: list[list[int]] = []  # for each row the columns that are not padding
+
+    @property
+    def seen(self) -> int:
+        """Columns that the member has read."""
+        return max((columns[row.seen - 1] + 1 for row, columns in self._read()), default=0)
+
+    @property
+    def forward_calls(self) -> int:
+        """Forward passes so far."""
+        return sum(row.forward_calls for row in self.rows)
+
+    def columns(self, total: int) -> int:
+        """How many columns the member reads where the text has `total`."""
+        return total
+
+    def lengths(self, columns: torch.Tensor, firsts: torch.Tensor) -> torch.Tensor:
+        """How many tokens of each row the member has read after the first `columns` `(n,)` columns: `(B, n)`."""
+        return columns - firsts[:, None]
+
+    def _read(self) -> list[tuple[LockstepRelay, list[int]]]:
+        return [(row, columns) for row, columns in zip(self.rows, self._columns, strict=True) if row.seen]
+
+    def run(self, input_ids: torch.Tensor, attention_mask: torch.Tensor | None, keep: int, hidden: bool) -> Scores:
+        """See `LockstepRelay.run`."""
+        shared = (
+            distinct_rows(input_ids, attention_mask)
+            if self.shares_prompts and not self.rows and self.use_cache
+            else None
+        )
+        if shared is not None:
+            return run_distinct(self, *shared, input_ids, attention_mask, keep, hidden)
+        if not self.rows:
+            self.rows = [
+                LockstepRelay(self.member, self.use_cache, hidden_tokens=self.hidden_tokens)
+                for _ in range(len(input_ids))
+            ]
+            for relay in self.rows:
+                if self._recording:
+                    relay.record()
+        total = input_ids.shape[1]
+        kept = [[1] * total] * len(input_ids) if attention_mask is None else attention_mask.tolist()
+        self._columns = [[at for at, one in enumerate(row) if one] for row in kept]
+        logits: torch.Tensor | None = None
+        states: torch.Tensor | None = None
+        for row, (relay, columns) in enumerate(zip(self.rows, self._columns, strict=True)):
+            wanted = [at for at in columns if at >= total - keep]
+            if not wanted or relay.seen >= len(columns):
+                continue
+            own_logits, own_states = relay.run(input_ids[row, columns][None], None, len(wanted), hidden)
+            at = [column - (total - keep) for column in wanted]
+            if logits is None:
+                logits = own_logits.new_zeros(len(input_ids), keep, own_logits.shape[-1])
+            logits[row, at] = own_logits[0]
+            if own_states is not None:
+                if states is None:
+                    states = own_states.new_zeros(len(input_ids), keep, own_states.shape[-1])
+                states[row, at] = own_states[0]
+        assert logits is not None
+        return logits, states
+
+    def reorder(self, rows: torch.Tensor) -> None:
+        """See `LockstepRelay.reorder`."""
+        if not self.rows:
+            return
+        old, taken = self.rows, set()
+        self.rows = []
+        for row in rows.tolist():
+            self.rows.append(old[row].fork() if row in taken else old[row])
+            taken.add(row)
+        self._columns = [self._columns[row] for row in rows.tolist()]
+
+    def record(self) -> None:
+        """See `LockstepRelay.record`."""
+        self._recording = True
+        for row in self.rows:
+            row.record()
+
+    def crop(self, length: int) -> bool:
+        """See `LockstepRelay.crop`."""
+        for row, columns in zip(self.rows, self._columns, strict=True):
+            row.crop(sum(at < length for at in columns))
+        return True
+
+    def reset(self) -> None:
+        """See `LockstepRelay.reset`."""
+        for row in self.rows:
+            row.reset()
+
+
+class OwnPromptRelay:
+    """A member that reads a prompt of its own before the text that all share, such as its own chat template's.
+
+    Args:
+        relay (`LockstepRelay` or `SeparateRowsRelay`): reads.
+        ids, mask (`torch.LongTensor` of shape `(B, L_m)`): the member's prompt, padded on the left.
+        start (`int`): the column of the first token of the completion.
+    """
+
+    def __init__(
+        self, relay: LockstepRelay | SeparateRowsRelay, ids: torch.Tensor, mask: torch.Tensor, start: int
+    ) -> None:
+        self.relay = relay
+        self.ids = ids
+        self.mask = mask
+        self.start = start
+
+    @property
+    def seen(self) -> int:
+        """Columns that the member has read, its own prompt's included."""
+        return self.relay.seen
+
+    @property
+    def forward_calls(self) -> int:
+        """Forward passes so far."""
+        return self.relay.forward_calls
+
+    def columns(self, total: int) -> int:
+        """How many columns the member reads where the text has `total`."""
+        return total - self.start + self.ids.shape[1]
+
+    def lengths(self, columns: torch.Tensor, firsts: torch.Tensor) -> torch.Tensor:
+        """See `LockstepRelay.lengths`; the member's own prompt is in the place of the text's."""
+        return columns - self.start + self.mask.sum(1).cpu()[:, None]
+
+    def run(self, input_ids: torch.Tensor, attention_mask: torch.Tensor | None, keep: int, hidden: bool) -> Scores:
+        """See `LockstepRelay.run`; columns within the prompt have no logits."""
+        rest = input_ids[:, self.start :]
+        rest_mask = torch.ones_like(rest) if attention_mask is None else attention_mask[:, self.start :]
+        ids = torch.cat([self.ids.to(rest.device), rest], dim=1)
+        mask = torch.cat([self.mask.to(rest.device), rest_mask.to(self.mask.dtype)], dim=1)
+        return self.relay.run(ids, mask, keep, hidden)
+
+    def reorder(self, rows: torch.Tensor) -> None:
+        """See `LockstepRelay.reorder`."""
+        self.relay.reorder(rows)
+        self.ids, self.mask = (entry.index_select(0, rows.to(entry.device)) for entry in (self.ids, self.mask))
+
+    def record(self) -> None:
+        """See `LockstepRelay.record`."""
+        self.relay.record()
+
+    def crop(self, length: int) -> bool:
+        """See `LockstepRelay.crop`."""
+        return self.relay.crop(self.columns(length))
+
+    def reset(self) -> None:
+        """See `LockstepRelay.reset`."""
+        self.relay.reset()

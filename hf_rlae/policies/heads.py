@@ -1,0 +1,97 @@
+"""The small layers of a learned policy: what they see becomes scores, one a member, and a value."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+import torch
+from torch import nn
+
+from hf_rlae.policies.actions import Actions
+from hf_rlae.policies.configuration_policy import PolicyConfig
+
+MAX_SCORE_AT_START = 0.009
+"""Scores of random heads are at most so far from 0, so that weights are within 2 % of 1/M: `exp(2 * 0.009) < 1.02`."""
+
+
+class Score(nn.Linear):
+    """The last layer of an actor; its input is between -1 and 1."""
+
+
+class Heads(nn.Module):
+    """Actor and critic on top of what is observed, in fp32 whatever the members' dtype is.
+
+    Each member's last hidden state, its mean over several tokens where the policy pools them, and the encoder's pooled
+    state go through a layer norm and a linear layer with `tanh` each; with the members' entropies and margins (as
+    `log(1 + x)`) and their pairwise agreement they make the features. An actor is a linear layer with `tanh` (the
+    trunk) and one that gives scores; the critic is the same, with a value.
+
+    Source: RLAE (arXiv 2506.00439) for actor and critic; observing members, and the layers, are ours.
+
+    Args:
+        config (`PolicyConfig`): sizes, with `member_hidden_sizes` where members are observed.
+        text_size (`int`, *optional*): width of the encoder's states, where text is observed.
+    """
+
+    def __init__(self, config: PolicyConfig, text_size: int | None) -> None:
+        super().__init__()
+        members, hidden = config.num_members, config.hidden_size
+        sizes = list(config.member_hidden_sizes or []) if config.observes_members else []
+        self.member_layers = nn.ModuleList(_projection(size, hidden) for size in sizes)
+        pools = config.pooled_tokens > 1
+        self.mean_layers = nn.ModuleList(_projection(size, hidden) for size in (sizes if pools else ()))
+        self.text_layer = None if text_size is None else _projection(text_size, hidden)
+        width = hidden * (len(self.member_layers) + len(self.mean_layers) + (text_size is not None))
+        if config.observes_members:
+            width += 2 * members + members * (members - 1) // 2
+        agents = members if config.actor == "per_member" else 1
+        trunks = 1 if config.share_trunk else agents
+        self.trunks = nn.ModuleList(nn.Linear(width, hidden) for _ in range(trunks))
+        self.scores = nn.ModuleList(Score(hidden, members // agents) for _ in range(agents))
+        self.critic = nn.Sequential(nn.Linear(width, hidden), nn.Tanh(), nn.Linear(hidden, 1))
+        self.actions = Actions(config)
+
+    def forward(
+        self, observation: Mapping[str, torch.Tensor], pooled: torch.Tensor | None
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Scores `(B, M)` and values `(B,)`, in fp32.
+
+        Args:
+            observation: see [`PolicyModel.observe`].
+            pooled (`torch.Tensor` of shape `(B, H)`, *optional*): what the encoder makes of the text.
+        """
+        features = self._features(observation, pooled)
+        trunks = [torch.tanh(trunk(features)) for trunk in self.trunks]
+        if len(trunks) < len(self.scores):
+            trunks = trunks * len(self.scores)
+        parts = [score(trunk) for score, trunk in zip(self.scores, trunks, strict=True)]
+        return parts[0] if len(parts) == 1 else torch.cat(parts, dim=-1), self.critic(features)[..., 0]
+
+    def _features(self, observation: Mapping[str, torch.Tensor], pooled: torch.Tensor | None) -> torch.Tensor:
+        parts = [] if pooled is None or self.text_layer is None else [self.text_layer(pooled)]
+        for index, layer in enumerate(self.member_layers):
+            states = observation[f"hidden_states_{index}"].float()
+            if len(self.mean_layers):
+                states, means = states.chunk(2, dim=-1)
+                parts.append(self.mean_layers[index](means))
+            parts.append(layer(states))
+        if len(self.member_layers):
+            parts.append(torch.cat([observation["entropies"], observation["margins"]], dim=-1).log1p())
+            agreement = observation["agreement"]
+            parts.extend(agreement[:, index, index + 1 :] for index in range(agreement.shape[1] - 1))
+        return torch.cat(parts, dim=-1)
+
+    def _apply(self, fn: Callable[[torch.Tensor], torch.Tensor], recurse: bool = True) -> Heads:
+        """Moves to another device, but never to a coarser dtype."""
+
+        def keep(tensor: torch.Tensor) -> torch.Tensor:
+            moved = fn(tensor)
+            coarser = moved.is_floating_point() and moved.element_size() < tensor.element_size()
+            return tensor.to(moved.device) if coarser else moved
+
+        super()._apply(keep, recurse)
+        return self
+
+
+def _projection(size: int, hidden: int) -> nn.Sequential:
+    return nn.Sequential(nn.LayerNorm(size), nn.Linear(size, hidden), nn.Tanh())

@@ -1,0 +1,327 @@
+"""`PolicyModel`: a policy that is learned."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import AutoModel, AutoTokenizer, PreTrainedConfig, PreTrainedModel
+from transformers import initialization as init
+
+from hf_rlae.errors import ConfigError, PolicyError
+from hf_rlae.policies.actions import Actions
+from hf_rlae.policies.configuration_policy import PolicyConfig, readable_tokens
+from hf_rlae.policies.heads import MAX_SCORE_AT_START, Heads, Score
+from hf_rlae.policies.state import PolicyOutput, PolicyState
+
+Observation = Mapping[str, torch.Tensor]
+"""What a policy saw, as tensors that can be kept; see `PolicyModel.observe`."""
+
+_HUB_OPTIONS = ("cache_dir", "force_download", "local_files_only", "token", "revision", "subfolder")
+
+
+class PolicyModel(PreTrainedModel):
+    """Weighs members by what they show, by the text, or by both; an actor gives weights, a critic values.
+
+    With random heads the weights are within 2 % of 1/M. Weights are deterministic (the softmax of the actor's scores),
+    but for an encoder's dropout in training mode; inside `exploring()` they are drawn, for training.
+
+    Source: RLAE (arXiv 2506.00439) for the policy that reads the text, its actors and its critic; observing members is
+    ours.
+
+    Args:
+        config (`PolicyConfig`): for members, see [`PolicyConfig.for_members`].
+        tokenizer (*optional*): the encoder's, where text is observed; saved and loaded with the policy.
+
+    Raises:
+        ConfigError: members are observed but `member_hidden_sizes` is missing, or text is observed but
+            `encoder_config` is missing.
+
+    Example:
+
+    >>> config = PolicyConfig(num_members=2, member_hidden_sizes=[32, 48])
+    >>> policy = PolicyModel(config)  # policy=policy of EnsembleForCausalLM
+    >>> policy.num_parameters() < 200_000
+    True
+    """
+
+    config_class = PolicyConfig
+    base_model_prefix = "policy"
+    main_input_name = "observation"
+    supports_gradient_checkpointing = True
+    _supports_sdpa = True
+    _supports_flash_attn = True
+    _supports_flex_attn = True
+    _keep_in_fp32_modules_strict = ["heads"]  # noqa: RUF012
+    config: PolicyConfig
+
+    def __init__(self, config: PolicyConfig, tokenizer: Any = None) -> None:
+        super().__init__(config)
+        if config.observes_members and config.member_hidden_sizes is None:
+            raise ConfigError(
+                f"member_hidden_sizes is missing, but observation={config.observation!r} looks at hidden states: make "
+                "the config with `PolicyConfig.for_members(ensemble.members, ...)`, which fills it in, or give the "
+                "width of each member's hidden states"
+            )
+        if config.observes_text and not isinstance(config.encoder_config, PreTrainedConfig):
+            raise ConfigError(
+                f"encoder_config is missing, but observation={config.observation!r} reads the text: build the policy "
+                "with `PolicyModel.from_encoder(encoder, members)`, or give the config of an encoder"
+            )
+        self.encoder = None
+        text_size = None
+        if config.observes_text:
+            self.encoder = AutoModel.from_config(config.encoder_config)
+            text_size = int(self.encoder.config.hidden_size)
+        self.heads = Heads(config, text_size)
+        self.tokenizer = None if tokenizer is None else _prepared(tokenizer, config.max_text_tokens)
+        self._explores = False
+        self.post_init()
+
+    @classmethod
+    def from_encoder(
+        cls, encoder: Any, members: Sequence[Any], *, observation: str = "text", **settings: Any
+    ) -> PolicyModel:
+        """A policy whose text encoder is pretrained. It is in float32, whatever the encoder's files are in.
+
+        Args:
+            encoder (`str` or pair): a folder or Hub id, such as the paper's `microsoft/deberta-v3-large`, or
+                `(model, tokenizer)`. Any encoder of transformers' `AutoModel` works.
+            members: as in [`PolicyConfig.for_members`].
+            observation (`str`, defaults to `"text"`): or `"both"`.
+            settings: further fields of `PolicyConfig`. `max_text_tokens` is 512, or what the encoder can read if that
+                is less.
+
+        Raises:
+            ConfigError: an observation without text, an encoder that is none, or a field that cannot be used.
+        """
+        if observation == "members":
+            raise ConfigError("observation='members' needs no encoder: use PolicyModel(PolicyConfig.for_members(...))")
+        if isinstance(encoder, (tuple, list)) and len(encoder) == 2 and isinstance(encoder[0], nn.Module):
+            model, tokenizer = encoder
+        elif isinstance(encoder, (tuple, list, nn.Module)):
+            raise ConfigError(
+                "encoder must be a folder, a Hub id or a (model, tokenizer) pair, got "
+                f"{type(encoder).__name__}; a model needs its tokenizer beside it"
+            )
+        else:
+            # by default transformers takes the dtype of the files, in which half-precision weights do not train
+            model = AutoModel.from_pretrained(encoder, dtype=torch.float32)
+            tokenizer = AutoTokenizer.from_pretrained(encoder)
+        encoder_config = copy.deepcopy(model.config)
+        encoder_config.dtype = torch.float32
+        encoder_config.name_or_path = ""  # of no use to others, and perhaps a folder of this machine
+        limits = [readable_tokens(encoder_config), tokenizer.model_max_length]
+        longest = min([512, *(limit for limit in limits if isinstance(limit, int) and limit > 0)])
+        settings = {"max_text_tokens": longest, **settings}
+        config = PolicyConfig.for_members(members, observation=observation, encoder_config=encoder_config, **settings)
+        policy = cls(config, tokenizer)
+        assert policy.encoder is not None
+        policy.encoder.load_state_dict(model.state_dict())
+        return policy.to(model.device).eval()
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path: Any, *args: Any, **kwargs: Any) -> Any:
+        """As in transformers; the encoder's tokenizer lies beside the policy and is loaded with it."""
+        loaded = super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
+        policy = loaded[0] if isinstance(loaded, tuple) else loaded
+        if policy.config.observes_text and policy.tokenizer is None:
+            options = {name: kwargs[name] for name in _HUB_OPTIONS if name in kwargs}
+            tokenizer = AutoTokenizer.from_pretrained(pretrained_model_name_or_path, **options)
+            policy.tokenizer = _prepared(tokenizer, policy.config.max_text_tokens)
+        return loaded
+
+    def save_pretrained(self, save_directory: Any, *args: Any, **kwargs: Any) -> None:
+        """As in transformers; the encoder's tokenizer is saved beside the policy."""
+        super().save_pretrained(save_directory, *args, **kwargs)
+        if self.tokenizer is not None:
+            wanted = ("push_to_hub", "repo_id", "token", "private", "commit_message", "revision", "create_pr")
+            options = {name: kwargs[name] for name in wanted if name in kwargs}
+            self.tokenizer.save_pretrained(save_directory, **options)
+
+    @property
+    def num_members(self) -> int:
+        """M."""
+        return self.config.num_members
+
+    @property
+    def observes_members(self) -> bool:
+        """Whether members have to be run, and their hidden states kept, for this policy."""
+        return self.config.observes_members
+
+    @property
+    def pooled_tokens(self) -> int:
+        """Over how many of each member's newest tokens hidden states are averaged; 1 for the last one alone."""
+        return self.config.pooled_tokens
+
+    @contextmanager
+    def exploring(self) -> Iterator[None]:
+        """Within this context actions are drawn, and `PolicyOutput` has them with their log-densities."""
+        before, self._explores = self._explores, True
+        try:
+            yield
+        finally:
+            self._explores = before
+
+    @torch.no_grad()
+    def observe(self, state: PolicyState) -> dict[str, torch.Tensor]:
+        """What the policy sees of a state, as tensors that a rollout can keep.
+
+        Args:
+            state (`PolicyState`): B rows at a span's first token.
+
+        Returns:
+            `dict[str, torch.Tensor]`, on the policy's device. Where members are observed: `hidden_states_0`, ... of
+            shape `(B, H_m)`, or `(B, 2 H_m)` with means beside them (`pooled_tokens`), in each member's dtype,
+            `entropies` and `margins` `(B, M)`, `agreement` `(B, M, M)`. Where text is observed: `input_ids` and
+            `attention_mask` `(B, L)` in the encoder's tokens, the newest `max_text_tokens` of them.
+
+        Raises:
+            PolicyError: another number of members, or hidden states that are missing or of another width.
+            ConfigError: text is observed, and the policy has no tokenizer.
+        """
+        device = self.heads.actions.log_scale.device
+        if state.num_members != self.num_members:
+            raise PolicyError(
+                f"{type(self).__name__} weighs {self.num_members} members, the state has {state.num_members}; make the "
+                "policy for that number"
+            )
+        observation: dict[str, torch.Tensor] = {}
+        if self.config.observes_members:
+            sizes = self.config.member_hidden_sizes or []
+            run_for = state.hidden_tokens
+            is_unlike = run_for is not None and max(run_for, 1) != self.pooled_tokens
+            if is_unlike or (run_for == 0 and any(hidden is None for hidden in state.hidden_states)):
+                raise PolicyError(
+                    f"the policy was made for pooled_tokens={self.pooled_tokens}, and the members were run for "
+                    f"{run_for}: a policy that asks this one needs its attributes `observes_members` and "
+                    "`pooled_tokens`"
+                )
+            parts = 2 if self.pooled_tokens > 1 else 1
+            for index, (hidden, size) in enumerate(zip(state.hidden_states, sizes, strict=True)):
+                if hidden is None or hidden.shape[-1] != parts * size:
+                    given = "are missing" if hidden is None else f"have width {hidden.shape[-1]}"
+                    raise PolicyError(
+                        f"the hidden states of member {index} {given}, but the policy was made for width "
+                        f"{parts * size}; make it with `PolicyConfig.for_members(ensemble.members)`"
+                    )
+                observation[f"hidden_states_{index}"] = hidden.to(device)
+            for name in ("entropies", "margins", "agreement"):
+                observation[name] = getattr(state, name).to(device)
+        if self.config.observes_text:
+            if self.tokenizer is None:
+                raise ConfigError(
+                    "the policy reads text but has no tokenizer: build it with `PolicyModel.from_encoder(...)`, or "
+                    "`PolicyModel(config, tokenizer)` with the encoder's"
+                )
+            encoded = self.tokenizer(
+                state.text,
+                padding=True,
+                truncation=True,
+                max_length=self.config.max_text_tokens,
+                return_tensors="pt",
+            )
+            ids, mask = encoded["input_ids"].long(), encoded["attention_mask"].long()
+            if not ids.shape[1]:
+                ids, mask = ids.new_full((len(ids), 1), self.tokenizer.pad_token_id), mask.new_zeros(len(ids), 1)
+            mask[mask.sum(1) == 0, 0] = 1  # an empty text is one padding token
+            observation.update(input_ids=ids.to(device), attention_mask=mask.to(device))
+        return observation
+
+    def forward(
+        self,
+        observation: PolicyState | Observation,
+        actions: torch.Tensor | None = None,
+        sample: bool | Sequence[int] | None = None,
+    ) -> PolicyOutput:
+        """Weights for every row, with what training needs.
+
+        Args:
+            observation (`PolicyState` or `dict[str, torch.Tensor]`): a state, or what `observe` made of one, perhaps
+                with the rows of several put together by `stack`.
+            actions (`torch.Tensor` of shape `(B, M)`, *optional*): drawn before; their log-densities are wanted.
+            sample (`bool` or `Sequence[int]`, *optional*): whether to draw actions; `None` = only inside
+                `exploring()`. A seed for each row (at least 0, below 2**63) makes a row's draw the same in any batch.
+
+        Returns:
+            `PolicyOutput`: fp32 `weights` `(B, M)` and `values` `(B,)`. With actions, drawn or given: `actions`
+            `(B, M)`, and `log_probs` and `entropies` in nats, `(B,)` with a joint actor and `(B, M)` with one actor a
+            member.
+
+        Raises:
+            PolicyError: another number of seeds than rows; and see `observe`.
+            ConfigError: see `observe`.
+        """
+        seen = self.observe(observation) if isinstance(observation, PolicyState) else observation
+        if torch.is_grad_enabled():  # what was kept inside `generate` takes part in gradients only as a copy
+            seen = {name: tensor.clone() if tensor.is_inference() else tensor for name, tensor in seen.items()}
+        pooled = self._read(seen) if self.encoder is not None else None
+        head: Actions = self.heads.actions
+        kind = head.log_scale.device.type
+        with torch.autocast(kind, enabled=False) if torch.is_autocast_enabled(kind) else nullcontext():
+            scores, values = self.heads(seen, None if pooled is None else pooled.float())
+            seeds = None if sample is None or isinstance(sample, bool) else sample
+            if seeds is not None and len(seeds) != len(scores):
+                raise PolicyError(f"sample holds {len(seeds)} seeds for {len(scores)} rows; give each row one")
+            if actions is None and (self._explores if sample is None else sample):
+                actions = head.draw(scores, seeds)
+            if actions is None:
+                return PolicyOutput(scores.softmax(-1), values=values)
+            actions = actions.to(scores.device)
+            return PolicyOutput(
+                head.weights(actions), actions, head.log_probs(scores, actions), values, head.entropies(scores)
+            )
+
+    def _read(self, observation: Observation) -> torch.Tensor:
+        """The mean of the encoder's last hidden states over the text, `(B, H)`."""
+        assert self.encoder is not None
+        mask = observation["attention_mask"]
+        states = self.encoder(input_ids=observation["input_ids"], attention_mask=mask).last_hidden_state.float()
+        kept = mask[..., None].float()
+        return (states * kept).sum(1) / kept.sum(1).clamp(min=1.0)
+
+    def stack(self, observations: Sequence[Observation]) -> dict[str, torch.Tensor]:
+        """The rows of several observations in one; shorter texts are padded."""
+        stacked: dict[str, torch.Tensor] = {}
+        for name in observations[0]:
+            parts = [observation[name] for observation in observations]
+            if name in ("input_ids", "attention_mask"):
+                width = max(part.shape[1] for part in parts)
+                pad = 0 if name == "attention_mask" or self.tokenizer is None else self.tokenizer.pad_token_id
+                parts = [nn.functional.pad(part, (0, width - part.shape[1]), value=pad) for part in parts]
+            stacked[name] = torch.cat(parts)
+        return stacked
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module) -> None:
+        if isinstance(module, Score):
+            bound = MAX_SCORE_AT_START / module.in_features
+            init.uniform_(module.weight, -bound, bound)
+            init.zeros_(module.bias)
+        elif isinstance(module, nn.Linear):
+            init.xavier_uniform_(module.weight)
+            init.zeros_(module.bias)
+        elif isinstance(module, nn.LayerNorm):
+            init.ones_(module.weight)
+            init.zeros_(module.bias)
+        elif isinstance(module, Actions):
+            init.constant_(module.log_scale, module.start)
+
+
+def _prepared(tokenizer: Any, max_length: int) -> Any:
+    """A copy that keeps the newest text, pads on the right, and is not changed by its first call."""
+    tokenizer = copy.deepcopy(tokenizer)
+    tokenizer.truncation_side, tokenizer.padding_side = "left", "right"
+    if tokenizer.pad_token_id is None:
+        tokenizer.pad_token = tokenizer.eos_token or tokenizer.unk_token
+    if tokenizer.pad_token_id is None:
+        raise ConfigError("the encoder's tokenizer has no padding token; set its `pad_token`")
+    tokenizer([""], padding=True, truncation=True, max_length=max_length)
+    return tokenizer
+
+
+AutoModel.register(PolicyConfig, PolicyModel)

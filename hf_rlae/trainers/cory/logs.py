@@ -1,0 +1,142 @@
+"""Keeps TRL's metrics and tables of texts right while one agent's rollout runs inside another's."""
+
+from __future__ import annotations
+
+import contextlib
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from accelerate.utils import gather_object
+from transformers import Trainer
+
+from hf_rlae.errors import CheckpointError
+from hf_rlae.trainers.durable.checkpoint_folders import check_plain
+
+_TOTALS = ("num_tokens",)
+"""Metrics that TRL replaces at each rollout, because they only grow."""
+
+
+def merge_metrics(outer: dict[str, list[float]], inner: Mapping[str, Sequence[float]]) -> None:
+    """Adds one agent's metrics to those of all.
+
+    Args:
+        outer (`dict[str, list[float]]`): changed.
+        inner (`Mapping[str, Sequence[float]]`): what was recorded for the agent.
+
+    Example:
+
+    >>> outer = {"reward": [1.0], "num_tokens": [90]}
+    >>> merge_metrics(outer, {"reward": [3.0], "num_tokens": [50]})
+    >>> outer
+    {'reward': [1.0, 3.0], 'num_tokens': [90]}
+    """
+    for name, values in inner.items():
+        present = outer.get(name, [])
+        outer[name] = [max([*present, *values])] if name in _TOTALS and values else [*present, *values]
+
+
+def plain_logs(logs: Mapping[str, Any]) -> dict[str, Any]:
+    """TRL's tables of texts as plain lists, to be saved; what cannot be saved as it is becomes its text.
+
+    Args:
+        logs (`Mapping`): TRL's `_logs`.
+    """
+    return {
+        name: {column: [_plain(entry) for entry in entries] for column, entries in values.items()}
+        if isinstance(values, Mapping)
+        else [_plain(entry) for entry in values]
+        for name, values in logs.items()
+    }
+
+
+def _plain(entry: Any) -> Any:
+    try:
+        check_plain(entry, "a logged value")
+    except CheckpointError:
+        return str(entry)
+    return entry
+
+
+class NamedEvaluations(Trainer):
+    """A mixin for TRL trainers: where several datasets are evaluated, metrics have the name of the dataset.
+
+    With `eval_dataset={"easy": ..., "hard": ...}` transformers logs `eval_easy_loss` and `eval_hard_loss`; TRL gives
+    its own metrics of both the same names, so that `evaluate` returns those of the last one. Here they are
+    `eval_easy_reward` and `eval_hard_reward`.
+
+    Source: ours.
+    """
+
+    _metrics: Any
+    _evaluated = ""
+
+    def evaluate(
+        self, eval_dataset: Any = None, ignore_keys: list[str] | None = None, metric_key_prefix: str = "eval"
+    ) -> dict[str, float]:
+        """See `Trainer.evaluate`."""
+        former = self._evaluated
+        self._evaluated = metric_key_prefix.removeprefix("eval_") if metric_key_prefix.startswith("eval_") else ""
+        try:
+            return super().evaluate(eval_dataset, ignore_keys, metric_key_prefix)
+        finally:
+            self._evaluated = former
+
+    def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
+        """See `Trainer.log`."""
+        if self._evaluated:
+            metrics = self._metrics["eval"]
+            named = {f"{self._evaluated}_{name}": values for name, values in metrics.items()}
+            metrics.clear()
+            metrics.update(named)
+        super().log(logs, *args, **kwargs)
+
+
+class CompletionColumns:
+    """The further columns of TRL's table of texts (`log_extra` of reward functions), one agent after the other.
+
+    TRL keeps what reward functions log until the rollout's end and then adds it to the table. Since the next agent's
+    rollout ends inside that of the one before, its rows would get the other's values; and a column that is logged for
+    one role alone would be shorter than the table.
+
+    Args:
+        trainer: a TRL trainer.
+    """
+
+    def __init__(self, trainer: Any) -> None:
+        self.trainer = trainer
+        self._aside: list[set[str]] = []
+
+    def add(self, columns: Mapping[str, Sequence[Any]]) -> None:
+        """Adds columns for the rows of the present agent."""
+        for name, values in columns.items():
+            self.trainer._pending_extra_logs[name].extend(values)
+
+    @contextlib.contextmanager
+    def put_aside(self) -> Iterator[None]:
+        """Inside, what the present agent has logged is out of the way."""
+        trainer = self.trainer
+        kept = trainer._pending_extra_logs, trainer._pending_metrics
+        trainer._pending_extra_logs, trainer._pending_metrics = defaultdict(list), defaultdict(list)
+        self._aside.append(set(kept[0]))
+        try:
+            yield
+        finally:
+            self._aside.pop()
+            trainer._pending_extra_logs, trainer._pending_metrics = kept
+
+    def complete(self, count: int) -> None:
+        """Gives the present agent's rows a value, if only `None`, in every column that the table has or will have.
+
+        Args:
+            count (`int`): rows of the present agent in this process.
+        """
+        pending, table = self.trainer._pending_extra_logs, self.trainer._logs
+        rows = len(table["prompt"])
+        known = gather_object([*set(pending).union(table["extra"], *self._aside)])
+        for name in sorted(set(known)):
+            column = table["extra"][name]
+            # TRL has added this rollout's prompts of later agents, which knew nothing of the column, and older ones
+            column.extendleft([None] * (rows - len(column)))
+            values = pending[name]
+            values.extend([None] * (count - len(values)))

@@ -1,0 +1,98 @@
+"""`CoryPPOTrainer`: CORY with PPO over tokens, as near to the paper as TRL's `GRPOTrainer` allows."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+from torch import nn
+
+from hf_rlae.trainers.cory.configuration_cory import CoryArguments
+from hf_rlae.trainers.cory.trainer import CoryMixin
+from hf_rlae.trainers.token_ppo.configuration_token_ppo import TokenPPOConfig
+from hf_rlae.trainers.token_ppo.trainer import TokenPPOTrainer
+
+
+@dataclass
+class CoryPPOConfig(CoryArguments, TokenPPOConfig):
+    r"""Arguments of [`CoryPPOTrainer`]: those of [`CoryArguments`], [`TokenPPOArguments`] and `trl.GRPOConfig`.
+
+    `kl_target=None` keeps every agent's KL coefficient at `kl_coef`. `num_generations` says how many texts a prompt
+    gets in a rollout, at least 2, and nothing else: there is no group baseline.
+
+    Example:
+
+    >>> config = CoryPPOConfig("out", num_generations=4, report_to="none")
+    >>> config.epsilon, config.value_coef, config.gamma, config.lam, config.kl_coef, config.kl_target
+    (0.2, 0.1, 1.0, 0.95, 0.2, 6.0)
+    """
+
+
+class CoryPPOTrainer(CoryMixin, TokenPPOTrainer):
+    """[`CoryMixin`] on [`TokenPPOTrainer`]: every agent has its own value head and its own KL coefficient.
+
+    Values, the KL coefficient and its adaptation belong to the agent, not to the role: an exchange of roles resets
+    nothing. Each agent's head says the mean of what it is paid in the first rollout until it has learned.
+
+    Where it departs from the paper and its public code:
+
+    * one frozen base with a LoRA adapter and a linear value head an agent, instead of two full models with a head each;
+    * the heads begin at the mean reward and have no dropout, instead of a random beginning with dropout;
+    * nothing is reset at an exchange; the public code begins again with Adam, KL coefficient, reward statistics and
+      random seed;
+    * `role_exchange_steps` counts optimizer steps, of which a rollout serves `num_iterations * steps_per_generation /
+      gradient_accumulation_steps`; an exchange takes effect with the next rollout;
+    * each prompt is answered `num_generations >= 2` times, as TRL's trainer asks; without a group baseline that only
+      lowers how many different prompts a rollout has;
+    * surrogate and value loss are means over the tokens of an optimizer step's share of the rollout
+      (`loss_type="dapo"`), whatever micro-batches it is split into, instead of means over each minibatch;
+    * all passes over a rollout go through its micro-batches in one order, instead of a new order each time;
+    * a minibatch whose ratios are large is not left out; clipping alone bounds the step;
+    * gradients are clipped agent by agent (`max_grad_norm`);
+    * the optimizer is that of `args` (AdamW and a learning rate that falls linearly where nothing is said), instead of
+      Adam at a constant rate;
+    * rewards are neither scaled nor clipped, and whitening of advantages can be switched off (`whiten_advantages`);
+    * a text that no reward function could judge is left out of both losses.
+
+    See [`CoryMixin`] for arguments and errors, and [`CoryPPOConfig`] for settings. Beside what [`CoryMixin`] logs:
+    `kl_coef`, `text_kl`, `value/loss`, `value/clip_ratio`, `value/mean` and `value/explained_variance`, as means over
+    agents and, with `agent/<name>/` before it, of each agent. Value heads are kept in checkpoints and left out of what
+    is published, and of `load_best_model_at_end`: agents need none to write.
+
+    Source: CORY (arXiv 2410.06101).
+    """
+
+    _name = "CORY-PPO"  # type: ignore[misc]
+    config_class: ClassVar[type] = CoryPPOConfig
+    per_agent_metrics: ClassVar[tuple[str, ...]] = (
+        *CoryMixin.per_agent_metrics,
+        "kl_coef",
+        "text_kl",
+        "value/loss",
+        "value/clip_ratio",
+        "value/mean",
+        "value/explained_variance",
+    )
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.add_value_heads(self.agents.names[1:])
+
+    @property
+    def agent_name(self) -> str:
+        """The agent whose adapter is active; while the trainer is being made, the first."""
+        agents = vars(self).get("agents")
+        return str(self.args.names[0] if agents is None else agents.active)
+
+    def agent_parameters(self, agent: str) -> list[nn.Parameter]:
+        """See `CoryMixin`: the adapter and the value head."""
+        adapter = super().agent_parameters(agent)
+        known = {id(parameter) for parameter in adapter}
+        return [*adapter, *(own for own in self.value_head(agent).parameters() if id(own) not in known)]
+
+    def _calculate_rewards(self, *args: Any, **kwargs: Any) -> torch.Tensor:
+        """What the agent learns from, which the team may have a share in."""
+        rewards = super()._calculate_rewards(*args, **kwargs)
+        self._keep_rewards(rewards)
+        return rewards

@@ -1,0 +1,339 @@
+"""Checkpoints that are whole or not there, from which training goes on to the bit."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+import os
+import random
+import signal
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from accelerate.utils import gather_object
+from transformers import Trainer, TrainerCallback
+
+from hf_rlae.errors import CheckpointError, ConfigError
+from hf_rlae.trainers.durable.checkpoint_folders import (
+    MANIFEST,
+    UNFINISHED,
+    check_plain,
+    missing_parts,
+    publish,
+    rotate,
+    settle,
+    whole_checkpoints,
+)
+
+logger = logging.getLogger(__name__)
+
+STATE = "hf_rlae_state"
+
+
+class DurableTrainer(Trainer):
+    """A mixin for trainers: checkpoints are atomic, complete and saved at SIGTERM. Put it before the trainer's class.
+
+    * A checkpoint is written under `_unfinished/` in the output folder, flushed to disk, and then renamed. Whatever
+      happens, power loss included, `checkpoint-N` is whole or not there. With several processes, the one that saves
+      renames after all have written. Deleting an old checkpoint takes its name away first.
+    * `train(resume_from_checkpoint=True)` takes the newest whole checkpoint and leaves torn ones out. Where there is
+      none it starts afresh and says so, as a job wants it that may be started again at any time (transformers raises).
+      A run that is over takes no further step.
+    * Evaluation during training leaves the random number generators as they were, so that a run which was killed
+      between a step and its evaluation goes on like one which was not.
+    * SIGTERM while `train()` runs in the main thread: at the end of the optimizer step a checkpoint is saved, training
+      stops, and then the signal takes its former course (the handler that was there before, or the end of the
+      process). With several processes, all do so at the same step when one of them has the signal. Where an evaluation
+      is due at that step, a first checkpoint is saved before it and replaced after it.
+
+    What else a subclass has to keep (a rollout buffer, counters, metrics) it gives in `extra_state` and takes in
+    `load_extra_state`. A checkpoint can be resumed from by as many processes as saved it.
+
+    Source: ours.
+
+    Raises:
+        ConfigError: `enable_jit_checkpoint` is on, the way in which transformers itself saves at SIGTERM.
+
+    Example:
+
+    >>> class MyTrainer(DurableTrainer, Trainer):
+    ...     num_rollouts = 0
+    ...     def extra_state(self):
+    ...         return {"num_rollouts": self.num_rollouts}
+    ...     def load_extra_state(self, state):
+    ...         self.num_rollouts = state["num_rollouts"]
+    """
+
+    _staging: Path | None = None
+    _loaded_losses: dict[str, Any] | None = None
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        if self.args.enable_jit_checkpoint:
+            raise ConfigError(
+                f"enable_jit_checkpoint=True, but {type(self).__name__} saves at SIGTERM by itself; leave it out"
+            )
+        self._sigterm = _SaveAtSigterm(self)
+        self.add_callback(self._sigterm)
+
+    def extra_state(self) -> dict[str, Any]:
+        """What has to be saved besides model, optimizer, scheduler, generators and `TrainerState`; to be overridden.
+
+        It is called in every process, at each save, and each process gets its own back.
+
+        Returns:
+            `dict`: of tensors, numbers, strings, bytes, `None`, and plain dicts, lists and tuples of these.
+        """
+        return {}
+
+    def load_extra_state(self, state: dict[str, Any]) -> None:
+        """Takes back what `extra_state` gave, after optimizer and scheduler, before the first step; to be overridden.
+
+        Args:
+            state (`dict`): equal to what was saved, with all tensors on the CPU.
+        """
+
+    def train(
+        self,
+        resume_from_checkpoint: str | Path | bool | None = None,
+        trial: Any = None,
+        ignore_keys_for_eval: list[str] | None = None,
+    ) -> Any:
+        """Trains; see `Trainer.train`.
+
+        Args:
+            resume_from_checkpoint (`str`, `Path` or `bool`, *optional*): a checkpoint's folder, or `True` for the
+                newest whole one in `output_dir`, or a fresh start where there is none.
+            trial: of a hyper-parameter search.
+            ignore_keys_for_eval (`list[str]`, *optional*): outputs of the model to leave out in evaluations.
+
+        Raises:
+            CheckpointError: the folder is not a whole checkpoint, or was saved by another number of processes.
+        """
+        checkpoint = self._checkpoint_to_resume(resume_from_checkpoint)
+        with self._sigterm.caught():
+            return super().train(checkpoint, trial, ignore_keys_for_eval)
+
+    def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
+        """See `Trainer.evaluate`; during training, the random number generators are left as they were."""
+        if not self.is_in_train:
+            return super().evaluate(*args, **kwargs)
+        with _unchanged_generators():
+            return super().evaluate(*args, **kwargs)
+
+    def _checkpoint_to_resume(self, asked: str | Path | bool | None) -> str | None:
+        output_dir = Path(self._get_output_dir(None))
+        if self.args.should_save and output_dir.is_dir():
+            settle(output_dir)
+        self.accelerator.wait_for_everyone()
+        if asked is None or asked is False:
+            return None
+        if asked is True:
+            folder = self._newest_checkpoint()
+            if folder is None:
+                logger.warning("%s holds no whole checkpoint; training starts afresh", output_dir)
+                return None
+        else:
+            folder = os.fspath(asked)
+            reasons = missing_parts(folder)
+            if reasons:
+                whole = ", ".join(whole_checkpoints(output_dir).values()) or "none"
+                raise CheckpointError(
+                    f"resume_from_checkpoint={folder!r} is not a whole checkpoint: {'; '.join(reasons)}. "
+                    f"Whole ones in output_dir: {whole}; resume_from_checkpoint=True takes the newest"
+                )
+        self._check_resumable(Path(folder))
+        logger.info("resuming from %s", folder)
+        return folder
+
+    def _newest_checkpoint(self) -> str | None:
+        """The newest one that is whole for every process (they may see different disks)."""
+        whole = whole_checkpoints(self._get_output_dir(None))
+        common = set(whole).intersection(*gather_object([list(whole)]))
+        return whole[max(common)] if common else None
+
+    def _check_resumable(self, folder: Path) -> None:
+        manifest = json.loads((folder / MANIFEST).read_text())
+        if not manifest["resumable"]:
+            raise CheckpointError(
+                f"{folder} was saved with save_only_model=True: it has weights, but no optimizer, scheduler and random "
+                f"number generators. Load the weights and train from there without resume_from_checkpoint"
+            )
+        saved, now = manifest["num_processes"], self.args.world_size
+        if saved != now:
+            raise CheckpointError(
+                f"{folder} was saved by {saved} process(es) and this run has {now}; resume with "
+                f"`accelerate launch --num_processes {saved}`, or load the weights and train without "
+                f"resume_from_checkpoint"
+            )
+
+    def _get_output_dir(self, trial: Any) -> str:
+        return str(self._staging) if self._staging is not None else super()._get_output_dir(trial)
+
+    def _save_checkpoint(self, model: torch.nn.Module, trial: Any) -> None:
+        run_dir = self._get_output_dir(trial)
+        folder = os.path.join(run_dir, f"checkpoint-{self.state.global_step}")
+        staged = Path(run_dir, UNFINISHED, Path(folder).name)
+        if self.args.should_save:
+            os.makedirs(run_dir, exist_ok=True)
+            settle(Path(run_dir))
+        self.accelerator.wait_for_everyone()
+        with self._writing_to(staged.parent):
+            super()._save_checkpoint(model, trial)
+        if not self.args.save_only_model:
+            self._save_extra_state(staged)
+        best = os.path.join(run_dir, f"checkpoint-{self.state.best_global_step}")
+        if self.state.best_global_step and (best == folder or os.path.isdir(best)):
+            self.state.best_model_checkpoint = best
+        self.accelerator.wait_for_everyone()
+        if self.args.should_save:
+            # once more, now with the name under which the best checkpoint will be found
+            self.state.save_to_json(str(staged / "trainer_state.json"))
+            self._write_manifest(staged)
+            publish(staged, Path(folder))
+        self.accelerator.wait_for_everyone()
+        if self.args.push_to_hub:
+            self._push_from_checkpoint(folder)
+        if self.args.should_save:
+            rotate(run_dir, folder, self.args.save_total_limit, self.state.best_model_checkpoint)
+
+    @contextlib.contextmanager
+    def _writing_to(self, staging: Path) -> Iterator[None]:
+        self._staging = staging
+        # on the instance, so that it holds wherever in the order of classes another override stands
+        vars(self)["_push_from_checkpoint"] = lambda checkpoint_folder: None
+        try:
+            yield
+        finally:
+            self._staging = None
+            del vars(self)["_push_from_checkpoint"]
+
+    def _state_name(self) -> str:
+        return f"{STATE}.pt" if self.args.world_size == 1 else f"{STATE}_{self.args.process_index}.pt"
+
+    def _save_extra_state(self, staged: Path) -> None:
+        extra = self.extra_state()
+        check_plain(extra, "extra_state()")
+        losses = {"sum": self._tr_loss.detach().cpu().clone(), "logged_step": self._globalstep_last_logged}
+        torch.save({"extra": extra, "losses": losses}, staged / self._state_name())
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        super()._load_optimizer_and_scheduler(checkpoint)
+        if checkpoint is not None:
+            state = torch.load(Path(checkpoint, self._state_name()), map_location="cpu", weights_only=True)
+            self._loaded_losses = state["losses"]
+            self.load_extra_state(state["extra"])
+
+    def _run_epoch(self, *args: Any, **kwargs: Any) -> None:
+        # transformers takes one step more where a run that is over is resumed inside an epoch
+        if self.state.global_step >= self.state.max_steps:
+            self.control.should_training_stop = True
+        else:
+            super()._run_epoch(*args, **kwargs)
+
+    def _restore_losses(self) -> None:
+        """The losses since the last log, so that the next log says what it would have said without the break."""
+        if self._loaded_losses is None:
+            return
+        self._tr_loss = self._loaded_losses["sum"].to(self.args.device)
+        self._globalstep_last_logged = self._loaded_losses["logged_step"]
+        # `train_loss` is the mean over the steps of this call alone
+        self._total_loss_scalar = -self._tr_loss.item()
+        self._loaded_losses = None
+
+    def _write_manifest(self, staged: Path) -> None:
+        files = {
+            str(path.relative_to(staged)): path.stat().st_size for path in sorted(staged.rglob("*")) if path.is_file()
+        }
+        manifest = {
+            "global_step": self.state.global_step,
+            "num_processes": self.args.world_size,
+            "resumable": not self.args.save_only_model,
+            "files": files,
+        }
+        (staged / MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n")
+
+
+class _SaveAtSigterm(TrainerCallback):
+    """Notes SIGTERM, and stops training at the next step's end with a checkpoint."""
+
+    def __init__(self, trainer: DurableTrainer) -> None:
+        self.trainer = trainer
+        self.is_asked = False
+        self.is_stopping = False
+        self.saved_step = -1
+
+    @contextlib.contextmanager
+    def caught(self) -> Iterator[None]:
+        self.is_asked = self.is_stopping = False
+        self.saved_step = -1
+        former = None
+        if threading.current_thread() is threading.main_thread():
+            former = signal.getsignal(signal.SIGTERM)
+        # None: not set from Python, so it could not be put back; ignored signals stay ignored
+        is_caught = former not in (None, signal.SIG_IGN)
+        if is_caught:
+            signal.signal(signal.SIGTERM, self._note)
+        try:
+            yield
+        except BaseException:
+            if self.is_asked:
+                logger.error("training failed after SIGTERM had come", exc_info=True)
+            raise
+        finally:
+            if is_caught:
+                signal.signal(signal.SIGTERM, former)
+            if self.is_asked or self.is_stopping:
+                signal.raise_signal(signal.SIGTERM)
+
+    def _note(self, signum: int, frame: Any) -> None:
+        self.is_asked = True
+
+    def _is_asked_anywhere(self) -> bool:
+        if self.trainer.args.world_size == 1:
+            return self.is_asked
+        flag = torch.tensor([float(self.is_asked)], device=self.trainer.args.device)
+        return bool(self.trainer.accelerator.reduce(flag, "sum").item())
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self.trainer._restore_losses()
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if not self._is_asked_anywhere():
+            return
+        self.is_stopping = True
+        logger.warning("SIGTERM: a checkpoint is saved at step %d, and training stops", state.global_step)
+        control.should_training_stop = True
+        if control.should_evaluate:
+            self.trainer._save_checkpoint(self.trainer.model_wrapped, trial=None)
+        control.should_save = True
+
+    def on_epoch_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if not self.is_stopping:
+            return
+        if state.epoch % 1:
+            # the epoch was left, not ended: nothing is due
+            control.should_evaluate = control.should_log = False
+            control.should_save = self.saved_step != state.global_step
+        elif control.should_evaluate or self.saved_step != state.global_step:
+            control.should_save = True
+
+    def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self.saved_step = state.global_step
+
+
+@contextlib.contextmanager
+def _unchanged_generators() -> Iterator[None]:
+    python, numpy = random.getstate(), np.random.get_state()
+    devices = [torch.cuda.current_device()] if torch.cuda.is_initialized() else []
+    with torch.random.fork_rng(devices):
+        try:
+            yield
+        finally:
+            random.setstate(python)
+            np.random.set_state(numpy)

@@ -1,0 +1,252 @@
+"""Texts that an ensemble writes, what they are worth, and evaluations of them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import Any
+
+import torch
+from accelerate.utils import gather_object
+from torch import nn
+from transformers import Trainer
+from transformers.trainer_utils import EvalLoopOutput
+
+from hf_rlae.ensemble import EnsembleForCausalLM
+from hf_rlae.objectives import Objective
+from hf_rlae.rewards.calls.resolve import RewardCalls
+from hf_rlae.trainers.durable.finite import check_finite
+from hf_rlae.trainers.rlae.checks import check_evaluated
+from hf_rlae.trainers.rlae.configuration_rlae import RLAEConfig
+from hf_rlae.trainers.rlae.member_watch import MemberWatch
+from hf_rlae.trainers.rlae.reports import CompletionLog, RolloutProgress, rollout_metrics
+from hf_rlae.trainers.rlae.rollouts import Rollouts, Sampling, concatenate, write_rollouts
+from hf_rlae.trainers.rlae.row_noise import seed_of
+
+EVAL_SEEDS, TRAIN_SEEDS = 0, 1
+
+
+class RolloutTrainer(Trainer):
+    """A mixin for trainers of policies: lets an ensemble write, has the texts judged, and evaluates.
+
+    Source: ours.
+    """
+
+    args: RLAEConfig
+    ensemble: EnsembleForCausalLM
+    objective: Objective
+    reward_calls: RewardCalls
+    completion_log: CompletionLog
+    _metrics: dict[str, dict[str, list[float]]]
+    _reported: dict[str, list[float]]
+    _evaluated: list[tuple[Rollouts, torch.Tensor]]
+    _is_evaluating = False
+
+    @property
+    def policy(self) -> Any:
+        """The policy, without wrappers of several processes."""
+        return self.accelerator.unwrap_model(self.model)
+
+    @property
+    def member_names(self) -> list[str]:
+        """How metrics call the members: the last part of their names, numbered where that is not unique."""
+        names = [str(member.name).rstrip("/").split("/")[-1] for member in self.ensemble.members]
+        return [name if names.count(name) == 1 else f"{name}-{index}" for index, name in enumerate(names)]
+
+    def roll_out(self, inputs: list[dict[str, Any]], seeds: Sequence[int] | None, explores: bool) -> Rollouts:
+        """Writes one text for each example. An override point.
+
+        Args:
+            inputs (`list[dict]`): examples, each with `prompt`; samples of one prompt are several equal examples.
+            seeds (`Sequence[int]`, *optional*): one a row, from which everything random is drawn; `None` for the
+                likeliest tokens.
+            explores (`bool`): whether the policy draws its actions, or acts with its deterministic weights.
+
+        Returns:
+            `Rollouts`: one row an example.
+        """
+        args = self.args
+        prompts = [example["prompt"] for example in inputs]
+        sampling = Sampling(
+            args.max_completion_length,
+            None if seeds is None else tuple(seeds),
+            explores,
+            args.temperature,
+            args.top_p,
+            args.top_k,
+            keeps_logps="member_logps" in self.objective.batch_axes and not self._is_evaluating,
+        )
+        was_training = self.policy.training
+        self.policy.eval()
+        try:
+            with RolloutProgress(args, self.is_local_process_zero()) as progress:
+                return write_rollouts(self.ensemble, self.policy, self._encode(prompts), prompts, sampling, progress)
+        finally:
+            self.policy.train(was_training)
+
+    def _encode(self, prompts: list[Any]) -> dict[str, torch.Tensor]:
+        tokenizer = self.ensemble.tokenizer
+        if isinstance(prompts[0], str):
+            encoded = tokenizer(prompts, return_tensors="pt", padding=True)
+            names = ["input_ids", "attention_mask"]
+        else:
+            encoded = tokenizer.apply_chat_template(prompts, add_generation_prompt=True)
+            names = ["input_ids", "attention_mask", "member_input_ids", "member_attention_mask"]
+        return {name: encoded[name].to(self.ensemble.device) for name in names}
+
+    def _calculate_rewards(
+        self,
+        inputs: list[dict[str, Any]],
+        prompts: list[Any],
+        completions: list[Any],
+        completion_ids_list: list[list[int]],
+    ) -> torch.Tensor:
+        """Rewards of shape `(N, F)`, of this process's texts; NaN where a function returned `None`. An override point.
+
+        Args:
+            inputs (`list[dict]`): the examples, whose columns reward functions get.
+            prompts, completions (`list`): strings, or messages.
+            completion_ids_list (`list[list[int]]`): union ids, without padding.
+        """
+        return self.reward_calls(
+            inputs,
+            prompts,
+            completions,
+            completion_ids_list,
+            trainer_state=self.state,
+            log_extra=self.completion_log.log_extra,
+            log_metric=lambda name, value: self._reported[name].append(float(value)),
+        )
+
+    @property
+    def _mode(self) -> str:
+        return "eval" if self._is_evaluating else "train"
+
+    def _written(self, inputs: list[dict[str, Any]], seeds: Sequence[int] | None, explores: bool) -> Rollouts:
+        """`roll_out`, by members and a policy that are looked at."""
+        step = self._next_step
+        with MemberWatch(self.ensemble.members, step):
+            rollouts = self.roll_out(inputs, seeds, explores)
+        mask = rollouts.span_mask
+        check_finite(rollouts.weights[mask], "weights", self.member_names, step)
+        check_finite(rollouts.old_values[mask], "values of the policy", None, step)
+        return rollouts
+
+    def _score(self, inputs: list[dict[str, Any]], rollouts: Rollouts) -> torch.Tensor:
+        """Rewards of all processes' texts, `(N, F)`."""
+        lengths = rollouts.completion_mask.sum(1).tolist()
+        ids = [row[:length] for row, length in zip(rollouts.completion_ids.tolist(), lengths, strict=True)]
+        given = self._calculate_rewards(inputs, rollouts.prompts, rollouts.completions, ids)
+        rewards = self.reward_calls.check(given, len(rollouts))
+        check_finite(rewards.masked_fill(rewards.isnan(), 0.0), "rewards", self.reward_calls.names, self._next_step)
+        parts = self._gathered((rewards, self.completion_log.taken(), dict(self._reported)))
+        self._reported.clear()
+        self.completion_log.gather([(extra, len(rows)) for rows, extra, _ in parts])
+        for _, _, reported in parts:
+            for name, values in reported.items():
+                self._metrics[self._mode][name].extend(values)
+        return torch.cat([rows for rows, _, _ in parts])
+
+    @property
+    def _next_step(self) -> int:
+        return self.state.global_step + 1
+
+    def _gathered(self, value: Any) -> list[Any]:
+        """What every process has, in their order."""
+        return gather_object([value]) if self.accelerator.num_processes > 1 else [value]
+
+    def _seeds(self, kind: int, number: int, rows: int) -> list[int]:
+        start = self.accelerator.process_index * rows
+        return [seed_of(self.args.seed, kind, number, row) for row in range(start, start + rows)]
+
+    def _described(self, rollouts: Rollouts, rewards_per_func: torch.Tensor, num_generations: int) -> dict[str, float]:
+        """Metrics of what all processes wrote."""
+        rewards = self.reward_calls.weighted(rewards_per_func)
+        return rollout_metrics(
+            rollouts, rewards_per_func, rewards, num_generations, self.reward_calls.names, self.member_names
+        )
+
+    # -- evaluation ---------------------------------------------------------------------------------------
+
+    @contextmanager
+    def _evaluation(self) -> Iterator[None]:
+        before, self._is_evaluating = self._is_evaluating, True
+        try:
+            yield
+        finally:
+            self._is_evaluating = before
+
+    def evaluate(self, eval_dataset: Any = None, *args: Any, **kwargs: Any) -> dict[str, float]:
+        """See `Trainer.evaluate`: rewards of texts that are written with deterministic weights.
+
+        Raises:
+            ConfigError: the dataset is empty, or has no column `prompt`.
+            InputError: an empty prompt, or one that leaves a member's context no room.
+        """
+        if eval_dataset is not None and not isinstance(eval_dataset, str):
+            check_evaluated(self.ensemble, self.args, eval_dataset)
+        with self._evaluation():
+            return super().evaluate(eval_dataset, *args, **kwargs)
+
+    def predict(self, *args: Any, **kwargs: Any) -> Any:
+        """See `Trainer.predict`: its `metrics` are those of an evaluation."""
+        with self._evaluation():
+            return super().predict(*args, **kwargs)
+
+    def evaluation_loop(
+        self,
+        dataloader: Any,
+        description: str,
+        prediction_loss_only: bool | None = None,
+        ignore_keys: list[str] | None = None,
+        metric_key_prefix: str = "eval",
+    ) -> EvalLoopOutput:
+        """See `Trainer.evaluation_loop`; metrics are those of the whole dataset, each text counted once."""
+        self._evaluated.clear()
+        self._metrics["eval"].clear()
+        output = super().evaluation_loop(dataloader, description, prediction_loss_only, ignore_keys, metric_key_prefix)
+        rollouts = concatenate([part for part, _ in self._evaluated])
+        rewards_per_func = torch.cat([rewards for _, rewards in self._evaluated])
+        self._evaluated.clear()
+        wanted = self.num_examples(dataloader) * self.args.num_generations_eval
+        if len(rollouts) > wanted:  # several processes repeat the first texts to fill their last batches
+            rollouts, rewards_per_func = rollouts.select(range(wanted)), rewards_per_func[:wanted]
+            self.completion_log.keep(wanted)
+        metrics = self._described(rollouts, rewards_per_func, self.args.num_generations_eval)
+        metrics |= {name: mean_of(values) for name, values in self._metrics["eval"].items()}
+        named: dict[str, Any] = {f"{metric_key_prefix}_{name}": or_none(value) for name, value in metrics.items()}
+        output = output._replace(metrics={**(output.metrics or {}), **named})
+        names = self.reward_calls.names
+        self.completion_log.add(rollouts, rewards_per_func, names, self.member_names, metric_key_prefix)
+        return output
+
+    def _determine_best_metric(self, metrics: dict[str, Any], trial: Any) -> bool:
+        """See `Trainer`; an evaluation in which nothing could be judged is never the best."""
+        name = str(self.args.metric_for_best_model).removeprefix("eval_")
+        if f"eval_{name}" in metrics and metrics[f"eval_{name}"] is None:
+            return False
+        return super()._determine_best_metric(metrics, trial)
+
+    def prediction_step(
+        self, model: nn.Module, inputs: Any, prediction_loss_only: bool, ignore_keys: list[str] | None = None
+    ) -> tuple[None, None, None]:
+        """Writes one batch's texts and keeps their rewards."""
+        seeds = self._seeds(EVAL_SEEDS, len(self._evaluated), len(inputs)) if self.args.eval_do_sample else None
+        rollouts = self._written(inputs, seeds, explores=False)
+        rewards_per_func = self._score(inputs, rollouts)
+        rollouts = replace(rollouts, observation={}, member_logps=None, old_mixture_logps=None)
+        self._evaluated.append((concatenate(self._gathered(rollouts.to("cpu"))), rewards_per_func))
+        return None, None, None
+
+
+def mean_of(values: Sequence[float]) -> float:
+    """Of those that are numbers; NaN if there are none."""
+    valid = [value for value in values if not math.isnan(value)]
+    return sum(valid) / len(valid) if valid else math.nan
+
+
+def or_none(value: float) -> float | None:
+    """As TRL logs what is not known: some loggers refuse NaN."""
+    return None if math.isnan(value) else value

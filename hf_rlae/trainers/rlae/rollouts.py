@@ -1,0 +1,280 @@
+"""Rollouts: texts that an ensemble wrote, with what an update of its policy needs. Nothing of the vocabulary's size."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+from typing import Any
+
+import torch
+from transformers import LogitsProcessorList, TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
+from transformers.generation.streamers import BaseStreamer
+
+from hf_rlae.ensemble import EnsembleForCausalLM
+from hf_rlae.ensemble.member_scores import score_members
+from hf_rlae.objectives import mixture_logps, spans_of_tokens
+from hf_rlae.trainers.rlae.batch_shrinking import Written, end_ids_of, write_in_waves
+from hf_rlae.trainers.rlae.row_noise import RowSampler, row_uniforms, seed_of
+from hf_rlae.trainers.rlae.span_recorder import SpanRecorder, recording
+
+_PADDING = {"span_index": -1, "member_logps": torch.nan, "old_mixture_logps": torch.nan}
+
+
+@dataclass
+class Rollouts:
+    """N texts with what the policy saw, said and led to. Axes: N rows, T tokens, S spans, M members.
+
+    Attributes:
+        prompts (`list[str]` or `list[list[dict]]`), completions (the same form): one a row.
+        completion_ids (`torch.LongTensor` of shape `(N, T)`): union ids, padded on the right.
+        completion_mask (`torch.BoolTensor` of shape `(N, T)`): the tokens up to and with the one that ends a text.
+        span_index (`torch.LongTensor` of shape `(N, T)`): the span of each token; -1 where there is none.
+        span_mask (`torch.BoolTensor` of shape `(N, S)`): which spans exist.
+        observation (`dict[str, torch.Tensor]`, each of shape `(N, S, ...)`): what the policy saw.
+        weights (`torch.FloatTensor` of shape `(N, S, M)`): what the policy gave, before the ensemble cut small ones.
+        actions (`torch.FloatTensor` of shape `(N, S, M)`, *optional*): what was drawn.
+        old_log_probs (`torch.FloatTensor` of shape `(N, S)` or `(N, S, M)`, *optional*): their log-densities, in nats.
+        old_values (`torch.FloatTensor` of shape `(N, S)`): the critic's estimates.
+        is_ended (`torch.BoolTensor` of shape `(N,)`): whether a text ended by itself, not for want of tokens.
+        member_logps (`torch.FloatTensor` of shape `(N, T, M)`, *optional*): what each member gave to each token, in
+            nats; NaN where it had no weight, minus infinity where it could not propose it.
+        old_mixture_logps (`torch.FloatTensor` of shape `(N, T)`, *optional*): of each token in the mixture, in nats.
+        advantages (`torch.FloatTensor` of shape `(N,)` or `(N, S)`, *optional*): added once rewards are known.
+        returns (`torch.FloatTensor` of shape `(N, S)`, *optional*): what the critic learns; added with them.
+    """
+
+    prompts: list[Any]
+    completions: list[Any]
+    completion_ids: torch.Tensor
+    completion_mask: torch.Tensor
+    span_index: torch.Tensor
+    span_mask: torch.Tensor
+    observation: dict[str, torch.Tensor]
+    weights: torch.Tensor
+    old_values: torch.Tensor
+    is_ended: torch.Tensor
+    actions: torch.Tensor | None = None
+    old_log_probs: torch.Tensor | None = None
+    member_logps: torch.Tensor | None = None
+    old_mixture_logps: torch.Tensor | None = None
+    advantages: torch.Tensor | None = None
+    returns: torch.Tensor | None = None
+
+    def __len__(self) -> int:
+        return len(self.prompts)
+
+    def tensors(self) -> dict[str, torch.Tensor]:
+        """The tensors by name, without the observation."""
+        values = {entry.name: getattr(self, entry.name) for entry in fields(self)}
+        return {name: value for name, value in values.items() if isinstance(value, torch.Tensor)}
+
+    def select(self, rows: Sequence[int]) -> Rollouts:
+        """Some of the rows, in the order given."""
+        index = torch.tensor(list(rows), dtype=torch.long)
+        changed: dict[str, Any] = {name: tensor[index.to(tensor.device)] for name, tensor in self.tensors().items()}
+        changed["observation"] = {name: tensor[index.to(tensor.device)] for name, tensor in self.observation.items()}
+        changed["prompts"] = [self.prompts[row] for row in rows]
+        changed["completions"] = [self.completions[row] for row in rows]
+        return Rollouts(**changed)
+
+    def to(self, device: torch.device | str) -> Rollouts:
+        """The same on another device."""
+        moved: dict[str, Any] = {name: tensor.to(device) for name, tensor in self.tensors().items()}
+        moved["observation"] = {name: tensor.to(device) for name, tensor in self.observation.items()}
+        return Rollouts(self.prompts, self.completions, **moved)
+
+    def state(self) -> dict[str, Any]:
+        """Plain containers of tensors, to be saved; see `from_state`."""
+        return {
+            "prompts": self.prompts,
+            "completions": self.completions,
+            "observation": self.observation,
+            **self.tensors(),
+        }
+
+    @classmethod
+    def from_state(cls, state: dict[str, Any]) -> Rollouts:
+        """What `state` was made of."""
+        return cls(**state)
+
+
+def concatenate(parts: Sequence[Rollouts]) -> Rollouts:
+    """All rows of several rollouts; shorter ones are padded.
+
+    Args:
+        parts (`Sequence[Rollouts]`): with the same optional fields.
+    """
+    if len(parts) == 1:
+        return parts[0]
+    joined: dict[str, Any] = {
+        name: _joined([part.tensors()[name] for part in parts], _PADDING.get(name, 0)) for name in parts[0].tensors()
+    }
+    joined["observation"] = {
+        name: _joined([part.observation[name] for part in parts], 0) for name in parts[0].observation
+    }
+    joined["prompts"] = [prompt for part in parts for prompt in part.prompts]
+    joined["completions"] = [completion for part in parts for completion in part.completions]
+    return Rollouts(**joined)
+
+
+def _joined(tensors: Sequence[torch.Tensor], value: float) -> torch.Tensor:
+    shape = [max(sizes) for sizes in zip(*(tensor.shape[1:] for tensor in tensors), strict=True)]
+    padded = []
+    for tensor in tensors:
+        if list(tensor.shape[1:]) != shape:
+            wide = tensor.new_full((len(tensor), *shape), value)
+            wide[tuple(slice(size) for size in tensor.shape)] = tensor
+            tensor = wide
+        padded.append(tensor)
+    return torch.cat(padded)
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How texts are written.
+
+    Attributes:
+        max_completion_length (`int`): tokens at most.
+        seeds (`tuple[int, ...]` or `None`): one a row, from which tokens and actions are drawn; `None` writes the
+            likeliest tokens.
+        explores (`bool`): whether actions are drawn.
+        temperature (`float`), top_p (`float`), top_k (`int`): as in transformers; 0 leaves all tokens.
+        keeps_logps (`bool`): whether the members' log-probabilities are wanted.
+    """
+
+    max_completion_length: int
+    seeds: tuple[int, ...] | None
+    explores: bool = False
+    temperature: float = 1.0
+    top_p: float = 1.0
+    top_k: int = 0
+    keeps_logps: bool = True
+
+
+def write_rollouts(
+    ensemble: EnsembleForCausalLM,
+    policy: Any,
+    inputs: dict[str, torch.Tensor],
+    prompts: Sequence[Any],
+    sampling: Sampling,
+    streamer: BaseStreamer | None = None,
+) -> Rollouts:
+    """Lets an ensemble continue prompts and keeps what the policy did.
+
+    The policy is asked at every span's first token about the text as it stands. A prompt that several rows share is
+    read once, and texts that have ended are not run on (see `write_in_waves`). Where the ensemble draws members, their
+    log-probabilities come from one more pass over the finished texts. With different tokenizers that pass costs as much
+    as writing with all members, so instead of drawn tokens those of the mixture itself are sampled there.
+
+    Args:
+        ensemble (`EnsembleForCausalLM`): that writes; its own policy is not asked.
+        policy (`PolicyModel`): that is.
+        inputs: `input_ids` and `attention_mask` of shape `(N, L)`, and `member_input_ids` and `member_attention_mask`
+            of chats.
+        prompts: one a row, strings or messages, as they were given.
+        sampling (`Sampling`): how.
+        streamer (*optional*): told of every step.
+    """
+    seeds = sampling.seeds
+    seeds_of = None
+    if sampling.explores and seeds is not None:
+        seeds_of = lambda span, rows: [seed_of(seeds[row], 1, span) for row in rows]  # noqa: E731
+    recorder = SpanRecorder(policy, len(prompts), seeds_of)
+    columns = inputs["input_ids"].shape[1]
+    draws = seeds is not None and _draws(ensemble, sampling)
+    uniforms = None
+    if seeds is not None:
+        uniforms = row_uniforms([seed_of(seed, 0) for seed in seeds], sampling.max_completion_length)
+    with torch.no_grad(), recording(ensemble, recorder, draws), torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(seed_of(*(seeds or ()), 2))
+        written = write_in_waves(
+            ensemble,
+            ensemble.new_cache(record=sampling.keeps_logps and not draws),
+            inputs,
+            sampling.max_completion_length,
+            recorder,
+            lambda rows: {
+                "logits_processor": _processors(sampling, None if uniforms is None else uniforms[rows], columns),
+                "do_sample": False,  # a processor draws
+                "streamer": streamer,
+            },
+        )
+        if not sampling.keeps_logps:
+            written.member_logps = None
+        elif draws:
+            mask = torch.cat([inputs["attention_mask"], torch.ones_like(written.completion_ids)], dim=1)
+            sequences = torch.cat([inputs["input_ids"], written.completion_ids], dim=1)
+            written.member_logps = score_members(ensemble, sequences, mask, columns, inputs, written.span_weights)
+    return _rollouts(ensemble, recorder, written, prompts)
+
+
+def _draws(ensemble: EnsembleForCausalLM, sampling: Sampling) -> bool:
+    """Whether one drawn member is run at a time."""
+    is_plain = sampling.temperature == 1.0 and sampling.top_p >= 1.0 and not sampling.top_k
+    has_same_law = is_plain and ensemble.config.draw == "token"  # as the mixture
+    reads_twice = sampling.keeps_logps and ensemble.union is not None
+    return ensemble.config.draw is not None and not (has_same_law and reads_twice)
+
+
+def _processors(sampling: Sampling, uniforms: torch.Tensor | None, columns: int) -> LogitsProcessorList:
+    processors = LogitsProcessorList()
+    if uniforms is None:
+        return processors
+    if sampling.temperature != 1.0:
+        processors.append(TemperatureLogitsWarper(float(sampling.temperature)))
+    if sampling.top_k:
+        processors.append(TopKLogitsWarper(sampling.top_k))
+    if sampling.top_p < 1.0:
+        processors.append(TopPLogitsWarper(sampling.top_p))
+    processors.append(RowSampler(uniforms, columns))
+    return processors
+
+
+def _rollouts(
+    ensemble: EnsembleForCausalLM, recorder: SpanRecorder, written: Written, prompts: Sequence[Any]
+) -> Rollouts:
+    ids, member_logps = written.completion_ids, written.member_logps
+    is_end = torch.isin(ids, end_ids_of(ensemble))
+    mask = (is_end.cumsum(1) - is_end.long()) == 0
+    span_index, span_mask = spans_of_tokens(mask, ensemble.config.span_length)
+    spans = span_mask.shape[1]
+    said = {name: recorder.said(name, spans, ids.device) for name in ("weights", "values", "actions", "log_probs")}
+    weights, values = said["weights"], said["values"]
+    assert weights is not None
+    assert values is not None
+    if member_logps is not None:
+        member_logps = _with_weight(member_logps, written.span_weights, span_index)
+    return Rollouts(
+        prompts=list(prompts),
+        completions=_completions(ensemble, ids, mask, prompts),
+        completion_ids=ids,
+        completion_mask=mask,
+        span_index=span_index,
+        span_mask=span_mask,
+        observation=recorder.seen(spans),
+        weights=weights,
+        old_values=values,
+        is_ended=is_end.any(1),
+        actions=said["actions"],
+        old_log_probs=said["log_probs"],
+        member_logps=member_logps,
+        old_mixture_logps=None if member_logps is None else mixture_logps(weights, member_logps, span_index),
+    )
+
+
+def _with_weight(member_logps: torch.Tensor, span_weights: torch.Tensor, span_index: torch.Tensor) -> torch.Tensor:
+    """NaN where there is no token, and where the weight of a member was cut that was run for other rows."""
+    rows = torch.arange(len(span_index), device=span_index.device)[:, None]
+    held = span_weights.to(span_index.device)[rows, span_index.clamp(min=0)]
+    return member_logps.masked_fill((span_index < 0)[..., None] | (held == 0), torch.nan)
+
+
+def _completions(
+    ensemble: EnsembleForCausalLM, completion_ids: torch.Tensor, mask: torch.Tensor, prompts: Sequence[Any]
+) -> list[Any]:
+    lengths = mask.sum(1).tolist()
+    ids = [row[:length] for row, length in zip(completion_ids.tolist(), lengths, strict=True)]
+    texts = ensemble.tokenizer.batch_decode(ids, skip_special_tokens=True)
+    if isinstance(prompts[0], str):
+        return list(texts)
+    return [[{"role": "assistant", "content": text}] for text in texts]
