@@ -114,7 +114,7 @@ def live_token(ensemble: EnsembleForCausalLM, cache: EnsembleCache, token: int) 
     Raises:
         InputError: the cache has nothing on record: it was made without `record=True`, or nothing was written yet.
     """
-    if cache.clock is None or cache.trace.pending is None:
+    if not cache.has_spans or cache.trace.pending is None:
         raise InputError(
             "cache holds no scores of the newest token; make it with ensemble.new_cache(record=True) and give it to "
             "`generate` as past_key_values"
@@ -124,8 +124,8 @@ def live_token(ensemble: EnsembleForCausalLM, cache: EnsembleCache, token: int) 
     return TracedToken(
         token,
         ensemble.pieces[token] or b"",
-        int(cache.clock.span_of(column)[0]),
-        tuple(cache.clock.weights(column, column + 1)[0, 0].tolist()),
+        int(cache.spans.span_of(column)[0]),
+        tuple(cache.spans.weights(column, column + 1)[0, 0].tolist()),
         tuple(logps.tolist()),
     )
 

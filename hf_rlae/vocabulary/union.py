@@ -170,7 +170,7 @@ class Alignment:
         cleared (`torch.LongTensor`): which of those have no mass of their own; `moved_from`, `moved_to` say where the
             mass of all ids goes that are not copied.
         text_ids (`torch.LongTensor` of shape `(N,)`): the member's text ids in the order of their bytes.
-        silent_ids (`torch.LongTensor`): ids that are neither text nor ends; they have no part in the mixture.
+        excluded_ids (`torch.LongTensor`): ids that are neither text nor ends; they have no part in the mixture.
     """
 
     def __init__(self, vocabulary: ByteVocabulary, union: UnionVocabulary, end_ids: Sequence[int]) -> None:
@@ -199,7 +199,7 @@ class Alignment:
         text_ends = [i for i in self.end_ids if vocabulary.pieces[i]]
         self._text_ends = torch.tensor(text_ends, dtype=torch.long) if text_ends else None
         silent = [i for i, piece in enumerate(vocabulary.pieces) if not piece and i not in ends]
-        self.silent_ids = torch.tensor(silent, dtype=torch.long)
+        self.excluded_ids = torch.tensor(silent, dtype=torch.long)
         self.copied, self.cleared, self.moved_from, self.moved_to = self._find_copied(gather)
         self._tails: dict[bytes, TailMap] = {}
         self._targets: dict[tuple[bytes, bytes], Target] = {}
@@ -214,7 +214,7 @@ class Alignment:
         if 2 * copied < size or len(rest) > size // 16:
             copied, rest = 0, rest[:0]
         cleared = (gather[:copied] == size).nonzero()[:, 0]
-        cleared = cleared[~torch.isin(cleared, self.silent_ids)]
+        cleared = cleared[~torch.isin(cleared, self.excluded_ids)]
         return copied, cleared, torch.cat([gather[rest], self.extra_from]), torch.cat([rest, self.extra_to])
 
     def tail_map(self, tail: bytes) -> TailMap:

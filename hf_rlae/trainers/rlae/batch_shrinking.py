@@ -90,9 +90,11 @@ def write_in_waves(
     parts: list[tuple[torch.Tensor, Any, int]] = []
     while True:
         read = inputs["input_ids"].shape[1]
-        criteria = StoppingCriteriaList([] if ensemble.config.draw is not None else [Thinning(ends, read)])
-        out: Any = ensemble.generate(
-            **inputs,  # type: ignore[arg-type]
+        criteria = StoppingCriteriaList(
+            [] if ensemble.config.draw is not None and cache.may_draw else [Thinning(ends, read)]
+        )
+        out: Any = ensemble.generate(  # type: ignore[call-overload]
+            **inputs,
             past_key_values=cache,
             max_new_tokens=max_new_tokens - (read - columns),
             num_beams=1,

@@ -197,7 +197,7 @@ def wrap_policy(ensemble: EnsembleForCausalLM, peft_config: Any) -> Any:
         ConfigError: a policy in half precision without `peft_config`; or `peft_config` for a policy without an
             encoder, or peft is not installed.
     """
-    policy = ensemble.policy
+    policy: Any = ensemble.policy
     if peft_config is None:
         halved = sorted({str(p.dtype) for p in policy.parameters() if p.requires_grad and p.dtype != torch.float32})
         if halved:

@@ -15,7 +15,7 @@ from hf_rlae.ensemble.member_scores import score_members
 from hf_rlae.objectives import mixture_logps, spans_of_tokens
 from hf_rlae.trainers.rlae.batch_shrinking import Written, end_ids_of, write_in_waves
 from hf_rlae.trainers.rlae.row_noise import RowSampler, row_uniforms, seed_of
-from hf_rlae.trainers.rlae.span_recorder import SpanRecorder, recording
+from hf_rlae.trainers.rlae.span_recorder import SpanRecorder
 
 _PADDING = {"span_index": -1, "member_logps": torch.nan, "old_mixture_logps": torch.nan}
 
@@ -185,11 +185,11 @@ def write_rollouts(
     uniforms = None
     if seeds is not None:
         uniforms = row_uniforms([seed_of(seed, 0) for seed in seeds], sampling.max_completion_length)
-    with torch.no_grad(), recording(ensemble, recorder, draws), torch.random.fork_rng(devices=[]):
+    with torch.no_grad(), torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed_of(*(seeds or ()), 2))
         written = write_in_waves(
             ensemble,
-            ensemble.new_cache(record=sampling.keeps_logps and not draws),
+            ensemble.new_cache(record=sampling.keeps_logps and not draws, policy=recorder, may_draw=draws),
             inputs,
             sampling.max_completion_length,
             recorder,

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hf_rlae import StaticPolicy
-from hf_rlae.ensemble.spans import SpanClock
+from hf_rlae.ensemble.spans import SpanWeights
 from tests.support.ensembles import (
     TEXTS,
     Recorder,
@@ -242,9 +242,10 @@ def test_rows_that_have_ended():
 def test_reordering_keeps_the_spans_of_rows_that_lag_behind():
     """Rows whose completions begin in different columns keep their weights when rows are selected."""
     starts = torch.tensor([1, 9])
-    clock = SpanClock(4, starts, torch.tensor([0, 0]))
+    spans = SpanWeights(4, starts, torch.tensor([0, 0]))
     for column in range(16):
-        for query in clock.queries(column, column + 1):
-            clock.answer(query, torch.tensor([[0.1, 0.9], [0.3, 0.7]]))
-    clock.select(torch.tensor([1, 0]))
-    assert clock.host_weights(15) == [pytest.approx([0.3, 0.7]), pytest.approx([0.1, 0.9])]
+        for query in spans.queries(column, column + 1):
+            weights = torch.tensor([[0.1, 0.9], [0.3, 0.7]])
+            spans.set(query, weights if query.rows is None else weights[query.rows])
+    spans.select(torch.tensor([1, 0]))
+    assert spans.as_lists(15) == [pytest.approx([0.3, 0.7]), pytest.approx([0.1, 0.9])]

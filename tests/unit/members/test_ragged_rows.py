@@ -8,9 +8,9 @@ from collections.abc import Sequence
 import pytest
 import torch
 
-from hf_rlae.members import Member, runners
+from hf_rlae.members import Member, ragged_run
 from hf_rlae.members.ragged_cache import shared_columns
-from hf_rlae.members.ragged_run import Chain, Path, SlotRunner
+from hf_rlae.members.ragged_run import BatchRunner, Chain, Path
 from hf_rlae.members.shared_run import captured_head_input
 from tests.support.models import ARCHITECTURES, RECURRENT, tiny
 from tests.support.tokenizers import byte_level_bpe
@@ -62,9 +62,9 @@ def _close(one: torch.Tensor, other: torch.Tensor) -> None:
 @pytest.mark.parametrize("least_saved", [1, 3, 1000])
 @pytest.mark.parametrize("seed", range(3))
 def test_every_row_is_read_as_if_it_were_alone(member, monkeypatch, least_saved, seed):
-    monkeypatch.setattr(runners, "_LEAST_SAVED", least_saved)
+    monkeypatch.setattr(ragged_run, "_LEAST_SAVED", least_saved)
     rng = random.Random(seed)
-    runner = SlotRunner(member, hidden_tokens=rng.choice([2, 5]))
+    runner = BatchRunner(member, hidden_tokens=rng.choice([2, 5]))
     texts = [tuple(rng.choices(range(20, 300), k=rng.choice([2, 3, 12]))) for _ in range(6)]
     with torch.no_grad():
         first = runner.run([Path(Chain(None, ids), (), 0, 1) for ids in texts])
@@ -100,7 +100,7 @@ def test_every_row_is_read_as_if_it_were_alone(member, monkeypatch, least_saved,
 
 @pytest.mark.parametrize("kind", ["longrope", "dynamic"])
 def test_positions_that_depend_on_the_longest_row_are_read_in_one_pass(monkeypatch, kind):
-    monkeypatch.setattr(runners, "_LEAST_SAVED", 1)
+    monkeypatch.setattr(ragged_run, "_LEAST_SAVED", 1)
     rope = {"rope_type": kind, "rope_theta": 10000.0, "factor": 2.0, "original_max_position_embeddings": 8}
     if kind == "longrope":
         rope |= {"long_factor": [2.0] * 4, "short_factor": [1.0] * 4}
@@ -110,7 +110,7 @@ def test_positions_that_depend_on_the_longest_row_are_read_in_one_pass(monkeypat
     )
     texts = [tuple(range(30, 30 + length)) for length in (2, 2, 2, 12)]
     for member, passes in ((turned, 1), (plain, 2)):
-        runner = SlotRunner(member)
+        runner = BatchRunner(member)
         with torch.no_grad():
             runner.run([Path(Chain(None, ids), (), 0, 1) for ids in texts])
         assert runner.forward_calls == passes

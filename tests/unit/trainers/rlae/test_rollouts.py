@@ -10,10 +10,9 @@ import torch
 from hf_rlae import EnsembleForCausalLM, StaticPolicy
 from hf_rlae.errors import InputError
 from hf_rlae.objectives import objectives
-from hf_rlae.trainers import waves
+from hf_rlae.trainers.rlae import batch_shrinking
 from hf_rlae.trainers.rlae.rollouts import Rollouts, Sampling, concatenate, write_rollouts
-from hf_rlae.trainers.rlae.span_recorder import recording
-from tests.support.ensembles import encode, weights_of_text
+from tests.support.ensembles import encode
 from tests.support.models import pair
 from tests.support.rlae import CHAT_TEMPLATES, PROMPTS, ensemble_of, favouring, members
 from tests.support.tokenizers import byte_level_bpe
@@ -322,17 +321,22 @@ def test_selecting_concatenating_and_saving():
     assert_rows_agree(concatenate([whole.select([row]) for row in range(len(whole))]), whole, exact=True)
 
 
-def test_the_ensemble_is_as_it_was():
+def test_the_ensemble_never_changes_during_a_rollout(monkeypatch):
+    """The policy and the draws of a rollout belong to its call: another thread may use the ensemble meanwhile."""
     ensemble = ensemble_of(draw="word")
-    policy = ensemble.policy
+    policy, attributes = ensemble.policy, dict(vars(ensemble))
+    seen = []
+
+    def watch(self, *args, **kwargs):
+        seen.append((ensemble.policy is policy, ensemble.config.draw, vars(ensemble) == attributes))
+        return generate(self, *args, **kwargs)
+
+    generate = EnsembleForCausalLM.generate
+    monkeypatch.setattr(EnsembleForCausalLM, "generate", watch)
     before = torch.random.get_rng_state()
     rolled(ensemble)
-    assert ensemble.policy is policy
     assert torch.equal(torch.random.get_rng_state(), before)
-    with pytest.raises(KeyError, match="None"), recording(ensemble, lambda state: weights_of_text("", 2), draws=False):
-        raise KeyError(ensemble.config.draw)
-    assert ensemble.policy is policy
-    assert ensemble.config.draw == "word"
+    assert set(seen) == {(True, "word", True)}
 
 
 def ending(kind: str, objective: str, observation: str = "members", **settings):
@@ -366,11 +370,11 @@ def test_waves_write_what_one_generate_writes(kind, objective, observation, span
             lambda _module, args, kwargs: run_rows.__setitem__(0, run_rows[0] + len(kwargs["input_ids"])),
             with_kwargs=True,
         )
-    monkeypatch.setattr(waves, "MIN_ROWS", 100)
+    monkeypatch.setattr(batch_shrinking, "MIN_ROWS", 100)
     whole = rolled(ensemble, objective, PROMPTS * 3, tokens=12)
     assert len(whole.completion_mask.sum(1).unique()) > 3
     rows_of_one_call, run_rows[0] = run_rows[0], 0
-    monkeypatch.setattr(waves, "MIN_ROWS", 2)
+    monkeypatch.setattr(batch_shrinking, "MIN_ROWS", 2)
     parts = rolled(ensemble, objective, PROMPTS * 3, tokens=12)
     assert run_rows[0] < 0.9 * rows_of_one_call
     assert parts.completions == whole.completions
