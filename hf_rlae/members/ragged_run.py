@@ -143,27 +143,38 @@ class BatchRunner:
         feed = [() if path is None else path.after(path.keep) for path in paths]
         keep = [0 if path is None else path.keep for path in paths]
         wants = [0 if path is None else path.want for path in paths]
-        lengths = [len(ids) for ids in feed]
-        # what the cache of a row that is run apart costs: copying a index is about a cell's work by the width
+        # what the cache of a row that is run apart costs, in cells: copying an index is about a cell by the width
         copied = self.cache.length / self.member.hidden_size
-        width = shared_columns(lengths, self._least_saved, copied)
-        long = [row for row, length in enumerate(lengths) if length > width]
-        before = None
-        if long:
-            heads = [feed[row][:-width] for row in long]
-            wanted = max(1, *(wants[row] - width for row in long))
-            before = self._forward(long, [keep[row] for row in long], heads, len(feed), wanted)
-            for row, ids in zip(long, heads, strict=True):
-                keep[row] += len(ids)
-                feed[row] = feed[row][-width:]
-        running = [row for row, length in enumerate(lengths) if length]
-        if (len(feed) - len(running)) * width < self._least_saved + len(running) * copied:
-            running = list(range(len(feed)))
-        kept, ids_of = [keep[row] for row in running], [feed[row] for row in running]
-        last = self._forward(running, kept, ids_of, len(feed), min(max(wants), width))
+        width = shared_columns([len(ids) for ids in feed], self._least_saved, copied)
+        before = self._read_heads(feed, keep, wants, width)
+        running = self._worth_running(feed, width, copied)
+        last = self._forward(
+            running, [keep[row] for row in running], [feed[row] for row in running], len(feed), min(max(wants), width)
+        )
         if all(wants[row] == 1 for row in running):
             return PathOutput(last.logits[:, -1], None if last.hidden is None else last.hidden[:, -1])
         return _wanted(wants, width, before, last)
+
+    def _read_heads(
+        self, feed: list[tuple[int, ...]], keep: list[int], wants: Sequence[int], width: int
+    ) -> _Pass | None:
+        """Reads the first ids of rows with more than `width` in a pass of their own; changes `feed` and `keep`."""
+        long = [row for row, ids in enumerate(feed) if len(ids) > width]
+        if not long:
+            return None
+        heads = [feed[row][:-width] for row in long]
+        wanted = max(1, *(wants[row] - width for row in long))
+        before = self._forward(long, [keep[row] for row in long], heads, len(feed), wanted)
+        for row, ids in zip(long, heads, strict=True):
+            keep[row] += len(ids)
+            feed[row] = feed[row][-width:]
+        return before
+
+    def _worth_running(self, feed: Sequence[tuple[int, ...]], width: int, copied: float) -> list[int]:
+        """The rows of the last pass: those with new ids, or all if leaving the others out would save too little."""
+        running = [row for row, ids in enumerate(feed) if ids]
+        saved, cost = (len(feed) - len(running)) * width, self._least_saved + len(running) * copied
+        return list(range(len(feed))) if saved < cost else running
 
     def _forward(
         self,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import inspect
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import lru_cache
 from typing import Any
@@ -319,33 +319,30 @@ class SeparateRowsRun:
         )
         if shared is not None:
             return read_distinct(self, *shared, input_ids, attention_mask, keep, hidden)
-        if not self.rows:
-            self.rows = [
-                SharedRun(self.member, self.use_cache, hidden_tokens=self.hidden_tokens) for _ in range(len(input_ids))
-            ]
-            for run in self.rows:
-                if self._recording:
-                    run.record()
+        self._begin(len(input_ids))
         total = input_ids.shape[1]
         kept = [[1] * total] * len(input_ids) if attention_mask is None else attention_mask.tolist()
         self._columns = [[at for at, one in enumerate(row) if one] for row in kept]
-        logits: torch.Tensor | None = None
-        states: torch.Tensor | None = None
+        logits = states = None
         for row, (run, columns) in enumerate(zip(self.rows, self._columns, strict=True)):
             wanted = [at for at in columns if at >= total - keep]
             if not wanted or run.seen >= len(columns):
                 continue
             own_logits, own_states = run.read(input_ids[row, columns][None], None, len(wanted), hidden)
             at = [column - (total - keep) for column in wanted]
-            if logits is None:
-                logits = own_logits.new_zeros(len(input_ids), keep, own_logits.shape[-1])
-            logits[row, at] = own_logits[0]
+            logits = _with_row(logits, own_logits, (len(input_ids), keep), row, at)
             if own_states is not None:
-                if states is None:
-                    states = own_states.new_zeros(len(input_ids), keep, own_states.shape[-1])
-                states[row, at] = own_states[0]
+                states = _with_row(states, own_states, (len(input_ids), keep), row, at)
         assert logits is not None
         return logits, states
+
+    def _begin(self, num_rows: int) -> None:
+        if self.rows:
+            return
+        self.rows = [SharedRun(self.member, self.use_cache, hidden_tokens=self.hidden_tokens) for _ in range(num_rows)]
+        for run in self.rows:
+            if self._recording:
+                run.record()
 
     def reorder(self, rows: torch.Tensor) -> None:
         """See `SharedRun.reorder`."""
@@ -374,6 +371,16 @@ class SeparateRowsRun:
         """See `SharedRun.reset`."""
         for row in self.rows:
             row.reset()
+
+
+def _with_row(
+    together: torch.Tensor | None, own: torch.Tensor, shape: tuple[int, int], row: int, columns: Sequence[int]
+) -> torch.Tensor:
+    """Writes one row's outputs `(1, n, W)` into those of all rows, `(*shape, W)`; 0 where nothing is written."""
+    if together is None:
+        together = own.new_zeros(*shape, own.shape[-1])
+    together[row, columns] = own[0]
+    return together
 
 
 class OwnPromptRun:
