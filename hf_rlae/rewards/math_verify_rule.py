@@ -110,6 +110,7 @@ class MathVerifyReward(Reward):
     """
 
     measure = "accuracy"
+    required_columns = ("answer",)
 
     def __init__(self, timeout_s: float = 5.0, name: str = "math_verify_reward") -> None:
         super().__init__(name)

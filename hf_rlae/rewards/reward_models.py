@@ -169,9 +169,12 @@ def _load(
         raise ConfigError(
             f"model must be a sequence-classification model or the name of one, got {type(model).__name__}"
         )
-    if tokenizer is None:
-        raise ConfigError("a loaded model needs its tokenizer: reward_model(model, tokenizer)")
-    return model, tokenizer
+    if tokenizer is None and not model.config.name_or_path:
+        raise ConfigError(
+            "a loaded reward model needs its tokenizer, and its config does not name where it was loaded from; give "
+            "reward_model(model, tokenizer), or reward_processing_classes to a trainer"
+        )
+    return model, tokenizer or AutoTokenizer.from_pretrained(model.config.name_or_path)
 
 
 def _label_index(config: Any, label: str | int | None) -> int | None:

@@ -76,7 +76,8 @@ class TestEveryReward:
 def test_ground_truths_that_are_not_there(name, rule):
     reward = get_reward(name)
     assert reward([""] * 2, [ROWS[rule]] * 2, answer=[None, ROWS[rule]]) == [None, 1.0]
-    with pytest.raises(RewardError, match=r"column 'answer' is missing; .* completions, prompts, solution"):
+    expected = r"column 'answer' is missing; .* completions, prompts, solution\. .* set remove_unused_columns=False"
+    with pytest.raises(RewardError, match=expected):
         reward(prompts=[""], completions=["x"], solution=["x"])
 
 

@@ -86,7 +86,7 @@ def test_async_parts_run_at_the_same_time():
         (["gsm8k"], ["1"], "finite"),
         (["gsm8k"], [True], "finite"),
         (["gsm9k"], None, "no reward named"),
-        ([7], None, "int is no reward function"),
+        ([7], None, "int is not a reward function"),
         ([torch.nn.Linear(1, 1)], None, r"reward_model\(\.\.\.\)"),
     ],
 )
@@ -100,7 +100,7 @@ def test_parts_that_misbehave(values):
     def broken(prompts, completions, **columns):
         return values
 
-    with pytest.raises(RewardError, match="broken gave"):
+    with pytest.raises(RewardError, match="broken returned"):
         weighted_sum([broken])(["", ""], ["", ""])
 
 

@@ -219,7 +219,7 @@ def test_time_limits(reward):
     with pytest.raises(RewardError) as error:
         called(GuardedReward(reward, timeout_s=0.15))
     assert time.monotonic() - start < 1
-    told = f"the reward {reward.__name__} passed its time limit of 0.15 s while it judged 3 samples ('p0' -> 'c0', "
+    told = f"the reward {reward.__name__} exceeded its time limit of 0.15 s while it judged 3 samples ('p0' -> 'c0', "
     assert told in str(error.value)
     # and another reward can be asked at once
     assert called(GuardedReward(async_lengths, timeout_s=1)) == [2.0, 2.0, 2.0]

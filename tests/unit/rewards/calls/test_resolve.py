@@ -73,10 +73,10 @@ def test_models_that_are_wrapped(tmp_path):
 @pytest.mark.parametrize(
     ("given", "told"),
     [
-        (None, "reward_funcs is None"),
+        (None, r"reward_funcs is None; give .* a function, the dotted path .*, a .* model, its folder .*gsm8k.*\)$"),
         ([], r"reward_funcs is \[\]"),
         ("gsm8", "did you mean 'gsm8k'"),
-        ("two words", "no registered reward"),
+        ("two words", "not a registered reward"),
         ("no_such_module.reward", "no_such_module"),
         (f"{__name__}.shortnes", "did you mean 'shortness'"),
         ([shortness, 3], "got int"),
@@ -135,7 +135,7 @@ def test_the_limit_of_each_counts_from_its_start():
         raise ValueError("broken")
 
     start = time.monotonic()
-    with pytest.raises(RewardError, match=r"hanging passed its time limit of 0\.4 s"):
+    with pytest.raises(RewardError, match=r"hanging exceeded its time limit of 0\.4 s"):
         call_rewards([GuardedReward(hanging, timeout_s=0.4), GuardedReward(slow)], ["p"], ["c"])
     assert time.monotonic() - start < 0.8
     with pytest.raises(RewardError, match="the reward broken raised"):
