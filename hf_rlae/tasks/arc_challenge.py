@@ -7,7 +7,7 @@ from dataclasses import replace
 from hf_rlae.errors import ConfigError, nearest
 from hf_rlae.tasks.choices import MESSAGE, choice_example, read_choices, read_letter
 from hf_rlae.tasks.definition import Example, task
-from hf_rlae.tasks.row import Row
+from hf_rlae.tasks.task_row import TaskRow
 
 _EXAMPLES = (
     {
@@ -60,7 +60,7 @@ _BLANK = ("keep", "drop")
     examples=_EXAMPLES,
     options={"blank_options": "keep"},
 )
-def arc_challenge(row: Row) -> Example | None:
+def arc_challenge(row: TaskRow) -> Example | None:
     """The answer is a label of an option, a letter, or a number from 1.
 
     A copy in use has rows that lost the texts of all their options. They are kept, with a warning, as their letters are
@@ -70,7 +70,7 @@ def arc_challenge(row: Row) -> Example | None:
         given = row.options["blank_options"]
         raise ConfigError(f"blank_options={given!r}: {nearest(str(given), _BLANK)}")
     choices, labels = read_choices(row, is_blank_allowed=True)
-    letter = read_letter(row, "answer", len(choices), first=1, labels=labels)
+    letter = read_letter(row, len(choices), first=1, labels=labels)
     example = choice_example(row.text("question"), choices, letter)
     if any(choices):
         return example

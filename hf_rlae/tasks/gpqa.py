@@ -10,7 +10,7 @@ import random
 
 from hf_rlae.tasks.choices import LETTERS, choice_example
 from hf_rlae.tasks.definition import Example, task
-from hf_rlae.tasks.row import Row
+from hf_rlae.tasks.task_row import TaskRow
 
 _EXAMPLES = (
     {
@@ -70,7 +70,7 @@ _EXAMPLES = (
     num_few_shot=5,
     examples=_EXAMPLES,
 )
-def gpqa(row: Row) -> Example:
+def gpqa(row: TaskRow) -> Example:
     """The right option comes first in the source, so options are shuffled, by the seed and the question."""
     question, correct = row.text("question"), row.text("correct")
     choices = [correct, *row.texts("incorrect")]

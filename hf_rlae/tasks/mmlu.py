@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from hf_rlae.tasks.choices import MESSAGE, choice_example, read_choices, read_letter
 from hf_rlae.tasks.definition import Example, task
-from hf_rlae.tasks.row import Row
+from hf_rlae.tasks.task_row import TaskRow
 
 _EXAMPLES = (
     {
@@ -62,8 +62,8 @@ _EXAMPLES = (
     few_shot_group="subject",
     examples=_EXAMPLES,
 )
-def mmlu(row: Row) -> Example:
+def mmlu(row: TaskRow) -> Example:
     """The answer is a number from 0, or a letter; shots are of the same subject."""
     choices, labels = read_choices(row)
-    letter = read_letter(row, "answer", len(choices), first=0, labels=labels)
+    letter = read_letter(row, len(choices), first=0, labels=labels)
     return choice_example(row.text("question"), choices, letter, columns={"subject": row.optional_text("subject")})

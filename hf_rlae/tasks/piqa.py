@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from hf_rlae.tasks.choices import choice_example, read_choices, read_letter
 from hf_rlae.tasks.definition import Example, task
-from hf_rlae.tasks.row import Row
+from hf_rlae.tasks.task_row import TaskRow
 
 _EXAMPLES = (
     {
@@ -54,8 +54,8 @@ _EXAMPLES = (
     few_shot_split="train",
     examples=_EXAMPLES,
 )
-def piqa(row: Row) -> Example:
+def piqa(row: TaskRow) -> Example:
     """The label is 0 or 1."""
     choices, labels = read_choices(row)
-    letter = read_letter(row, "answer", len(choices), first=0, labels=labels)
+    letter = read_letter(row, len(choices), first=0, labels=labels)
     return choice_example(row.text("question"), choices, letter)

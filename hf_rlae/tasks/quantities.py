@@ -6,7 +6,7 @@ import math
 import re
 from decimal import Decimal
 
-from hf_rlae.tasks.row import Row
+from hf_rlae.tasks.task_row import TaskRow
 
 MESSAGE = "{question}\n\nThink step by step. Write the answer, as a number, on a last line that begins with ####."
 
@@ -30,7 +30,7 @@ def plain_number(text: str) -> str | None:
     return sign + (found[2] or "0").replace(",", "") + (found[3] or "")
 
 
-def read_number(row: Row, name: str) -> str:
+def read_number(row: TaskRow, name: str) -> str:
     """The number in a field: a number, or a text that is one or ends with `#### number`.
 
     Returns:

@@ -6,7 +6,7 @@ import hashlib
 
 from hf_rlae.errors import ConfigError
 from hf_rlae.tasks.definition import BUILT_IN, Example, task
-from hf_rlae.tasks.row import Row
+from hf_rlae.tasks.task_row import TaskRow
 
 _STORIES = (
     "Once upon a time there was a small owl who could not sleep at night.",
@@ -46,7 +46,7 @@ _STORIES = (
 _MARKER = "<|endoftext|>"
 
 
-def _opening(row: Row) -> tuple[str, str]:
+def _opening(row: TaskRow) -> tuple[str, str]:
     num_words = row.options["num_words"]
     if isinstance(num_words, bool) or not isinstance(num_words, int) or num_words < 1:
         raise ConfigError(f"num_words={num_words!r}: expected a number from 1")
@@ -55,7 +55,7 @@ def _opening(row: Row) -> tuple[str, str]:
     return " ".join(words[:num_words]), " ".join(words[num_words:])
 
 
-def _split_of(row: Row) -> str:
+def _split_of(row: TaskRow) -> str:
     """The same opening is always in the same split: of 8, one in test and one in validation."""
     at = hashlib.sha256(_opening(row)[0].encode()).digest()[0] % 8
     return {0: "test", 1: "validation"}.get(at, "train")
@@ -78,7 +78,7 @@ def _split_of(row: Row) -> str:
     split_of=_split_of,
     reads_lines=True,
 )
-def story_sentiment(row: Row) -> Example | None:
+def story_sentiment(row: TaskRow) -> Example | None:
     """The prompt is the first `num_words` words of a text; there is no right answer, so `answer` is `""`.
 
     Texts that are not longer than that are left out. In a text file, each line is a text.

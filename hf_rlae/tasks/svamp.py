@@ -6,7 +6,7 @@ import re
 
 from hf_rlae.tasks.definition import Example, task
 from hf_rlae.tasks.quantities import MARK, MESSAGE, read_number
-from hf_rlae.tasks.row import Row
+from hf_rlae.tasks.task_row import TaskRow
 
 _EXAMPLES = (
     {
@@ -61,7 +61,7 @@ _EXAMPLES = (
     few_shot_split="train",
     examples=_EXAMPLES,
 )
-def svamp(row: Row) -> Example:
+def svamp(row: TaskRow) -> Example:
     """The question follows its body; `solution` is the equation with its answer."""
     body, question, answer = row.optional_text("body"), row.text("question"), read_number(row, "answer")
     equation = re.sub(r"(\d)\.0\b", r"\1", row.optional_text("equation"), flags=re.ASCII)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from hf_rlae.tasks.definition import Example, task
-from hf_rlae.tasks.row import Row
+from hf_rlae.tasks.task_row import TaskRow
 
 
 def _written(question: str, value: str, *aliases: str) -> dict[str, object]:
@@ -42,7 +42,7 @@ _WITHHELD = "<unk>"
     few_shot_split="train",
     examples=_EXAMPLES,
 )
-def triviaqa(row: Row) -> Example:
+def triviaqa(row: TaskRow) -> Example:
     """The answer is a mapping with `value` and `aliases`, or a text, with `aliases` in a column of its own.
 
     The column `aliases` of the result begins with the answer itself.

@@ -143,7 +143,7 @@ def test_mmlu_shots_are_of_the_same_subject(tmp_path):
 def test_gpqa_options(question, seed):
     """Law: the letter is that of the right option, and the order depends on question and seed alone."""
     from hf_rlae.tasks.gpqa import gpqa
-    from hf_rlae.tasks.row import Binding, Row
+    from hf_rlae.tasks.task_row import Binding, TaskRow
 
     values = {"q": question, "c": "right", "i": ["w", "x", "y"]}
     binding = Binding({"question": "q", "correct": "c", "incorrect": "i"}, seed=seed)
@@ -151,11 +151,11 @@ def test_gpqa_options(question, seed):
         question.encode()
     except UnicodeEncodeError:
         return
-    example = gpqa(Row(values, "here", binding))
+    example = gpqa(TaskRow(values, "here", binding))
     choices = example.columns["choices"]
     assert choices[LETTERS.index(example.answer)] == "right"
     assert sorted(choices) == ["right", "w", "x", "y"]
-    assert example == gpqa(Row(values, "elsewhere", binding))
+    assert example == gpqa(TaskRow(values, "elsewhere", binding))
 
 
 def test_gpqa_letters_are_spread(tmp_path):
@@ -273,7 +273,7 @@ def test_mbpp(tmp_path):
     assert (row["question"], row["test_list"], row["test_setup_code"]) == ("P", ["assert f()"], "")
     assert "assert f()" in row["prompt"][0]["content"]
     path.write_text(json.dumps(rows[0]) + "\n")
-    with pytest.raises(TaskError, match=r"none of its 1 rows gives a question of the split 'test'"):
+    with pytest.raises(TaskError, match=r"none of its 1 rows gives a question of split 'test'"):
         load_task("mbpp", "test", path)
 
 

@@ -102,7 +102,7 @@ def test_folders(tmp_path):
         ("t.jsonl", '{"question": "Q", "answer": "1"}\n[1]\n', r"line 2 is not an object"),
         ("t.jsonl", "[" * 100_000, r"line 1 is not JSON"),
         ("t.jsonl", '{"question": "Q", "answer": ' + "1" * 10_000 + "}", r"line 1 is not JSON"),
-        ("t.json", '{"data": [\n{"question": "Q"}]}', r"expected a list of objects"),
+        ("t.json", '{"data": [\n{"question": "Q"}]}', r"line 1 is not JSON .* a list of objects"),
         ("t.json", '[{"question": "Q", "answer": "1"}, 3]', r"row 2 is not an object"),
         ("t.json", "[1, 2", r"is not JSON"),
         ("t.csv", "question,answer\nQ,1\nQ\n", r"line 3 has 1 values"),
