@@ -32,7 +32,7 @@ from typing import Any
 
 from hf_rlae.rewards.contract import Row, RuleReward
 from hf_rlae.rewards.fields import Field, answer_fields, sentence_end
-from hf_rlae.rewards.number_syntax import MOST_DIGITS, NUMBER, Number, find_tokens, last_digit, number_of, read_token
+from hf_rlae.rewards.number_syntax import MOST_DIGITS, NUMBER, Number, find_numbers, last_digit, number_of, value_of
 from hf_rlae.rewards.registry import register_tasks
 
 _WINDOWS = (512, 2 * MOST_DIGITS + 192)
@@ -63,7 +63,7 @@ def extract_number(text: str) -> Number | None:
 
     Example:
 
-    >>> extract_number(r"So $\boxed{12}$.") == extract_number("The answer is 12.0, not 13.") == (1, "12", 0)
+    >>> extract_number(r"So $\boxed{12}$.") == extract_number("The answer is 12.0, not 13.") == 12
     True
     >>> extract_number("The answer is 12 or 13.") is None
     True
@@ -98,7 +98,7 @@ def _first_number(text: str, start: int, end: int, kind: str) -> tuple[Number | 
             return None
         if _JOINED.match(text, match.end(), end):
             return (None,)
-        return (read_token(match).value,)
+        return (value_of(match),)
     return None
 
 
@@ -124,7 +124,7 @@ def _last_number(text: str) -> Number | None:
                 continue
             if at and _OR.fullmatch(text, matches[at - 1].end(), matches[at].start()):
                 return None
-            return read_token(matches[at]).value
+            return value_of(matches[at])
         if start == 0:
             break
     return None
@@ -162,8 +162,8 @@ class NumberReward(RuleReward):
 
 
 def _reference_string(answer: str) -> Number | None:
-    tokens = list(find_tokens(answer, answer.rfind("####") + 4 if "####" in answer else 0, len(answer)))
-    return tokens[0].value if len(tokens) == 1 else None
+    found = list(find_numbers(answer, answer.rfind("####") + 4 if "####" in answer else 0, len(answer)))
+    return found[0] if len(found) == 1 else None
 
 
 register_tasks(NumberReward, ("number", "gsm8k", "svamp", "arithmetic_chain"))
