@@ -2,8 +2,8 @@ r"""The syntax of numbers, and their exact values.
 
 A number has these parts, in this order and with nothing between them but what is shown (␣ is an optional space):
 
-1. an optional sign: `+`, `-` or another minus sign (`−`, `–`, `﹣`, `－`). It counts only if it touches what follows, and
-   no letter, digit, percent sign or closing bracket precedes it, so `10-4` holds 10 and 4, and `- 5` holds 5.
+1. an optional sign: `+`, `-` or another minus sign (`−`, `–`, `﹣`, `－`). It counts only if it touches what follows
+   and no letter, digit, percent sign or closing bracket precedes it, so `10-4` holds 10 and 4, and `- 5` holds 5.
 2. an optional currency sign: `$`, `\$`, `€`, `£`, `¥`, `₹`, `₩`, with an optional space; the sign may follow it.
 3. one of
    * digits of any script, with `.` before decimals; `.5` is 0.5 and `12.` is 12. Thousands are separated by `,`, `{,}`,
