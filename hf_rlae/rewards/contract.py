@@ -238,7 +238,7 @@ def completion_text(completion: Any, reward: str = "reward", row: int = 0) -> st
     if isinstance(completion, str):
         return completion
     messages = [completion] if isinstance(completion, Mapping) else completion
-    text = _last_content(messages) if _is_list_of(messages, Mapping) else None
+    text = _last_text(messages) if _is_list_of(messages, Mapping) else None
     if text is None:
         raise RewardError(
             f"{reward}: completion {row} is {completion!r:.120}; expected a string, or a list of messages of which at "
@@ -247,13 +247,14 @@ def completion_text(completion: Any, reward: str = "reward", row: int = 0) -> st
     return text
 
 
-def _last_content(messages: Sequence[Mapping[str, Any]]) -> str | None:
-    """The text of the assistant's last message, `None` if there is no such message or it cannot be read."""
-    if not messages:
-        return ""
-    own = [message.get("content") or "" for message in messages if message.get("role", "assistant") == "assistant"]
-    parts = own[-1:] if not own or isinstance(own[-1], str) else own[-1]
-    if not own or not _is_list_of(parts, str | Mapping):
+def _last_text(messages: Sequence[Mapping[str, Any]]) -> str | None:
+    """The text of the assistant's last message; `None` if it has none or its content is of another kind."""
+    own = [message for message in messages if message.get("role", "assistant") == "assistant"]
+    if messages and not own:
+        return None
+    content = own[-1].get("content") or "" if own else ""
+    parts = [content] if isinstance(content, str) else content
+    if not _is_list_of(parts, str | Mapping):
         return None
     texts = [part if isinstance(part, str) else part.get("text") or "" for part in parts]
     return "".join(texts) if _is_list_of(texts, str) else None

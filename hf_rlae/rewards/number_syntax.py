@@ -26,7 +26,7 @@ from __future__ import annotations
 
 import re
 import unicodedata
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from decimal import Decimal, InvalidOperation
 from fractions import Fraction
 from numbers import Integral, Rational, Real
@@ -103,14 +103,21 @@ def value_of(found: re.Match[str]) -> Number | None:
     return value.copy_negate() if isinstance(value, Decimal) else -value  # `-` would round a `Decimal`
 
 
-def _magnitude(part: dict[str, str | Any]) -> Number | None:
-    body = part["body"]
-    if body is None:
-        if part["point"]:
-            return _decimal("0" + part["point"])
-        if part["alone"]:
-            return _vulgar(part["alone"])
-        return _ratio(part["frac_n"] or part["frac_n1"], part["frac_d"] or part["frac_d1"])
+def _magnitude(part: Mapping[str, Any]) -> Number | None:
+    """The value without its sign, from the groups of `NUMBER`."""
+    if part["body"]:
+        return _with_body(part["body"], part)
+    if part["point"]:
+        return _decimal("0" + part["point"])
+    if part["alone"]:
+        return _vulgar(part["alone"])
+    return _ratio(part["frac_n"] or part["frac_n1"], part["frac_d"] or part["frac_d1"])
+
+
+def _with_body(body: str, part: Mapping[str, Any]) -> Number | None:
+    """The value of digits and what follows them."""
+    if part["raised"]:
+        return None
     if part["slashes"]:
         parts = re.split(_SLASH, part["slashes"])
         return _ratio(body, parts[1].strip()) if len(parts) == 2 else None
@@ -119,9 +126,7 @@ def _magnitude(part: dict[str, str | Any]) -> Number | None:
     if part["vulgar"]:
         return _mixed(body, _vulgar(part["vulgar"]))
     above, below = part["mn"] or part["tail_n"] or part["tail_n1"], part["md"] or part["tail_d"] or part["tail_d1"]
-    if above:
-        return _mixed(body, _ratio(above, below))
-    return None if part["raised"] else _decimal(body, part["e"] or part["ten"] or "0")
+    return _mixed(body, _ratio(above, below)) if above else _decimal(body, part["e"] or part["ten"] or "0")
 
 
 def _is_minus(sign: str | None) -> bool:

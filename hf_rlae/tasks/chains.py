@@ -41,7 +41,7 @@ def apply_operator(operator: str, a: int, b: int) -> int:
     >>> apply_operator("*", 5, 3)
     15
     """
-    return a + b if operator == "+" else a - b if operator == "-" else a * b
+    return {"+": a + b, "-": a - b, "*": a * b}[operator]
 
 
 @dataclass(frozen=True)
@@ -325,20 +325,20 @@ def draw_questions(
     found: dict[tuple[str, str], Question] = {}
     misses = 0
     while len(found) < count:
-        misses += 1
-        if misses > _PATIENCE:
+        if misses == _PATIENCE:
             raise ConfigError(f"count={count}: there seem to be only {len(found)} such questions; ask for fewer")
         length, form = rng.choice(list(num_steps)), rng.choice(list(forms))
         question = draw_step(rng, form) if length == 1 else draw_question(rng, length, form)
         kinds = set(question.operators)
-        if operator is not None:
-            is_wanted = kinds == {operator}
+        if operator is None:
+            has_operators = kinds <= set(operators) and (not is_mixed or length == 1 or len(kinds) > 1)
         else:
-            is_wanted = not is_mixed or len(question.operators) == 1 or len(kinds) > 1
-        is_wanted = is_wanted and kinds <= set(operators)
-        is_there = question.is_held_out == is_held_out if split is None else question.split == split
-        if is_wanted and is_there:
-            before = len(found)
-            found.setdefault((question.expression, question.form), question)
-            misses = misses if len(found) == before else 0
+            has_operators = kinds == {operator}
+        has_split = question.is_held_out == is_held_out if split is None else question.split == split
+        key = (question.expression, question.form)
+        if has_operators and has_split and key not in found:
+            found[key] = question
+            misses = 0
+        else:
+            misses += 1
     return list(found.values())

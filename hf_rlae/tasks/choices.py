@@ -45,16 +45,7 @@ def read_choices(row: TaskRow, is_blank_allowed: bool = False) -> tuple[list[str
         TaskError: fewer than 2 or more than 26 options, an empty option before another one, a number of labels that
             differs from that of the options, or a label that occurs twice.
     """
-    value, labels = row.decoded("choices"), None
-    if isinstance(value, Mapping):
-        if not {"text", "label"} <= set(value):
-            raise row.error("choices", "expected a list of texts, or texts and labels under 'text' and 'label'")
-        labels = [str(label).strip() for label in row.checked_sequence("choices", value["label"])]
-        value = value["text"]
-    options = row.checked_sequence("choices", value)
-    if labels is not None and not len(options) == len(labels) == len(set(labels)):
-        problem = f"{len(options)} options have {len(labels)} labels, {len(set(labels))} of them different"
-        raise row.error("choices", problem)
+    options, labels = _options_and_labels(row)
     is_blank = [option is None or (isinstance(option, str) and not option.strip()) for option in options]
     if is_blank_allowed and options and all(is_blank):
         return [""] * len(options), labels
@@ -62,6 +53,20 @@ def read_choices(row: TaskRow, is_blank_allowed: bool = False) -> tuple[list[str
     if not 2 <= count <= len(LETTERS):
         raise row.error("choices", f"expected 2 to {len(LETTERS)} options, found {count}")
     return [row.checked_text("choices", option) for option in options[:count]], labels and labels[:count]
+
+
+def _options_and_labels(row: TaskRow) -> tuple[list[Any], list[str] | None]:
+    value = row.decoded("choices")
+    if not isinstance(value, Mapping):
+        return row.checked_sequence("choices", value), None
+    if not {"text", "label"} <= set(value):
+        raise row.error("choices", "expected a list of texts, or texts and labels under 'text' and 'label'")
+    labels = [str(label).strip() for label in row.checked_sequence("choices", value["label"])]
+    options = row.checked_sequence("choices", value["text"])
+    if not len(options) == len(labels) == len(set(labels)):
+        problem = f"{len(options)} options have {len(labels)} labels, {len(set(labels))} of them different"
+        raise row.error("choices", problem)
+    return options, labels
 
 
 def read_letter(row: TaskRow, num_choices: int, first: int, labels: Sequence[str] | None = None) -> str:

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from hf_rlae.checks import check_int
 from hf_rlae.errors import ConfigError, nearest
 from hf_rlae.tasks.definition import Example, Task, check_prompt, tasks
 from hf_rlae.tasks.few_shot import ShotPool
@@ -104,10 +105,10 @@ def load_task(
     if importlib.util.find_spec("datasets") is None:
         raise ImportError("load_task needs the package datasets: pip install 'hf_rlae[train]'")
     num_shots = task.num_few_shot if num_few_shot is None else num_few_shot
-    _check_int("seed", seed)
-    _check_int("num_few_shot", num_shots, smallest=0)
+    check_int("seed", seed)
+    check_int("num_few_shot", num_shots, smallest=0)
     if limit is not None:
-        _check_int("limit", limit, smallest=1)
+        check_int("limit", limit, smallest=1)
     check_prompt(prompt_format or task.prompt_format, task.message if template is None else template)
     _check_known(task, "option", options, task.options)
     _check_known(task, "field", columns or {}, task.fields)
@@ -120,13 +121,6 @@ def load_task(
         task.build_prompt(example, pool.shots(example, place), prompt_format, template) for place, example in placed
     ]
     return _dataset(task, prompts, [example for _, example in placed])
-
-
-def _check_int(name: str, value: Any, smallest: int | None = None) -> None:
-    is_int = isinstance(value, int) and not isinstance(value, bool)
-    if not is_int or (smallest is not None and value < smallest):
-        expected = "an int" if smallest is None else f"an int of at least {smallest}, or None"
-        raise ConfigError(f"{name}={value!r}: expected {expected}")
 
 
 def _check_known(task: Task, kind: str, given: Iterable[str], known: Iterable[str]) -> None:

@@ -93,15 +93,18 @@ class Reader:
             if is_chosen:
                 raise
         else:
-            if is_chosen or not table.holds_all:
-                return table
-            _, binding = self._bound(table)
-            if split_of is not None and any(
-                split_of(TaskRow(values, place, binding)) == split for place, values in table.take()
-            ):
+            if is_chosen or not table.holds_all or self._holds(table, split):
                 return table
         logger.info("%s has no split %r: the shots are the task's own examples", self.task.name, split)
         return None
+
+    def _holds(self, table: Table, split: str) -> bool:
+        """Whether some row of a table says that it belongs to a split."""
+        split_of = self.task.split_of
+        if split_of is None:
+            return False
+        table, binding = self._bound(table)
+        return any(split_of(TaskRow(values, place, binding)) == split for place, values in table.take())
 
     def _shuffled(self, table: Table, split: str) -> Iterator[Example]:
         table, binding = self._bound(table)
@@ -116,24 +119,26 @@ class Reader:
         """
         if not len(table.rows):
             raise TaskError(f"{table.label} is empty; give a source with at least one row")
-        there = table.columns
-        bound: dict[str, Column | None] = {}
-        for name, accepted in self.task.fields.items():
-            if name in self.columns:
-                given = self.columns[name]
-                accepted = (given if isinstance(given, str) else tuple(given),)
-            bound[name] = next((column for column in accepted if set(names_of(column)) <= set(there)), None)
-            if bound[name] is None and (name in self.columns or name not in self.task.optional_fields):
-                wanted = " or ".join(" + ".join(map(repr, names_of(column))) for column in accepted)
-                raise TaskError(
-                    f"{table.label} has no column for {name!r}: expected {wanted}, found "
-                    f"{', '.join(map(repr, there))}. If it has another name, pass columns={{{name!r}: NAME}}"
-                )
+        bound = {name: self._column(name, table) for name in self.task.fields}
         if hasattr(table.rows, "select_columns"):  # so that other columns, such as images, are not decoded
             read = {each for column in bound.values() if column is not None for each in names_of(column)}
             table = replace(table, rows=table.rows.select_columns(sorted(read)))
         optional = frozenset(self.task.optional_fields)
         return table, Binding(bound, optional, self.options, self.seed, is_quoted=not self.task.is_gated)
+
+    def _column(self, field: str, table: Table) -> Column | None:
+        """The column that stands for a field; `None` for an optional field without one."""
+        given = self.columns.get(field)
+        accepted = self.task.fields[field] if given is None else (given if isinstance(given, str) else tuple(given),)
+        there = table.columns
+        found = next((column for column in accepted if set(names_of(column)) <= set(there)), None)
+        if found is None and (given is not None or field not in self.task.optional_fields):
+            wanted = " or ".join(" + ".join(map(repr, names_of(column))) for column in accepted)
+            raise TaskError(
+                f"{table.label} has no column for {field!r}: expected {wanted}, found "
+                f"{', '.join(map(repr, there))}. If it has another name, pass columns={{{field!r}: NAME}}"
+            )
+        return found
 
     def _generated(self, split: str, limit: int | None) -> Iterator[Placed]:
         assert self.task.generate is not None

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -45,7 +46,7 @@ class Table:
         """A table of local rows."""
         return cls(label, [values for _, values in rows], [place for place, _ in rows], holds_all)
 
-    @property
+    @cached_property
     def columns(self) -> list[str]:
         """The columns of all rows together."""
         if hasattr(self.rows, "column_names"):
@@ -121,33 +122,35 @@ class Source:
 
     def _in_folder(self, folder: Path, split: str) -> Table:
         place, files = self._files_of(folder)
-        splits = {path: self._split_named(path.stem) or path.stem for path in files}
-        found = [path for path in files if path.stem == split] or [path for path in files if splits[path] == split]
+        found = [path for path in files if path.stem == split]
+        found = found or [path for path in files if self._split_named(path.stem) == split]
         if not found:
-            # a single file, or the one named after the config, may hold every split
-            whole = [path for path in files if path.stem == self._config] or files
-            if len(whole) == 1 and self._split_named(whole[0].stem) is None:
-                return self._in_file(whole[0], split)
-            raise SplitError(f"the folder {place} has no split {split!r}: {nearest(split, set(splits.values()))}")
+            return self._in_file(self._whole_file(place, files, split), split)
         if len(found) > 1 and not all(_SHARD.search(path.stem) for path in found):
             names = ", ".join(path.name for path in found)
             raise TaskError(f"the folder {place} has several files for the split {split!r}: {names}; pass one of them")
         label = str(found[0] if len(found) == 1 else place)
         return Table.of(label, [row for path in found for row in read_file(path)])
 
+    def _whole_file(self, place: Path, files: Sequence[Path], split: str) -> Path:
+        """The file that may hold every split: the one named after the config, or the only one."""
+        whole = [path for path in files if path.stem == self._config] or files
+        if len(whole) == 1 and self._split_named(whole[0].stem) is None:
+            return whole[0]
+        splits = {self._split_named(path.stem) or path.stem for path in files}
+        raise SplitError(f"the folder {place} has no split {split!r}: {nearest(split, splits)}")
+
     def _files_of(self, folder: Path) -> tuple[Path, list[Path]]:
         """The files in a folder, or in its folder of the config or `data`, as in a copy of a Hub repository."""
         for place in (folder, folder / (self._config or "."), folder / "data"):
-            files = sorted(place.iterdir()) if place.is_dir() else []
-            files = [
-                path
-                for path in files
-                if path.suffix.lower() in self._endings and not path.name.startswith(".") and path.is_file()
-            ]
+            files = sorted(filter(self._is_readable, place.iterdir())) if place.is_dir() else []
             if files:
                 return place, files
         names = ", ".join(f"{split}{ending}" for split in self.task.splits[:2] for ending in self._endings[:2])
         raise TaskError(f"the folder {folder} has no files for this task; expected files such as {names}")
+
+    def _is_readable(self, path: Path) -> bool:
+        return path.suffix.lower() in self._endings and not path.name.startswith(".") and path.is_file()
 
     @property
     def _config(self) -> str | None:
