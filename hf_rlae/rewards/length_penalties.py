@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from hf_rlae.checks import check_int
+from hf_rlae.checks import check_choice, check_int
 from hf_rlae.errors import ConfigError
 from hf_rlae.rewards.contract import Batch, Reward
-
-_UNITS = ("tokens", "characters")
 
 
 class LengthPenalty(Reward):
@@ -20,8 +18,7 @@ class LengthPenalty(Reward):
         check_int("buffer", buffer, smallest=1)
         if buffer > max_length:
             raise ConfigError(f"buffer={buffer} is larger than max_length={max_length}; give a smaller buffer")
-        if unit not in _UNITS:
-            raise ConfigError(f"unit must be one of {', '.join(_UNITS)}, got {unit!r}")
+        check_choice("unit", unit, ("tokens", "characters"))
         self.max_length, self.buffer, self.unit = max_length, buffer, unit
 
     def score_texts(self, texts: list[str], batch: Batch) -> list[float | None]:

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from hf_rlae.checks import check_choice
 from hf_rlae.errors import ConfigError, SplitError, nearest
 from hf_rlae.registry import Registry
 from hf_rlae.tasks.task_row import Column, TaskRow
@@ -186,8 +187,7 @@ def check_prompt(prompt_format: str, template: str) -> None:
     Raises:
         ConfigError: an unknown format, or a template that does not contain `{question}` exactly once.
     """
-    if prompt_format not in FORMATS:
-        raise ConfigError(f"prompt_format={prompt_format!r}: {nearest(str(prompt_format), FORMATS)}")
+    check_choice("prompt_format", prompt_format, FORMATS)
     if not isinstance(template, str) or template.count("{question}") != 1:
         raise ConfigError(f"template={template!r}: a template is a string that contains {{question}} once")
 

@@ -88,7 +88,6 @@ def call_rewards(
     completions: Sequence[Any],
     completion_ids: Sequence[Sequence[int]] | None = None,
     columns: Mapping[str, Any] | None = None,
-    device: torch.device | str = "cpu",
 ) -> torch.Tensor:
     """The rewards of one batch by every function. Async functions run while the others do.
 
@@ -101,10 +100,9 @@ def call_rewards(
         completion_ids (`Sequence[Sequence[int]]`, *optional*): N lists of token ids.
         columns (`Mapping`, *optional*): columns of the dataset with N values each, and other arguments to pass on, such
             as TRL's `trainer_state`, `log_extra` and `log_metric`.
-        device (`torch.device`, defaults to the CPU): of the result.
 
     Returns:
-        `torch.FloatTensor` of shape `(N, F)`: NaN where a function could not judge the completion.
+        `torch.FloatTensor` of shape `(N, F)`, on the CPU: NaN where a function could not judge the completion.
 
     Raises:
         RewardError: see `GuardedReward`.
@@ -142,7 +140,7 @@ def call_rewards(
             prompts[first],
             completions[first],
         )
-    return rewards.to(device)
+    return rewards
 
 
 class RewardCalls:
