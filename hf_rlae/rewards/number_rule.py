@@ -80,11 +80,8 @@ def _field_number(text: str, field: Field) -> tuple[Number | None] | None:
     if field.kind == "phrase":
         end = sentence_end(text, start, end)
     equals = text.rfind("=", start, end)
-    if equals >= 0:
-        found = _first_number(text, equals + 1, end, field.kind)
-        if found is not None:
-            return found
-    return _first_number(text, start, end, field.kind)
+    after = _first_number(text, equals + 1, end, field.kind) if equals >= 0 else None
+    return after or _first_number(text, start, end, field.kind)
 
 
 def _first_number(text: str, start: int, end: int, kind: str) -> tuple[Number | None] | None:

@@ -1,6 +1,6 @@
-"""Floor 2: tasks, which say where questions come from, how they are asked, and which reward judges the answers.
+"""Floor 2: tasks. A task says where questions come from, how they are asked, and which reward judges the answers.
 
-Every module of this package that registers a task is found by itself: a new task is a new file and no other change.
+Every module of this package is imported here, so a new task is a new file and no other change.
 """
 
 import importlib

@@ -51,7 +51,7 @@ _ANNOTATION = re.compile(r"<<[^<>]*>>")
     examples=_EXAMPLES,
 )
 def gsm8k(row: TaskRow) -> Example:
-    """`answer` is the number alone, `solution` the steps that lead to it, without the calculator's annotations."""
+    """`answer` is the number alone, and `solution` the steps to it, without the calculator annotations."""
     answer = read_number(row, "answer")
     raw = str(row.value("answer"))
     steps = raw.rpartition(MARK)[0].strip()

@@ -30,7 +30,7 @@ _LAST_IDS = {"prompt": 10, "test": 510, "validation": 600, "train": 974}
 
 
 def _split_of(row: TaskRow) -> str | None:
-    """The split of a row by its number, as the authors cut the one file that they published."""
+    """The split of a row by its number, as the authors divide their one file."""
     number = row.value("task_id")
     if isinstance(number, str) and number.isascii() and number.isdigit():
         number = int(number[:4])
@@ -65,7 +65,7 @@ def _split_of(row: TaskRow) -> str | None:
     split_of=_split_of,
 )
 def mbpp(row: TaskRow) -> Example:
-    """`answer` is the reference solution. The prompt shows the tests, which say what the function is called."""
+    """`answer` is the reference solution. The prompt shows the tests, because they give the function's name."""
     question, tests = row.text("question"), row.texts("tests")
     row.text("code")
     code = row.value("code").strip("\r\n")  # indentation stays

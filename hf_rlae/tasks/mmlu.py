@@ -49,7 +49,7 @@ _EXAMPLES = rows_of(
     examples=_EXAMPLES,
 )
 def mmlu(row: TaskRow) -> Example:
-    """The answer is a number from 0, or a letter; shots are of the same subject."""
+    """The answer is a number from 0, or a letter. Shots have the same subject."""
     choices, labels = read_choices(row)
     letter = read_letter(row, len(choices), first=0, labels=labels)
     return choice_example(row.text("question"), choices, letter, columns={"subject": row.optional_text("subject")})

@@ -1,4 +1,4 @@
-"""Openings of small stories; the reward is how friendly the continuation is, by a lexicon of words."""
+"""Openings of small stories; the reward is the sentiment of the continuation, by a lexicon of words."""
 
 from __future__ import annotations
 

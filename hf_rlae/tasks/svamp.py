@@ -1,4 +1,4 @@
-"""SVAMP: short word problems that vary who asks for what (arXiv 2103.07191)."""
+"""SVAMP: short word problems with varied structure (arXiv 2103.07191)."""
 
 from __future__ import annotations
 

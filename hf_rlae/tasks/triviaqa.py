@@ -1,4 +1,4 @@
-"""TriviaQA without documents: questions of quizzes, each with several spellings of the answer (arXiv 1705.03551)."""
+"""TriviaQA without documents: quiz questions, each with several spellings of the answer (arXiv 1705.03551)."""
 
 from __future__ import annotations
 
@@ -43,9 +43,9 @@ _WITHHELD = "<unk>"
     examples=_EXAMPLES,
 )
 def triviaqa(row: TaskRow) -> Example:
-    """The answer is a mapping with `value` and `aliases`, or a text, with `aliases` in a column of its own.
+    """The answer is a mapping with `value` and `aliases`, or a text, with `aliases` in their own column.
 
-    The column `aliases` of the result begins with the answer itself.
+    The column `aliases` of the dataset begins with the answer itself.
     """
     found = row.decoded("answer")
     is_apart = row.value("aliases") is not None
@@ -58,6 +58,6 @@ def triviaqa(row: TaskRow) -> Example:
         found = row.value("answer")
     answer = row.checked_text("answer", found)
     if answer == _WITHHELD:
-        raise row.error("answer", "the answer is withheld in this split: take another one, such as 'validation'")
+        raise row.error("answer", "the answer is withheld in this split: load another one, such as 'validation'")
     checked = [row.checked_text("aliases" if is_apart else "answer", alias) for alias in aliases]
     return Example(row.text("question"), answer, answer, columns={"aliases": list(dict.fromkeys([answer, *checked]))})
