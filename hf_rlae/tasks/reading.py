@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import logging
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from itertools import islice
 from typing import Any
 
@@ -30,6 +31,7 @@ class Reader:
         columns (`Mapping[str, str | Sequence[str]]`): the user's column or columns, by field.
         options (`Mapping[str, Any]`): all options of the task.
         seed (`int`): of every draw.
+        notes (`Counter[str]`): see [`Binding`].
     """
 
     task: Task
@@ -37,6 +39,7 @@ class Reader:
     columns: Mapping[str, str | Sequence[str]]
     options: Mapping[str, Any]
     seed: int
+    notes: Counter[str] = field(default_factory=Counter)
 
     def read(self, split: str, limit: int | None) -> list[Placed]:
         """All examples of a split in order, or the first `limit` of a shuffle.
@@ -46,10 +49,10 @@ class Reader:
         """
         if self.task.generate is not None:
             return list(self._generated(split, limit))
-        table, binding = self._bound(self.source.find(split))
+        table = self.source.find(split)
         order = None if limit is None else shuffled(len(table.rows), f"rows of {self.task.name}", self.seed)
-        found = list(islice(self._examples(table, binding, split, order), limit))
-        for remark, count in binding.notes.items():
+        found = list(islice(self._examples(table, split, order), limit))
+        for remark, count in self.notes.items():
             logger.warning("%s: %d of %d rows %s", table.label, count, len(found), remark)
         if not found:
             raise TaskError(f"{table.label}: none of its {len(table.rows)} rows gives a question of split {split!r}")
@@ -101,42 +104,40 @@ class Reader:
     def _holds(self, table: Table, split: str) -> bool:
         """Whether some row of a table says that it belongs to a split."""
         split_of = self.task.split_of
-        if split_of is None:
-            return False
-        table, binding = self._bound(table)
-        return any(split_of(TaskRow(values, place, binding)) == split for place, values in table.take())
+        return split_of is not None and any(split_of(row) == split for row in self._rows(table))
 
     def _shuffled(self, table: Table, split: str) -> Iterator[Example]:
-        table, binding = self._bound(table)
         order = shuffled(len(table.rows), f"shots of {self.task.name}", self.seed)
-        return (example for _, example in self._examples(table, binding, split, order))
+        return (example for _, example in self._examples(table, split, order))
 
-    def _bound(self, table: Table) -> tuple[Table, Binding]:
-        """The columns of a table that are read, and which fields of the task they stand for.
+    def _rows(self, table: Table, order: Sequence[int] | None = None) -> Iterator[TaskRow]:
+        """The rows of a table by the fields of the task.
 
         Raises:
             TaskError: the table is empty, or a field has no column.
         """
         if not len(table.rows):
             raise TaskError(f"{table.label} is empty; give a source with at least one row")
-        bound = {name: self._column(name, table) for name in self.task.fields}
+        task = self.task
+        bound = {name: self._column(name, table) for name in task.fields}
         if hasattr(table.rows, "select_columns"):  # so that other columns, such as images, are not decoded
             read = {each for column in bound.values() if column is not None for each in names_of(column)}
             table = replace(table, rows=table.rows.select_columns(sorted(read)))
-        optional = frozenset(self.task.optional_fields)
-        return table, Binding(bound, optional, self.options, self.seed, is_quoted=not self.task.is_gated)
+        optional = frozenset(task.optional_fields)
+        binding = Binding(bound, optional, self.options, self.seed, not task.is_gated, self.notes)
+        return (TaskRow(values, place, binding) for place, values in table.take(order))
 
-    def _column(self, field: str, table: Table) -> Column | None:
+    def _column(self, name: str, table: Table) -> Column | None:
         """The column that stands for a field; `None` for an optional field without one."""
-        given = self.columns.get(field)
-        accepted = self.task.fields[field] if given is None else (given if isinstance(given, str) else tuple(given),)
+        given = self.columns.get(name)
+        accepted = self.task.fields[name] if given is None else (given if isinstance(given, str) else tuple(given),)
         there = table.columns
         found = next((column for column in accepted if set(names_of(column)) <= set(there)), None)
-        if found is None and (given is not None or field not in self.task.optional_fields):
+        if found is None and (given is not None or name not in self.task.optional_fields):
             wanted = " or ".join(" + ".join(map(repr, names_of(column))) for column in accepted)
             raise TaskError(
-                f"{table.label} has no column for {field!r}: expected {wanted}, found "
-                f"{', '.join(map(repr, there))}. If it has another name, pass columns={{{field!r}: NAME}}"
+                f"{table.label} has no column for {name!r}: expected {wanted}, found "
+                f"{', '.join(map(repr, there))}. If it has another name, pass columns={{{name!r}: NAME}}"
             )
         return found
 
@@ -146,16 +147,15 @@ class Reader:
         for number, example in enumerate(self.task.generate(split, limit, self.seed, self.options), 1):
             yield f"{self.task.name} ({split}), row {number}", self._checked(example)
 
-    def _examples(self, table: Table, binding: Binding, split: str, order: Sequence[int] | None) -> Iterator[Placed]:
+    def _examples(self, table: Table, split: str, order: Sequence[int] | None) -> Iterator[Placed]:
         task = self.task
         assert task.read is not None
-        for place, values in table.take(order):
-            row = TaskRow(values, place, binding)
+        for row in self._rows(table, order):
             if table.holds_all and task.split_of is not None and task.split_of(row) not in (None, split):
                 continue
             example = task.read(row)
             if example is not None:
-                yield place, self._checked(example)
+                yield row.place, self._checked(example)
 
     def _checked(self, example: Example) -> Example:
         if set(example.columns) != set(self.task.extra_columns):
