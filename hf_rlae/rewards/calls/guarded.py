@@ -25,6 +25,8 @@ from hf_rlae.rewards.contract import is_async, name_of
 
 _NUM_SHOWN = 3
 _MOST_LISTED = 10
+# an event loop that is not blocked answers within microseconds
+_ANSWER_S = 0.25
 
 Future = concurrent.futures.Future[Any] | asyncio.Future[Any]
 
@@ -136,9 +138,8 @@ class GuardedReward:
 
     def _result(self, future: Future, arguments: Mapping[str, Any]) -> list[float | None]:
         if not future.done():
-            future.cancel()
-            # an async reward may have blocked the loop: later calls get another one
-            _reward_loop.cache_clear()
+            if future.cancel():  # only the call of an async reward can be cancelled
+                _leave_blocked_loop()
             raise self._time_limit_error(arguments["prompts"], arguments["completions"])
         error = future.exception()
         if isinstance(error, HfRlaeError):
@@ -221,6 +222,14 @@ def _reward_loop() -> asyncio.AbstractEventLoop:
     loop = asyncio.new_event_loop()
     threading.Thread(target=loop.run_forever, name="async rewards", daemon=True).start()
     return loop
+
+
+def _leave_blocked_loop() -> None:
+    """If a reward blocks the event loop, later calls get another one."""
+    answer = threading.Event()
+    _reward_loop().call_soon_threadsafe(answer.set)
+    if not answer.wait(_ANSWER_S):
+        _reward_loop.cache_clear()
 
 
 if hasattr(os, "register_at_fork"):

@@ -6,6 +6,7 @@ import asyncio
 import functools
 import inspect
 import math
+import multiprocessing
 import pickle
 import signal
 import threading
@@ -280,3 +281,25 @@ def test_rewards_that_are_refused(reward):
 def test_limits_that_are_refused(limit):
     with pytest.raises(ConfigError, match="timeout_s"):
         GuardedReward(lengths, timeout_s=limit)
+
+
+async def loop_of(**columns):
+    return [float(id(asyncio.get_running_loop()))] * 3
+
+
+@pytest.mark.parametrize(("late", "is_kept"), [(waiting, True), (sleeping, True), (blocking, False)])
+def test_async_rewards_share_a_loop_unless_it_is_blocked(late, is_kept):
+    """A client that is bound to the loop survives a time limit; a blocked loop is replaced."""
+    guard = GuardedReward(loop_of)
+    before = called(guard)
+    assert called(guard) == before
+    with pytest.raises(RewardError, match="exceeded its time limit"):
+        called(GuardedReward(late, timeout_s=0.1))
+    assert (called(guard) == before) is is_kept
+
+
+def test_after_a_fork():
+    """The child has no thread for the loop of its parent, and starts another one."""
+    expected = called(GuardedReward(async_lengths))
+    with multiprocessing.get_context("fork").Pool(1) as pool:
+        assert pool.apply_async(called, (GuardedReward(async_lengths, timeout_s=5),)).get(timeout=20) == expected
