@@ -1,4 +1,4 @@
-"""Shapes of the tensors that are given, compared by their axes before any work is done."""
+"""Checks the shapes of tensors by their axes before any work is done."""
 
 from __future__ import annotations
 
@@ -16,18 +16,18 @@ Axes = Mapping[str, tuple[str, ...]]
 
 
 def check_axes(tensors: Mapping[str, torch.Tensor], axes: Axes, optional: Iterable[str] = ()) -> dict[str, int]:
-    """Refuses tensors that are missing or whose shapes do not fit together.
+    """Raises for tensors that are missing or whose shapes do not fit together.
 
     Args:
-        tensors (`Mapping[str, torch.Tensor]`): by name; names that `axes` does not have are not looked at.
-        axes (`Mapping[str, tuple[str, ...]]`): by name, the axes that are allowed, such as `("B", "BS")`.
+        tensors (`Mapping[str, torch.Tensor]`): by name; names that are not in `axes` are ignored.
+        axes (`Mapping[str, tuple[str, ...]]`): by name, the allowed axes, such as `("B", "BS")`.
         optional (iterable of `str`): names that may be missing.
 
     Returns:
         `dict[str, int]`: the size of every axis.
 
     Raises:
-        ObjectiveError: a tensor is missing, is none, or has another shape than the ones before it ask for.
+        ObjectiveError: a tensor is missing, is not a tensor, or its shape contradicts those before it.
 
     Example:
 

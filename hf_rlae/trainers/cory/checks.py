@@ -15,7 +15,8 @@ from torch import nn
 from transformers import PreTrainedTokenizerBase
 
 from hf_rlae.errors import ConfigError
-from hf_rlae.trainers.cory.configuration_cory import HUB_ID, CoryArguments
+from hf_rlae.hub_ids import is_repo_id
+from hf_rlae.trainers.cory.configuration_cory import CoryArguments
 
 logger = logging.getLogger(__name__)
 
@@ -90,7 +91,7 @@ def check_arguments(args: Any, model: Any, peft_config: Any, optimizers: Any, ot
 
 def is_published(base: str) -> bool:
     """Whether a model's name can be one of the Hub: of its form, and no path of this machine."""
-    return bool(HUB_ID.fullmatch(base)) and not os.path.exists(base)
+    return is_repo_id(base) and not os.path.exists(base)
 
 
 def check_published_base(base: str | None) -> None:

@@ -12,13 +12,11 @@ from typing import Any
 from trl import GRPOConfig, RLOOConfig
 
 from hf_rlae.errors import ConfigError, nearest
+from hf_rlae.hub_ids import is_repo_id
 from hf_rlae.trainers.cory.prompts import check_template
 from hf_rlae.trainers.precision import default_bf16
 
 OBSERVER_REWARDS = ("team", "own")
-
-HUB_ID = re.compile(r"[\w-][\w.-]*(/[\w.-]+)?")
-"""What the name of a repository on the Hub looks like."""
 
 _NAME = re.compile(r"[A-Za-z][A-Za-z0-9_-]*")
 _RESERVED_NAMES = {
@@ -200,7 +198,7 @@ class CoryArguments:
                 "prompts leave room"
             )
         base = self.base_model_id
-        if base is not None and (not HUB_ID.fullmatch(str(base)) or os.path.exists(str(base))):
+        if base is not None and (not is_repo_id(str(base)) or os.path.exists(str(base))):
             raise ConfigError(
                 f"base_model_id={self.base_model_id!r}: give the name of a repository on the Hub, such as 'owner/name'"
             )

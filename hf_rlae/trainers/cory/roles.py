@@ -89,25 +89,6 @@ def learned_rewards(
     return torch.stack(list(counted)).sum(0)
 
 
-def weighted(rewards: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
-    """The weighted sums of rewards, as TRL makes them.
-
-    Args:
-        rewards (`torch.Tensor` of shape `(B, F)`): NaN for what a function could not judge, which it leaves out.
-        weights (`torch.Tensor` of shape `(F,)`): one a function.
-
-    Returns:
-        `torch.Tensor` of shape `(B,)`: NaN where no function could judge.
-
-    Example:
-
-    >>> weighted(torch.tensor([[1.0, torch.nan], [torch.nan, torch.nan]]), torch.tensor([2.0, 1.0]))
-    tensor([2., nan])
-    """
-    sums = (rewards * weights.to(rewards.device)).nansum(1)
-    return sums.masked_fill(rewards.isnan().all(1), torch.nan)
-
-
 @contextlib.contextmanager
 def draws_apart(position: int) -> Iterator[None]:
     """Random numbers of their own for one agent of the chain; afterwards the generators are as they were.

@@ -14,7 +14,10 @@ from trl import GRPOTrainer, RLOOTrainer
 from trl.trainer.utils import disable_dropout_in_model, get_config_model_id
 
 from hf_rlae.errors import ConfigError
+from hf_rlae.rewards.calls.guarded import GuardedReward
 from hf_rlae.rewards.calls.resolve import resolve_rewards
+from hf_rlae.rewards.contract import columns_of
+from hf_rlae.rewards.weighted_sums import total_rewards
 from hf_rlae.trainers.cory.agents import AgentAdapters, config_for_texts
 from hf_rlae.trainers.cory.card import AgentPublisher
 from hf_rlae.trainers.cory.checks import (
@@ -36,7 +39,6 @@ from hf_rlae.trainers.cory.roles import (
     learned_rewards,
     order_at,
     role_names,
-    weighted,
 )
 from hf_rlae.trainers.durable.finite import FiniteTrainer
 
@@ -145,6 +147,13 @@ class CoryMixin(AgentPublisher, ResumableRollouts, NamedEvaluations, FiniteTrain
         self.columns = CompletionColumns(self)
         self._widen_logs()
 
+    def _set_signature_columns_if_needed(self) -> None:
+        """What `remove_unused_columns=True` keeps: TRL's columns, and those that reward functions are known to read."""
+        if self._signature_columns is None:
+            super()._set_signature_columns_if_needed()
+            funcs = [func.reward for func in self.reward_funcs if isinstance(func, GuardedReward)]  # type: ignore[attr-defined]
+            self._signature_columns += sorted(set().union(*map(columns_of, funcs)))  # type: ignore[operator]
+
     def _widen_logs(self) -> None:
         """TRL's tables hold the texts of one rollout: here these are those of all agents."""
         rows = self.args.generation_batch_size * len(self.agents.names)
@@ -241,7 +250,7 @@ class CoryMixin(AgentPublisher, ResumableRollouts, NamedEvaluations, FiniteTrain
         rows = [{**row, **columns, "previous_completions": texts} for row, texts in zip(inputs, shown, strict=True)]
         with self.agents.acting(agent), self._metrics_of(agent):
             batch = self.roll_out(agent, rows)
-        learned = weighted(chain.learned[agent], self.reward_weights)
+        learned = total_rewards(chain.learned[agent], self.reward_weights)
         start = self.accelerator.process_index * len(rows)
         chain.batches[agent] = {**batch, "rewards": learned[start : start + len(rows)]}
         chain.position = position
@@ -275,7 +284,7 @@ class CoryMixin(AgentPublisher, ResumableRollouts, NamedEvaluations, FiniteTrain
         own = super()._calculate_rewards(inputs, chain.prompts, completions, completion_ids_list)  # type: ignore[misc]
         chain.rewards.append(own)
         chain.completions.append(completions)
-        mean = weighted(own, self.reward_weights).nanmean().item()
+        mean = total_rewards(own, self.reward_weights).nanmean().item()
         metrics = self._metrics[self._mode]
         metrics[f"role/{role}/reward"].append(mean)
         metrics[f"agent/{agent}/reward"].append(mean)

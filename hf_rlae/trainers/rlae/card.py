@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import importlib.metadata
 import os
-import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -15,11 +14,11 @@ from transformers.trainer_utils import HubStrategy
 from hf_rlae.ensemble import EnsembleForCausalLM
 from hf_rlae.errors import ConfigError
 from hf_rlae.files import write_whole
+from hf_rlae.hub_ids import is_repo_id
 from hf_rlae.policies import PolicyModel
 from hf_rlae.trainers.rlae.configuration_rlae import RLAEConfig
 
 _VERSIONS = ("torch", "transformers", "trl", "datasets")
-_HUB_ID = re.compile(r"[\w-][\w.-]*/[\w.-]+")
 
 
 class PolicyPublisher(Trainer):
@@ -101,7 +100,7 @@ def policy_card(facts: Mapping[str, Any]) -> str:
     Returns:
         `str`: Markdown with a YAML head.
     """
-    members = [name for name in facts["members"] if _HUB_ID.fullmatch(name) and not os.path.exists(name)]
+    members = [name for name in facts["members"] if "/" in name and is_repo_id(name) and not os.path.exists(name)]
     head = ["---", "library_name: hf_rlae", "tags:", *(f"- {tag}" for tag in sorted(facts["tags"]))]
     if members:
         head += ["base_model:", *(f"- {name}" for name in members)]

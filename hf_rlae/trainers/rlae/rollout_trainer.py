@@ -17,6 +17,7 @@ from transformers.trainer_utils import EvalLoopOutput
 from hf_rlae.ensemble import EnsembleForCausalLM
 from hf_rlae.objectives import Objective
 from hf_rlae.rewards.calls.resolve import RewardCalls
+from hf_rlae.rewards.weighted_sums import total_rewards
 from hf_rlae.trainers.durable.finite import check_finite
 from hf_rlae.trainers.rlae.checks import check_evaluated
 from hf_rlae.trainers.rlae.configuration_rlae import RLAEConfig
@@ -163,7 +164,7 @@ class RolloutTrainer(Trainer):
 
     def _described(self, rollouts: Rollouts, rewards_per_func: torch.Tensor, num_generations: int) -> dict[str, float]:
         """Metrics of what all processes wrote."""
-        rewards = self.reward_calls.weighted(rewards_per_func)
+        rewards = total_rewards(rewards_per_func, self.reward_calls.weights)
         return rollout_metrics(
             rollouts, rewards_per_func, rewards, num_generations, self.reward_calls.names, self.member_names
         )

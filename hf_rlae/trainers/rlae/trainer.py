@@ -14,6 +14,7 @@ from trl.trainer.utils import disable_dropout_in_model, identity
 from hf_rlae.ensemble import EnsembleForCausalLM
 from hf_rlae.objectives import gae, group_relative, objectives, scatter_spans, terminal_rewards, whiten
 from hf_rlae.rewards.calls.resolve import RewardCalls
+from hf_rlae.rewards.weighted_sums import total_rewards
 from hf_rlae.trainers.durable.checkpoints import DurableTrainer
 from hf_rlae.trainers.durable.finite import FiniteTrainer
 from hf_rlae.trainers.durable.prompt_order import EpochRepeatSampler
@@ -146,7 +147,7 @@ class RLAETrainer(PolicyPublisher, RolloutTrainer, DurableTrainer, FiniteTrainer
     # -- data ---------------------------------------------------------------------------------------------
 
     def _set_signature_columns_if_needed(self) -> None:
-        """What `remove_unused_columns=True` keeps: prompts, and what reward functions name among their arguments."""
+        """What `remove_unused_columns=True` keeps: prompts, and the columns that reward functions are known to read."""
         if self._signature_columns is None:
             self._signature_columns = sorted({"prompt", *self.reward_calls.columns})  # type: ignore[assignment]
 
@@ -190,7 +191,7 @@ class RLAETrainer(PolicyPublisher, RolloutTrainer, DurableTrainer, FiniteTrainer
         rollouts = self._written(inputs, seeds, self.objective.explores)
         rewards_per_func = self._score(inputs, rollouts)
         rollouts = concatenate(self._gathered(rollouts.to("cpu")))
-        rewards = self.reward_calls.weighted(rewards_per_func)
+        rewards = total_rewards(rewards_per_func, self.reward_calls.weights)
         rollouts.advantages, rollouts.returns = self._advantages(rollouts, rewards)
         self._num_tokens += int(rollouts.completion_mask.sum())
         for name, value in self._described(rollouts, rewards_per_func, self.args.num_generations).items():

@@ -19,6 +19,7 @@ from hf_rlae.objectives import gae, whiten
 from hf_rlae.objectives.reductions import explained_variance, masked_mean
 from hf_rlae.objectives.surrogate import density_ratio, kl_estimate
 from hf_rlae.objectives.token_ppo import adapted_kl_coef, token_kls, token_rewards, token_value_loss
+from hf_rlae.rewards.weighted_sums import total_rewards
 from hf_rlae.trainers.cory.checks import check_adapter
 from hf_rlae.trainers.durable.finite import check_finite
 from hf_rlae.trainers.token_ppo.configuration_token_ppo import TokenPPOArguments, TokenPPOConfig
@@ -250,7 +251,8 @@ class TokenPPOTrainer(GRPOTrainer):
         """Weighted sums of all processes' rewards, and which texts could be judged by any reward function."""
         given = rollout.rewards_per_func
         assert given is not None
-        return (given * self.reward_weights.to(given.device)).nansum(dim=1), ~given.isnan().all(dim=1)
+        totals = total_rewards(given, self.reward_weights)
+        return totals.masked_fill(totals.isnan(), 0.0), ~totals.isnan()
 
     def _own_rewards(self, rollout: _Rollout, num_rows: int) -> tuple[torch.Tensor, torch.Tensor]:
         """The rows of `_weighted_rewards` that are this process's."""

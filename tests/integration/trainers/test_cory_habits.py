@@ -38,6 +38,17 @@ def assert_learned(trainer):
     return [entry for entry in trainer.state.log_history if "loss" in entry]
 
 
+def test_columns_of_a_rule_are_no_unused_ones(tmp_path):
+    """`remove_unused_columns=True` keeps what reward functions declare or name, and the rule finds its ground truth."""
+    train = data(answer=["#### 3"] * 6, other=["x"] * 6)
+    trainer = trainer_of(tmp_path, rewards=["number", vowels], train=train, max_steps=1, remove_unused_columns=True)
+    (batch,) = [batch for batch, _ in zip(trainer.get_train_dataloader(), range(1), strict=False)]
+    assert "answer" in batch[0]
+    assert "other" not in batch[0]
+    trainer.train()
+    assert "rewards/number_reward/mean" in trainer.state.log_history[0]
+
+
 def test_another_trainer_of_trl_in_ten_lines(tmp_path):
     trainer = trainer_of(tmp_path, CoryGMPOTrainer, role_exchange_steps=2)
     assert trainer.args.epsilon == 0.4

@@ -13,6 +13,7 @@ from transformers import AutoModelForSequenceClassification, LlamaConfig, Traine
 from trl import RichProgressCallback, TrlParser
 
 from hf_rlae import EnsembleForCausalLM, PolicyModel
+from hf_rlae.rewards import weighted_sum
 from hf_rlae.trainers import RLAEConfig, RLAETrainer
 from tests.support.rlae import (
     CHAT_TEMPLATES,
@@ -137,6 +138,16 @@ def test_unused_columns_are_dropped_if_that_is_wanted(tmp_path):
     trainer_of(tmp_path, reward=of_number, train=train, max_steps=1, remove_unused_columns=True).train()
     assert "other" in seen[0]
     assert "other" not in seen[1]
+
+
+def test_columns_of_a_rule_are_no_unused_ones(tmp_path):
+    """A rule takes its columns by `**columns`, but declares them, so they are kept."""
+    train = data(answer=["#### 3"] * 6, other=["x"] * 6)
+    for reward in ("number", weighted_sum(["number", vowels])):
+        trainer = trainer_of(tmp_path, reward=reward, train=train, max_steps=1, remove_unused_columns=True)
+        trainer.train()
+        assert "answer" in trainer._train_rows.column_names
+        assert "other" not in trainer._train_rows.column_names
 
 
 def test_completions_are_shown_with_weights_and_kept(tmp_path, capsys):
