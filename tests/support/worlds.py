@@ -138,13 +138,12 @@ class PackageRelay:
     """
 
     def __init__(self, voice: Voice, **options: Any) -> None:
-        from hf_rlae.members import readings
+        from hf_rlae.members.readings.run import ReadingsRelay
+        from hf_rlae.members.readings.state import Update
 
         self.union = voice.alignment.union
-        self.make_update = readings.Update
-        self.relay = readings.ReadingsRelay(
-            voice.member, voice.vocabulary, voice.alignment, runner=voice.runner, **options
-        )
+        self.make_update = Update
+        self.relay = ReadingsRelay(voice.member, voice.vocabulary, voice.alignment, runner=voice.runner, **options)
         self.batch = 0
 
     @torch.inference_mode()

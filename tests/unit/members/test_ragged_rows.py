@@ -8,7 +8,8 @@ from collections.abc import Sequence
 import pytest
 import torch
 
-from hf_rlae.members import Member, runners
+from hf_rlae.members import Member
+from hf_rlae.members import ragged_run as runners
 from hf_rlae.members.ragged_cache import shared_columns
 from hf_rlae.members.ragged_run import Chain, Path, SlotRunner
 from hf_rlae.members.shared_run import captured_head_input

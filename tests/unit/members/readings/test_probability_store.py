@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from hf_rlae.members import pool
+from hf_rlae.members.readings import probability_store as pool
 from hf_rlae.members.readings.probability_store import ProbabilityPool
 
 

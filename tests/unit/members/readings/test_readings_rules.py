@@ -10,7 +10,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hf_rlae.members import pool, runners
+from hf_rlae.members import ragged_run as runners
+from hf_rlae.members.readings import probability_store as pool
 from tests.support.readings_reference import Reading
 from tests.support.worlds import PackageRelay, World, accent_world, build, pieces_only, th_world, world
 

@@ -10,7 +10,7 @@ import torch
 from hf_rlae import EnsembleForCausalLM, StaticPolicy
 from hf_rlae.errors import InputError
 from hf_rlae.objectives import objectives
-from hf_rlae.trainers import waves
+from hf_rlae.trainers.rlae import batch_shrinking as waves
 from hf_rlae.trainers.rlae.rollouts import Rollouts, Sampling, concatenate, write_rollouts
 from hf_rlae.trainers.rlae.span_recorder import recording
 from tests.support.ensembles import encode, weights_of_text
