@@ -17,6 +17,7 @@ from hf_rlae import EnsembleForCausalLM, EnsembleLogitsProcessor, StaticPolicy
 from hf_rlae.errors import ConfigError, HfRlaeError, InputError, PolicyError, TokenizerError
 from tests.support.ensembles import TEXTS, Recorder, Schedule, columns_read, encode, policy_of_text
 from tests.support.models import constant, pair, pairs, with_adapters
+from tests.support.tiers import slow
 from tests.support.tokenizers import byte_level_bpe, characters, raw_bytes, sentencepiece_bpe, unigram
 
 OUTPUTS = {"return_dict_in_generate": True, "output_scores": True}
@@ -219,7 +220,7 @@ TOKENIZERS = {
 
 
 @pytest.mark.parametrize("host_rereads", [False, True], ids=["columns", "rereads"])
-@pytest.mark.parametrize("mode", ["greedy", "sample", "beams"])
+@pytest.mark.parametrize("mode", ["beams", *slow("greedy", "sample")])
 @pytest.mark.parametrize("tokenizers", TOKENIZERS)
 def test_the_mixture_restricted_to_the_host(tokenizers, mode, host_rereads):
     """Law: every row of every step = the ensemble's distribution after that text, restricted and renormalised."""
