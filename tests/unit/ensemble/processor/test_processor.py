@@ -87,7 +87,7 @@ class Spy(LogitsProcessor):
 # One shared tokenizer
 
 
-@pytest.mark.parametrize("use_cache", [True, False], ids=["cache", "no_cache"])
+@pytest.mark.parametrize("use_cache", [True, *slow(False)], ids=["cache", "no_cache"])
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("policy", [policy_of_text, policy_of_members], ids=["text", "members"])
 def test_one_tokenizer_equals_the_ensemble(policy, mode, use_cache):
@@ -221,7 +221,10 @@ TOKENIZERS = {
 
 @pytest.mark.parametrize("host_rereads", [False, True], ids=["columns", "rereads"])
 @pytest.mark.parametrize("mode", ["beams", *slow("greedy", "sample")])
-@pytest.mark.parametrize("tokenizers", TOKENIZERS)
+@pytest.mark.parametrize(
+    "tokenizers",
+    ["longer_tokens", "shorter_tokens", "fewer_characters", *slow("pieces", "several_ids_for_one_byte")],
+)
 def test_the_mixture_restricted_to_the_host(tokenizers, mode, host_rereads):
     """Law: every row of every step = the ensemble's distribution after that text, restricted and renormalised."""
     members = different(*TOKENIZERS[tokenizers])
