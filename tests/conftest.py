@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import gc
 import os
+import sys
 from pathlib import Path
+from weakref import WeakKeyDictionary
 
 import pytest
 from hypothesis import settings
@@ -22,6 +25,30 @@ settings.load_profile("repeatable")
 def pytest_configure(config):
     """Documentation lies outside `tests`, where this file's own hooks would not be asked."""
     config.pluginmanager.register(documentation)
+
+
+def pytest_collection_finish(session):
+    """Keeps imported modules out of garbage collections, which `Trainer.train` starts, and probes each model once.
+
+    An ensemble of members with different tokenizers probes every member when it is built: 20 ms for a tiny one, and
+    many tests build ensembles from the same members. `hf_rlae.members.choose_runner` itself stays as it is.
+    """
+    gc.collect()
+    gc.freeze()
+    if loading := sys.modules.get("hf_rlae.ensemble.loading"):
+        loading.choose_runner = _remembering(loading.choose_runner)
+
+
+def _remembering(choose_runner):
+    """`choose_runner` with a table of models that it has accepted."""
+    known = WeakKeyDictionary()
+
+    def choose(member):
+        if member.model not in known:
+            known[member.model] = choose_runner(member)
+        return known[member.model]
+
+    return choose
 
 
 SHARED = Path(os.environ.get("HF_RLAE_SHARED", Path(__file__).resolve().parents[2] / "shared"))

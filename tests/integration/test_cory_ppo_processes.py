@@ -63,6 +63,7 @@ def child(folder, environment):
     torch.save(found, folder / f"found-{rank}.pt")
 
 
+@pytest.mark.slow
 def test_two_processes_learn_what_one_learns(tmp_path):
     """Texts of different lengths, one of which could not be judged; whitening and means are over all of them."""
     writer = trainer_of(tmp_path / "writer", ROWS)

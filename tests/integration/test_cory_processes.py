@@ -11,6 +11,7 @@ from hf_rlae.trainers.durable.checkpoint_folders import missing_parts, whole_che
 from tests.support.cory_processes import run
 from tests.support.processes import finish, start, start_two
 from tests.support.rlae import assert_same
+from tests.support.tiers import slow
 
 LONG = {
     "save_strategy": "steps", "save_steps": 3, "max_steps": 10, "role_exchange_steps": 2, "lr_scheduler_type": "cosine",
@@ -35,6 +36,7 @@ def alone(tmp_path_factory):
 
 
 @pytest.mark.parametrize("step", [2, 5, 8])
+@pytest.mark.slow
 def test_killed_and_resumed(alone, tmp_path, step):
     """Before the first save; inside a rollout and across an exchange; inside the next one."""
     folder = str(tmp_path / "out")
@@ -44,6 +46,7 @@ def test_killed_and_resumed(alone, tmp_path, step):
     assert_same_end(torch.load(tmp_path / "end.pt"), alone)
 
 
+@pytest.mark.slow
 def test_sigterm(alone, tmp_path):
     folder = str(tmp_path / "out")
     assert finish([start(run, folder, sigterm=4, **{**LONG, "save_strategy": "no"})]) == [-signal.SIGTERM]
@@ -60,7 +63,7 @@ CASES = {
 }
 
 
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("case", ["GRPO", *slow(*(name for name in CASES if name != "GRPO"))])
 def test_two_processes_learn_what_one_learns_from_the_same_texts(tmp_path, case):
     """One update of plain SGD, so what is compared is the gradients; 8 texts a micro-batch of both processes."""
     # every rollout is one update: within one, each process shuffles by itself
@@ -85,6 +88,7 @@ def test_two_processes_learn_what_one_learns_from_the_same_texts(tmp_path, case)
                 assert other[name] == pytest.approx(mine[name], abs=2e-4), name
 
 
+@pytest.mark.slow
 def test_two_processes_stop_and_go_on(tmp_path):
     """One of two is killed; both resume; each has its own part of the rollout."""
     options = {**LONG, "save_steps": 5, "max_steps": 6, "per_device_train_batch_size": 2}

@@ -10,6 +10,7 @@ import torch
 
 from hf_rlae.errors import CheckpointError
 from hf_rlae.trainers.durable.checkpoint_folders import missing_parts, settle, whole_checkpoints
+from tests.support.tiers import slow
 from tests.support.trainers import assert_equal, run, run_two, toy_trainer
 
 EPOCHS = {"eval_strategy": "epoch"}
@@ -36,7 +37,7 @@ def assert_same_end(one, other):
     assert one["seen"] == other["seen"][-count:]
 
 
-@pytest.mark.parametrize(("kill_step", "last"), [(2, None), (5, 3), (8, 6), (12, 9)])
+@pytest.mark.parametrize(("kill_step", "last"), [(5, 3), *slow((2, None), (8, 6), (12, 9))])
 def test_killed_between_saves(alone, tmp_path, kill_step, last):
     """Before the first save, inside the first epoch, from the epochs' border, inside the second."""
     assert run(tmp_path / "out", attributes={"kill_step": kill_step}) == -signal.SIGKILL
@@ -46,6 +47,7 @@ def test_killed_between_saves(alone, tmp_path, kill_step, last):
     assert_same_end(end, alone[0])
 
 
+@pytest.mark.slow
 def test_killed_at_every_moment_of_a_save(alone, tmp_path):
     """`checkpoint-6` is whole or not there, `checkpoint-3` stays, and both lead to the same end."""
     assert run(tmp_path / "log", kill=(0, 6, tmp_path / "events"), max_steps=6) == 0
@@ -66,6 +68,7 @@ def test_killed_at_every_moment_of_a_save(alone, tmp_path):
     assert newest.index(6) == renamed + 1
 
 
+@pytest.mark.slow
 def test_killed_while_a_checkpoint_is_replaced(alone, tmp_path):
     """A run that saves a step again never leaves that step without a checkpoint."""
     log = tmp_path / "events"
@@ -89,6 +92,7 @@ def test_killed_while_a_checkpoint_is_replaced(alone, tmp_path):
     assert_same_end(resumed(tmp_path), alone[0])
 
 
+@pytest.mark.slow
 def test_killed_while_an_old_checkpoint_is_deleted(tmp_path):
     """Whatever has the name of a checkpoint is whole."""
     options = {"max_steps": 6, "save_total_limit": 1}
@@ -103,6 +107,7 @@ def test_killed_while_an_old_checkpoint_is_deleted(tmp_path):
         assert named == set(whole_checkpoints(out)) == ({3, 6} if at == renames[1] else {6})
 
 
+@pytest.mark.slow
 def test_sigterm_and_killed_in_the_evaluation(alone, tmp_path):
     """The grace after the signal is shorter than the evaluation that was due: the step is saved."""
     attributes = {"sigterm_step": 5, "kill_evaluation": 5}
@@ -113,7 +118,9 @@ def test_sigterm_and_killed_in_the_evaluation(alone, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("step", "options"), [(4, {}), (5, {}), (6, EPOCHS), (8, EPOCHS)], ids=["plain", "evaluated", "border", "left"]
+    ("step", "options"),
+    [(4, {}), *slow((5, {}), (6, EPOCHS), (8, EPOCHS))],
+    ids=["plain", "evaluated", "border", "left"],
 )
 def test_sigterm(alone, tmp_path, step, options):
     """A checkpoint of that very step, the exit status of the signal, and the same end after all."""
@@ -134,6 +141,7 @@ def test_sigterm(alone, tmp_path, step, options):
     assert_same_end(end, expected)
 
 
+@pytest.mark.slow
 def test_two_processes(tmp_path):
     """One of two has SIGTERM: both save the same step and stop; both go on to the end that two alone reach."""
     ends = [tmp_path / f"end-{rank}.pt" for rank in range(2)]

@@ -10,6 +10,7 @@ import torch
 from hf_rlae import EnsembleForCausalLM, EnsembleLogitsProcessor, StaticPolicy
 from tests.conftest import shared_path
 from tests.integration.test_real_models import CHARACTERS, OTHER, PROMPT, RWKV, STORY, real
+from tests.support.tiers import slow
 
 
 def processor_of(names, weights, **options):
@@ -24,7 +25,9 @@ def prompt_of(name, *texts):
     return dict(real(name)[1](list(texts), return_tensors="pt", padding=True, return_token_type_ids=False))
 
 
-@pytest.mark.parametrize("mode", [{"do_sample": False}, {"do_sample": True}, {"num_beams": 3, "do_sample": False}])
+@pytest.mark.parametrize(
+    "mode", [{"do_sample": True}, *slow({"do_sample": False}, {"num_beams": 3, "do_sample": False})]
+)
 def test_one_tokenizer_equals_the_ensemble(mode):
     """Law: two models of one tokenizer write what they write as an ensemble."""
     pairs = [real(STORY), real(OTHER)]
@@ -42,10 +45,12 @@ def test_one_tokenizer_equals_the_ensemble(mode):
 @pytest.mark.parametrize(
     ("names", "weights", "host_rereads"),
     [
-        ([STORY, CHARACTERS], [0.5, 0.5], True),
         ([CHARACTERS, STORY], [0.5, 0.5], False),
-        ([CHARACTERS, STORY], [0.5, 0.5], True),
-        ([STORY, CHARACTERS, RWKV], [0.5, 0.3, 0.2], True),
+        *slow(
+            ([STORY, CHARACTERS], [0.5, 0.5], True),
+            ([CHARACTERS, STORY], [0.5, 0.5], True),
+            ([STORY, CHARACTERS, RWKV], [0.5, 0.3, 0.2], True),
+        ),
     ],
 )
 def test_they_write_a_story_together(names, weights, host_rereads, mode):

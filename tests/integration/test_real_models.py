@@ -10,6 +10,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from hf_rlae import EnsembleForCausalLM, StaticPolicy
 from tests.conftest import shared_path
+from tests.support.tiers import slow
 
 PROMPT = "Once upon a time, there was a little"
 STORY = "stories260K"
@@ -61,7 +62,7 @@ def test_one_member_is_that_member():
         assert all(torch.equal(ours, own) for ours, own in zip(got.scores, expected.scores, strict=True))
 
 
-@pytest.mark.parametrize("which", [0, 1, 2])
+@pytest.mark.parametrize("which", [2, *slow(0, 1)])
 def test_all_weight_on_one(which):
     """Law: with all weight on a member, its own greedy text comes out, to the byte and to the stop."""
     names = [STORY, CHARACTERS, OTHER]
@@ -79,7 +80,7 @@ def test_all_weight_on_one(which):
 
 @pytest.mark.parametrize(
     ("names", "weights"),
-    [([STORY, CHARACTERS], [0.5, 0.5]), ([CHARACTERS, STORY], [0.2, 0.8]), ([STORY, RWKV], [0.7, 0.3])],
+    [([STORY, CHARACTERS], [0.5, 0.5]), *slow(([CHARACTERS, STORY], [0.2, 0.8]), ([STORY, RWKV], [0.7, 0.3]))],
 )
 def test_teacher_forcing_equals_stepping(names, weights):
     """Law: `forward` over the whole text = token-by-token calls; a batch = its rows; sums are 1."""
@@ -108,7 +109,7 @@ def test_teacher_forcing_equals_stepping(names, weights):
 
 
 @pytest.mark.parametrize(
-    ("names", "weights"), [([STORY, CHARACTERS], [0.5, 0.5]), ([STORY, CHARACTERS, RWKV], [0.5, 0.3, 0.2])]
+    ("names", "weights"), [([STORY, CHARACTERS], [0.5, 0.5]), *slow(([STORY, CHARACTERS, RWKV], [0.5, 0.3, 0.2]))]
 )
 def test_they_write_a_story_together(names, weights):
     """The text is English: nearly all of its words are words of children's stories."""
@@ -151,6 +152,7 @@ def test_an_assistant_model():
     )
 
 
+@pytest.mark.slow
 def test_the_end_of_a_context(caplog):
     """Past the end of a member's context the others go on, with a warning."""
     ensemble = ensemble_of([STORY, CHARACTERS], [0.5, 0.5])

@@ -17,6 +17,7 @@ import torch
 from tests.support.processes import finish, start, start_two
 from tests.support.rlae import assert_same
 from tests.support.rlae_processes import logging_its_rank, run, unjudged_of_one_rank, vowels
+from tests.support.tiers import slow
 
 CASES = {
     "ppo": {"objective": "ppo", "ensemble": {"kind": "different"}},
@@ -36,7 +37,7 @@ def half_judged(completions, prompts, **_):
 half_judged.__name__ = unjudged_of_one_rank.__name__
 
 
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("case", ["mixture", *slow(*(name for name in CASES if name != "mixture"))])
 def test_two_processes_learn_what_one_learns_from_the_same_texts(tmp_path, case):
     # Adam divides by how large gradients are: where they are 0 but for rounding, it would learn from rounding
     options = {"optim": "sgd", "learning_rate": 0.1, **CASES[case]}
@@ -60,6 +61,7 @@ def test_two_processes_learn_what_one_learns_from_the_same_texts(tmp_path, case)
 
 
 @pytest.mark.parametrize("objective", ["mixture", "ppo"])
+@pytest.mark.slow
 def test_two_processes_with_activations_computed_anew(tmp_path, objective):
     """Parameters that no loss reaches, such as an encoder's pooler, do not hold up the other process."""
     options = {"objective": objective, "ensemble": {"observation": "text"}, "activation_checkpointing": True}
@@ -70,6 +72,7 @@ def test_two_processes_with_activations_computed_anew(tmp_path, objective):
     assert len(torch.load(tmp_path / "two.pt")["logs"]) == 4
 
 
+@pytest.mark.slow
 def test_what_rewards_log_is_gathered(tmp_path):
     """Columns have the texts of both processes in their order, and metrics are means over both."""
     folder = tmp_path / "out"
@@ -92,6 +95,7 @@ def test_what_rewards_log_is_gathered(tmp_path):
     assert len(table) == 5
 
 
+@pytest.mark.slow
 def test_killed_in_the_middle_of_a_rollout_and_resumed(tmp_path):
     """Rollouts serve four updates: after the sixth, with the fifth saved."""
     options = {"save_strategy": "steps", "save_steps": 5, "max_steps": 10, "objective": "mixture"}
@@ -107,6 +111,7 @@ def test_killed_in_the_middle_of_a_rollout_and_resumed(tmp_path):
     assert resumed["logs"] == whole["logs"]
 
 
+@pytest.mark.slow
 def test_two_processes_resume(tmp_path):
     options = {"save_strategy": "steps", "save_steps": 3, "max_steps": 6, "per_device_train_batch_size": 2}
     whole = start_two(run, str(tmp_path / "whole"), str(tmp_path / "whole.pt"), **options)
@@ -119,6 +124,7 @@ def test_two_processes_resume(tmp_path):
     assert_same(other["parameters"], one["parameters"])
 
 
+@pytest.mark.slow
 def test_a_lost_rank_ends_the_job(tmp_path):
     """Under `accelerate launch`, within 30 seconds of the rank's end.
 

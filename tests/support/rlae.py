@@ -14,7 +14,7 @@ from tests.support.models import constant, pair, pairs
 from tests.support.policies import encoder
 from tests.support.tokenizers import byte_level_bpe, sentencepiece_bpe
 
-# transformers collects garbage as it starts to train; all that was imported need not be looked at
+# `Trainer.train` collects garbage first; in processes that tests start, it need not look at imported modules
 gc.freeze()
 
 PROMPTS = ["Once upon a", "The 3 big dogs", "def f(x):", "She said", "and they", "Lily who"]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import math
 from typing import Any
 
@@ -12,9 +11,6 @@ from transformers import TrainerCallback
 
 from tests.support.models import pair
 from tests.support.rlae import PROMPTS
-
-# transformers collects garbage as it starts to train; all that was imported need not be looked at
-gc.freeze()
 
 LORA = {"r": 4, "lora_alpha": 16, "target_modules": "all-linear", "task_type": "CAUSAL_LM"}
 

@@ -296,6 +296,7 @@ def given(tmp_path):
     return ["--model", str(folder), "--data", str(data), "--quick", "--jobs", "1", "--output", str(tmp_path / "out")]
 
 
+@pytest.mark.slow
 def test_the_command_measures_writes_and_goes_on(given, tmp_path, monkeypatch, capsys):
     methods = (runs.GRPO, runs.GRPO_COMPUTE, runs.CORY, runs.CORY_PPO)
     monkeypatch.setattr(study, "METHODS", methods)
@@ -325,6 +326,7 @@ def test_the_command_measures_writes_and_goes_on(given, tmp_path, monkeypatch, c
     assert not any(str(tmp_path) in text for text in kept)
 
 
+@pytest.mark.slow
 def test_costs_are_measured_by_training(monkeypatch):
     seen = []
     monkeypatch.setattr(study, "train", lambda run, given: seen.append((run.rollouts, given["every"])) or Spent(run))

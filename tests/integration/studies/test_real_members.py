@@ -112,6 +112,7 @@ def test_fixed_weights_are_the_best_on_the_validation_split(stories, tmp_path, m
     assert len(seen) == 5
 
 
+@pytest.mark.slow
 def test_the_command_measures_writes_and_goes_on(stories, tmp_path, monkeypatch, capsys):
     folders = []
     for member in members():

@@ -46,6 +46,7 @@ def test_what_is_learned_is_carried_to_longer_chains_and_the_other_form():
 
 
 @pytest.mark.parametrize("experiment", EXPERIMENTS)
+@pytest.mark.slow
 def test_a_policy_is_trained_and_tested(experiment, monkeypatch):
     seen = []
 
@@ -73,6 +74,7 @@ def test_a_policy_is_trained_and_tested(experiment, monkeypatch):
         assert questions is None
 
 
+@pytest.mark.slow
 def test_every_experiment_has_its_folder_and_table(tmp_path, monkeypatch):
     monkeypatch.setattr(Variation, "measure", lambda self, settings: {"right": {"a": "10", "b": "11"}, "accuracy": 0.5})
     do_full(tmp_path, SETTINGS, 2, 1, Console(quiet=True))

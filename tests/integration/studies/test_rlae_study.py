@@ -69,6 +69,7 @@ def test_runs_that_were_trained_otherwise_are_not_mixed_with_new_ones(tmp_path, 
         do_runs([run], unsaid, 1, Console(quiet=True))
 
 
+@pytest.mark.slow
 def test_the_best_fixed_weights_come_from_the_validation_questions():
     found = Run("shared", 1, "best fixed weights").measure(SETTINGS)
     assert sum(found["weights"]) == pytest.approx(1.0)
@@ -115,6 +116,7 @@ def test_shuffled_rewards_are_the_same_rewards():
     assert any(rewards != true for rewards in shuffled)
 
 
+@pytest.mark.slow
 def test_supervision_learns_what_the_oracle_does(monkeypatch):
     members = load_demo_members("shared")
     monkeypatch.setattr(chains, "training_questions", lambda settings: draw_questions(80, 3, is_held_out=False))
@@ -124,6 +126,7 @@ def test_supervision_learns_what_the_oracle_does(monkeypatch):
     assert right.mean() > 0.15  # uniform weights: 0.03
 
 
+@pytest.mark.slow
 def test_tables_say_what_was_found(tmp_path):
     entries = [
         entry("uniform weights", "1000" * 25),

@@ -29,6 +29,7 @@ def test_the_policy_that_is_kept_is_the_best_on_validation_questions(monkeypatch
     assert set(asked) == {"validation"}
 
 
+@pytest.mark.slow
 def test_a_policy_is_saved_for_every_set(tmp_path, monkeypatch):
     for name, value in {"COMPLETIONS": 8, "UPDATES": 1, "ITERATIONS": 1}.items():
         monkeypatch.setattr(demo_training, name, value)
@@ -39,6 +40,7 @@ def test_a_policy_is_saved_for_every_set(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("kind", list(MEMBER_SETS))
+@pytest.mark.slow
 def test_the_policy_in_the_package_beats_fixed_weights_by_far(kind):
     torch.manual_seed(0)
     policy = load_demo_policy(kind)

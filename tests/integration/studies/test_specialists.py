@@ -38,12 +38,14 @@ def loss_of(model, name):
     return float((losses * weights[:, 1:]).sum() / weights[:, 1:].sum())
 
 
+@pytest.mark.slow
 def test_training_learns():
     name = "multiplication-bytes"
     model, tokenizer = trained(name, 60)
     assert loss_of(model, name) < 0.6 * loss_of(build_model(tokenizer, 0), name)
 
 
+@pytest.mark.slow
 def test_a_seed_gives_the_same_member():
     """Law: the same seed gives the same weights, another seed gives others."""
     (first, _), (second, _), (other, _) = (trained("subtraction-bytes", 3, seed) for seed in (0, 0, 1))

@@ -253,7 +253,8 @@ def test_parts_of_messages_are_a_functions_business(tmp_path):
     """And nobody's, where observers read the prompt alone."""
     parts = said([{"type": "text", "text": "a"}])
     for options in ({"observer_template": lambda prompt, answers: prompt}, {"knowledge_transfer": False}):
-        build(tmp_path, given=base(chat=True), train_dataset=parts, **options)
+        trainer = build(tmp_path, given=base(chat=True), train_dataset=parts, **options)
+        assert trainer.train_dataset["prompt"][0] == parts["prompt"][0]
 
 
 REWARDS = {

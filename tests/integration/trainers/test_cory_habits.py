@@ -17,6 +17,7 @@ from trl.experimental.gmpo import GMPOConfig, GMPOTrainer
 from hf_rlae.trainers import CoryArguments, CoryConfig, CoryMixin, CoryRLOOTrainer, CoryTrainer
 from tests.support.cory import OPTIONS, adapters_of, base, chats, lora, rollout, trainer_of
 from tests.support.rlae import assert_same, data, vowels
+from tests.support.tiers import slow
 from tests.support.tokenizers import byte_level_bpe
 
 
@@ -56,7 +57,7 @@ def test_another_trainer_of_trl_in_ten_lines(tmp_path):
     assert all({"agent/agent-1/kl", "agent/agent-2/entropy"} <= entry.keys() for entry in logs)
 
 
-@pytest.mark.parametrize("trainer_class", [CoryTrainer, CoryRLOOTrainer, CoryGMPOTrainer])
+@pytest.mark.parametrize("trainer_class", [CoryTrainer, *slow(CoryRLOOTrainer, CoryGMPOTrainer)])
 @pytest.mark.parametrize(
     "options",
     [
@@ -77,8 +78,11 @@ def test_ways_to_train(tmp_path, trainer_class, options):
 @pytest.mark.parametrize(
     "options",
     [
-        {"loss_type": "dapo"}, {"loss_type": "grpo"}, {"loss_type": "dr_grpo"}, {"scale_rewards": "batch"},
-        {"importance_sampling_level": "sequence"}, {"top_entropy_quantile": 0.5}, {"entropy_coef": 0.01},
+        {"loss_type": "dapo"}, {"importance_sampling_level": "sequence"},
+        *slow(
+            {"loss_type": "grpo"}, {"loss_type": "dr_grpo"}, {"scale_rewards": "batch"},
+            {"top_entropy_quantile": 0.5}, {"entropy_coef": 0.01},
+        ),
     ],
     ids=str,
 )  # fmt: skip
@@ -184,6 +188,7 @@ def test_evaluations(tmp_path):
     assert math.isfinite(metrics["eval_loss"])
 
 
+@pytest.mark.slow
 def test_evaluations_leave_training_as_it_is(tmp_path):
     """Also those inside a rollout that is being learned from, and across an exchange."""
     ends = []
@@ -203,6 +208,7 @@ def test_evaluations_leave_training_as_it_is(tmp_path):
     assert ends[0][1] == ends[1][1]
 
 
+@pytest.mark.slow
 def test_the_best_of_one_of_several_datasets(tmp_path):
     """TRL gives the rewards of all datasets one name, so the last one would decide."""
 
@@ -309,6 +315,7 @@ def test_yaml(tmp_path, monkeypatch):
     assert end.value.code == 0
 
 
+@pytest.mark.slow
 def test_a_real_model(tmp_path, shared):
     """Loaded by its folder; both agents learn to write more vowels than the base does."""
     trainer = CoryTrainer(

@@ -16,6 +16,7 @@ from hf_rlae.trainers.cory.ppo import CoryPPOConfig, CoryPPOTrainer
 from tests.support import cory
 from tests.support.models import pair
 from tests.support.rlae import assert_same, data, parameters_of, vowels
+from tests.support.tiers import slow
 from tests.support.token_ppo import StopAt, ending_pair, naive_loss, naive_rollout, unsettle
 
 SAVES = {
@@ -205,6 +206,7 @@ def test_a_bad_value_names_its_agent(tmp_path):
         rollout(trainer)
 
 
+@pytest.mark.slow
 def test_learning_is_shown(tmp_path):
     """The team writes more and more vowels, across exchanges of roles."""
     trainer = made(
@@ -233,7 +235,7 @@ def alone(tmp_path_factory):
     return end_of(trainer)
 
 
-@pytest.mark.parametrize("stop", [1, 4, 6])
+@pytest.mark.parametrize("stop", [4, *slow(1, 6)])
 def test_resumed_to_the_bit(alone, tmp_path, stop):
     """A rollout serves 4 updates: inside its first pass, at its border, and inside the next, with roles
     exchanged.

@@ -19,6 +19,7 @@ from tests.support.cory import adapters_of, chats, trainer_of
 from tests.support.cory import base as base_pair
 from tests.support.rlae import assert_same, data, vowels
 from tests.support.stopping import StopAt
+from tests.support.tiers import slow
 
 SAVES = {
     "save_strategy": "steps", "max_steps": 9, "gradient_checkpointing": False, "logging_steps": 3,
@@ -46,7 +47,7 @@ def assert_same_end(found, expected):
     assert found[2] == expected[2]
 
 
-CASES = [(CoryTrainer, stop) for stop in (1, 3, 4, 6)] + [(CoryRLOOTrainer, 3)]
+CASES = [(CoryTrainer, 3), *slow(*((CoryTrainer, stop) for stop in (1, 4, 6)), (CoryRLOOTrainer, 3))]
 """In the first rollout, at an exchange that waits, between two rollouts, at an exchange in the second."""
 
 
@@ -80,6 +81,7 @@ def test_resumed_runs_end_alike(alone, tmp_path, trainer_class, stop):
     assert_same_end(end_of(second), expected)
 
 
+@pytest.mark.slow
 def test_across_the_border_of_an_epoch(tmp_path):
     """6 prompts, 2 a rollout, one update each: an epoch is 3 updates."""
     options = {**SAVES, "max_steps": 7, "steps_per_generation": 2, "num_iterations": 1, "role_exchange_steps": 2}
@@ -93,6 +95,7 @@ def test_across_the_border_of_an_epoch(tmp_path):
         assert_same_end(end_of(resumed), end_of(whole))
 
 
+@pytest.mark.slow
 def test_with_conversations_in_the_buffer(tmp_path):
     def reward(completions, previous_completions, **_):
         assert all(text[0]["role"] == "assistant" for texts in previous_completions for text in texts)
@@ -152,6 +155,7 @@ def test_a_rollout_is_not_dealt_out_in_other_batches(tmp_path, changed):
         other.train(resume_from_checkpoint=True)
 
 
+@pytest.mark.slow
 def test_a_template_that_cannot_be_pickled(tmp_path):
     """Nor written as JSON, as reports to trackers are."""
     template = lambda prompt, answers: f"{answers[0]} {prompt}"  # noqa: E731
@@ -167,6 +171,7 @@ def test_a_template_that_cannot_be_pickled(tmp_path):
     assert again.state.global_step == 3
 
 
+@pytest.mark.slow
 def test_a_second_training_begins_with_a_new_rollout(tmp_path):
     trainer = trainer_of(tmp_path, callbacks=[StopAt(3)], **{**SAVES, "save_strategy": "no"})
     trainer.train()
@@ -207,6 +212,7 @@ def test_the_best_agents_are_loaded_at_the_end(tmp_path):
     assert any(not torch.equal(best["agent-1"][key], value) for key, value in best["agent-2"].items())
 
 
+@pytest.mark.slow
 def test_a_table_of_texts_survives(tmp_path):
     """A run resumed within a rollout shows the texts of that rollout, as the one that was left alone."""
     options = {**SAVES, "max_steps": 3, "logging_steps": 1, "log_completions": True, "num_completions_to_print": 0}

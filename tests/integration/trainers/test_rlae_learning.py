@@ -7,13 +7,14 @@ import torch
 
 from hf_rlae import EnsembleForCausalLM
 from tests.support.rlae import data, favouring, policy_for, trainer_of
+from tests.support.tiers import slow
 
 
 def share_of_a(completions, **_):
     return [text.count("a") / 4 for text in completions]
 
 
-@pytest.mark.parametrize("seed", [0, 1, 2])
+@pytest.mark.parametrize("seed", [0, *slow(1, 2)])
 @pytest.mark.parametrize("objective", ["ppo", "mappo", "mixture"])
 def test_the_right_member_gets_the_weight(tmp_path, objective, seed):
     """The first member writes `a`, the second `b`; `a` is what counts. Deterministic weights, before and after."""
@@ -37,6 +38,7 @@ def test_the_right_member_gets_the_weight(tmp_path, objective, seed):
     assert after["eval_reward"] > 0.9
 
 
+@pytest.mark.slow
 def test_with_shuffled_rewards_nothing_is_learned(tmp_path):
     """The control: rewards that have nothing to do with the texts leave the weights where they were, on average."""
     moved = []

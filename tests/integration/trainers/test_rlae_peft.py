@@ -14,6 +14,7 @@ from hf_rlae.errors import ConfigError
 from tests.integration.trainers.test_rlae_habits import hub  # noqa: F401
 from tests.support.policies import encoder
 from tests.support.rlae import assert_same, data, ensemble_of, members, parameters_of, trainer_of
+from tests.support.tiers import slow
 from tests.support.tokenizers import byte_level_bpe
 
 peft = pytest.importorskip("peft")
@@ -92,7 +93,7 @@ def test_all_linear_finds_the_layers_of_other_encoders(tmp_path, make):
     trainer.train()
 
 
-@pytest.mark.parametrize("stop", [2, 5])
+@pytest.mark.parametrize("stop", [2, *slow(5)])
 def test_resumed_to_the_bit(tmp_path, stop):
     class Stop(TrainerCallback):
         def on_step_end(self, args, state, control, **kwargs):

@@ -7,6 +7,7 @@ import torch
 
 from tests.support.rlae import assert_same, ensemble_of, parameters_of, trainer_of
 from tests.support.stopping import StopAt
+from tests.support.tiers import slow
 
 SAVES = {"save_strategy": "steps", "save_steps": 1, "max_steps": 10, "logging_steps": 3, "lr_scheduler_type": "cosine"}
 
@@ -23,7 +24,7 @@ def alone(request, tmp_path_factory):
     return request.param, end_of(trainer)
 
 
-@pytest.mark.parametrize("stop", [1, 3, 6, 8])
+@pytest.mark.parametrize("stop", [6, *slow(1, 3, 8)])
 def test_resumed_runs_end_alike(alone, tmp_path, stop):
     """A rollout serves 4 updates: within the first pass, within the second, within the next rollout, at its border."""
     objective, (parameters, moments, logs, tokens) = alone
@@ -45,6 +46,7 @@ def test_resumed_runs_end_alike(alone, tmp_path, stop):
     assert found[3] == tokens
 
 
+@pytest.mark.slow
 def test_across_the_border_of_an_epoch(tmp_path):
     """6 prompts, 2 a rollout, one update a pass: an epoch is 6 updates, 3 rollouts."""
     options = {**SAVES, "max_steps": 14, "per_device_train_batch_size": 8, "steps_per_generation": 1}

@@ -74,8 +74,9 @@ def test_rewards_stand_beside_their_baselines():
 
 
 def test_nothing_logged_is_no_error():
-    plot_weights_over_training([])
-    plot_reward_over_training([], {})
+    for figure in (plot_weights_over_training([]), plot_reward_over_training([], {})):
+        assert figure.axes
+        assert not any(len(line.get_xdata()) for axes in figure.axes for line in axes.lines)
 
 
 @pytest.mark.parametrize("wrong", [{"picture_format": "gif"}, {"prompts": "7+5="}, {"prompts": [3]}])

@@ -19,6 +19,7 @@ from hf_rlae.zoo.solving import accuracy
 from tests.studies.specialists.lessons import SPECIALTIES
 from tests.studies.specialists.measure import score_operator
 from tests.studies.specialists.tokenizers import Segmenter
+from tests.support.tiers import slow
 
 NAMES = list(SPECIALISTS)
 MEBIBYTE = 2**20
@@ -112,7 +113,7 @@ def test_switching_solves_what_no_member_solves(kind):
     assert accuracy(uniform, uniform.tokenizer, questions) <= switched - 0.3
 
 
-@pytest.mark.parametrize("kind", ["different", "shared"])
+@pytest.mark.parametrize("kind", ["different", *slow("shared")])
 def test_the_policy_in_the_package_beats_every_fixed_weighting(kind):
     members, policy = load_demo_members(kind), load_demo_policy(kind)
     ensemble = EnsembleForCausalLM.from_members(members, policy, span_length=policy.config.span_length)

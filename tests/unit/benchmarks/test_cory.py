@@ -67,6 +67,7 @@ def test_a_name_that_nothing_has_is_refused(capsys):
     assert len(capsys.readouterr().out.splitlines()) == len({case.name for case in benchmark.CASES})
 
 
+@pytest.mark.slow
 def test_the_command_runs(capsys, tmp_path):
     threads = torch.get_num_threads()
     try:

@@ -186,6 +186,7 @@ def test_embedded_members_in_turn(tokenizers):
         assert all(len(text) == 6 for text in texts["processor"])
 
 
+@pytest.mark.slow
 def test_every_kind_of_case_runs(capsys, tmp_path):
     """The command with embedded members, which needs no files beside the package."""
     threads = torch.get_num_threads()

@@ -142,6 +142,7 @@ def test_files_that_no_chosen_case_needs_may_be_missing(monkeypatch, tmp_path):
         benchmarked.check_files([("real", "same", 2)])
 
 
+@pytest.mark.slow
 def test_the_command_runs(capsys, tmp_path):
     """With embedded members, which need no files beside the package."""
     threads = torch.get_num_threads()

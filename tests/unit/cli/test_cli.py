@@ -126,7 +126,7 @@ def test_table_counts_where_members_were_run(folders, capsys):
     ids = ensemble.generate(**inputs, max_new_tokens=12, do_sample=False)
     count = ids.shape[1] - inputs["input_ids"].shape[1]
     assert f" 1.000 {count} {count} -" in table
-    assert " 0.000 0 0 - " in table
+    assert " 0.000 0 0 -" in table
 
 
 def test_table_leaves_out_tokens_that_a_member_cannot_propose():

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from hf_rlae import EnsembleForCausalLM, StaticPolicy
 from tests.support.ensembles import TEXTS, Recorder, Schedule, columns_read, policy_of_text
 from tests.support.models import ARCHITECTURES, RECURRENT, WINDOW, pair, with_adapters
+from tests.support.tiers import slow
 from tests.support.tokenizers import (
     byte_level_bpe,
     characters,
@@ -201,7 +202,7 @@ SUPPRESSED = {
 
 
 @pytest.mark.parametrize("which", [0, 1, 2])
-@pytest.mark.parametrize("architecture", ["llama", "gpt2", "rwkv"])
+@pytest.mark.parametrize("architecture", ["llama", *slow("gpt2", "rwkv")])
 def test_all_weight_on_one(architecture, which):
     """Law: with all weight on a member, its own greedy text comes out, to the byte and to the stop."""
     tokenizers = [byte_level_bpe, raw_bytes, unigram]

@@ -15,6 +15,7 @@ from hf_rlae import EnsembleForCausalLM, StaticPolicy
 from hf_rlae.errors import ConfigError, InputError
 from tests.support.ensembles import TEXTS, Schedule, columns_read, encode, endless
 from tests.support.models import pair
+from tests.support.tiers import slow
 from tests.support.tokenizers import raw_bytes
 from tests.support.worlds import bpe, build, random_model
 
@@ -136,6 +137,7 @@ def test_a_wrong_sampler_is_rejected():
     assert p_value(spans, expected_of_one_tokenizer("span", prompt, 3, weights)) > 0.01
 
 
+@pytest.mark.slow
 def test_rows_that_share_a_draw_keep_their_law():
     """Law: `draw_scope="batch"` changes how rows depend on one another, not what each of them is."""
     ensemble = endless(twins(), policy(), span_length=2, draw="token", draw_scope="batch")
@@ -198,7 +200,7 @@ def expected_of_two_tokenizers(unit: str, prompts, span_length: int):
     return expected
 
 
-@pytest.mark.parametrize(("unit", "span_length"), [("token", 2), ("word", 2), ("span", 2)])
+@pytest.mark.parametrize(("unit", "span_length"), [("word", 2), *slow(("token", 2), ("span", 2))])
 def test_exact_for_two_tokenizers(unit, span_length):
     """Law: with different tokenizers too, each draw by its own definition, the lagging members' readings included."""
     world = place()

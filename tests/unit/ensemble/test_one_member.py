@@ -12,6 +12,7 @@ from transformers.generation import BaseStreamer
 from hf_rlae import EnsembleForCausalLM
 from tests.support.ensembles import TEXTS, encode
 from tests.support.models import ARCHITECTURES, RECURRENT, pair, with_adapters
+from tests.support.tiers import slow
 
 MODES = {
     "greedy": {"do_sample": False},
@@ -50,7 +51,7 @@ def assert_same(model, ensemble, inputs, exact=True, reference=None, **settings)
     return got
 
 
-@pytest.mark.parametrize("use_cache", [True, False], ids=["cache", "no_cache"])
+@pytest.mark.parametrize("use_cache", [True, *slow(False)], ids=["cache", "no_cache"])
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_every_architecture(architecture, mode, use_cache):

@@ -16,6 +16,7 @@ from hf_rlae.errors import ConfigError
 from hf_rlae.members import Member
 from tests.support.ensembles import TEXTS, Schedule, encode, endless, policy_of_text
 from tests.support.models import pair, pairs, with_adapters
+from tests.support.tiers import slow
 from tests.support.tokenizers import raw_bytes
 
 
@@ -144,7 +145,13 @@ def eager_threads():
 
 
 @pytest.mark.usefixtures("eager_threads")
-@pytest.mark.parametrize(("name", "calls"), [("two_models", 100), ("two_adapters", 40), ("two_tokenizers", 100)])
+@pytest.mark.parametrize(
+    ("name", "calls"),
+    [
+        *(("two_models", 20), ("two_adapters", 10), ("two_tokenizers", 20)),
+        *slow(("two_models", 100), ("two_adapters", 40), ("two_tokenizers", 100)),
+    ],
+)
 def test_two_threads(name, calls):
     """Law: all calls from two threads on one ensemble equal the calls made one after the other."""
     ensemble = ENSEMBLES[name]()

@@ -14,6 +14,7 @@ from hf_rlae.policies.weights import cut
 from tests.support.ensembles import TEXTS, Schedule, columns_read, encode, endless, mixture, own_logits
 from tests.support.models import ARCHITECTURES, RECURRENT, pair
 from tests.support.rlae import members as rlae_members
+from tests.support.tiers import slow
 
 TRACED = {"return_dict_in_generate": True, "output_logits": True}
 
@@ -143,7 +144,7 @@ def test_skipping_is_invisible_to_beams(architecture, num_beams):
 
 
 @pytest.mark.parametrize("prompt_length", [2, 14])
-@pytest.mark.parametrize("architecture", ["llama", "mistral", "rwkv"])
+@pytest.mark.parametrize("architecture", ["mistral", "rwkv", *slow("llama")])
 def test_proposals_while_a_member_lags_behind(architecture, prompt_length):
     """Law: taking back proposed tokens leaves a member alone that has not read them."""
     policy = Schedule([0.5, 0.5], *[[1, 0]] * 7, [0.5, 0.5])

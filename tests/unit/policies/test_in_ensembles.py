@@ -24,6 +24,7 @@ from hf_rlae.vocabulary import ByteVocabulary
 from tests.support.ensembles import TEXTS, encode, endless
 from tests.support.models import constant, pair, pairs
 from tests.support.policies import assert_same_parameters, encoder
+from tests.support.tiers import slow
 from tests.support.tokenizers import raw_bytes, sentencepiece_bpe
 
 MODES = {
@@ -70,7 +71,7 @@ class Watched:
 
 
 @pytest.mark.parametrize("mode", MODES)
-@pytest.mark.parametrize("observation", ["members", "text", "both"])
+@pytest.mark.parametrize("observation", ["both", *slow("members", "text")])
 @pytest.mark.parametrize("kind", ["same", "different"])
 def test_asked_once_a_span(kind, observation, mode):
     """The policy is asked once a span for all rows; its answers are the weights of the trace, and differ by text."""

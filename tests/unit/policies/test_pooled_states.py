@@ -11,6 +11,7 @@ from hf_rlae.members.hidden_states import ColumnStates, with_means
 from hf_rlae.members.ragged_run import RowRunner
 from tests.support.ensembles import TEXTS, encode, endless
 from tests.support.models import pair, pairs
+from tests.support.tiers import slow
 from tests.support.tokenizers import raw_bytes
 
 POOLED = 9
@@ -66,9 +67,10 @@ def _expected(model, ids):
 
 @pytest.mark.parametrize(
     ("kind", "mode"),
-    [("same", mode) for mode in MODES] + [("recurrent", mode) for mode in MODES if mode != "looked up"],
+    [("same", mode) for mode in MODES]
+    + [("recurrent", "greedy"), *slow(*(("recurrent", mode) for mode in ("sampling", "beams", "without cache")))],
 )  # recurrent members cannot take tokens back
-@pytest.mark.parametrize("span_length", [1, 5])
+@pytest.mark.parametrize("span_length", [1, *slow(5)])
 def test_last_state_and_mean_of_the_newest_tokens(kind, span_length, mode):
     """Law, with one tokenizer: the model's own states after the row's tokens, and their mean; no padding is in it."""
     given = members(kind)
@@ -89,7 +91,7 @@ def test_last_state_and_mean_of_the_newest_tokens(kind, span_length, mode):
 
 @pytest.mark.parametrize("rows", [False, True], ids=["slots", "rows"])
 @pytest.mark.parametrize("mode", MODES)
-@pytest.mark.parametrize("span_length", [1, 5])
+@pytest.mark.parametrize("span_length", [5, *slow(1)])
 def test_different_tokenizers_see_what_forcing_the_text_sees(span_length, mode, rows, monkeypatch):
     """Law: what is seen is a function of the text: writing it and hearing it in one forward pass show the same."""
     given = members("different")
@@ -114,7 +116,7 @@ def test_different_tokenizers_see_what_forcing_the_text_sees(span_length, mode, 
 
 
 @pytest.mark.parametrize("rereads", [False, True])
-@pytest.mark.parametrize("mode", ["greedy", "sampling", "beams", "without cache"])
+@pytest.mark.parametrize("mode", ["sampling", "beams", *slow("greedy", "without cache")])
 @pytest.mark.parametrize("kind", ["same", "different"])
 def test_the_host_of_a_processor_is_seen_as_in_the_ensemble(kind, mode, rereads):
     """At the end of the prompt, and with one tokenizer after every span."""

@@ -28,6 +28,7 @@ def test_a_folder_goes_on_with_the_same_settings_only(tmp_path):
         ResultFolder(tmp_path, {"questions": 5, "lengths": [1, 2]})
 
 
+@pytest.mark.slow
 def test_intervals_cover_the_truth():
     """Of 100 samples of two coins whose difference is 0.3, about 95 intervals hold it."""
     rng = np.random.default_rng(0)

@@ -17,6 +17,7 @@ from hf_rlae import EnsembleForCausalLM, EnsembleLogitsProcessor, StaticPolicy
 from hf_rlae.errors import ConfigError, HfRlaeError, InputError, PolicyError, TokenizerError
 from tests.support.ensembles import TEXTS, Recorder, Schedule, columns_read, encode, policy_of_text
 from tests.support.models import constant, pair, pairs, with_adapters
+from tests.support.tiers import slow
 from tests.support.tokenizers import byte_level_bpe, characters, raw_bytes, sentencepiece_bpe, unigram
 
 OUTPUTS = {"return_dict_in_generate": True, "output_scores": True}
@@ -86,7 +87,7 @@ class Spy(LogitsProcessor):
 # One shared tokenizer
 
 
-@pytest.mark.parametrize("use_cache", [True, False], ids=["cache", "no_cache"])
+@pytest.mark.parametrize("use_cache", [True, *slow(False)], ids=["cache", "no_cache"])
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("policy", [policy_of_text, policy_of_members], ids=["text", "members"])
 def test_one_tokenizer_equals_the_ensemble(policy, mode, use_cache):
@@ -219,8 +220,11 @@ TOKENIZERS = {
 
 
 @pytest.mark.parametrize("host_rereads", [False, True], ids=["columns", "rereads"])
-@pytest.mark.parametrize("mode", ["greedy", "sample", "beams"])
-@pytest.mark.parametrize("tokenizers", TOKENIZERS)
+@pytest.mark.parametrize("mode", ["beams", *slow("greedy", "sample")])
+@pytest.mark.parametrize(
+    "tokenizers",
+    ["longer_tokens", "shorter_tokens", "fewer_characters", *slow("pieces", "several_ids_for_one_byte")],
+)
 def test_the_mixture_restricted_to_the_host(tokenizers, mode, host_rereads):
     """Law: every row of every step = the ensemble's distribution after that text, restricted and renormalised."""
     members = different(*TOKENIZERS[tokenizers])

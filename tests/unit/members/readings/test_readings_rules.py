@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from hf_rlae.members import ragged_run
 from hf_rlae.members.readings import probability_store
 from tests.support.readings_reference import Reading
+from tests.support.tiers import slow
 from tests.support.worlds import PackageRun, World, accent_world, build, pieces_only, th_world, world
 
 CLOSE = 1e-5
@@ -163,7 +164,7 @@ def follow(place: World, k: int, seed: int, steps: int, batch: int, realistic: b
     return compared
 
 
-@pytest.mark.parametrize("realistic", [False, True])
+@pytest.mark.parametrize("realistic", [True, *slow(False)])
 @pytest.mark.parametrize(("kind", "k"), VOICES)
 def test_batches_follow_the_rules(kind, k, realistic):
     compared = sum(follow(world(kind), k, seed, 9, 4, realistic) for seed in range(2))

@@ -15,6 +15,7 @@ from hf_rlae.trainers.rlae.rollouts import Rollouts, Sampling, concatenate, writ
 from tests.support.ensembles import encode
 from tests.support.models import pair
 from tests.support.rlae import CHAT_TEMPLATES, PROMPTS, ensemble_of, favouring, members
+from tests.support.tiers import slow
 from tests.support.tokenizers import byte_level_bpe
 
 OBJECTIVES = ("ppo", "mappo", "mixture")
@@ -198,7 +199,7 @@ def test_a_cut_members_probability_is_no_part_of_the_mixture():
 
 
 @pytest.mark.parametrize("kind", ["shared", "different"])
-@pytest.mark.parametrize("draw", ["token", "word", "span"])
+@pytest.mark.parametrize("draw", ["word", *slow("token", "span")])
 def test_draws_give_what_a_run_without_them_records_along_the_same_text(draw, kind):
     # at another temperature drawn tokens are not those of the mixture, so that members are drawn with any tokenizers
     drawn = rolled(ensemble_of("mixture", kind, draw=draw), "mixture", temperature=0.9)
@@ -352,7 +353,7 @@ def ending(kind: str, objective: str, observation: str = "members", **settings):
     return ensemble
 
 
-@pytest.mark.parametrize("span_length", [1, 3])
+@pytest.mark.parametrize("span_length", [3, *slow(1)])
 @pytest.mark.parametrize(
     ("kind", "objective", "observation"),
     [
