@@ -137,3 +137,20 @@ def test_no_other_number_of_columns_has_fewer_cells(seed):
 
     found = shared_columns(lengths, 1, 0.0)
     assert cells(found) == min(cells(columns) for columns in range(1, max(lengths) + 1))
+
+
+@pytest.mark.parametrize("hidden_tokens", [0, 3])
+def test_rows_of_different_lengths_that_all_advance_by_one(member, hidden_tokens):
+    """Law: the commonest step. Each row has its own positions, and its new token lies behind its own last one."""
+    runner = BatchRunner(member, hidden_tokens=hidden_tokens)
+    rng = random.Random(0)
+    texts = [tuple(rng.choices(range(20, 300), k=length)) for length in (2, 7, 4)]
+    with torch.no_grad():
+        runner.run([Path(Chain(None, ids), (), 0, 1) for ids in texts])
+        for _ in range(3):
+            new = [tuple(rng.choices(range(20, 300), k=1)) for _ in texts]
+            output = runner.run(
+                [Path(Chain(None, ids), more, len(ids), 1) for ids, more in zip(texts, new, strict=True)]
+            )
+            texts = [ids + more for ids, more in zip(texts, new, strict=True)]
+            _close(output.logits, _read_alone(member, texts, [1] * 3))
