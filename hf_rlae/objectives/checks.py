@@ -12,7 +12,7 @@ AXES = {"B": "rows", "S": "spans", "T": "completion tokens", "M": "members"}
 """What the letters of axes stand for."""
 
 Axes = Mapping[str, tuple[str, ...]]
-"""By tensor, the axes that it may have: `{"advantages": ("B", "BS")}` is one number a row or one a span."""
+"""By tensor, the axes that it may have: `{"advantages": ("B", "BS")}` allows one number per row or one per span."""
 
 
 def check_axes(tensors: Mapping[str, torch.Tensor], axes: Axes, optional: Iterable[str] = ()) -> dict[str, int]:

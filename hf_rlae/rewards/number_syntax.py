@@ -186,7 +186,7 @@ def number_of(value: Any) -> Number | None:
         value (`int`, `float`, `Decimal`, `Fraction`): or numpy's.
 
     Returns:
-        `Number` or `None`: `None` where it is infinite, not a number, longer than numbers in texts may be, or a `bool`.
+        `Number` or `None`: `None` if it is infinite, NaN, a `bool`, or longer than numbers in texts may be.
 
     Example:
 

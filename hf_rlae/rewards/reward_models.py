@@ -23,6 +23,7 @@ class RewardModel(Reward):
     rendered by the tokenizer's chat template. Texts that are too long are cut on the left, so their end stays. Rows are
     padded with the padding token of the model's config; a model without one scores one row at a time. A text without
     any token could not be judged and gets `None`. The model is put into eval mode and gets no gradient.
+    The reward is the logit of a model with one label, or a probability.
 
     Source: public code (TRL scores with classification models in the same way).
 
@@ -36,9 +37,6 @@ class RewardModel(Reward):
         max_length (`int`, *optional*): maximum number of tokens; by default what model and tokenizer allow.
         name (`str`, defaults to `"reward_model"`): its `__name__`.
         model_kwargs: for `from_pretrained` of a model given by name, such as `dtype` or `revision`.
-
-    Returns:
-        `Reward`: one logit per row (a model with one label), or a probability.
 
     Raises:
         ConfigError: an argument cannot be used; the message names it.

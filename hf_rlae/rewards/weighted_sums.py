@@ -43,6 +43,8 @@ class WeightedSum:
         self.parts = tuple(parts)
         self.weights = tuple(weights)
         self.__name__ = name
+        needed = [column for part in parts for column in getattr(part, "required_columns", ())]
+        self.required_columns = tuple(dict.fromkeys(needed))
         self.further_columns = tuple(sorted(set().union(*map(columns_of, parts))))
 
     def __call__(self, prompts: Any = None, completions: Any = None, completion_ids: Any = None, **columns: Any) -> Any:

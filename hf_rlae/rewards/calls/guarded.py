@@ -232,7 +232,7 @@ def _leave_blocked_loop() -> None:
         _reward_loop.cache_clear()
 
 
-if hasattr(os, "register_at_fork"):
+if hasattr(os, "register_at_fork"):  # not on Windows
     # threads do not survive a fork
     os.register_at_fork(after_in_child=_reward_loop.cache_clear)
 

@@ -181,6 +181,11 @@ class RewardCalls:
         """The columns of the dataset that the functions are known to read."""
         return set().union(*(columns_of(func.reward) for func in self.funcs))
 
+    @property
+    def required_columns(self) -> dict[str, str]:
+        """The columns of the dataset that a function declares as required, each with the function's name."""
+        return {column: func.__name__ for func in self.funcs for column in getattr(func.reward, "required_columns", ())}
+
     def __call__(
         self,
         inputs: Sequence[dict[str, Any]],

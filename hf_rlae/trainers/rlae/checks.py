@@ -122,6 +122,27 @@ def check_evaluated(ensemble: EnsembleForCausalLM, args: RLAEConfig, eval_datase
             )
 
 
+def check_reward_columns(required: Mapping[str, str], train_dataset: Any, eval_dataset: Any) -> None:
+    """Raises for datasets without a column that a reward function needs.
+
+    Args:
+        required (`Mapping[str, str]`): see [`RewardCalls.required_columns`].
+        train_dataset, eval_dataset: datasets, several by name, or `None`, already checked otherwise.
+
+    Raises:
+        ConfigError: names the dataset, the column and the reward.
+    """
+    evaluated = eval_dataset if isinstance(eval_dataset, Mapping) else {"eval_dataset": eval_dataset}
+    for name, dataset in {"train_dataset": train_dataset, **evaluated}.items():
+        for column, reward in required.items():
+            if dataset is not None and column not in dataset.column_names:
+                raise ConfigError(
+                    f"{name} has no column {column!r}, which the reward {reward} needs (it has "
+                    f"{', '.join(dataset.column_names)}); rename the column that holds these values, or load the data "
+                    "by `hf_rlae.tasks.load_task`"
+                )
+
+
 def check_dataset(ensemble: EnsembleForCausalLM, args: RLAEConfig, name: str, dataset: Any) -> None:
     """Raises for one dataset; see `check_datasets`."""
     if not hasattr(dataset, "__len__") or not hasattr(dataset, "column_names"):

@@ -19,7 +19,7 @@ from hf_rlae.trainers.durable.checkpoints import DurableTrainer
 from hf_rlae.trainers.durable.finite import FiniteTrainer
 from hf_rlae.trainers.durable.prompt_order import EpochRepeatSampler
 from hf_rlae.trainers.rlae.card import PolicyPublisher
-from hf_rlae.trainers.rlae.checks import check_datasets, check_policy, wrap_policy
+from hf_rlae.trainers.rlae.checks import check_datasets, check_policy, check_reward_columns, wrap_policy
 from hf_rlae.trainers.rlae.configuration_rlae import RLAEConfig
 from hf_rlae.trainers.rlae.reports import CompletionLog
 from hf_rlae.trainers.rlae.rollout_buffer import RolloutBuffer
@@ -104,6 +104,8 @@ class RLAETrainer(PolicyPublisher, RolloutTrainer, DurableTrainer, FiniteTrainer
         self.reward_calls = RewardCalls(
             reward_funcs, args.reward_weights, args.reward_timeout, reward_processing_classes
         )
+        if type(self)._calculate_rewards is RolloutTrainer._calculate_rewards:
+            check_reward_columns(self.reward_calls.required_columns, train_dataset, eval_dataset)
         policy = wrap_policy(model, peft_config)
         if args.disable_dropout:
             disable_dropout_in_model(policy)

@@ -12,7 +12,7 @@ from transformers import TrainerCallback
 
 from hf_rlae import EnsembleForCausalLM, StaticPolicy
 from hf_rlae.errors import ConfigError, InputError, NonFiniteError, PolicyError
-from hf_rlae.rewards import RewardError
+from hf_rlae.rewards import RewardError, weighted_sum
 from hf_rlae.trainers import RLAEConfig, RLAETrainer
 from hf_rlae.trainers.rlae.checks import wrap_policy
 from tests.support.models import pair, pairs
@@ -235,6 +235,21 @@ def test_a_reward_that_hangs(tmp_path):
     with pytest.raises(RewardError, match=r"time limit of 0\.3 s while it judged 8 samples \('She said' -> "):
         trainer.train()
     assert time.monotonic() - started < 5
+
+
+@pytest.mark.parametrize("reward", ["number", weighted_sum(["number", vowels])], ids=["rule", "sum"])
+def test_a_column_that_a_reward_needs(reward, tmp_path):
+    """It is refused before any work if it is missing, unless the trainer calls no reward functions."""
+
+    class Judged(RLAETrainer):
+        def _calculate_rewards(self, inputs, prompts, completions, completion_ids_list):
+            return torch.zeros((len(prompts), 1))
+
+    with pytest.raises(ConfigError, match=r"train_dataset has no column 'answer', which the reward \w+ needs"):
+        trainer_of(tmp_path, reward=reward)
+    with pytest.raises(ConfigError, match="eval_dataset has no column 'answer'"):
+        trainer_of(tmp_path, reward=reward, train=data(answer=["3"] * 6), eval_dataset=data())
+    trainer_of(tmp_path, reward=reward, trainer_class=Judged)
 
 
 def test_an_override_that_gives_no_rewards(tmp_path):
