@@ -1,4 +1,4 @@
-"""What `hf-rlae demo` does once its arguments are known to be good."""
+"""The work of `hf-rlae demo`, after its arguments have been checked."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from collections.abc import Callable, Sequence
 import torch
 from rich import box
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 from transformers.utils.logging import disable_progress_bar
 
+from hf_rlae.cli.progress import progress_bar
 from hf_rlae.cli.streaming import CarrierStreamer
 from hf_rlae.ensemble import EnsembleForCausalLM
 from hf_rlae.evaluation.fixed_weights import best_fixed_weights, simplex_grid
@@ -30,10 +30,10 @@ NUM_VALIDATION = 60
 
 
 def show(args: argparse.Namespace) -> None:
-    """Shows the members, one text, the table, and writes the picture.
+    """Shows the members, one text and the table of accuracies, and writes the picture.
 
     Args:
-        args (`argparse.Namespace`): the arguments of `hf-rlae demo`, checked.
+        args (`argparse.Namespace`): the checked arguments of `hf-rlae demo`.
     """
     disable_progress_bar()
     console = Console(file=sys.stdout)
@@ -43,8 +43,8 @@ def show(args: argparse.Namespace) -> None:
     _write_one(console, members, policy, args)
     console.print(_accuracy_table(members, policy, args.questions))
     console.print(
-        "The learned policy was rewarded for right answers only. 'Switching' is told which operator comes next and "
-        "gives its specialist all the weight: so far weights that change with the text can get.",
+        "The learned policy received rewards for right answers only. 'Switching' knows the next operator and gives its "
+        "specialist all the weight: an upper bound for weights that change with the text.",
         highlight=False,
     )
 
@@ -71,12 +71,12 @@ def _train(console: Console, members: Sequence[Member], args: argparse.Namespace
 
 
 def _write_one(console: Console, members: Sequence[Member], policy: PolicyModel, args: argparse.Namespace) -> None:
-    """One text, while it is written; then its spans and its picture."""
+    """Streams one text, then shows its spans and draws its weights."""
     names = [member.name for member in members]
     ensemble = EnsembleForCausalLM.from_members(members, policy, span_length=policy.config.span_length)
     prompt = args.chain.rstrip("=") + "="
     inputs = ensemble.tokenizer([prompt], return_tensors="pt")
-    console.print("One text, every token in the colour of the member that carried it:")
+    console.print("One text, with every token in the colour of the member that carried it:")
     console.print(legend(names))
     console.print()
     cache = ensemble.new_cache(record=True)
@@ -92,11 +92,11 @@ def _write_one(console: Console, members: Sequence[Member], policy: PolicyModel,
     tokens = trace_tokens(ensemble, out, inputs["input_ids"].shape[1])[0]
     console.print(span_table(names, tokens))
     save_figure(plot_token_weights(names, tokens, prompt), args.picture)
-    console.print(f"The weights are drawn in {args.picture}\n", highlight=False)
+    console.print(f"The picture of the weights is in {args.picture}\n", highlight=False)
 
 
 def _accuracy_table(members: Sequence[Member], policy: PolicyModel, count: int) -> Table:
-    """Held-out questions: each member alone, weights that stay the same, and switching."""
+    """Accuracies on held-out questions: each member alone, fixed weights, the learned policy, and switching."""
     test = draw_questions(count, split="test")
     validation = draw_questions(NUM_VALIDATION, split="validation")
     fixed = EnsembleForCausalLM.from_members(members)
@@ -105,15 +105,7 @@ def _accuracy_table(members: Sequence[Member], policy: PolicyModel, count: int) 
     oracle = EnsembleForCausalLM.from_members(members, OraclePolicy(), span_length=span_length)
     rows: list[tuple[str, float]] = []
     total = len(members) + 4 + len(simplex_grid(len(members), RESOLUTION))
-    with Progress(
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-        console=Console(stderr=True),
-        transient=True,
-        disable=not sys.stderr.isatty(),
-    ) as progress:
+    with progress_bar() as progress:
         task = progress.add_task("", total=total)
 
         def measure(label: str, ensemble: EnsembleForCausalLM, questions: Sequence[Question]) -> float:

@@ -1,5 +1,6 @@
 """Floor 1: canonical bytes of tokens and the union vocabulary."""
 
+from hf_rlae.vocabulary.special_ids import token_ids
 from hf_rlae.vocabulary.token_bytes import ByteVocabulary
 from hf_rlae.vocabulary.union import (
     OUTSIDE,
@@ -22,4 +23,5 @@ __all__ = [
     "Target",
     "UnionVocabulary",
     "same_vocabulary",
+    "token_ids",
 ]

@@ -1,4 +1,4 @@
-"""Keeps TRL's metrics and tables of texts right while one agent's rollout runs inside another's."""
+"""TRL's metrics and tables of completions, while one agent's rollout runs inside another's."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ from hf_rlae.errors import CheckpointError
 from hf_rlae.trainers.durable.checkpoint_folders import check_plain
 
 _TOTALS = ("num_tokens",)
-"""Metrics that TRL replaces at each rollout, because they only grow."""
+"""Metrics that TRL replaces in each rollout, because they are totals."""
 
 
 def merge_metrics(outer: dict[str, list[float]], inner: Mapping[str, Sequence[float]]) -> None:
     """Adds one agent's metrics to those of all.
 
     Args:
-        outer (`dict[str, list[float]]`): changed.
-        inner (`Mapping[str, Sequence[float]]`): what was recorded for the agent.
+        outer (`dict[str, list[float]]`): changed in place.
+        inner (`Mapping[str, Sequence[float]]`): the metrics of one agent.
 
     Example:
 
@@ -37,7 +37,7 @@ def merge_metrics(outer: dict[str, list[float]], inner: Mapping[str, Sequence[fl
 
 
 def plain_logs(logs: Mapping[str, Any]) -> dict[str, Any]:
-    """TRL's tables of texts as plain lists, to be saved; what cannot be saved as it is becomes its text.
+    """TRL's tables of completions as plain lists, to be saved; other values are saved as strings.
 
     Args:
         logs (`Mapping`): TRL's `_logs`.
@@ -59,11 +59,11 @@ def _plain(entry: Any) -> Any:
 
 
 class NamedEvaluations(Trainer):
-    """A mixin for TRL trainers: where several datasets are evaluated, metrics have the name of the dataset.
+    """A mixin for TRL trainers: with several evaluation datasets, metrics have the name of their dataset.
 
-    With `eval_dataset={"easy": ..., "hard": ...}` transformers logs `eval_easy_loss` and `eval_hard_loss`; TRL gives
-    its own metrics of both the same names, so that `evaluate` returns those of the last one. Here they are
-    `eval_easy_reward` and `eval_hard_reward`.
+    With `eval_dataset={"easy": ..., "hard": ...}` transformers logs `eval_easy_loss` and `eval_hard_loss`, but TRL
+    gives its own metrics of both datasets the same names, so that `evaluate` returns those of the last one. Here they
+    are `eval_easy_reward` and `eval_hard_reward`.
 
     Source: ours.
     """
@@ -93,11 +93,11 @@ class NamedEvaluations(Trainer):
 
 
 class CompletionColumns:
-    """The further columns of TRL's table of texts (`log_extra` of reward functions), one agent after the other.
+    """The extra columns of TRL's table of completions (`log_extra` of reward functions), one agent after the other.
 
-    TRL keeps what reward functions log until the rollout's end and then adds it to the table. Since the next agent's
-    rollout ends inside that of the one before, its rows would get the other's values; and a column that is logged for
-    one role alone would be shorter than the table.
+    TRL keeps the values that reward functions log and adds them to the table at the end of the rollout. Since the next
+    agent's rollout ends inside that of the agent before, its rows would receive the other's values; and a column that
+    is logged for one role alone would be shorter than the table.
 
     Args:
         trainer: a TRL trainer.
@@ -108,13 +108,13 @@ class CompletionColumns:
         self._aside: list[set[str]] = []
 
     def add(self, columns: Mapping[str, Sequence[Any]]) -> None:
-        """Adds columns for the rows of the present agent."""
+        """Adds columns for the rows of the current agent."""
         for name, values in columns.items():
             self.trainer._pending_extra_logs[name].extend(values)
 
     @contextlib.contextmanager
     def put_aside(self) -> Iterator[None]:
-        """Inside, what the present agent has logged is out of the way."""
+        """Inside, the values of the current agent are set aside."""
         trainer = self.trainer
         kept = trainer._pending_extra_logs, trainer._pending_metrics
         trainer._pending_extra_logs, trainer._pending_metrics = defaultdict(list), defaultdict(list)
@@ -126,17 +126,17 @@ class CompletionColumns:
             trainer._pending_extra_logs, trainer._pending_metrics = kept
 
     def complete(self, count: int) -> None:
-        """Gives the present agent's rows a value, if only `None`, in every column that the table has or will have.
+        """Fills the current agent's rows with `None` in all other columns that the table has or will have.
 
         Args:
-            count (`int`): rows of the present agent in this process.
+            count (`int`): rows of the current agent in this process.
         """
         pending, table = self.trainer._pending_extra_logs, self.trainer._logs
         rows = len(table["prompt"])
         known = gather_object([*set(pending).union(table["extra"], *self._aside)])
         for name in sorted(set(known)):
             column = table["extra"][name]
-            # TRL has added this rollout's prompts of later agents, which knew nothing of the column, and older ones
+            # older rows, and rows of later agents in this rollout, lack the column
             column.extendleft([None] * (rows - len(column)))
             values = pending[name]
             values.extend([None] * (count - len(values)))

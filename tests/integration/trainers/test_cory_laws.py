@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 from trl import GRPOConfig, GRPOTrainer, RLOOConfig, RLOOTrainer
 
 from hf_rlae.trainers import CoryRLOOTrainer, CoryTrainer
-from hf_rlae.trainers.cory.roles import draws_apart, learned_rewards, order_at, role_names, weighted
+from hf_rlae.trainers.cory.roles import draws_apart, learned_rewards, order_at, role_names
+from hf_rlae.trainers.rewards import weighted_sums
 from tests.support.cory import adapters_of, base_of, gradients_of, in_training, lora, rollout, trainer_of
 from tests.support.rlae import assert_same, vowels
 
@@ -63,7 +64,7 @@ def test_what_nobody_could_judge_makes_no_sum():
     rewards = [torch.tensor([[torch.nan, 1.0]]), torch.tensor([[1.0, 1.0]])]
     assert learned_rewards(rewards, 0, "team", True).isnan().tolist() == [[True, False]]
     assert learned_rewards(rewards, 1, "own", True).tolist() == [[1.0, 1.0]]
-    assert weighted(torch.tensor([[torch.nan, 2.0]]), torch.tensor([1.0, 0.5])).tolist() == [1.0]
+    assert weighted_sums(torch.tensor([[torch.nan, 2.0]]), torch.tensor([1.0, 0.5])).tolist() == [1.0]
 
 
 def test_draws_apart_repeat_and_differ():

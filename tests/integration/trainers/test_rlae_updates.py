@@ -170,25 +170,11 @@ def test_a_rollout_is_gone_through_in_a_new_order_each_time(tmp_path):
 
 
 def test_the_buffer_deals_out_every_row_to_one_process_in_every_pass():
-    rollouts = Rollouts.from_state(
-        {
-            "prompts": list(range(12)),
-            "completions": [""] * 12,
-            "observation": {},
-            **{
-                name: torch.zeros(12, 1)
-                for name in (
-                    "completion_ids",
-                    "completion_mask",
-                    "span_index",
-                    "span_mask",
-                    "weights",
-                    "old_values",
-                    "is_ended",
-                )
-            },
-        }
-    )
+    names = (
+        "completion_ids", "completion_mask", "span_index", "span_mask", "weights", "old_values", "is_ended",
+    )  # fmt: skip
+    tensors = {name: torch.zeros(12, 1) for name in names}
+    rollouts = Rollouts(prompts=list(range(12)), completions=[""] * 12, observation={}, **tensors)
 
     def dealt(processes, index):
         buffer = RolloutBuffer(3, 4, 2, 2, processes, index)
@@ -253,7 +239,7 @@ def test_the_kl_is_the_mean_over_what_all_processes_count(tmp_path, theirs, stop
     """Of 60 actions here with 0 and some elsewhere with 1: 1/61 is below the limit of 0.2, 20/80 is above it."""
     trainer = trainer_of(tmp_path, target_kl=0.2)
     trainer._kls = [(0.0, 40.0), (0.0, 20.0)]
-    trainer._gathered = lambda value: [value, ({"clip_ratio": [0.5]}, [theirs])]
+    trainer._gather_objects = lambda value: [value, ({"clip_ratio": [0.5]}, [theirs])]
     trainer._end_update()
     assert trainer._is_stopped == stops
     assert trainer._kls == []

@@ -82,7 +82,7 @@ def test_torn_checkpoints(out, caplog, name, fault):
     trainer = toy_trainer(out, **{**SHORT, "max_steps": 3})
     trainer.train(resume_from_checkpoint=True)
     assert len(trainer.seen) == 2
-    with pytest.raises(CheckpointError, match=f"(?s){name}.*Whole ones.*checkpoint-2"):
+    with pytest.raises(CheckpointError, match=f"(?s){name}.*Complete ones.*checkpoint-2"):
         toy_trainer(out, **SHORT).train(resume_from_checkpoint=str(torn.parent))
 
 
@@ -92,7 +92,7 @@ def test_nothing_to_resume(tmp_path, caplog):
     with caplog.at_level(logging.WARNING):
         trainer.train(resume_from_checkpoint=True)
     assert trainer.state.global_step == 4
-    assert "starts afresh" in caplog.text
+    assert "starts from the beginning" in caplog.text
     with pytest.raises(CheckpointError, match="nowhere is not a folder"):
         trainer.train(resume_from_checkpoint=tmp_path / "nowhere")
 

@@ -10,7 +10,7 @@ import torch
 from hf_rlae import EnsembleForCausalLM, StaticPolicy
 from hf_rlae.errors import InputError
 from hf_rlae.objectives import objectives
-from hf_rlae.trainers import waves
+from hf_rlae.trainers.rlae import batch_shrinking
 from hf_rlae.trainers.rlae.rollouts import Rollouts, Sampling, concatenate, write_rollouts
 from hf_rlae.trainers.rlae.span_recorder import recording
 from tests.support.ensembles import encode, weights_of_text
@@ -317,7 +317,7 @@ def test_selecting_concatenating_and_saving():
         assert torch.equal(tail.tensors()[name][region].nan_to_num(), value.nan_to_num()), name
     said = ensemble.policy({name: value[tail.span_mask] for name, value in tail.observation.items()})
     torch.testing.assert_close(said.weights, short.weights[short.span_mask], **CLOSE)
-    assert_rows_agree(Rollouts.from_state(whole.state()), whole, exact=True)
+    assert_rows_agree(Rollouts(**whole.state()), whole, exact=True)
     assert_rows_agree(whole.to("cpu"), whole, exact=True)
     assert_rows_agree(concatenate([whole.select([row]) for row in range(len(whole))]), whole, exact=True)
 
@@ -358,7 +358,7 @@ def ending(kind: str, objective: str, observation: str = "members", **settings):
         ("different", "mappo", "text"),
     ],
 )
-def test_waves_write_what_one_generate_writes(kind, objective, observation, span_length, monkeypatch):
+def test_a_shrinking_batch_writes_what_one_generate_writes(kind, objective, observation, span_length, monkeypatch):
     ensemble = ending(kind, objective, observation, span_length=span_length)
     run_rows = [0]
     for member in ensemble.members:
@@ -366,11 +366,11 @@ def test_waves_write_what_one_generate_writes(kind, objective, observation, span
             lambda _module, args, kwargs: run_rows.__setitem__(0, run_rows[0] + len(kwargs["input_ids"])),
             with_kwargs=True,
         )
-    monkeypatch.setattr(waves, "MIN_ROWS", 100)
+    monkeypatch.setattr(batch_shrinking, "MIN_ROWS", 100)
     whole = rolled(ensemble, objective, PROMPTS * 3, tokens=12)
     assert len(whole.completion_mask.sum(1).unique()) > 3
     rows_of_one_call, run_rows[0] = run_rows[0], 0
-    monkeypatch.setattr(waves, "MIN_ROWS", 2)
+    monkeypatch.setattr(batch_shrinking, "MIN_ROWS", 2)
     parts = rolled(ensemble, objective, PROMPTS * 3, tokens=12)
     assert run_rows[0] < 0.9 * rows_of_one_call
     assert parts.completions == whole.completions
