@@ -46,7 +46,8 @@ class Bounds:
 
     def __str__(self) -> str:
         parts = [f"a {'whole' if self.is_whole else 'finite'} number"]
-        parts.append(f"{'above' if self.is_open else 'of at least'} {self.least}")
+        if self.least != -math.inf:
+            parts.append(f"{'above' if self.is_open else 'of at least'} {self.least}")
         if self.most != math.inf:
             parts.append(f"and at most {self.most}")
         return " ".join(parts) + ", or None" * self.is_optional + f" ({self.note})" * bool(self.note)
@@ -73,3 +74,28 @@ def check_bounds(args: Any, bounds: Mapping[str, Bounds]) -> None:
         value = getattr(args, name)
         if not allowed.holds(value):
             raise ConfigError(f"{name}={value!r}: give {allowed}")
+
+
+def check_list(name: str, values: Any, allowed: Bounds, length: int | None = None) -> None:
+    """Raises for a field that is neither `None` nor a list of numbers within bounds.
+
+    Args:
+        name (`str`): of the field.
+        values (`list` or `None`): its value.
+        allowed (`Bounds`): of each number.
+        length (`int`, *optional*): of the list.
+
+    Raises:
+        ConfigError: names the field, its length and its bounds.
+
+    Example:
+
+    >>> check_list("rates", [0.1], Bounds(), 2)
+    Traceback (most recent call last):
+    hf_rlae.errors.ConfigError: rates=[0.1]: give a list of 2 numbers, each a finite number of at least 0
+    """
+    is_list = isinstance(values, list | tuple) and length in (None, len(values))
+    if values is not None and not (is_list and all(map(allowed.holds, values))):
+        raise ConfigError(
+            f"{name}={values!r}: give a list of {length or ''} numbers, each {allowed}".replace("  ", " ")
+        )

@@ -1,10 +1,15 @@
-"""Defaults that several configurations share, where those of TRL and transformers do not fit."""
+"""Fields of configurations, and defaults that several of them share."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
+from transformers.hf_argparser import HfArg
+
+option: Callable[..., Any] = HfArg
+"""A field with a help text, `option(default=8, help="...")`: transformers' own, with a type that fits any field."""
 
 
 def default_bf16(fp16: bool, use_cpu: bool) -> bool:

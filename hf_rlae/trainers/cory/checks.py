@@ -17,7 +17,7 @@ from hf_rlae.errors import ConfigError
 from hf_rlae.trainers.adapter_checks import LORA_HINT, check_adapter
 from hf_rlae.trainers.cory.configuration_cory import CoryArguments
 from hf_rlae.trainers.model_cards import is_hub_id
-from hf_rlae.trainers.prompt_datasets import check_chat_template, check_prompts, prompts_by_dataset
+from hf_rlae.trainers.prompt_datasets import check_chat_template, check_prompts
 from hf_rlae.trainers.sampling import warn_of_biased_ratios
 
 logger = logging.getLogger(__name__)
@@ -120,8 +120,8 @@ def _check_processes(args: Any) -> None:
         )
 
 
-def check_cory_datasets(args: Any, train_dataset: Any, eval_dataset: Any) -> None:
-    """Raises for datasets that cannot be used.
+def check_cory_datasets(args: Any, train_dataset: Any, eval_dataset: Any) -> dict[str, list[Any]]:
+    """Raises for datasets that cannot be used; returns the prompts of each dataset by its name.
 
     Raises:
         ConfigError: a dataset that `check_prompts` refuses, one with images, with a column that the trainer adds for
@@ -145,6 +145,7 @@ def check_cory_datasets(args: Any, train_dataset: Any, eval_dataset: Any) -> Non
             )
         if isinstance(prompts[0], list):
             _check_messages(args, name, prompts)
+    return found
 
 
 def _check_messages(args: Any, name: str, prompts: list[list[Any]]) -> None:
@@ -186,8 +187,12 @@ def warn_of_half_precision(model: nn.Module) -> None:
         )
 
 
-def check_tokenizer(tokenizer: Any, train_dataset: Any, eval_dataset: Any = None) -> None:
+def check_tokenizer(tokenizer: Any, prompts_by_name: Mapping[str, list[Any]]) -> None:
     """Raises if the tokenizer has no eos token, cannot render messages, or turns a prompt into no token at all.
+
+    Args:
+        tokenizer (`PreTrainedTokenizerBase`): of the model.
+        prompts_by_name (`Mapping[str, list]`): the prompts of each dataset.
 
     Raises:
         ConfigError: says what is missing.
@@ -198,7 +203,7 @@ def check_tokenizer(tokenizer: Any, train_dataset: Any, eval_dataset: Any = None
         )
     if tokenizer.eos_token is None:
         raise ConfigError("processing_class has no eos token, so no completion could end; set `tokenizer.eos_token`")
-    for name, prompts in prompts_by_dataset(train_dataset, eval_dataset).items():
+    for name, prompts in prompts_by_name.items():
         check_chat_template(name, prompts, tokenizer, "processing_class")
         if "" in prompts and not tokenizer("")["input_ids"]:
             raise ConfigError(f"{name}: the prompt of row {prompts.index('')} is empty; remove the row")

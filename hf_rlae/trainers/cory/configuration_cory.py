@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, Literal
 
 from trl import GRPOConfig, RLOOConfig
 
 from hf_rlae.errors import ConfigError, nearest
-from hf_rlae.trainers.bounds import Bounds, check_bounds
+from hf_rlae.trainers.bounds import Bounds, check_bounds, check_list
 from hf_rlae.trainers.cory.prompts import check_template
-from hf_rlae.trainers.defaults import set_defaults
+from hf_rlae.trainers.defaults import option, set_defaults
 from hf_rlae.trainers.model_cards import is_hub_id
 
 OBSERVER_REWARDS = ("team", "own")
@@ -86,34 +86,19 @@ class CoryArguments:
         ConfigError: a value that cannot be used; the message names the field.
     """
 
-    num_agents: int = field(default=2, metadata={"help": "Number of agents: one pioneer and its observers."})
-    agent_names: list[str] | None = field(
-        default=None, metadata={"help": "One per agent; agent-1, agent-2, ... if not given."}
+    num_agents: int = option(default=2, help="Number of agents: one pioneer and its observers.")
+    agent_names: list[str] | None = option(default=None, help="One per agent; agent-1, agent-2, ... if not given.")
+    role_exchange_steps: int = option(default=5, help="Optimizer steps between exchanges of roles; 0 for never.")
+    knowledge_transfer: bool = option(default=True, help="Whether observers read earlier answers.")
+    observer_reward: Literal["team", "own"] = option(
+        default="team", help="All agents' rewards, or those that an agent can change."
     )
-    role_exchange_steps: int = field(
-        default=5, metadata={"help": "Optimizer steps between exchanges of roles; 0 for never."}
-    )
-    knowledge_transfer: bool = field(default=True, metadata={"help": "Whether observers read earlier answers."})
-    observer_reward: Literal["team", "own"] = field(
-        default="team",
-        metadata={"help": "team: the sum of all agents' rewards. own: the sum of those that an agent can change."},
-    )
-    observer_template: str | None = field(
-        default=None, metadata={"help": "Prompt of observers, with the slots {prompt} and {answers}; or a callable."}
-    )
-    max_observer_prompt_length: int | None = field(
-        default=None, metadata={"help": "Maximum tokens of an observer's prompt; None uses the model's context."}
-    )
-    agent_learning_rates: list[float] | None = field(
-        default=None, metadata={"help": "One per agent, instead of learning_rate."}
-    )
-    base_model_id: str | None = field(
-        default=None, metadata={"help": "Hub id of a base model that was loaded from a folder."}
-    )
-    reward_timeout: float = field(
-        default=60.0, metadata={"help": "Seconds that a reward function may take; 0 for no limit."}
-    )
-    disable_dropout: bool = field(default=True, metadata={"help": "Whether dropout is switched off."})
+    observer_template: str | None = option(default=None, help="A text with {prompt} and {answers}, or a callable.")
+    max_observer_prompt_length: int | None = option(default=None, help="Maximum tokens; None: the model's context.")
+    agent_learning_rates: list[float] | None = option(default=None, help="One per agent, instead of learning_rate.")
+    base_model_id: str | None = option(default=None, help="Hub id of a base model that was loaded from a folder.")
+    reward_timeout: float = option(default=60.0, help="Seconds that a reward function may take; 0 for no limit.")
+    disable_dropout: bool = option(default=True, help="Whether dropout is switched off.")
 
     def __post_init__(self) -> None:
         check_bounds(self, _BOUNDS)
@@ -150,11 +135,7 @@ class CoryArguments:
     def _check_agents(self) -> None:
         if self.agent_names is not None:
             self._check_names(self.agent_names)
-        rates = self.agent_learning_rates
-        if rates is not None and not (_is_list(rates, self.num_agents) and all(map(Bounds().holds, rates))):
-            raise ConfigError(
-                f"agent_learning_rates={rates!r}: give {self.num_agents} finite numbers of at least 0, one per agent"
-            )
+        check_list("agent_learning_rates", self.agent_learning_rates, Bounds(), self.num_agents)
 
     def _check_names(self, names: Sequence[str]) -> None:
         if not _is_list(names, self.num_agents) or len({str(name).lower() for name in names}) != self.num_agents:

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import contextlib
-from collections import defaultdict
+from collections import defaultdict, deque
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 from accelerate.utils import gather_object
 from transformers import Trainer
 
 from hf_rlae.errors import CheckpointError
+from hf_rlae.trainers.cory.agents import AgentAdapters
 from hf_rlae.trainers.durable.checkpoint_folders import check_plain
 
 _TOTALS = ("num_tokens",)
@@ -90,6 +91,50 @@ class NamedEvaluations(Trainer):
             metrics.clear()
             metrics.update(named)
         super().log(logs, *args, **kwargs)
+
+
+class AgentMetrics(NamedEvaluations):
+    """A mixin for TRL trainers with several agents: metrics of each agent, besides their means.
+
+    Source: ours.
+    """
+
+    per_agent_metrics: ClassVar[tuple[str, ...]] = ("kl", "entropy")
+    """Metrics of the trainer that are also logged as `agent/<name>/<metric>`."""
+
+    args: Any
+    agents: AgentAdapters
+    _all_metrics: dict[str, list[float]] | None = None
+
+    @property
+    def _mode(self) -> str:
+        return "train" if self.model.training else "eval"  # type: ignore[union-attr]
+
+    @contextlib.contextmanager
+    def _metrics_of(self, agent: str) -> Iterator[None]:
+        """Inside, metrics are also recorded as the agent's."""
+        mode = self._mode
+        outer, outermost = self._metrics[mode], self._all_metrics
+        inner: dict[str, list[float]] = defaultdict(list)
+        # one agent's rollout runs inside another's: its metrics skip the other agent's and go to those of all
+        self._all_metrics = together = outer if outermost is None else outermost
+        self._metrics[mode] = inner
+        try:
+            yield
+        finally:
+            self._metrics[mode], self._all_metrics = outer, outermost
+        for name in self.per_agent_metrics:
+            if name in inner:
+                together[f"agent/{agent}/{name}"].extend(inner[name])
+        merge_metrics(together, inner)
+
+    def _widen_logs(self) -> None:
+        """Makes room in TRL's tables for the completions of all agents; TRL sizes them for one rollout."""
+        rows = self.args.generation_batch_size * len(self.agents.names)
+        self._logs: dict[str, Any] = {
+            **{name: deque(maxlen=rows) for name in ("images", "prompt", "completion", "advantages")},
+            **{name: defaultdict(lambda: deque(maxlen=rows)) for name in ("rewards", "extra")},
+        }
 
 
 class CompletionColumns:

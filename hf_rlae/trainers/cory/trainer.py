@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import logging
-from collections import defaultdict, deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -25,7 +24,7 @@ from hf_rlae.trainers.cory.checks import (
     warn_of_half_precision,
 )
 from hf_rlae.trainers.cory.configuration_cory import CoryArguments, CoryConfig, CoryRLOOConfig
-from hf_rlae.trainers.cory.logs import CompletionColumns, NamedEvaluations, merge_metrics
+from hf_rlae.trainers.cory.logs import AgentMetrics, CompletionColumns
 from hf_rlae.trainers.cory.prompts import ObserverPrompts
 from hf_rlae.trainers.cory.resuming import ResumableRollouts
 from hf_rlae.trainers.cory.roles import (
@@ -48,7 +47,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 
-class CoryMixin(AgentPublisher, ResumableRollouts, NamedEvaluations, FiniteTrainer):
+class CoryMixin(AgentPublisher, ResumableRollouts, AgentMetrics, FiniteTrainer):
     """Makes a TRL trainer with online rollouts train a chain of agents together. Put it before the trainer's class.
 
     In every rollout the pioneer answers the prompts; each observer answers them with all earlier answers as a
@@ -94,8 +93,6 @@ class CoryMixin(AgentPublisher, ResumableRollouts, NamedEvaluations, FiniteTrain
         "id": "2410.06101",
     }
     config_class: ClassVar[type] = CoryConfig
-    per_agent_metrics: ClassVar[tuple[str, ...]] = ("kl", "entropy")
-    """Metrics of the trainer that are also logged as `agent/<name>/<metric>`."""
 
     args: Any
     model: Any
@@ -120,12 +117,11 @@ class CoryMixin(AgentPublisher, ResumableRollouts, NamedEvaluations, FiniteTrain
             args = self.config_class(f"{name.rstrip('/').split('/')[-1] or 'model'}-{self._name}")
         settings: Any = args
         check_arguments(settings, model, peft_config, optimizers, kwargs)
-        check_cory_datasets(settings, train_dataset, eval_dataset)
+        prompts = check_cory_datasets(settings, train_dataset, eval_dataset)
         if processing_class is not None:
-            check_tokenizer(processing_class, train_dataset, eval_dataset)
+            check_tokenizer(processing_class, prompts)
         self._chain: Chain | None = None
         self._alone: str | None = None
-        self._all_metrics: dict[str, list[float]] | None = None
         self._has_warned_of_cuts = False
         super().__init__(
             model,
@@ -137,7 +133,7 @@ class CoryMixin(AgentPublisher, ResumableRollouts, NamedEvaluations, FiniteTrain
             peft_config=config_for_texts(peft_config),  # type: ignore[arg-type]  # checked above
             **kwargs,
         )
-        check_tokenizer(self.processing_class, train_dataset, eval_dataset)
+        check_tokenizer(self.processing_class, prompts)
         self.agents = AgentAdapters(self.model, settings.names)
         warn_of_half_precision(self.model)
         if settings.disable_dropout:
@@ -151,14 +147,6 @@ class CoryMixin(AgentPublisher, ResumableRollouts, NamedEvaluations, FiniteTrain
         )
         self.columns = CompletionColumns(self)
         self._widen_logs()
-
-    def _widen_logs(self) -> None:
-        """Makes room in TRL's tables for the completions of all agents; TRL sizes them for one rollout."""
-        rows = self.args.generation_batch_size * len(self.agents.names)
-        self._logs: dict[str, Any] = {
-            **{name: deque(maxlen=rows) for name in ("images", "prompt", "completion", "advantages")},
-            **{name: defaultdict(lambda: deque(maxlen=rows)) for name in ("rewards", "extra")},
-        }
 
     # -- agents and roles ---------------------------------------------------------------------------------
 
@@ -382,30 +370,6 @@ class CoryMixin(AgentPublisher, ResumableRollouts, NamedEvaluations, FiniteTrain
             self._metrics["train"][f"agent/{name}/grad_norm"].append(norm.item())
             norms.append(norm)
         return torch.linalg.vector_norm(torch.stack(norms))
-
-    # -- metrics ------------------------------------------------------------------------------------------
-
-    @property
-    def _mode(self) -> str:
-        return "train" if self.model.training else "eval"
-
-    @contextlib.contextmanager
-    def _metrics_of(self, agent: str) -> Iterator[None]:
-        """Inside, metrics are also recorded as the agent's."""
-        mode = self._mode
-        outer, outermost = self._metrics[mode], self._all_metrics
-        inner: dict[str, list[float]] = defaultdict(list)
-        # one agent's rollout runs inside another's: its metrics skip the other agent's and go to those of all
-        self._all_metrics = together = outer if outermost is None else outermost
-        self._metrics[mode] = inner
-        try:
-            yield
-        finally:
-            self._metrics[mode], self._all_metrics = outer, outermost
-        for name in self.per_agent_metrics:
-            if name in inner:
-                together[f"agent/{agent}/{name}"].extend(inner[name])
-        merge_metrics(together, inner)
 
 
 class CoryTrainer(CoryMixin, GRPOTrainer):

@@ -97,21 +97,26 @@ def check_rlae_datasets(ensemble: EnsembleForCausalLM, args: RLAEConfig, train_d
             that a member's tokenizer cannot render.
         InputError: an empty prompt, or one that fills a member's context.
     """
-    prompts = check_prompts(args, train_dataset, eval_dataset)["train_dataset"]
-    check_prompt_lengths(ensemble, args, "train_dataset", prompts)
-    check_eval_dataset(ensemble, args, eval_dataset)
+    for name, prompts in check_prompts(args, train_dataset, eval_dataset).items():
+        check_prompt_lengths(ensemble, args, name, prompts)
+        if name != "train_dataset":
+            _check_eval_batch(args, name, prompts)
 
 
 def check_eval_dataset(ensemble: EnsembleForCausalLM, args: RLAEConfig, eval_dataset: Any) -> None:
     """Raises as `check_rlae_datasets` does, for an evaluated dataset or a mapping of names to these."""
-    batch = args.per_device_eval_batch_size * args.world_size
     for name, prompts in prompts_by_dataset(eval_dataset=eval_dataset).items():
         check_prompt_lengths(ensemble, args, name, prompts)
-        if args.dataloader_drop_last and len(prompts) * args.num_generations_eval < batch:
-            raise ConfigError(
-                f"{name} has {len(prompts)} prompts, less than one batch of {batch} completions, and "
-                "dataloader_drop_last=True drops incomplete batches; give a smaller per_device_eval_batch_size"
-            )
+        _check_eval_batch(args, name, prompts)
+
+
+def _check_eval_batch(args: RLAEConfig, name: str, prompts: list[Any]) -> None:
+    batch = args.per_device_eval_batch_size * args.world_size
+    if args.dataloader_drop_last and len(prompts) * args.num_generations_eval < batch:
+        raise ConfigError(
+            f"{name} has {len(prompts)} prompts, less than one batch of {batch} completions, and "
+            "dataloader_drop_last=True drops incomplete batches; give a smaller per_device_eval_batch_size"
+        )
 
 
 def check_prompt_lengths(ensemble: EnsembleForCausalLM, args: RLAEConfig, name: str, prompts: list[Any]) -> None:

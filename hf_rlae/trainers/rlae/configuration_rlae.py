@@ -2,7 +2,7 @@
 
 import logging
 import math
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, fields
 from typing import Literal
 
 from trl.trainer.base_config import _BaseConfig
@@ -10,8 +10,8 @@ from trl.trainer.base_config import _BaseConfig
 from hf_rlae.errors import ConfigError, nearest
 from hf_rlae.objectives import ObjectiveSettings, objectives
 from hf_rlae.objectives.advantages import SCALES
-from hf_rlae.trainers.bounds import Bounds, check_bounds
-from hf_rlae.trainers.defaults import set_defaults
+from hf_rlae.trainers.bounds import Bounds, check_bounds, check_list
+from hf_rlae.trainers.defaults import option, set_defaults
 
 logger = logging.getLogger(__name__)
 
@@ -94,71 +94,47 @@ class RLAEConfig(_BaseConfig):
         ConfigError: a value that cannot be used; the message names the field.
     """
 
-    learning_rate: float = field(default=1e-4, metadata={"help": "Initial learning rate. Source: public code of RLAE."})
-    max_grad_norm: float = field(
-        default=1.0, metadata={"help": "Maximum norm of gradients. Source: public code of RLAE."}
+    learning_rate: float = option(default=1e-4, help="Initial learning rate. Source: public code of RLAE.")
+    max_grad_norm: float = option(default=1.0, help="Maximum norm of gradients. Source: public code of RLAE.")
+    gradient_checkpointing: bool | None = option(
+        default=None, help="Whether the backward pass recomputes activations. Off if not set."
+    )  # type: ignore[assignment]
+    remove_unused_columns: bool = option(default=False, help="Whether to drop columns that no reward function names.")
+    dataloader_pin_memory: bool = option(default=False, help="Off: batches are lists of examples, not tensors.")
+    objective: str = option(default="ppo", help="ppo, mappo, mixture, or another registered objective.")
+    span_length: int | None = option(default=None, help="Tokens per weight vector; None keeps the ensemble's.")
+    num_generations: int = option(default=8, help="Completions per prompt.")
+    num_generations_eval: int = option(default=1, help="Completions per prompt in evaluations.")
+    max_completion_length: int = option(default=256, help="Maximum number of tokens of a completion.")
+    generation_batch_size: int | None = option(default=None, help="Completions of one rollout, over all processes.")
+    steps_per_generation: int | None = option(default=None, help="Micro-batches per rollout; None: as accumulated.")
+    num_iterations: int = option(default=3, help="Passes over each rollout. Source: public code of RLAE.")
+    temperature: float = option(default=1.0, help="Temperature of the mixture in rollouts.")
+    top_p: float = option(default=1.0, help="Nucleus sampling from the mixture; 1 keeps all tokens.")
+    top_k: int = option(default=0, help="Top-k sampling from the mixture; 0 keeps all tokens.")
+    eval_do_sample: bool = option(default=False, help="Whether evaluations sample.")
+    advantages: Literal["gae", "group_relative"] | None = option(
+        default=None, help="None takes the objective's default."
     )
-    gradient_checkpointing: bool | None = field(  # type: ignore[assignment]
-        default=None, metadata={"help": "Whether the backward pass recomputes activations. Off if not set."}
+    gamma: float = option(default=0.99, help="Discount per span, for GAE. Source: public code of RLAE.")
+    lam: float = option(default=0.95, help="Lambda of GAE. Source: public code of RLAE.")
+    whiten_advantages: bool = option(default=True, help="Whether to standardise GAE's advantages per rollout.")
+    scale_rewards: Literal["group", "batch", "none"] = option(
+        default="group", help="Divisor of group-relative advantages."
     )
-    remove_unused_columns: bool = field(
-        default=False, metadata={"help": "Whether columns that no reward function names are dropped."}
-    )
-    dataloader_pin_memory: bool = field(
-        default=False, metadata={"help": "Off: batches are lists of examples, not tensors."}
-    )
-    objective: str = field(default="ppo", metadata={"help": "ppo, mappo, mixture, or another registered objective."})
-    span_length: int | None = field(
-        default=None, metadata={"help": "Tokens that share one weight vector; None keeps the ensemble's."}
-    )
-    num_generations: int = field(default=8, metadata={"help": "Completions per prompt."})
-    num_generations_eval: int = field(default=1, metadata={"help": "Completions per prompt in evaluations."})
-    max_completion_length: int = field(default=256, metadata={"help": "Maximum number of tokens of a completion."})
-    generation_batch_size: int | None = field(
-        default=None, metadata={"help": "Completions of one rollout, over all processes."}
-    )
-    steps_per_generation: int | None = field(
-        default=None, metadata={"help": "Micro-batches of one rollout; None takes gradient_accumulation_steps."}
-    )
-    num_iterations: int = field(default=3, metadata={"help": "Passes over each rollout. Source: public code of RLAE."})
-    temperature: float = field(default=1.0, metadata={"help": "Temperature of the mixture in rollouts."})
-    top_p: float = field(default=1.0, metadata={"help": "Nucleus sampling from the mixture; 1 keeps all tokens."})
-    top_k: int = field(default=0, metadata={"help": "Top-k sampling from the mixture; 0 keeps all tokens."})
-    eval_do_sample: bool = field(default=False, metadata={"help": "Whether evaluations sample."})
-    advantages: Literal["gae", "group_relative"] | None = field(
-        default=None, metadata={"help": "gae or group_relative; None takes the default of the objective."}
-    )
-    gamma: float = field(default=0.99, metadata={"help": "Discount per span, for GAE. Source: public code of RLAE."})
-    lam: float = field(default=0.95, metadata={"help": "Lambda of GAE. Source: public code of RLAE."})
-    whiten_advantages: bool = field(
-        default=True, metadata={"help": "Whether the advantages of GAE are standardised in each rollout."}
-    )
-    scale_rewards: Literal["group", "batch", "none"] = field(
-        default="group", metadata={"help": "What group-relative advantages are divided by: group, batch or none."}
-    )
-    epsilon: float = field(default=0.2, metadata={"help": "Ratios are clipped at 1 - epsilon and 1 + epsilon."})
-    epsilon_high: float | None = field(default=None, metadata={"help": "Upper clipping bound, if it differs."})
-    value_epsilon: float | None = field(default=0.2, metadata={"help": "Clipping of the critic; None for none."})
-    value_coef: float = field(default=0.5, metadata={"help": "Weight of the critic's loss."})
-    entropy_coef: float | None = field(
-        default=None, metadata={"help": "Weight of the entropy bonus; None takes 0.01, and 0.03 for mixture."}
-    )
-    reduction: Literal["token", "sequence"] = field(
-        default="token", metadata={"help": "Whether all tokens or all sequences count the same: token or sequence."}
-    )
-    target_kl: float | None = field(
-        default=None, metadata={"help": "KL above which the remaining updates of a rollout are skipped."}
-    )
-    reward_weights: list[float] | None = field(default=None, metadata={"help": "One per reward function."})
-    reward_timeout: float = field(
-        default=60.0, metadata={"help": "Seconds that a reward function may take; 0 for no limit."}
-    )
-    disable_dropout: bool = field(default=True, metadata={"help": "Whether the policy's dropout is switched off."})
-    shuffle_dataset: bool = field(default=True, metadata={"help": "Whether each epoch has a new order of prompts."})
-    log_completions: bool = field(
-        default=False, metadata={"help": "Whether completions, rewards and weights are printed and saved as tables."}
-    )
-    num_completions_to_print: int | None = field(default=None, metadata={"help": "How many completions are printed."})
+    epsilon: float = option(default=0.2, help="Ratios are clipped at 1 - epsilon and 1 + epsilon.")
+    epsilon_high: float | None = option(default=None, help="Upper clipping bound, if it differs.")
+    value_epsilon: float | None = option(default=0.2, help="Clipping of the critic; None for none.")
+    value_coef: float = option(default=0.5, help="Weight of the critic's loss.")
+    entropy_coef: float | None = option(default=None, help="Weight of the entropy bonus; None: 0.01, mixture 0.03.")
+    reduction: Literal["token", "sequence"] = option(default="token", help="What counts the same in the policy's loss.")
+    target_kl: float | None = option(default=None, help="KL above which the rest of a rollout is skipped.")
+    reward_weights: list[float] | None = option(default=None, help="One per reward function.")
+    reward_timeout: float = option(default=60.0, help="Seconds that a reward function may take; 0 for no limit.")
+    disable_dropout: bool = option(default=True, help="Whether the policy's dropout is switched off.")
+    shuffle_dataset: bool = option(default=True, help="Whether each epoch has a new order of prompts.")
+    log_completions: bool = option(default=False, help="Whether to print and save tables of completions.")
+    num_completions_to_print: int | None = option(default=None, help="How many completions are printed.")
 
     def __post_init__(self) -> None:
         set_defaults(self)
@@ -172,11 +148,7 @@ class RLAEConfig(_BaseConfig):
             if value not in known:
                 raise ConfigError(f"{name}={value!r}: {nearest(str(value), known)}")
         check_bounds(self, _BOUNDS)
-        weights = self.reward_weights
-        if weights is not None and not (
-            isinstance(weights, list | tuple) and all(map(Bounds(-math.inf).holds, weights))
-        ):
-            raise ConfigError(f"reward_weights={weights!r}: give a list of one finite number per reward function")
+        check_list("reward_weights", self.reward_weights, Bounds(-math.inf))
         self.objective_settings()  # checks the fields of the objective
         self._resolve_batches()
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import pandas as pd
 import torch
-from trl.trainer.utils import print_prompt_completions_sample
+from trl.trainer.utils import nanstd, print_prompt_completions_sample
 
 from hf_rlae.files import write_whole
 from hf_rlae.objectives.mixture import weight_entropies
@@ -44,7 +44,7 @@ def rollout_metrics(
         "completions/max_length": float(lengths.max()),
         "completions/clipped_ratio": float((~rollouts.is_ended).float().mean()),
         "reward": float(rewards.nanmean()),
-        "reward_std": _std(rewards),
+        "reward_std": float(nanstd(rewards)),
         "rewards/unjudged_ratio": float(rewards.isnan().float().mean()),
     }
     if num_generations > 1:
@@ -53,18 +53,13 @@ def rollout_metrics(
         found["frac_reward_zero_std"] = float(spread.float().mean())
     for index, name in enumerate(reward_names):
         found[f"rewards/{name}/mean"] = float(rewards_per_func[:, index].nanmean())
-        found[f"rewards/{name}/std"] = _std(rewards_per_func[:, index])
+        found[f"rewards/{name}/std"] = float(nanstd(rewards_per_func[:, index]))
     weights = rollouts.weights[rollouts.span_mask]
     if len(weights):
         found["weights/entropy"] = float(weight_entropies(weights).mean())
         for index, name in enumerate(member_names):
             found[f"weights/{name}/mean"] = float(weights[:, index].mean())
     return found
-
-
-def _std(values: torch.Tensor) -> float:
-    kept = values[~values.isnan()]
-    return float(kept.std()) if len(kept) > 1 else float("nan")
 
 
 class CompletionLog:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -41,7 +41,6 @@ class RolloutBuffer:
     process_index: int = 0
     position: int = 0
     rollouts: Rollouts | None = None
-    _order: tuple[tuple[int, int], list[int]] = field(default=((-1, -1), []), repr=False)
 
     @property
     def number(self) -> int:
@@ -75,12 +74,10 @@ class RolloutBuffer:
 
     def _rows(self, first: int, end: int) -> list[int]:
         assert self.rollouts is not None
-        key = (self.number, self.position // self.steps % self.num_iterations)
-        if self._order[0] != key:
-            generator = torch.Generator().manual_seed(seed_of(self.seed, _ORDER, *key))
-            self._order = (key, torch.randperm(len(self.rollouts), generator=generator).tolist())
+        seed = seed_of(self.seed, _ORDER, self.number, self.position // self.steps % self.num_iterations)
+        order = torch.randperm(len(self.rollouts), generator=torch.Generator().manual_seed(seed)).tolist()
         size = len(self.rollouts) // self.steps
-        return self._order[1][first * size : end * size]
+        return order[first * size : end * size]
 
     def _select(self, rows: list[int]) -> Rollouts:
         assert self.rollouts is not None
@@ -88,7 +85,7 @@ class RolloutBuffer:
 
     def clear(self) -> None:
         """Forgets the rollout and starts from the beginning."""
-        self.position, self.rollouts, self._order = 0, None, ((-1, -1), [])
+        self.position, self.rollouts = 0, None
 
     def state(self) -> dict[str, Any]:
         """Plain containers to be saved; a rollout that is used up is left out."""
@@ -97,6 +94,5 @@ class RolloutBuffer:
 
     def load(self, state: dict[str, Any]) -> None:
         """Restores what `state` returned."""
-        self.clear()
         self.position = state["position"]
-        self.rollouts = None if state["rollouts"] is None else Rollouts(**state["rollouts"])
+        self.rollouts = state["rollouts"] and Rollouts(**state["rollouts"])

@@ -1,13 +1,13 @@
 """`TokenPPOArguments` and `TokenPPOConfig`: settings of PPO over tokens."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, Literal
 
 from trl import GRPOConfig
 
 from hf_rlae.errors import ConfigError, nearest
 from hf_rlae.trainers.bounds import Bounds, check_bounds
-from hf_rlae.trainers.defaults import default_bf16
+from hf_rlae.trainers.defaults import default_bf16, option
 
 LOSS_TYPES = ("bnpo", "dapo", "dr_grpo", "grpo")
 """TRL's ways to average the clipped surrogate over tokens; its other losses are not PPO."""
@@ -46,26 +46,16 @@ class TokenPPOArguments:
         ConfigError: a value that cannot be used; the message names the field.
     """
 
-    kl_coef: float = field(
-        default=0.2, metadata={"help": "KL coefficient of token rewards; with kl_target, its initial value."}
-    )
-    kl_target: float | None = field(
-        default=6.0, metadata={"help": "KL per completion that the coefficient aims at, in nats; None keeps it fixed."}
-    )
-    kl_horizon: int = field(
-        default=10000, metadata={"help": "Completions in which the KL coefficient changes by a fifth at most."}
-    )
-    gamma: float = field(default=1.0, metadata={"help": "Discount per token, for GAE."})
-    lam: float = field(default=0.95, metadata={"help": "Lambda of GAE."})
-    value_coef: float = field(default=0.1, metadata={"help": "Weight of the value loss."})
-    value_epsilon: float | None = field(default=0.2, metadata={"help": "Clipping of the values; None for none."})
-    whiten_advantages: bool = field(
-        default=True, metadata={"help": "Whether advantages are standardised over the tokens of a rollout."}
-    )
-    num_iterations: int = field(default=4, metadata={"help": "Passes over each rollout."})
-    scale_rewards: Literal["none"] = field(
-        default="none", metadata={"help": "Must be none: there is no group baseline."}
-    )
+    kl_coef: float = option(default=0.2, help="KL coefficient, the initial one with kl_target.")
+    kl_target: float | None = option(default=6.0, help="Target KL in nats; None: a fixed kl_coef.")
+    kl_horizon: int = option(default=10000, help="Completions per change of the KL coefficient by a fifth.")
+    gamma: float = option(default=1.0, help="Discount per token, for GAE.")
+    lam: float = option(default=0.95, help="Lambda of GAE.")
+    value_coef: float = option(default=0.1, help="Weight of the value loss.")
+    value_epsilon: float | None = option(default=0.2, help="Clipping of the values; None for none.")
+    whiten_advantages: bool = option(default=True, help="Whether to standardise advantages per rollout.")
+    num_iterations: int = option(default=4, help="Passes over each rollout.")
+    scale_rewards: Literal["none"] = option(default="none", help="Must be none: there is no group baseline.")
 
     def __post_init__(self) -> None:
         super().__post_init__()  # type: ignore[misc]

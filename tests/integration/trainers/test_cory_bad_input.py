@@ -1,4 +1,4 @@
-"""What cannot be trained is refused before anything is run, with the name of what is wrong."""
+"""Bad input raises an error that names it, before anything runs."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def used():
     return model, tokenizer
 
 
-def said(content):
+def asked(content):
     return Dataset.from_dict({"prompt": [[{"role": "user", "content": content}]] * 2})
 
 
@@ -73,8 +73,8 @@ FIELDS = {
     "a template that is no text": ({"observer_template": 3}, "observer_template is a int"),
     "a template of one argument": ({"observer_template": lambda prompt: prompt}, r"f\(prompt, answers\)"),
     "no room": ({"max_observer_prompt_length": 0}, "max_observer_prompt_length=0"),
-    "too few rates": ({"agent_learning_rates": [1e-3]}, "agent_learning_rates=.*give 2 finite numbers"),
-    "a rate for rates": ({"agent_learning_rates": 1e-3}, "agent_learning_rates=0.001: give 2"),
+    "too few rates": ({"agent_learning_rates": [1e-3]}, "agent_learning_rates=.*give a list of 2 numbers"),
+    "a rate for rates": ({"agent_learning_rates": 1e-3}, "agent_learning_rates=0.001: give a list of 2"),
     "a negative rate": ({"agent_learning_rates": [1e-3, -1.0]}, "agent_learning_rates"),
     "no number of seconds": ({"reward_timeout": float("nan")}, "reward_timeout=nan"),
     "a base that is a folder": ({"base_model_id": "/"}, "base_model_id='/'"),
@@ -143,13 +143,13 @@ ARGUMENTS = {
     "no model": (lambda: {"given": (None, base()[1])}, "model is missing"),
     "a column of the trainer": (lambda: {"train_dataset": data(6, role=["x"] * 6)}, r"column\(s\) role.*rename"),
     "parts of messages": (
-        lambda: {"given": base(chat=True), "train_dataset": said([{"type": "text", "text": "a"}])},
+        lambda: {"given": base(chat=True), "train_dataset": asked([{"type": "text", "text": "a"}])},
         "last message of row 0 has no text",
     ),
     "no messages": (
         lambda: {
             "given": base(chat=True),
-            "eval_dataset": Dataset.from_dict({"prompt": [[]]}).cast(said("a").features),
+            "eval_dataset": Dataset.from_dict({"prompt": [[]]}).cast(asked("a").features),
         },
         "eval_dataset: the prompt of row 0 has no messages",
     ),
@@ -217,7 +217,7 @@ def build(folder, **given):
 
 
 def test_what_is_trained_in_half_precision_is_warned_of(tmp_path, caplog):
-    """Adapters are in float32 whatever the base is in; copies of its modules are not."""
+    """Adapters are in float32 whatever the dtype of the base model; copies of its modules are not."""
     for modules, is_told in ((None, False), (["lm_head"], True)):
         model, tokenizer = base()
         build(tmp_path, given=(model.to(torch.bfloat16), tokenizer), peft_config=lora(modules_to_save=modules))
@@ -225,7 +225,7 @@ def test_what_is_trained_in_half_precision_is_warned_of(tmp_path, caplog):
 
 
 def test_an_adapter_configuration_that_was_published_trains(tmp_path):
-    """It says `inference_mode=True`, which would freeze the first agent."""
+    """It has `inference_mode=True`, which would freeze the first agent."""
     trainer = trainer_of(tmp_path, peft_config=lora(inference_mode=True), max_steps=1)
     before = adapters_of(trainer)
     trainer.train()
@@ -242,7 +242,7 @@ def test_a_launch_with_a_plugin(tmp_path, monkeypatch, plugin):
 
 
 def test_reentrant_checkpointing_in_several_processes(tmp_path, monkeypatch):
-    """DDP stops within the first backward pass, with an advice that does not help."""
+    """DDP raises in the first backward pass, with a message that does not help."""
     reentrant = {"gradient_checkpointing_kwargs": {"use_reentrant": True}}
     configs = [CoryConfig(str(tmp_path), use_cpu=True, **options) for options in (reentrant, {})]
     check_arguments(configs[0], base()[0], lora(), None, {})
@@ -252,9 +252,9 @@ def test_reentrant_checkpointing_in_several_processes(tmp_path, monkeypatch):
     check_arguments(configs[1], base()[0], lora(), None, {})
 
 
-def test_parts_of_messages_are_a_functions_business(tmp_path):
-    """And nobody's, where observers read the prompt alone."""
-    parts = said([{"type": "text", "text": "a"}])
+def test_parts_of_messages_need_a_template_function(tmp_path):
+    """Or no template at all, if observers read the prompt alone."""
+    parts = asked([{"type": "text", "text": "a"}])
     for options in ({"observer_template": lambda prompt, answers: prompt}, {"knowledge_transfer": False}):
         build(tmp_path, given=base(chat=True), train_dataset=parts, **options)
 
@@ -342,7 +342,7 @@ def test_sampling_that_biases_ratios_is_told(tmp_path, caplog):
 
 
 def test_configurations_need_no_accelerator(tmp_path):
-    """And no argument besides the folder; TRL's own ask for bf16, which transformers refuses there."""
+    """Nor arguments besides the folder; TRL's own default is bf16, which transformers refuses there."""
     for kind in (CoryConfig, CoryRLOOConfig):
         config = kind(str(tmp_path))
         assert config.bf16 == (torch.cuda.is_available() and torch.cuda.is_bf16_supported())

@@ -1,4 +1,4 @@
-"""What is saved and pushed of a team: every agent, where it can be loaded from, and a card."""
+"""Saving and pushing of all agents, with a model card."""
 
 from __future__ import annotations
 
@@ -165,9 +165,9 @@ def test_every_save_uploads_all_agents(tmp_path, hub, strategy):
     assert not list((hub.root / "team").glob("checkpoint-*"))
 
 
-@pytest.mark.parametrize("case", ["at the end", "while another upload goes on"])
+@pytest.mark.parametrize("case", ["at the end", "during another upload"])
 def test_no_agent_is_copied_where_nothing_is_uploaded(tmp_path, hub, case):
-    """`output_dir` never holds a part of a team: transformers would not copy the first agent."""
+    """`output_dir` never has only some of the agents: transformers would not copy the first one."""
     trainer = trainer_of(
         tmp_path / "team", base_model_id="me/base", push_to_hub=True, hub_model_id="me/team",
         hub_strategy="end" if case == "at the end" else "every_save", save_strategy="steps", save_steps=1, max_steps=1,

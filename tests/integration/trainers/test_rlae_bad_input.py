@@ -1,4 +1,4 @@
-"""What cannot be trained is refused before anything is run; what goes wrong on the way has a name."""
+"""Bad input raises an error before anything runs; later errors name their origin."""
 
 from __future__ import annotations
 
@@ -256,7 +256,7 @@ def test_an_override_that_gives_no_rewards(tmp_path):
 @pytest.mark.parametrize("kind", ["shared", "different"])
 @pytest.mark.parametrize("objective", ["ppo", "mixture"])
 def test_a_member_that_goes_wrong_is_named(objective, kind, value, tmp_path):
-    """In the second rollout, at step 5; with the other member's numbers alone, nothing would be noticed."""
+    """In the second rollout, at step 5; the other member's probabilities alone would hide it."""
     ensemble = ensemble_of(objective, kind)
     trainer = trainer_of(tmp_path, objective, ensemble=ensemble, max_steps=8)
     head = ensemble.members[1].model.get_output_embeddings()
@@ -274,7 +274,7 @@ def test_a_member_that_goes_wrong_is_named(objective, kind, value, tmp_path):
 
 
 def test_hidden_states_that_go_wrong_are_the_members_fault(tmp_path):
-    """NaN hidden states make the policy's weights NaN, which is noticed first; the member is named all the same."""
+    """NaN hidden states first make the policy's weights NaN; the error still names the member."""
     ensemble = ensemble_of("mixture")
     with torch.no_grad():
         ensemble.members[0].model.model.norm.weight.fill_(torch.nan)
@@ -339,7 +339,7 @@ FIELDS = {
     "temperature": (0, "above 0"),
     "target_kl": (float("nan"), "above 0"),
     "reward_timeout": (-1, "at least 0"),
-    "reward_weights": (1.0, "list of one finite number"),
+    "reward_weights": (1.0, "list of numbers, each a finite number"),
     "epsilon": (0, "above 0"),
     "epsilon_high": (float("nan"), "finite"),
     "value_epsilon": (-0.1, "above 0"),
@@ -372,7 +372,7 @@ def test_batches_that_do_not_come_out_even(options, message):
 
 
 def test_prompts_are_all_there_after_a_refusal(tmp_path):
-    """A refused training leaves the ensemble usable."""
+    """After an error of the trainer the ensemble is still usable."""
     ensemble = ensemble_of()
     with pytest.raises(ConfigError):
         trainer_of(tmp_path, ensemble=ensemble, train=data(0))

@@ -24,7 +24,7 @@ TARGETS = {
     "a list": (["query", "value"], ("query", "value")),
     "an expression": (r".*attention.*query", ("query",)),
 }
-"""What is asked for, and how the names of the layers end that are meant."""
+"""The given target modules, and the endings of the names of their layers."""
 
 
 def lora(target="all-linear", **options):
@@ -93,7 +93,7 @@ def test_all_linear_finds_the_layers_of_other_encoders(tmp_path, make):
 
 
 @pytest.mark.parametrize("stop", [2, 5])
-def test_resumed_to_the_bit(tmp_path, stop):
+def test_a_resumed_run_is_bit_exact(tmp_path, stop):
     class Stop(TrainerCallback):
         def on_step_end(self, args, state, control, **kwargs):
             control.should_training_stop = state.global_step == stop
@@ -103,7 +103,7 @@ def test_resumed_to_the_bit(tmp_path, stop):
     whole.train()
     made(tmp_path / "part", callbacks=[Stop()], **options).train()
     resumed = made(tmp_path / "part", **options)
-    with torch.no_grad():  # what a resumed run begins with does not matter
+    with torch.no_grad():  # the initial parameters of a resumed run do not matter
         for parameter in resumed.model.parameters():
             if parameter.requires_grad:
                 parameter.add_(1.0)

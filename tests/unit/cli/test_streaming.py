@@ -1,4 +1,4 @@
-"""Streamed text: whole characters, no space lost, nothing taken back."""
+"""Streamed text: complete characters, no lost space, no corrections."""
 
 from __future__ import annotations
 
