@@ -6,7 +6,7 @@ import argparse
 import importlib
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import torch
 from rich import box
@@ -97,39 +97,31 @@ def _write_one(console: Console, members: Sequence[Member], policy: PolicyModel,
 
 def _accuracy_table(members: Sequence[Member], policy: PolicyModel, count: int) -> Table:
     """Accuracies on held-out questions: each member alone, fixed weights, the learned policy, and switching."""
-    test = draw_questions(count, split="test")
-    validation = draw_questions(NUM_VALIDATION, split="validation")
+    test, validation = draw_questions(count, split="test"), draw_questions(NUM_VALIDATION, split="validation")
+    size, span_length = len(members), policy.config.span_length
     fixed = EnsembleForCausalLM.from_members(members)
-    span_length = policy.config.span_length
     learned = EnsembleForCausalLM.from_members(members, policy, span_length=span_length)
     oracle = EnsembleForCausalLM.from_members(members, OraclePolicy(), span_length=span_length)
-    rows: list[tuple[str, float]] = []
-    total = len(members) + 4 + len(simplex_grid(len(members), RESOLUTION))
     with progress_bar() as progress:
-        task = progress.add_task("", total=total)
+        task = progress.add_task("", total=size + 4 + len(simplex_grid(size, RESOLUTION)))
 
-        def measure(label: str, ensemble: EnsembleForCausalLM, questions: Sequence[Question]) -> float:
-            progress.update(task, description=label)
+        def measure(ensemble: EnsembleForCausalLM, questions: Sequence[Question] = test) -> float:
+            progress.update(task, description="testing" if questions is test else "searching fixed weights")
             share = accuracy(ensemble, ensemble.tokenizer, questions)
             progress.advance(task)
             return share
 
-        def score_on(questions: Sequence[Question], label: str) -> Callable[[Sequence[float]], float]:
-            def score(weights: Sequence[float]) -> float:
-                fixed.set_policy(StaticPolicy(list(weights)))
-                return measure(label, fixed, questions)
+        def measure_fixed(weights: Sequence[float], questions: Sequence[Question] = test) -> float:
+            fixed.set_policy(StaticPolicy(list(weights)))
+            return measure(fixed, questions)
 
-            return score
-
-        of_test, of_validation = score_on(test, "testing"), score_on(validation, "searching fixed weights")
-        for index, member in enumerate(members):
-            rows.append((f"{member.name} alone", of_test(torch.eye(len(members))[index].tolist())))
-        rows.append(("uniform weights", of_test([1 / len(members)] * len(members))))
-        best = best_fixed_weights(of_validation, len(members), RESOLUTION)
+        alone = zip(members, torch.eye(size).tolist(), strict=True)
+        rows = [(f"{member.name} alone", measure_fixed(weights)) for member, weights in alone]
+        rows.append(("uniform weights", measure_fixed([1 / size] * size)))
+        best = best_fixed_weights(lambda weights: measure_fixed(weights, validation), size, RESOLUTION)
         shown = ", ".join(f"{weight:.1f}" for weight in best.weights)
-        rows.append((f"best fixed weights ({shown})", of_test(best.weights)))
-        rows.append(("learned policy", measure("testing", learned, test)))
-        rows.append(("switching", measure("testing", oracle, test)))
+        rows.append((f"best fixed weights ({shown})", measure_fixed(best.weights)))
+        rows += [("learned policy", measure(learned)), ("switching", measure(oracle))]
     table = Table(box=box.SIMPLE_HEAD, title=f"Right answers to {count} held-out questions", title_justify="left")
     table.add_column("weights")
     table.add_column("right", justify="right")

@@ -110,7 +110,10 @@ def check(args: argparse.Namespace) -> None:
             folder, a trace that cannot be written.
         MemberError: a path that is not a folder.
     """
-    _check_lengths(args)
+    for option, values in (("--weights", args.weights), ("--revisions", args.revisions)):
+        if values is not None and len(values) != len(args.members):
+            given = f"{len(values)} given for {len(args.members)} member{'s' * (len(args.members) != 1)}"
+            raise ConfigError(f"{option}: {given}; give one per member, separated by commas")
     for option, value in (("--temperature", args.temperature), ("--top-p", args.top_p)):
         if value is not None and not args.sample:
             raise ConfigError(f"{option} has no effect on greedy decoding; add --sample, or leave it out")
@@ -148,16 +151,6 @@ def _looks_like_path(member: str) -> bool:
     """Whether a name cannot be a Hub id."""
     is_path = member.startswith((".", "~", os.sep)) or member.count("/") > 1
     return is_path or not member or os.path.exists(member)
-
-
-def _check_lengths(args: argparse.Namespace) -> None:
-    members = len(args.members)
-    for option, values in (("--weights", args.weights), ("--revisions", args.revisions)):
-        if values is not None and len(values) != members:
-            raise ConfigError(
-                f"{option}: {len(values)} given for {members} member{'s' if members != 1 else ''}; give one per "
-                "member, separated by commas"
-            )
 
 
 def run(args: argparse.Namespace) -> int:

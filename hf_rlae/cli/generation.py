@@ -7,6 +7,7 @@ import logging
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from logging.handlers import MemoryHandler
 from typing import Any
 
@@ -139,22 +140,15 @@ def _opening(prompt: str, args: argparse.Namespace) -> str:
 
 
 def _stream(ensemble: EnsembleForCausalLM, inputs: dict[str, torch.Tensor], args: argparse.Namespace) -> Any:
-    has_written = False
-
-    def write(piece: str) -> None:
-        nonlocal has_written
-        has_written = True
-        print(piece, end="", flush=True)
-
     opening = _opening(args.prompts[0], args)
-    cache, streamer = None, ContinuationStreamer(ensemble.tokenizer, write, opening)
+    cache, streamer = None, ContinuationStreamer(ensemble.tokenizer, partial(print, end="", flush=True), opening)
     if args.show_weights and sys.stdout.isatty():
         cache = ensemble.new_cache(record=True)
         streamer = CarrierStreamer(ensemble, cache, Console(file=sys.stdout), opening)
     try:
         return _generate(ensemble, inputs, args, streamer, cache)
     finally:
-        if has_written or cache is not None:
+        if streamer.has_started:
             print(flush=True)
 
 

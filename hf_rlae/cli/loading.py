@@ -5,14 +5,13 @@ from __future__ import annotations
 import logging
 import os
 import sys
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from typing import Any
 
 import torch
-from huggingface_hub.utils import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
+from huggingface_hub.utils import disable_progress_bars
 from safetensors import SafetensorError
-from transformers.utils import logging as transformers_logging
+from transformers.utils.logging import disable_progress_bar
 
 from hf_rlae.errors import ConfigError, HfRlaeError, MemberError
 from hf_rlae.members import Member
@@ -58,14 +57,16 @@ def load_members(
     Raises:
         MemberError: a member that cannot be loaded or used.
     """
-    members = []
     is_terminal = sys.stderr.isatty()
-    with _loading_noise(is_terminal):
-        for index, source in enumerate(sources):
-            if is_terminal:
-                print(f"loading {source} ({index + 1} of {len(sources)})", file=sys.stderr)
-            revision = revisions[index] if revisions else None
-            members.append(_load_member(source, dtype=dtype, device_map=device_map, revision=revision))
+    logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # no logs of retries
+    if not is_terminal:
+        disable_progress_bar()
+        disable_progress_bars()
+    members = []
+    for index, (source, revision) in enumerate(zip(sources, revisions or [None] * len(sources), strict=True)):
+        if is_terminal:
+            print(f"loading {source} ({index + 1} of {len(sources)})", file=sys.stderr)
+        members.append(_load_member(source, dtype=dtype, device_map=device_map, revision=revision))
     return members
 
 
@@ -89,24 +90,3 @@ def _load_member(source: str, **options: Any) -> Member:
             "model's config.json, weights and tokenizer, or the id of such a model on the Hub; check the spelling, the "
             "revision and the access to the Hub"
         ) from error
-
-
-@contextmanager
-def _loading_noise(is_terminal: bool) -> Iterator[None]:
-    """Inside, hides retries of the Hub client, and progress bars if stderr is not a terminal."""
-    client = logging.getLogger("huggingface_hub")
-    level = client.level
-    loading = transformers_logging.is_progress_bar_enabled()
-    downloading = not are_progress_bars_disabled()
-    client.setLevel(logging.ERROR)
-    if not is_terminal:
-        transformers_logging.disable_progress_bar()
-        disable_progress_bars()
-    try:
-        yield
-    finally:
-        client.setLevel(level)
-        if loading:
-            transformers_logging.enable_progress_bar()
-        if downloading:
-            enable_progress_bars()

@@ -75,6 +75,11 @@ class ContinuationStreamer(BaseStreamer):
         self._opening = opening
         self._decoder: ContinuationDecoder | None = None
 
+    @property
+    def has_started(self) -> bool:
+        """Whether `generate` has accepted the prompt."""
+        return self._decoder is not None
+
     def put(self, value: torch.Tensor) -> None:
         """Receives the prompt of shape `(1, L)` first, then tokens of shape `(1,)`."""
         if self._decoder is None:

@@ -96,6 +96,5 @@ def check_list(name: str, values: Any, allowed: Bounds, length: int | None = Non
     """
     is_list = isinstance(values, list | tuple) and length in (None, len(values))
     if values is not None and not (is_list and all(map(allowed.holds, values))):
-        raise ConfigError(
-            f"{name}={values!r}: give a list of {length or ''} numbers, each {allowed}".replace("  ", " ")
-        )
+        count = "numbers" if length is None else f"{length} numbers"
+        raise ConfigError(f"{name}={values!r}: give a list of {count}, each {allowed}")

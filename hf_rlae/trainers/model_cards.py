@@ -10,6 +10,9 @@ from typing import Any
 
 from huggingface_hub import ModelCardData
 
+PACKAGES = ("torch", "transformers", "trl", "peft", "datasets")
+"""Packages whose versions a card lists."""
+
 _HUB_ID = re.compile(r"[\w-][\w.-]*(/[\w.-]+)?")
 
 
@@ -29,7 +32,6 @@ def model_card(
     name: str,
     body: str,
     paper: Mapping[str, str],
-    packages: Iterable[str],
     dataset_name: str | None = None,
 ) -> str:
     """A model card: the YAML head, the body, the versions of packages, and the paper.
@@ -39,7 +41,6 @@ def model_card(
         name (`str`): the title.
         body (`str`): Markdown between the title and the versions.
         paper (`Mapping`): its `title` and its arXiv `id`.
-        packages (iterable of `str`): whose versions the card lists.
         dataset_name (`str`, *optional*): the Hub id of the dataset; a path on this machine is left out.
 
     Returns:
@@ -47,7 +48,7 @@ def model_card(
     """
     datasets = [dataset_name] if dataset_name and not os.path.exists(dataset_name) else None
     head = ModelCardData(**data, datasets=datasets).to_yaml()
-    versions = "\n".join(f"- {package}: {importlib.metadata.version(package)}" for package in packages)
+    versions = "\n".join(f"- {package}: {importlib.metadata.version(package)}" for package in PACKAGES)
     return f"""---
 {head}
 ---

@@ -119,11 +119,10 @@ class AgentAdapters:
             weights = load_peft_weights(self.folder(name, root), device=str(device))
             try:
                 result: Any = set_peft_model_state_dict(self.model, weights, adapter_name=adapter)
-            except RuntimeError as error:  # other shapes
-                fault = str(error).strip().splitlines()[-1].strip()
-            else:
                 absent = {key for key in result.missing_keys if adapter in key.split(".")} | set(result.unexpected_keys)
                 fault = ", ".join(sorted(absent)[:3])
+            except RuntimeError as error:  # other shapes
+                fault = str(error).strip().splitlines()[-1].strip()
             if fault:
                 raise CheckpointError(
                     f"{self.folder(name, root)} does not fit the adapter of {name}: {fault}; it was saved with another "

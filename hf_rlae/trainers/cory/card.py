@@ -20,8 +20,6 @@ from hf_rlae.trainers.cory.agents import FIRST, AgentAdapters
 from hf_rlae.trainers.cory.checks import check_published_base
 from hf_rlae.trainers.model_cards import all_tags, is_hub_id, model_card
 
-_PACKAGES = ("torch", "transformers", "trl", "peft", "datasets")
-
 
 class AgentPublisher(Trainer):
     """A mixin for trainers of several adapters: what is saved or pushed has all of them, and its own model card.
@@ -174,9 +172,7 @@ class AgentPublisher(Trainer):
             "base_model": base,
             "tags": all_tags(own_tags, tags),
         }
-        return model_card(
-            data, name or folder, self._card_body(agent, source, base), self._paper, _PACKAGES, dataset_name
-        )
+        return model_card(data, name or folder, self._card_body(agent, source, base), self._paper, dataset_name)
 
     def _card_body(self, agent: str | None, source: str, base: str | None) -> str:
         names, args = self.agents.names, self.args

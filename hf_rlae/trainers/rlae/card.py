@@ -18,8 +18,6 @@ from hf_rlae.reports import short_names
 from hf_rlae.trainers.model_cards import all_tags, is_hub_id, model_card
 from hf_rlae.trainers.rlae.configuration_rlae import RLAEConfig
 
-_PACKAGES = ("torch", "transformers", "trl", "datasets")
-
 
 class PolicyPublisher(Trainer):
     """A mixin for trainers of policies: what is saved at the end or pushed is a whole policy with its own model card.
@@ -74,7 +72,7 @@ class PolicyPublisher(Trainer):
         shown = [
             member if member in on_hub else short for member, short in zip(members, short_names(members), strict=True)
         ]
-        card = model_card(data, name, self._card_body(shown, name), self._paper, _PACKAGES, dataset_name)
+        card = model_card(data, name, self._card_body(shown, name), self._paper, dataset_name)
         os.makedirs(folder, exist_ok=True)
         write_whole(os.path.join(folder, "README.md"), card)
 

@@ -38,15 +38,11 @@ def check_policy(ensemble: EnsembleForCausalLM, args: RLAEConfig) -> None:
             "`EnsembleForCausalLM.from_members([...], policy=PolicyModel(...))`"
         )
     policy = ensemble.policy
-    if not isinstance(policy, PolicyModel) and hasattr(policy, "merge_and_unload"):
-        raise ConfigError(
-            "model has a policy with the adapter of an earlier training; merge it first: "
-            "`ensemble.set_policy(ensemble.policy.merge_and_unload())`"
-        )
     if not isinstance(policy, PolicyModel):
+        is_adapted = hasattr(policy, "merge_and_unload")  # by an earlier training
+        own = "ensemble.policy.merge_and_unload()" if is_adapted else "PolicyModel(PolicyConfig.for_members(...))"
         raise ConfigError(
-            f"model has a {type(policy).__name__}, which has no parameters to train; give the ensemble a PolicyModel: "
-            "`ensemble.set_policy(PolicyModel(PolicyConfig.for_members(ensemble.members, actor=...)))`"
+            f"model has a {type(policy).__name__}, not a trainable PolicyModel; call `ensemble.set_policy({own})`"
         )
     _check_objective(ensemble, args)
     if args.gradient_checkpointing and not policy.config.observes_text:

@@ -7,6 +7,7 @@ from dataclasses import dataclass, fields, replace
 from typing import Any
 
 import torch
+from torch import nn
 from transformers import LogitsProcessorList, TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
 from transformers.generation.streamers import BaseStreamer
 
@@ -113,14 +114,11 @@ def concatenate(parts: Sequence[Rollouts]) -> Rollouts:
 
 
 def _joined(tensors: Sequence[torch.Tensor], value: float) -> torch.Tensor:
-    shape = [max(sizes) for sizes in zip(*(tensor.shape[1:] for tensor in tensors), strict=True)]
+    largest = [max(sizes) for sizes in zip(*(tensor.shape[1:] for tensor in tensors), strict=True)]
     padded = []
     for tensor in tensors:
-        if list(tensor.shape[1:]) != shape:
-            wide = tensor.new_full((len(tensor), *shape), value)
-            wide[tuple(slice(size) for size in tensor.shape)] = tensor
-            tensor = wide
-        padded.append(tensor)
+        missing = [full - size for full, size in zip(largest, tensor.shape[1:], strict=True)]
+        padded.append(nn.functional.pad(tensor, [n for gap in reversed(missing) for n in (0, gap)], value=value))
     return torch.cat(padded)
 
 

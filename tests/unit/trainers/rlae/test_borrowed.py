@@ -24,7 +24,7 @@ BORROWED = {
     ],
     (trl.trainer.utils, "identity"): ["x"],
     (trl.trainer.utils, "disable_dropout_in_model"): ["model"],
-    (trl.trainer.utils, "nanstd"): ["tensor"],
+    (trl.trainer.utils, "nanstd"): ["tensor", "dim", "keepdim"],
     (trl.trainer.utils, "print_prompt_completions_sample"): [
         "prompts", "completions", "rewards", "advantages", "step", "num_samples", "extra",
     ],
