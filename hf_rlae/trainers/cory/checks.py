@@ -18,7 +18,7 @@ from hf_rlae.trainers.adapter_checks import LORA_HINT, check_adapter
 from hf_rlae.trainers.cory.configuration_cory import CoryArguments
 from hf_rlae.trainers.model_cards import is_hub_id
 from hf_rlae.trainers.prompt_datasets import check_chat_template, check_prompts
-from hf_rlae.trainers.sampling import warn_of_biased_ratios
+from hf_rlae.trainers.ratio_bias import warn_of_biased_ratios
 
 logger = logging.getLogger(__name__)
 
@@ -135,9 +135,9 @@ def check_cory_datasets(args: Any, train_dataset: Any, eval_dataset: Any) -> dic
         _check_best_metric(args, list(eval_dataset))
     for name, prompts in found.items():
         columns = datasets[name].column_names
-        for column in ("image", "images"):
-            if column in columns:
-                raise ConfigError(f"{name} has a column {column!r}, but CORY trainers support text only; remove it")
+        images = {"image", "images"}.intersection(columns)
+        if images:
+            raise ConfigError(f"{name} has a column {images.pop()!r}, but CORY trainers support text only; remove it")
         taken = [column for column in REWARD_COLUMNS if column in columns]
         if taken:
             raise ConfigError(

@@ -218,14 +218,13 @@ class CoryMixin(AgentPublisher, ResumableRollouts, AgentMetrics, FiniteTrainer):
         """One rollout of all agents, with keys such as `agent-1/prompt_ids`."""
         chain = self._chain = Chain(self.order(), inputs)
         try:
-            self._take_turn(inputs)
+            self._take_turn(chain, inputs)
         finally:
             self._chain = None
         return chain.merged(self.agents.names)
 
-    def _take_turn(self, inputs: list[dict[str, Any]]) -> None:
+    def _take_turn(self, chain: Chain, inputs: list[dict[str, Any]]) -> None:
         """The rollout of the agent whose turn it is, and of all later agents."""
-        chain = self._current_chain
         position, agent = chain.position, chain.agent
         shown = chain.previous() if self.args.knowledge_transfer else [[] for _ in inputs]
         columns = {"role": chain.role, "agent": agent}
@@ -236,12 +235,6 @@ class CoryMixin(AgentPublisher, ResumableRollouts, AgentMetrics, FiniteTrainer):
         start = self.accelerator.process_index * len(rows)
         chain.batches[agent] = {**batch, "rewards": learned[start : start + len(rows)]}
         chain.position = position
-
-    @property
-    def _current_chain(self) -> Chain:
-        if self._chain is None:
-            raise RuntimeError("no rollout is running: the chain of agents exists only within one")
-        return self._chain
 
     def roll_out(self, agent: str, inputs: list[dict[str, Any]]) -> dict[str, Any]:
         """One agent's rollout, while its adapter is active. An override point.
@@ -274,7 +267,7 @@ class CoryMixin(AgentPublisher, ResumableRollouts, AgentMetrics, FiniteTrainer):
         if position + 1 < len(chain.agents):
             with self.columns.put_aside(), draws_apart(position + 1):
                 chain.position = position + 1
-                self._take_turn(self._observed(chain))
+                self._take_turn(chain, self._observed(chain))
                 chain.position = position
         self.columns.complete(len(completions))
         chain.learned[agent] = learned_rewards(

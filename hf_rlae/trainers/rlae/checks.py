@@ -16,8 +16,8 @@ from hf_rlae.errors import ConfigError, InputError
 from hf_rlae.objectives import objectives
 from hf_rlae.policies import PolicyModel
 from hf_rlae.trainers.prompt_datasets import check_chat_template, check_prompts, prompts_by_dataset
+from hf_rlae.trainers.ratio_bias import warn_of_biased_ratios
 from hf_rlae.trainers.rlae.configuration_rlae import RLAEConfig
-from hf_rlae.trainers.sampling import warn_of_biased_ratios
 
 logger = logging.getLogger(__name__)
 

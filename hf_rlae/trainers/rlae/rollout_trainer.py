@@ -133,7 +133,7 @@ class RolloutTrainer(Trainer):
 
     def _checked_rollouts(self, inputs: list[dict[str, Any]], seeds: Sequence[int] | None, explores: bool) -> Rollouts:
         """`roll_out`, with checks of members and policy."""
-        step = self._next_step
+        step = self.state.global_step + 1
         with watch_members(self.ensemble.members, step):
             rollouts = self.roll_out(inputs, seeds, explores)
         mask = rollouts.span_mask
@@ -147,7 +147,8 @@ class RolloutTrainer(Trainer):
         ids = [row[:length] for row, length in zip(rollouts.completion_ids.tolist(), lengths, strict=True)]
         given = self._calculate_rewards(inputs, rollouts.prompts, rollouts.completions, ids)
         rewards = self.reward_calls.check(given, len(rollouts))
-        check_finite(rewards.masked_fill(rewards.isnan(), 0.0), "rewards", self.reward_calls.names, self._next_step)
+        judged, step = rewards.masked_fill(rewards.isnan(), 0.0), self.state.global_step + 1
+        check_finite(judged, "rewards", self.reward_calls.names, step)
         parts = self._gather_objects((rewards, self.completion_log.take(), dict(self._reported)))
         self._reported.clear()
         self.completion_log.gather([(extra, len(rows)) for rows, extra, _ in parts])
@@ -155,10 +156,6 @@ class RolloutTrainer(Trainer):
             for name, values in reported.items():
                 self._metrics[self._mode][name].extend(values)
         return torch.cat([rows for rows, _, _ in parts])
-
-    @property
-    def _next_step(self) -> int:
-        return self.state.global_step + 1
 
     def _gather_objects(self, value: Any) -> list[Any]:
         """The values of all processes, in their order."""
