@@ -1,4 +1,4 @@
-"""What users of TRL expect: rewards, logs, tables, YAML, override points, saving, the Hub, silence."""
+"""Habits of TRL users: rewards, logs, tables, YAML, override points, saving, the Hub, no warnings."""
 
 from __future__ import annotations
 
@@ -267,7 +267,7 @@ def test_saved_and_loaded(tmp_path):
 
 
 class Hub:
-    """What would have been uploaded."""
+    """Records uploads instead of doing them."""
 
     def __init__(self):
         self.uploads = []
@@ -311,7 +311,7 @@ def test_pushed_with_a_card_that_names_no_folder_of_this_machine(tmp_path, hub):
 
 @pytest.fixture
 def heard():
-    """Lets `caplog` hear transformers."""
+    """Lets `caplog` record logs of transformers."""
     logging.enable_propagation()
     yield
     logging.disable_propagation()
@@ -319,7 +319,7 @@ def heard():
 
 @pytest.mark.usefixtures("heard")
 def test_training_is_quiet(tmp_path, caplog, capfd):
-    """No warning of ours, of transformers or of torch, from making the config to the end of training."""
+    """No warning of this package, transformers or torch, from the config to the end of training."""
     with warnings.catch_warnings(), caplog.at_level("WARNING"):
         warnings.simplefilter("error")
         for objective in ("ppo", "mixture"):
