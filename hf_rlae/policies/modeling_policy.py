@@ -248,7 +248,7 @@ class PolicyModel(PreTrainedModel):
                 `exploring()`. A seed for each row (at least 0, below 2**63) makes a row's draw the same in any batch.
 
         Returns:
-            `PolicyOutput`: fp32 `weights` `(B, M)` and `values` `(B,)`. With actions, drawn or given: `actions`
+            `PolicyOutput`: fp32 `weights` `(B, M)` and `state_values` `(B,)`. With actions, drawn or given: `actions`
             `(B, M)`, and `log_probs` and `entropies` in nats, `(B,)` with a joint actor and `(B, M)` with one actor a
             member.
 
@@ -270,7 +270,7 @@ class PolicyModel(PreTrainedModel):
             if actions is None and (self._explores if sample is None else sample):
                 actions = head.draw(scores, seeds)
             if actions is None:
-                return PolicyOutput(scores.softmax(-1), values=values)
+                return PolicyOutput(scores.softmax(-1), state_values=values)
             actions = actions.to(scores.device)
             return PolicyOutput(
                 head.weights(actions), actions, head.log_probs(scores, actions), values, head.entropies(scores)

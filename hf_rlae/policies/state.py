@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from transformers.utils import ModelOutput
 
 from hf_rlae.errors import PolicyError
 
@@ -46,22 +47,25 @@ class MemberObservation:
     hidden: torch.Tensor | None
 
 
-@dataclass(frozen=True)
-class PolicyOutput:
-    """A policy's answer with what its training needs.
+@dataclass
+class PolicyOutput(ModelOutput):
+    """The outputs of a policy.
 
     Attributes:
-        weights (`torch.Tensor` of shape `(B, M)`): each row is a point on the simplex.
-        actions (`torch.Tensor`, *optional*): what was drawn, before it became weights.
-        log_probs (`torch.Tensor`, *optional*): its log-density in nats.
-        values (`torch.Tensor` of shape `(B,)`, *optional*): the critic's estimate.
-        entropies (`torch.Tensor`, *optional*): of the distribution that actions are drawn from, in nats.
+        weights (`torch.FloatTensor` of shape `(B, M)`): each row is at least 0 and sums to 1.
+        actions (`torch.FloatTensor` of shape `(B, M)`, *optional*): the actions that were drawn, before they became
+            weights.
+        log_probs (`torch.FloatTensor` of shape `(B,)` or `(B, M)`, *optional*): log-densities of the actions, in nats:
+            one per row with a joint actor, one per agent with an actor per member.
+        state_values (`torch.FloatTensor` of shape `(B,)`, *optional*): the critic's estimates.
+        entropies (`torch.FloatTensor`, *optional*, same shape as `log_probs`): entropies of the distributions that
+            actions are drawn from, in nats.
     """
 
     weights: torch.Tensor
     actions: torch.Tensor | None = None
     log_probs: torch.Tensor | None = None
-    values: torch.Tensor | None = None
+    state_values: torch.Tensor | None = None
     entropies: torch.Tensor | None = None
 
 

@@ -30,8 +30,7 @@ def ask(policy: Policy, state: PolicyState) -> PolicyOutput:
         PolicyError: the answer has another shape, or is negative, not finite, or does not sum to 1.
     """
     answer: Any = policy(state)
-    output = answer if isinstance(answer, PolicyOutput) else PolicyOutput(answer)
-    weights = output.weights
+    weights: Any = answer.weights if isinstance(answer, PolicyOutput) else answer
     name = type(policy).__name__
     expected = (state.batch_size, state.num_members)
     if not isinstance(weights, torch.Tensor) or tuple(weights.shape) != expected:
@@ -47,7 +46,8 @@ def ask(policy: Policy, state: PolicyState) -> PolicyOutput:
             f"the policy {name} returned {weights[row].tolist()} for row {row}; weights must be finite, at "
             "least 0 and sum to 1. End the policy with a softmax, or divide by the sum"
         )
-    return replace(output, weights=weights / total)
+    weights = weights / total
+    return replace(answer, weights=weights) if isinstance(answer, PolicyOutput) else PolicyOutput(weights)
 
 
 def cut(weights: torch.Tensor, min_weight: float, max_active: int | None) -> torch.Tensor:

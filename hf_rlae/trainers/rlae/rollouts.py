@@ -231,8 +231,10 @@ def _rollouts(
     mask = (is_end.cumsum(1) - is_end.long()) == 0
     span_index, span_mask = spans_of_tokens(mask, ensemble.config.span_length)
     spans = span_mask.shape[1]
-    said = {name: recorder.said(name, spans, ids.device) for name in ("weights", "values", "actions", "log_probs")}
-    weights, values = said["weights"], said["values"]
+    said = {
+        name: recorder.said(name, spans, ids.device) for name in ("weights", "state_values", "actions", "log_probs")
+    }
+    weights, values = said["weights"], said["state_values"]
     assert weights is not None
     assert values is not None
     if member_logps is not None:

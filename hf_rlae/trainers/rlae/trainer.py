@@ -318,12 +318,10 @@ class RLAETrainer(PolicyPublisher, RolloutTrainer, DurableTrainer, FiniteTrainer
         observation = {name: tensor[mask] for name, tensor in rollouts.observation.items()}
         actions = None if rollouts.actions is None else rollouts.actions[mask]
         output = model(observation, actions=actions)
-        values = {name: getattr(output, name) for name in ("weights", "log_probs", "entropies", "values")}
-        values = {name: value for name, value in values.items() if value is not None}
-        zero = sum(value.sum() for value in values.values()) * 0.0
-        used = {
-            name: scatter_spans(value, mask) for name, value in values.items() if name in self.objective.output_axes
-        }
+        names = {"weights": "weights", "log_probs": "log_probs", "entropies": "entropies", "state_values": "values"}
+        found = {used_as: output[name] for name, used_as in names.items() if name in output}
+        zero = sum(value.sum() for value in found.values()) * 0.0
+        used = {name: scatter_spans(value, mask) for name, value in found.items() if name in self.objective.output_axes}
         return used, zero
 
     def _keep_metrics(self, metrics: Mapping[str, torch.Tensor], num_items: Mapping[str, torch.Tensor]) -> None:

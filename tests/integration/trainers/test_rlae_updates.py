@@ -94,7 +94,7 @@ def naive_loss(objective, settings, rollouts, output, mask):
     if objective == "ppo":
         log_probs, entropies = log_probs[:, None], entropies[:, None]
     gain = (log_probs * rollouts.advantages[mask][:, None]).mean()
-    value = (output.values - rollouts.returns[mask]).square().mean()
+    value = (output.state_values - rollouts.returns[mask]).square().mean()
     return -gain + settings.value_coef * value - settings.entropy_coef * entropies.mean()
 
 

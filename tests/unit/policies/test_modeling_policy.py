@@ -92,12 +92,12 @@ def test_rows_do_not_see_one_another(observation, actor, options):
     state = random_state(4)
     together = policy(state)
     assert torch.equal(policy(random_state(4)).weights, together.weights)
-    assert together.values.shape == (4,)
+    assert together.state_values.shape == (4,)
     assert together.weights.std(0).max() > 0.02
     for row in range(4):
         alone = policy(row_of(state, row))
         torch.testing.assert_close(alone.weights[0], together.weights[row], atol=1e-5, rtol=0)
-        torch.testing.assert_close(alone.values[0], together.values[row], atol=1e-4, rtol=1e-4)
+        torch.testing.assert_close(alone.state_values[0], together.state_values[row], atol=1e-4, rtol=1e-4)
 
 
 @pytest.mark.parametrize(("observation", "actor", "options"), KINDS)
@@ -110,7 +110,7 @@ def test_kept_observations_give_the_same(observation, actor, options):
         outputs = [policy(entry) for entry in kept]
     again = policy(policy.stack(kept))
     torch.testing.assert_close(again.weights, torch.cat([output.weights for output in outputs]), atol=1e-5, rtol=0)
-    again.values.sum().backward()
+    again.state_values.sum().backward()
     assert all(name in kept[0] for name in (["entropies", "margins", "agreement"] if observation != "text" else []))
     assert ("input_ids" in kept[0]) == (observation != "members")
 
@@ -122,7 +122,7 @@ def test_gradients_reach_every_parameter(observation, actor, options):
     actions = policy(observed, sample=True).actions
     output = policy(observed, actions=actions)
     weight = torch.randn(output.log_probs.shape, generator=torch.Generator().manual_seed(0))
-    (output.log_probs * weight).sum().add(output.values.square().sum()).add(output.entropies.sum()).backward()
+    (output.log_probs * weight).sum().add(output.state_values.square().sum()).add(output.entropies.sum()).backward()
     for name, parameter in policy.named_parameters():
         if "pooler" in name:  # transformers' own, for sentence pairs
             continue
@@ -145,7 +145,7 @@ def test_round_trip(observation, actor, options, tmp_path):
         state = random_state()
         assert_same_parameters(loaded, policy)
         torch.testing.assert_close(loaded(state).weights, policy(state).weights)
-        torch.testing.assert_close(loaded(state).values, policy(state).values)
+        torch.testing.assert_close(loaded(state).state_values, policy(state).state_values)
     saved = json.loads((tmp_path / "config.json").read_text())
     assert saved["model_type"] == "hf_rlae_policy"
     assert ("tokenizer_config.json" in {path.name for path in tmp_path.iterdir()}) == (observation != "members")
@@ -250,7 +250,7 @@ def test_heads_are_fp32(dtype, tmp_path):
         assert all(torch.equal(cast.heads.state_dict()[name], tensor) for name, tensor in before.items())
         assert cast(state).weights.dtype == torch.float32
     with torch.autocast("cpu", torch.bfloat16):
-        assert policy_of()(state).values.dtype == torch.float32
+        assert policy_of()(state).state_values.dtype == torch.float32
 
 
 @pytest.mark.parametrize("kind", ["dirichlet", "logistic_normal", "gaussian"])
@@ -290,7 +290,7 @@ def test_exploring():
     with policy.exploring():
         drawn = ask(policy, state)
     assert torch.equal(drawn.actions, drawn.weights)
-    assert drawn.log_probs.shape == drawn.values.shape == drawn.entropies.shape == (3,)
+    assert drawn.log_probs.shape == drawn.state_values.shape == drawn.entropies.shape == (3,)
     assert torch.equal(policy(state).weights, policy(state).weights)
     assert isinstance(policy(state), PolicyOutput)
     assert policy(state).actions is None

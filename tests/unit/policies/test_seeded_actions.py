@@ -26,7 +26,7 @@ def test_a_row_draws_the_same_in_any_batch(actor, distribution):
     whole = policy(seen, sample=[3, 4, 5, 3])
     assert torch.equal(torch.random.get_rng_state(), before)
     alone = policy({name: value[2:3] for name, value in seen.items()}, sample=[5])
-    for name in ("weights", "actions", "log_probs", "values"):
+    for name in ("weights", "actions", "log_probs", "state_values"):
         torch.testing.assert_close(getattr(whole, name)[2:3], getattr(alone, name))
     assert not torch.allclose(whole.actions[0], whole.actions[1])
     noise = whole.actions - policy(seen, sample=[8, 4, 5, 9]).actions

@@ -103,7 +103,7 @@ def test_what_was_kept_is_what_the_policy_says_of_it(objective, observation):
     actions = None if rollouts.actions is None else rollouts.actions[mask]
     said = ensemble.policy(seen, actions=actions)
     torch.testing.assert_close(said.weights, rollouts.weights[mask], **CLOSE)
-    torch.testing.assert_close(said.values, rollouts.old_values[mask], **CLOSE)
+    torch.testing.assert_close(said.state_values, rollouts.old_values[mask], **CLOSE)
     if objective == "mixture":
         assert rollouts.actions is rollouts.old_log_probs is None
     else:
