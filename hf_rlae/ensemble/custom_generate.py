@@ -7,7 +7,13 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
-from transformers import EosTokenCriteria, GenerationConfig, LogitsProcessorList, StoppingCriteriaList
+from transformers import (
+    EosTokenCriteria,
+    GenerationConfig,
+    LogitsProcessorList,
+    MaxLengthCriteria,
+    StoppingCriteriaList,
+)
 
 from hf_rlae.errors import InputError
 from hf_rlae.vocabulary import token_ids
@@ -43,7 +49,7 @@ def make_custom_generate(ensemble: EnsembleForCausalLM) -> Callable[..., Any]:
         made = first._get_logits_processor(
             generation_config, input_ids_seq_length=input_ids.shape[1], device=input_ids.device
         )
-        lengths = first._get_stopping_criteria(_only_lengths(generation_config), StoppingCriteriaList())
+        length = MaxLengthCriteria(generation_config.max_length, getattr(first.config, "max_position_embeddings", None))
         result: Any = ensemble.generate(
             input_ids[::repeats],
             settings,
@@ -52,7 +58,7 @@ def make_custom_generate(ensemble: EnsembleForCausalLM) -> Callable[..., Any]:
             logits_processor=LogitsProcessorList(_others(logits_processor, made)),
             stopping_criteria=StoppingCriteriaList(
                 criterion
-                for criterion in _others(stopping_criteria, lengths)
+                for criterion in _others(stopping_criteria, [length])
                 if not isinstance(criterion, EosTokenCriteria)
             ),
         )
@@ -80,14 +86,6 @@ def _settings(ensemble: EnsembleForCausalLM, given: GenerationConfig) -> Generat
         settings.eos_token_id = own.eos_token_id
     else:
         settings.eos_token_id = sorted(set(ensemble.engine.to_union(torch.tensor(ends)).tolist())) or None
-    return settings
-
-
-def _only_lengths(given: GenerationConfig) -> GenerationConfig:
-    """Settings from which no other stopping criterion than that of the length is made."""
-    settings = copy.copy(given)
-    settings.max_time = settings.stop_strings = settings._eos_token_tensor = None
-    settings.assistant_confidence_threshold = None
     return settings
 
 

@@ -140,7 +140,7 @@ class EnsembleTokenizer(MemberChats, PreTrainedTokenizerFast):
         self._own_size = max(self._tokenizer.get_vocab(with_added_tokens=True).values()) + 1
         self._tokens = self._names_of_extra_tokens()
         self._extra_ids = {token: i for i, token in self._tokens.items()}
-        self._special_tokens_map["eos_token"] = self._tokens[union.stop_id]
+        self.eos_token: Any = self._tokens[union.stop_id]
         if self.pad_token_id is None:
             self.pad_token: Any = first_end or self._tokens[union.stop_id]
         self._strips = self._strips_leading_space()

@@ -46,11 +46,8 @@ def captured_head_input(member: Member, wanted: bool, answered: int = 0) -> Iter
         caught.append(args[0])
         return (args[0][:, -answered:], *args[1:]) if answered else None
 
-    handle = member.model.get_output_embeddings().register_forward_pre_hook(catch)
-    try:
+    with member.model.get_output_embeddings().register_forward_pre_hook(catch):
         yield caught
-    finally:
-        handle.remove()
 
 
 Scores = tuple[torch.Tensor, torch.Tensor | None]

@@ -125,7 +125,7 @@ def test_what_is_saved_is_the_merged_policy(tmp_path):
     actions = rollouts.actions[rollouts.span_mask]
     with torch.no_grad():
         one, other = loaded(seen, actions=actions), trainer.model(seen, actions=actions)
-    for name in ("weights", "log_probs", "values"):
+    for name in ("weights", "log_probs", "state_values"):
         torch.testing.assert_close(getattr(one, name), getattr(other, name), atol=1e-5, rtol=1e-4)
     untouched = PolicyModel.from_pretrained(tmp_path / "saved")
     unadapted = dict(ensemble_of(observation="both").policy.named_parameters())

@@ -11,11 +11,12 @@ from functools import cache
 
 import pytest
 import torch
-from transformers import LogitsProcessor, RepetitionPenaltyLogitsProcessor
+from transformers import LogitsProcessor, MaxLengthCriteria, NoBadWordsLogitsProcessor, RepetitionPenaltyLogitsProcessor
+from transformers.generation import utils as generation_utils
 
 from hf_rlae import EnsembleForCausalLM, EnsembleLogitsProcessor, StaticPolicy
 from hf_rlae.errors import ConfigError, HfRlaeError, InputError, PolicyError, TokenizerError
-from tests.support.ensembles import TEXTS, Recorder, Schedule, columns_read, encode, policy_of_text
+from tests.support.ensembles import TEXTS, Recorder, Schedule, columns_read, encode, endless, policy_of_text
 from tests.support.models import constant, pair, pairs, with_adapters
 from tests.support.tiers import slow
 from tests.support.tokenizers import byte_level_bpe, characters, raw_bytes, sentencepiece_bpe, unigram
@@ -775,3 +776,67 @@ def test_custom_generate_of_another_model():
     ensemble = EnsembleForCausalLM.from_members(same())
     with refused(InputError, "custom_generate", "first member"):
         same()[1][0].generate(**encode(*TEXTS), **GREEDY, custom_generate=ensemble.as_custom_generate())
+
+
+@pytest.mark.parametrize(
+    ("given", "settings"),
+    [
+        (lambda: {"logits_processor": [RepetitionPenaltyLogitsProcessor(0.02)]}, {"repetition_penalty": 1.1}),
+        (
+            lambda: {
+                "logits_processor": [RepetitionPenaltyLogitsProcessor(0.02), RepetitionPenaltyLogitsProcessor(0.5)]
+            },
+            {"repetition_penalty": 1.1},
+        ),
+        (lambda: {"logits_processor": [NoBadWordsLogitsProcessor([[i] for i in range(60, 300)])]}, {"bad_words_ids": [[44]]}),
+        (lambda: {"stopping_criteria": [MaxLengthCriteria(20)]}, {}),
+    ],
+    ids=["penalty", "two penalties", "bad words", "length"],
+)
+@pytest.mark.parametrize("name", MEMBERS)
+def test_custom_generate_keeps_what_the_user_gave_beside_settings_of_the_same_kind(name, given, settings):
+    """Law: as in a plain `generate`, a user's own processor takes the place of the one that settings would make."""
+    members = MEMBERS[name]()
+    host, tokenizer = members[0]
+    ensemble = EnsembleForCausalLM.from_members(members, policy_of_text, span_length=3)
+    options = {"do_sample": False, "max_new_tokens": 12, **settings}
+    expected = ensemble.generate(**encode(TEXTS[0]), **options, **given())
+    got = host.generate(**encode(TEXTS[0]), **options, **given(), custom_generate=ensemble.as_custom_generate())
+    texts = [ensemble.tokenizer.decode(expected[0]), tokenizer.decode(got[0])]
+    assert texts[0].removesuffix("<|stop|>") == texts[1].removesuffix(str(tokenizer.eos_token))
+    by_settings = ensemble.generate(**encode(TEXTS[0]), **options)
+    assert by_settings.tolist() != expected.tolist()  # what the user gave makes a difference
+
+
+@pytest.mark.parametrize(
+    "options", [{}, {"max_time": 100.0}, {"repetition_penalty": 1.3}, {"min_new_tokens": 3}], ids=str
+)
+@pytest.mark.parametrize("name", MEMBERS)
+def test_custom_generate_warns_of_nothing_that_the_user_did_not_give(name, options, monkeypatch):
+    """transformers warns where a processor or criterion was given and made; the user gave none."""
+    members = MEMBERS[name]()
+    ensemble = EnsembleForCausalLM.from_members(members, policy_of_text, span_length=3)
+    warned = []
+    monkeypatch.setattr(generation_utils.logger, "warning_once", lambda message, *args: warned.append(message))
+    members[0][0].generate(
+        **encode(TEXTS[0]),
+        do_sample=False,
+        max_new_tokens=6,
+        **options,
+        custom_generate=ensemble.as_custom_generate(),
+    )
+    assert warned == []
+
+
+def test_custom_generate_stops_when_the_time_of_the_call_is_up():
+    """The time of `max_time` runs from the call of `generate`, not from where the ensemble begins."""
+    members = same()
+    ensemble = endless(members, policy_of_text, span_length=3)
+    out = members[0][0].generate(
+        **encode(TEXTS[0]),
+        do_sample=False,
+        max_new_tokens=50,
+        max_time=0.0,
+        custom_generate=ensemble.as_custom_generate(),
+    )
+    assert out.shape[1] == encode(TEXTS[0])["input_ids"].shape[1] + 1
