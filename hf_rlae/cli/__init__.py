@@ -1,1 +1,1 @@
-"""Floor 7: the `hf-rlae` command, which parses, calls and prints."""
+"""Floor 7: the `hf-rlae` command, which parses arguments, calls the library and prints."""

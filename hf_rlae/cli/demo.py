@@ -1,4 +1,4 @@
-"""`hf-rlae demo`: its arguments, checked before anything slow is imported."""
+"""`hf-rlae demo`: its arguments, which are checked before slow imports."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from hf_rlae.errors import ConfigError
 SUMMARY = "three embedded specialists solve what none of them can alone"
 DESCRIPTION = """\
 Loads three tiny language models that come with the package. Each is right on one operator (+, -, *) and
-confidently wrong on the others. Shows one text that they write together, weighed by a learned policy and coloured
-by who carried each token, then how many held-out questions each of them and several ways to weigh them get right,
-and draws the weights. With --train the policy is trained first, before your eyes.
+confidently wrong on the others. Shows one text that they generate together, with the weights of a learned policy and
+with every token in the colour of its carrier. Then shows the accuracy of each model and of several weightings on
+held-out questions, and draws the weights. With --train the policy is trained first.
 
 Needs no network and no GPU.
 """
@@ -24,21 +24,21 @@ CHAIN = re.compile(r"\d{1,2}(?:[-+*]\d{1,2})+=?", re.ASCII)
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the command's arguments to its parser."""
-    parser.add_argument("--chain", default="7+5*3", metavar="CHAIN", help="what to solve (default: 7+5*3)")
+    parser.add_argument("--chain", default="7+5*3", metavar="CHAIN", help="the question (default: 7+5*3)")
     parser.add_argument(
         "--tokenizers",
         choices=("different", "shared"),
         default="different",
-        help="three members with three tokenizers, or with one (default: different)",
+        help="three members with three tokenizers, or with a shared one (default: different)",
     )
-    parser.add_argument("--train", action="store_true", help="train the policy anew; takes a few minutes")
+    parser.add_argument("--train", action="store_true", help="train the policy first; takes a few minutes")
     parser.add_argument("--seed", type=int, default=0, metavar="N", help="of --train (default: 0)")
     parser.add_argument("--questions", type=int, default=100, metavar="N", help="held-out questions (default: 100)")
     parser.add_argument(
         "--picture",
         default="hf-rlae-demo.png",
         metavar="FILE",
-        help="where the weights are drawn, .png, .svg or .pdf (default: hf-rlae-demo.png)",
+        help="file for the picture of the weights, .png, .svg or .pdf (default: hf-rlae-demo.png)",
     )
 
 
@@ -46,7 +46,7 @@ def check(args: argparse.Namespace) -> None:
     """Raises `ConfigError` for arguments that cannot be used."""
     if not CHAIN.fullmatch(args.chain):
         raise ConfigError(
-            f"--chain {args.chain!r} is not a chain of numbers from 0 to 99 with +, - and * between them; write it "
+            f"--chain {args.chain!r} is not a chain of numbers from 0 to 99 with +, - and * between them; give one "
             "like 7+5*3"
         )
     if args.seed is not None and not 0 <= args.seed < 2**32:

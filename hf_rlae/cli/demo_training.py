@@ -1,4 +1,4 @@
-"""How `hf-rlae demo --train` trains a policy for the embedded members."""
+"""The training of `hf-rlae demo --train`: a policy for the embedded members."""
 
 from __future__ import annotations
 
@@ -9,9 +9,10 @@ from typing import Any
 import torch
 from datasets import Dataset
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.progress import Progress
 from transformers import PrinterCallback, TrainerCallback
 
+from hf_rlae.cli.progress import progress_bar
 from hf_rlae.ensemble import EnsembleForCausalLM
 from hf_rlae.members import Member
 from hf_rlae.policies import PolicyConfig, PolicyModel
@@ -19,11 +20,11 @@ from hf_rlae.tasks.chains import Question, draw_questions
 from hf_rlae.trainers import RLAEConfig, RLAETrainer
 
 SPAN_LENGTHS = {"different": 2, "shared": 1}
-"""Tokens per span, by the set of members."""
+"""Tokens per span for each set of members."""
 ROLLOUTS, COMPLETIONS, UPDATES, ITERATIONS = 20, 256, 4, 2
 """Rollouts, completions per rollout, updates per pass over a rollout, and passes."""
 STAGES = ((1, 0.44), (2, 0.32), (3, 0.24))
-"""A curriculum: steps of the questions, and the share of the questions that have so many."""
+"""A curriculum: number of steps of a question, and the share of these questions."""
 _SEED = 5
 
 
@@ -60,14 +61,14 @@ def chain_dataset(questions: Sequence[Question]) -> Dataset:
 def train_policy(
     kind: str, members: Sequence[Member], console: Console, seed: int = 0, rollouts: int = ROLLOUTS
 ) -> PolicyModel:
-    """Trains a policy with the objective `mixture`, short questions first.
+    """Trains a policy with the objective `mixture` on short questions first.
 
     Args:
         kind (`str`): the set of members, `"different"` or `"shared"`.
         members (`Sequence[Member]`): of that set.
-        console (`rich.console.Console`): where progress is shown.
-        seed (`int`, defaults to 0): of the policy and of all completions.
-        rollouts (`int`, defaults to 20): how many.
+        console (`rich.console.Console`): the console that shows progress.
+        seed (`int`, defaults to 0): seed of the policy and of all completions.
+        rollouts (`int`, defaults to 20): number of rollouts.
 
     Returns:
         `PolicyModel`: in eval mode.
@@ -80,9 +81,7 @@ def train_policy(
     for steps, share in STAGES:
         count = total - len(questions) if steps == STAGES[-1][0] else round(share * total)
         questions += draw_questions(max(1, count), _SEED, num_steps=(steps,), is_held_out=False, is_mixed=False)
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    progress = Progress(*columns, console=console, transient=True, disable=not console.is_terminal)
-    with progress, tempfile.TemporaryDirectory() as folder:
+    with progress_bar(console) as progress, tempfile.TemporaryDirectory() as folder:
         args = RLAEConfig(
             folder,
             objective="mixture",

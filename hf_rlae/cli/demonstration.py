@@ -1,4 +1,4 @@
-"""What `hf-rlae demo` does once its arguments are known to be good."""
+"""The work of `hf-rlae demo`, after its arguments have been checked."""
 
 from __future__ import annotations
 
@@ -6,15 +6,15 @@ import argparse
 import importlib
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import torch
 from rich import box
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 from transformers.utils.logging import disable_progress_bar
 
+from hf_rlae.cli.progress import progress_bar
 from hf_rlae.cli.streaming import CarrierStreamer
 from hf_rlae.ensemble import EnsembleForCausalLM
 from hf_rlae.evaluation.fixed_weights import best_fixed_weights, simplex_grid
@@ -30,10 +30,10 @@ NUM_VALIDATION = 60
 
 
 def show(args: argparse.Namespace) -> None:
-    """Shows the members, one text, the table, and writes the picture.
+    """Shows the members, one text and the table of accuracies, and writes the picture.
 
     Args:
-        args (`argparse.Namespace`): the arguments of `hf-rlae demo`, checked.
+        args (`argparse.Namespace`): the checked arguments of `hf-rlae demo`.
     """
     disable_progress_bar()
     console = Console(file=sys.stdout)
@@ -43,8 +43,8 @@ def show(args: argparse.Namespace) -> None:
     _write_one(console, members, policy, args)
     console.print(_accuracy_table(members, policy, args.questions))
     console.print(
-        "The learned policy was rewarded for right answers only. 'Switching' is told which operator comes next and "
-        "gives its specialist all the weight: so far weights that change with the text can get.",
+        "The learned policy received rewards for right answers only. 'Switching' knows the next operator and gives its "
+        "specialist all the weight: an upper bound for weights that change with the text.",
         highlight=False,
     )
 
@@ -71,12 +71,12 @@ def _train(console: Console, members: Sequence[Member], args: argparse.Namespace
 
 
 def _write_one(console: Console, members: Sequence[Member], policy: PolicyModel, args: argparse.Namespace) -> None:
-    """One text, while it is written; then its spans and its picture."""
+    """Streams one text, then shows its spans and draws its weights."""
     names = [member.name for member in members]
     ensemble = EnsembleForCausalLM.from_members(members, policy, span_length=policy.config.span_length)
     prompt = args.chain.rstrip("=") + "="
     inputs = ensemble.tokenizer([prompt], return_tensors="pt")
-    console.print("One text, every token in the colour of the member that carried it:")
+    console.print("One text, with every token in the colour of the member that carried it:")
     console.print(legend(names))
     console.print()
     cache = ensemble.new_cache(record=True)
@@ -92,52 +92,36 @@ def _write_one(console: Console, members: Sequence[Member], policy: PolicyModel,
     tokens = trace_tokens(ensemble, out, inputs["input_ids"].shape[1])[0]
     console.print(span_table(names, tokens))
     save_figure(plot_token_weights(names, tokens, prompt), args.picture)
-    console.print(f"The weights are drawn in {args.picture}\n", highlight=False)
+    console.print(f"The picture of the weights is in {args.picture}\n", highlight=False)
 
 
 def _accuracy_table(members: Sequence[Member], policy: PolicyModel, count: int) -> Table:
-    """Held-out questions: each member alone, weights that stay the same, and switching."""
-    test = draw_questions(count, split="test")
-    validation = draw_questions(NUM_VALIDATION, split="validation")
+    """Accuracies on held-out questions: each member alone, fixed weights, the learned policy, and switching."""
+    test, validation = draw_questions(count, split="test"), draw_questions(NUM_VALIDATION, split="validation")
+    size, span_length = len(members), policy.config.span_length
     fixed = EnsembleForCausalLM.from_members(members)
-    span_length = policy.config.span_length
     learned = EnsembleForCausalLM.from_members(members, policy, span_length=span_length)
     oracle = EnsembleForCausalLM.from_members(members, OraclePolicy(), span_length=span_length)
-    rows: list[tuple[str, float]] = []
-    total = len(members) + 4 + len(simplex_grid(len(members), RESOLUTION))
-    with Progress(
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-        console=Console(stderr=True),
-        transient=True,
-        disable=not sys.stderr.isatty(),
-    ) as progress:
-        task = progress.add_task("", total=total)
+    with progress_bar() as progress:
+        task = progress.add_task("", total=size + 4 + len(simplex_grid(size, RESOLUTION)))
 
-        def measure(label: str, ensemble: EnsembleForCausalLM, questions: Sequence[Question]) -> float:
-            progress.update(task, description=label)
+        def measure(ensemble: EnsembleForCausalLM, questions: Sequence[Question] = test) -> float:
+            progress.update(task, description="testing" if questions is test else "searching fixed weights")
             share = accuracy(ensemble, ensemble.tokenizer, questions)
             progress.advance(task)
             return share
 
-        def score_on(questions: Sequence[Question], label: str) -> Callable[[Sequence[float]], float]:
-            def score(weights: Sequence[float]) -> float:
-                fixed.set_policy(StaticPolicy(list(weights)))
-                return measure(label, fixed, questions)
+        def measure_fixed(weights: Sequence[float], questions: Sequence[Question] = test) -> float:
+            fixed.set_policy(StaticPolicy(list(weights)))
+            return measure(fixed, questions)
 
-            return score
-
-        of_test, of_validation = score_on(test, "testing"), score_on(validation, "searching fixed weights")
-        for index, member in enumerate(members):
-            rows.append((f"{member.name} alone", of_test(torch.eye(len(members))[index].tolist())))
-        rows.append(("uniform weights", of_test([1 / len(members)] * len(members))))
-        best = best_fixed_weights(of_validation, len(members), RESOLUTION)
+        alone = zip(members, torch.eye(size).tolist(), strict=True)
+        rows = [(f"{member.name} alone", measure_fixed(weights)) for member, weights in alone]
+        rows.append(("uniform weights", measure_fixed([1 / size] * size)))
+        best = best_fixed_weights(lambda weights: measure_fixed(weights, validation), size, RESOLUTION)
         shown = ", ".join(f"{weight:.1f}" for weight in best.weights)
-        rows.append((f"best fixed weights ({shown})", of_test(best.weights)))
-        rows.append(("learned policy", measure("testing", learned, test)))
-        rows.append(("switching", measure("testing", oracle, test)))
+        rows.append((f"best fixed weights ({shown})", measure_fixed(best.weights)))
+        rows += [("learned policy", measure(learned)), ("switching", measure(oracle))]
     table = Table(box=box.SIMPLE_HEAD, title=f"Right answers to {count} held-out questions", title_justify="left")
     table.add_column("weights")
     table.add_column("right", justify="right")

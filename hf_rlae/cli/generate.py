@@ -1,4 +1,4 @@
-"""`hf-rlae generate`: its arguments, checked before anything slow is imported or loaded."""
+"""`hf-rlae generate`: its arguments, which are checked before slow imports."""
 
 from __future__ import annotations
 
@@ -7,16 +7,17 @@ import importlib
 import math
 import os
 import socket
+from collections.abc import Callable
+from typing import Any
 from urllib.parse import urlsplit
 from urllib.request import getproxies
 
 from hf_rlae.errors import ConfigError, MemberError
 
 HUB = "https://huggingface.co"
-SUMMARY = "write texts with several models together"
+SUMMARY = "generate text with several models together"
 DESCRIPTION = """\
-Continues one or more prompts with several models together. One prompt is streamed: its text appears
-while it is written.
+Continues one or more prompts with several models together. The text of a single prompt is streamed.
 
   hf-rlae generate MEMBER MEMBER --prompt "Once upon a time" --weights 0.7,0.3 --span-length 8
 """
@@ -25,10 +26,7 @@ while it is written.
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the command's arguments to its parser."""
     parser.add_argument(
-        "members",
-        nargs="+",
-        metavar="MEMBER",
-        help="a folder with a model and its tokenizer, or an id on the Hub",
+        "members", nargs="+", metavar="MEMBER", help="a folder with a model and its tokenizer, or a Hub id"
     )
     parser.add_argument(
         "--prompt",
@@ -36,12 +34,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         action="append",
         required=True,
         metavar="TEXT",
-        help="a text to continue; give it several times for several texts",
+        help="a text to continue; repeat the option for several texts",
     )
     parser.add_argument(
         "--chat",
         action="store_true",
-        help="each prompt is a user's message, rendered by each member's chat template",
+        help="each prompt is a user's message, rendered with each member's chat template",
     )
     _add_ensemble(parser.add_argument_group("ensemble"))
     _add_decoding(parser.add_argument_group("decoding"))
@@ -53,8 +51,8 @@ def _add_reports(reports: argparse._ArgumentGroup) -> None:
     reports.add_argument(
         "--table",
         action="store_true",
-        help="after the texts, show each member's weight, how many of the tokens it gave any probability, "
-        "and its mean log-probability of those",
+        help="after the texts, show each member's weight, the number of tokens that it could propose, and their mean "
+        "log-probability",
     )
     reports.add_argument(
         "--show-weights",
@@ -69,41 +67,19 @@ def _add_reports(reports: argparse._ArgumentGroup) -> None:
 
 
 def _add_ensemble(ensemble: argparse._ArgumentGroup) -> None:
-    ensemble.add_argument(
-        "--weights",
-        type=_weights,
-        metavar="W,W",
-        help="one number per member, such as 0.7,0.3 (default: equal)",
-    )
-    ensemble.add_argument(
-        "--span-length",
-        type=_positive_int,
-        default=8,
-        metavar="N",
-        help="tokens that share one weight vector (default: 8)",
-    )
-    ensemble.add_argument(
-        "--mixing",
-        default="linear",
-        metavar="NAME",
-        help="linear (mixture of probabilities) or log (product of experts) (default: linear)",
-    )
+    weights = "one number per member, such as 0.7,0.3 (default: equal)"
+    ensemble.add_argument("--weights", type=_weights, metavar="W,W", help=weights)
+    length = "tokens that share one weight vector (default: 8)"
+    ensemble.add_argument("--span-length", type=_positive_int, default=8, metavar="N", help=length)
+    mixing = "linear (mixture of probabilities) or log (product of experts) (default: linear)"
+    ensemble.add_argument("--mixing", default="linear", metavar="NAME", help=mixing)
 
 
 def _add_decoding(decoding: argparse._ArgumentGroup) -> None:
-    decoding.add_argument(
-        "--max-new-tokens",
-        type=_positive_int,
-        default=128,
-        metavar="N",
-        help="at most so many (default: 128)",
-    )
-    decoding.add_argument(
-        "--sample",
-        "--do-sample",
-        action="store_true",
-        help="draw every token from the mixture (default: the likeliest token)",
-    )
+    tokens = "maximum number of new tokens (default: 128)"
+    decoding.add_argument("--max-new-tokens", type=_positive_int, default=128, metavar="N", help=tokens)
+    sample = "sample every token from the mixture (default: greedy decoding)"
+    decoding.add_argument("--sample", "--do-sample", action="store_true", help=sample)
     decoding.add_argument("--temperature", type=_positive_float, metavar="T", help="with --sample (default: 1.0)")
     decoding.add_argument("--top-p", type=_probability, metavar="P", help="with --sample (default: 1.0)")
     decoding.add_argument("--seed", type=_seed, metavar="N", help="makes samples repeatable")
@@ -119,83 +95,75 @@ def _add_loading(loading: argparse._ArgumentGroup) -> None:
     loading.add_argument(
         "--device",
         metavar="DEVICE",
-        help="such as cpu, cuda or cuda:1; auto lets accelerate place the members (default: an accelerator "
-        "if there is one, else cpu)",
+        help="such as cpu, cuda or cuda:1; auto lets accelerate place the members (default: an accelerator if there is "
+        "one, else cpu)",
     )
-    loading.add_argument(
-        "--revisions",
-        type=_revisions,
-        metavar="R,R",
-        help="one branch, tag or commit per member; leave an entry empty for the default",
-    )
+    revisions = "one branch, tag or commit per member; leave an entry empty for the default"
+    loading.add_argument("--revisions", type=_revisions, metavar="R,R", help=revisions)
 
 
 def check(args: argparse.Namespace) -> None:
-    """Raises for arguments that do not fit together and for folders that do not exist.
+    """Raises for arguments that do not fit together and for missing folders.
 
     Raises:
-        ConfigError: lists of another length than the members, sampling options without `--sample`, a revision
-            of a folder, a trace that could not be written.
-        MemberError: a path that is no folder.
+        ConfigError: lists that do not have one entry per member, sampling options without `--sample`, a revision of a
+            folder, a trace that cannot be written.
+        MemberError: a path that is not a folder.
     """
-    _check_lengths(args)
+    for option, values in (("--weights", args.weights), ("--revisions", args.revisions)):
+        if values is not None and len(values) != len(args.members):
+            given = f"{len(values)} given for {len(args.members)} member{'s' * (len(args.members) != 1)}"
+            raise ConfigError(f"{option}: {given}; give one per member, separated by commas")
     for option, value in (("--temperature", args.temperature), ("--top-p", args.top_p)):
         if value is not None and not args.sample:
-            raise ConfigError(f"{option} has no effect on the likeliest token; add --sample, or leave it out")
+            raise ConfigError(f"{option} has no effect on greedy decoding; add --sample, or leave it out")
     if args.trace is not None:
         check_output(args.trace, "--trace")
-    for index, member in enumerate(args.members):
-        is_folder = os.path.isdir(member)
-        if not is_folder and _looks_like_path(member):
-            raise MemberError(
-                f"{member or repr(member)} is not a folder; give the folder that holds the model's "
-                "config.json, its weights and its tokenizer, or an id on the Hub"
-            )
-        if is_folder and args.revisions and args.revisions[index]:
-            raise ConfigError(
-                f"--revisions: {member} is a folder, which has no revisions; leave its entry empty, or give "
-                "the model's id on the Hub"
-            )
+    for member, revision in zip(args.members, args.revisions or [None] * len(args.members), strict=True):
+        _check_member(member, revision)
+
+
+def _check_member(member: str, revision: str | None) -> None:
+    is_folder = os.path.isdir(member)
+    if not is_folder and _looks_like_path(member):
+        raise MemberError(
+            f"{member or repr(member)} is not a folder; give the folder with the model's config.json, weights and "
+            "tokenizer, or a Hub id"
+        )
+    if is_folder and revision:
+        raise ConfigError(
+            f"--revisions: {member} is a folder, which has no revisions; leave its entry empty, or give a Hub id"
+        )
 
 
 def check_output(path: str, option: str) -> None:
-    """Raises `ConfigError` for a file that could not be written."""
+    """Raises `ConfigError` for a file that cannot be written."""
     folder = os.path.dirname(path) or "."
     if os.path.isdir(path) or not path:
-        raise ConfigError(f"{option}: {path or repr(path)} is not a file; give a file's name in that folder")
+        raise ConfigError(f"{option}: {path or repr(path)} is not a file name; give one")
     if not os.path.isdir(folder):
-        raise ConfigError(f"{option}: there is no folder {folder} to write {path} into; make it first")
+        raise ConfigError(f"{option}: there is no folder {folder} for {path}; create it first")
     if not os.access(folder, os.W_OK):
-        raise ConfigError(f"{option}: the folder {folder} cannot be written to; give a file in another one")
+        raise ConfigError(f"{option}: the folder {folder} is not writable; give a file in another one")
 
 
 def _looks_like_path(member: str) -> bool:
-    """Whether a name cannot be an id on the Hub."""
+    """Whether a name cannot be a Hub id."""
     is_path = member.startswith((".", "~", os.sep)) or member.count("/") > 1
     return is_path or not member or os.path.exists(member)
-
-
-def _check_lengths(args: argparse.Namespace) -> None:
-    members = len(args.members)
-    for option, values in (("--weights", args.weights), ("--revisions", args.revisions)):
-        if values is not None and len(values) != members:
-            raise ConfigError(
-                f"{option}: {len(values)} given for {members} member{'s' if members != 1 else ''}; give one "
-                "per member, in the order of the members, separated by commas"
-            )
 
 
 def run(args: argparse.Namespace) -> int:
     """Checks the arguments, writes the texts and returns the exit code."""
     check(args)
     _stay_offline_without_network(args.members)
-    # torch and transformers take seconds to import: not before the arguments are known to be good
+    # torch and transformers take seconds to import
     importlib.import_module("hf_rlae.cli.generation").write_texts(args)
     return 0
 
 
 def _stay_offline_without_network(members: list[str]) -> None:
-    """Sets the Hub client's own switch before it is imported; else it would try for a minute to connect."""
+    """Switches the Hub client to offline mode before its import; otherwise it retries to connect for a minute."""
     if all(map(os.path.isdir, members)) or "HF_HUB_OFFLINE" in os.environ or getproxies():
         return
     try:
@@ -222,34 +190,22 @@ def _revisions(text: str) -> list[str | None]:
     return [part.strip() or None for part in text.split(",")]
 
 
-def _positive_int(text: str) -> int:
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of at least 1")
-    return int(text)
+def _number(kind: type, is_valid: Callable[[float], bool], expected: str) -> Callable[[str], Any]:
+    """A parser of numbers for `argparse`."""
+
+    def parse(text: str) -> Any:
+        try:
+            value = kind(text)
+        except ValueError:
+            value = math.nan  # never valid
+        if not is_valid(value):
+            raise argparse.ArgumentTypeError(f"{text!r} is not {expected}")
+        return value
+
+    return parse
 
 
-def _seed(text: str) -> int:
-    if not text.isdecimal() or int(text) >= 2**32:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from 0 to 2**32 - 1")
-    return int(text)
-
-
-def _float(text: str) -> float:
-    try:
-        return float(text)
-    except ValueError:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a number") from None
-
-
-def _positive_float(text: str) -> float:
-    value = _float(text)
-    if not (math.isfinite(value) and value > 0):
-        raise argparse.ArgumentTypeError(f"{text!r}: it must be finite and above 0")
-    return value
-
-
-def _probability(text: str) -> float:
-    value = _float(text)
-    if not 0 < value <= 1:
-        raise argparse.ArgumentTypeError(f"{text!r}: it must be above 0 and at most 1")
-    return value
+_positive_int = _number(int, lambda value: value >= 1, "a whole number of at least 1")
+_seed = _number(int, lambda value: 0 <= value < 2**32, "a whole number from 0 to 2**32 - 1")
+_positive_float = _number(float, lambda value: 0 < value < math.inf, "a finite number above 0")
+_probability = _number(float, lambda value: 0 < value <= 1, "a number above 0 and at most 1")

@@ -1,4 +1,4 @@
-"""What `hf-rlae generate` does once its arguments are known to be good."""
+"""The work of `hf-rlae generate`, after its arguments have been checked."""
 
 from __future__ import annotations
 
@@ -7,35 +7,46 @@ import logging
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from logging.handlers import MemoryHandler
 from typing import Any
 
 import torch
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.text import Text
 from transformers import set_seed
 from transformers.generation.streamers import BaseStreamer
 
 from hf_rlae.cli.loading import choose_device, first_line, load_members
-from hf_rlae.cli.streaming import CarrierStreamer, ContinuationDecoder, ContinuationStreamer, TokenCounter
+from hf_rlae.cli.progress import progress_bar
+from hf_rlae.cli.streaming import CarrierStreamer, ContinuationDecoder, ContinuationStreamer
 from hf_rlae.ensemble import EnsembleCache, EnsembleConfig, EnsembleForCausalLM
 from hf_rlae.errors import ConfigError
 from hf_rlae.policies import StaticPolicy
-from hf_rlae.reports import carrier_text, completion_mask, legend, member_table, span_table, trace_tokens, write_trace
+from hf_rlae.reports import (
+    TokenCounter,
+    carrier_text,
+    completion_mask,
+    legend,
+    member_table,
+    span_table,
+    trace_tokens,
+    write_trace,
+)
+from hf_rlae.vocabulary import token_ids
 
 
 def write_texts(args: argparse.Namespace) -> None:
-    """Loads the members, writes the texts on stdout, and the table if it is asked for.
+    """Loads the members and writes the texts and the requested reports to stdout.
 
     Args:
-        args (`argparse.Namespace`): the arguments of `hf-rlae generate`, checked.
+        args (`argparse.Namespace`): the checked arguments of `hf-rlae generate`.
 
     Raises:
-        HfRlaeError: members that cannot be loaded or cannot work together, and options that cannot be used.
+        HfRlaeError: members that cannot be loaded or combined, and options that cannot be used.
     """
     if hasattr(sys.stdout, "reconfigure"):
-        sys.stdout.reconfigure(errors="replace")  # a terminal without Unicode is no reason to stop
+        sys.stdout.reconfigure(errors="replace")  # for terminals without Unicode
     with _warnings_after_the_text():
         ensemble = _build(args)
         inputs = {name: value.to(ensemble.device) for name, value in _encode(ensemble, args).items()}
@@ -47,7 +58,7 @@ def write_texts(args: argparse.Namespace) -> None:
 
 
 def _report(ensemble: EnsembleForCausalLM, out: Any, columns: int, args: argparse.Namespace) -> None:
-    """Shows and writes what is asked for beside the texts."""
+    """Shows and writes the requested reports."""
     console = Console(file=sys.stdout, soft_wrap=False)
     if args.show_weights or args.trace is not None:
         rows = trace_tokens(ensemble, out, columns)
@@ -56,8 +67,7 @@ def _report(ensemble: EnsembleForCausalLM, out: Any, columns: int, args: argpars
         for tokens in rows:
             console.print(span_table(args.members, tokens))
     if args.table:
-        end_ids = ensemble.generation_config.eos_token_id
-        mask = completion_mask(out.sequences[:, columns:], [end_ids] if isinstance(end_ids, int) else end_ids or [])
+        mask = completion_mask(out.sequences[:, columns:], token_ids(ensemble.generation_config.eos_token_id))
         console.print(member_table(args.members, out, mask))
     if args.trace is not None:
         write_trace(args.trace, args.members, args.prompts, rows)
@@ -65,7 +75,7 @@ def _report(ensemble: EnsembleForCausalLM, out: Any, columns: int, args: argpars
 
 @contextmanager
 def _warnings_after_the_text() -> Iterator[None]:
-    """Holds the package's warnings back, which would else appear in the middle of a streamed text."""
+    """Holds back the package's warnings, which would otherwise appear in the middle of a streamed text."""
     shown = logging.StreamHandler(sys.stderr)
     shown.setFormatter(logging.Formatter("hf-rlae: warning: %(message)s"))
     held = MemoryHandler(capacity=1000, flushLevel=logging.CRITICAL, target=shown)
@@ -81,7 +91,7 @@ def _warnings_after_the_text() -> Iterator[None]:
 
 def _build(args: argparse.Namespace) -> EnsembleForCausalLM:
     settings = {"span_length": args.span_length, "mixing": args.mixing}
-    EnsembleConfig(**settings)  # refuses what it must before members are loaded
+    EnsembleConfig(**settings)  # raises before members are loaded
     policy = None if args.weights is None else StaticPolicy(args.weights)
     device = choose_device(args.device)
     members = load_members(
@@ -104,7 +114,7 @@ def _encode(ensemble: EnsembleForCausalLM, args: argparse.Namespace) -> dict[str
         return dict(ensemble.tokenizer.apply_chat_template(conversations, add_generation_prompt=True))
     except ValueError as error:
         raise ConfigError(
-            f"--chat: {first_line(error)} Leave --chat out, or take members that were trained to chat"
+            f"--chat: {first_line(error)} Leave --chat out, or use members that were trained to chat"
         ) from error
 
 
@@ -115,10 +125,10 @@ def _generate(
     streamer: BaseStreamer,
     cache: EnsembleCache | None = None,
 ) -> Any:
-    # members' own settings might ask for beams, which cannot be streamed
+    # a member's own settings may contain beams, which cannot be streamed
     options: dict[str, Any] = {"max_new_tokens": args.max_new_tokens, "do_sample": args.sample, "num_beams": 1}
     if args.sample:
-        # without top_k=0, transformers would leave only the 50 likeliest tokens
+        # transformers' default is top_k=50
         options |= {"temperature": args.temperature or 1.0, "top_p": args.top_p or 1.0, "top_k": 0}
     if cache is not None:
         options["past_key_values"] = cache
@@ -130,36 +140,20 @@ def _opening(prompt: str, args: argparse.Namespace) -> str:
 
 
 def _stream(ensemble: EnsembleForCausalLM, inputs: dict[str, torch.Tensor], args: argparse.Namespace) -> Any:
-    has_written = False
-
-    def write(piece: str) -> None:
-        nonlocal has_written
-        has_written = True
-        print(piece, end="", flush=True)
-
     opening = _opening(args.prompts[0], args)
-    cache, streamer = None, ContinuationStreamer(ensemble.tokenizer, write, opening)
+    cache, streamer = None, ContinuationStreamer(ensemble.tokenizer, partial(print, end="", flush=True), opening)
     if args.show_weights and sys.stdout.isatty():
         cache = ensemble.new_cache(record=True)
         streamer = CarrierStreamer(ensemble, cache, Console(file=sys.stdout), opening)
     try:
         return _generate(ensemble, inputs, args, streamer, cache)
     finally:
-        if has_written or cache is not None:
+        if streamer.has_started:
             print(flush=True)
 
 
 def _write_all(ensemble: EnsembleForCausalLM, inputs: dict[str, torch.Tensor], args: argparse.Namespace) -> Any:
-    with Progress(
-        TextColumn("writing"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TextColumn("tokens"),
-        TimeElapsedColumn(),
-        console=Console(stderr=True),
-        transient=True,
-        disable=not sys.stderr.isatty(),
-    ) as progress:
+    with progress_bar(unit="tokens") as progress:
         task = progress.add_task("writing", total=args.max_new_tokens)
         out = _generate(ensemble, inputs, args, TokenCounter(lambda: progress.advance(task)))
     columns = inputs["input_ids"].shape[1]

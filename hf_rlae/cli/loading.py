@@ -1,34 +1,33 @@
-"""Members for a command: where they go, and one line that says why one cannot be loaded."""
+"""Members of a command: their devices, and one-line errors if they cannot be loaded."""
 
 from __future__ import annotations
 
 import logging
 import os
 import sys
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from typing import Any
 
 import torch
-from huggingface_hub.utils import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
+from huggingface_hub.utils import disable_progress_bars
 from safetensors import SafetensorError
-from transformers.utils import logging as transformers_logging
+from transformers.utils.logging import disable_progress_bar
 
 from hf_rlae.errors import ConfigError, HfRlaeError, MemberError
 from hf_rlae.members import Member
 
 
 def choose_device(name: str | None) -> torch.device | None:
-    """Where the members go.
+    """The device of the members.
 
     Args:
-        name (`str` or `None`): what was given as `--device`; `None` takes an accelerator if there is one.
+        name (`str` or `None`): the value of `--device`; `None` uses an accelerator if there is one.
 
     Returns:
-        `torch.device`, or `None` where accelerate decides (`"auto"`).
+        `torch.device`, or `None` if accelerate decides (`"auto"`).
 
     Raises:
-        ConfigError: a device that does not exist or that nothing can be computed on.
+        ConfigError: a device that does not exist or cannot compute.
     """
     if name == "auto":
         return None
@@ -48,24 +47,26 @@ def choose_device(name: str | None) -> torch.device | None:
 def load_members(
     sources: Sequence[str], *, dtype: str, device_map: str | None, revisions: Sequence[str | None] | None
 ) -> list[Member]:
-    """Loads members, and shows progress where stderr is a terminal.
+    """Loads members, and shows progress if stderr is a terminal.
 
     Args:
-        sources (`Sequence[str]`): folders or ids on the Hub.
+        sources (`Sequence[str]`): folders or Hub ids.
         dtype, device_map: as in `AutoModelForCausalLM.from_pretrained`.
-        revisions (`Sequence[str | None]`, *optional*): one a member.
+        revisions (`Sequence[str | None]`, *optional*): one per member.
 
     Raises:
-        MemberError: a member that cannot be loaded or cannot take part.
+        MemberError: a member that cannot be loaded or used.
     """
-    members = []
     is_terminal = sys.stderr.isatty()
-    with _loading_noise(is_terminal):
-        for index, source in enumerate(sources):
-            if is_terminal:
-                print(f"loading {source} ({index + 1} of {len(sources)})", file=sys.stderr)
-            revision = revisions[index] if revisions else None
-            members.append(_load_member(source, dtype=dtype, device_map=device_map, revision=revision))
+    logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # no logs of retries
+    if not is_terminal:
+        disable_progress_bar()
+        disable_progress_bars()
+    members = []
+    for index, (source, revision) in enumerate(zip(sources, revisions or [None] * len(sources), strict=True)):
+        if is_terminal:
+            print(f"loading {source} ({index + 1} of {len(sources)})", file=sys.stderr)
+        members.append(_load_member(source, dtype=dtype, device_map=device_map, revision=revision))
     return members
 
 
@@ -81,32 +82,11 @@ def _load_member(source: str, **options: Any) -> Member:
     except HfRlaeError:
         raise
     except ImportError as error:
-        raise MemberError(f"member {source} needs a package that is missing: {first_line(error)}") from error
+        raise MemberError(f"member {source} needs a missing package: {first_line(error)}") from error
     except (OSError, ValueError, SafetensorError) as error:
-        looked_up = "" if os.path.isdir(source) else "there is no such folder here, and as an id on the Hub: "
+        looked_up = "" if os.path.isdir(source) else "there is no such folder, and as a Hub id: "
         raise MemberError(
-            f"member {source} cannot be loaded: {looked_up}{first_line(error)} Give a folder that holds a "
-            "model's config.json, its weights and its tokenizer, or the id of such a model on the Hub; check "
-            "the spelling, the revision and the access to the Hub"
+            f"member {source} cannot be loaded: {looked_up}{first_line(error)} Give a folder with a "
+            "model's config.json, weights and tokenizer, or the id of such a model on the Hub; check the spelling, the "
+            "revision and the access to the Hub"
         ) from error
-
-
-@contextmanager
-def _loading_noise(is_terminal: bool) -> Iterator[None]:
-    """Hides retries of the Hub's client inside, and progress bars where nobody watches them."""
-    client = logging.getLogger("huggingface_hub")
-    level = client.level
-    loading = transformers_logging.is_progress_bar_enabled()
-    downloading = not are_progress_bars_disabled()
-    client.setLevel(logging.ERROR)
-    if not is_terminal:
-        transformers_logging.disable_progress_bar()
-        disable_progress_bars()
-    try:
-        yield
-    finally:
-        client.setLevel(level)
-        if loading:
-            transformers_logging.enable_progress_bar()
-        if downloading:
-            enable_progress_bars()

@@ -1,7 +1,7 @@
-"""`hf-rlae`: one command line, one module a command.
+"""`hf-rlae`: the command line, with one module per command.
 
-Command modules import nothing slow when they are imported, so that `--help` and bad arguments are answered at
-once; what needs torch is imported in a command's `run`.
+Command modules import nothing slow, so that `--help` and bad arguments are answered at once; a command's `run` imports
+torch.
 """
 
 from __future__ import annotations
@@ -46,8 +46,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         argv (`Sequence[str]`, *optional*): the arguments; those of the process if not given.
 
     Returns:
-        `int`: 0; 2 for an error that the user can mend (one line on stderr says how); 130 after Ctrl-C; 141
-        where the reader of stdout went away.
+        `int`: 0; 2 for an error that the user can fix (one line on stderr says how); 130 after Ctrl-C; 141 if the
+        reader of stdout is gone.
     """
     args = build_parser().parse_args(argv)
     try:

@@ -1,4 +1,4 @@
-"""Text while it is generated: whole characters, with the spaces that the tokens stand for."""
+"""Streaming of generated text: whole characters, with the spaces of the tokens."""
 
 from __future__ import annotations
 
@@ -17,17 +17,17 @@ _REPLACEMENT = "\N{REPLACEMENT CHARACTER}"
 
 
 class ContinuationDecoder:
-    """Turns ids that follow a prompt into pieces of text, none of which has to be taken back.
+    """Decodes ids that follow a prompt into pieces of text that are final.
 
-    Ids are decoded behind those of the piece before, because many tokenizers drop the space at the beginning
-    of what they decode. A piece that ends inside a character is held back until the character is whole.
-    (`transformers.TextStreamer` holds back such pieces too, but decodes the continuation and then every line
-    on its own: a SentencePiece tokenizer loses the space after the prompt and one space of every indentation.
-    It also waits for a space, so that a text without spaces appears only at its end.)
+    Ids are decoded together with those of the previous piece, because many tokenizers drop the space at the beginning.
+    A piece that ends inside a character is held back until the character is complete. (`transformers.TextStreamer`
+    also holds back such pieces, but decodes the continuation and then every line on its own: a SentencePiece tokenizer
+    loses the space after the prompt and one space of every indentation. It also waits for a space, so that a text
+    without spaces appears only at its end.)
 
     Args:
         tokenizer: has `decode(ids, skip_special_tokens)`.
-        prompt_ids (`Sequence[int]`): what the text begins with; it is not given out.
+        prompt_ids (`Sequence[int]`): of the prompt, which is not returned.
     """
 
     def __init__(self, tokenizer: Any, prompt_ids: Sequence[int]) -> None:
@@ -36,7 +36,7 @@ class ContinuationDecoder:
         self._pending: list[int] = []
 
     def push(self, ids: Iterable[int]) -> str:
-        """Takes the next ids and returns the text that has become certain (often none)."""
+        """Adds ids, and returns the text that is now final (often none)."""
         self._pending += ids
         text = self._pending_text()
         if not text or text.endswith(_REPLACEMENT):
@@ -45,7 +45,7 @@ class ContinuationDecoder:
         return text
 
     def finish(self) -> str:
-        """Returns what was held back; a character that the text breaks off in is left out."""
+        """Returns the text that was held back, without an incomplete last character."""
         text = self._pending_text()
         self._pending = []
         return text.rstrip(_REPLACEMENT)
@@ -53,7 +53,7 @@ class ContinuationDecoder:
     def _pending_text(self) -> str:
         behind = self._decode(self._behind)
         both = self._decode(self._behind + self._pending)
-        # bytes that are no characters spoil the neighbouring ones in some decoders
+        # in some decoders bytes of incomplete characters change the neighbouring characters
         return both[len(behind) :] if both.startswith(behind) else self._decode(self._pending)
 
     def _decode(self, ids: list[int]) -> str:
@@ -65,7 +65,7 @@ class ContinuationStreamer(BaseStreamer):
 
     Args:
         tokenizer: the ensemble's.
-        write (callable): called with every piece of text.
+        write (callable): is called with every piece of text.
         opening (`str`, *optional*): written first, once `generate` has accepted the prompt.
     """
 
@@ -75,8 +75,13 @@ class ContinuationStreamer(BaseStreamer):
         self._opening = opening
         self._decoder: ContinuationDecoder | None = None
 
+    @property
+    def has_started(self) -> bool:
+        """Whether `generate` has accepted the prompt."""
+        return self._decoder is not None
+
     def put(self, value: torch.Tensor) -> None:
-        """Takes the prompt of shape `(1, L)` first, then tokens of shape `(1,)`."""
+        """Receives the prompt of shape `(1, L)` first, then tokens of shape `(1,)`."""
         if self._decoder is None:
             self._decoder = ContinuationDecoder(self._tokenizer, value.flatten().tolist())
             if self._opening:
@@ -87,19 +92,19 @@ class ContinuationStreamer(BaseStreamer):
             self._write(piece)
 
     def end(self) -> None:
-        """Writes what was held back."""
+        """Writes the text that was held back."""
         piece = self._decoder.finish() if self._decoder is not None else ""
         if piece:
             self._write(piece)
 
 
 class CarrierStreamer(ContinuationStreamer):
-    """Writes the continuation of one prompt on a terminal, every token in the colour of the member that carried it.
+    """Writes the continuation of one prompt on a terminal, with every token in the colour of its carrier.
 
     Args:
-        ensemble (`EnsembleForCausalLM`): that writes.
+        ensemble (`EnsembleForCausalLM`): the one that generates.
         cache (`EnsembleCache`): from `ensemble.new_cache(record=True)`, passed to `generate` as `past_key_values`.
-        console (`rich.console.Console`): where it is written.
+        console (`rich.console.Console`): the terminal.
         opening (`str`, *optional*): written first, without colour.
     """
 
@@ -113,31 +118,10 @@ class CarrierStreamer(ContinuationStreamer):
         self._style = ""
 
     def put(self, value: torch.Tensor) -> None:
-        """Takes the prompt of shape `(1, L)` first, then tokens of shape `(1,)`."""
+        """Receives the prompt of shape `(1, L)` first, then tokens of shape `(1,)`."""
         if self._decoder is not None:
             self._style = style_of(live_token(self._ensemble, self._cache, int(value)).carrier)
         super().put(value)
 
     def _paint(self, piece: str) -> None:
         self._console.print(Text(piece, style=self._style), end="", soft_wrap=True)
-
-
-class TokenCounter(BaseStreamer):
-    """A streamer for `generate` that reports each step, for progress bars; batches are fine.
-
-    Args:
-        advance (callable): called after every step.
-    """
-
-    def __init__(self, advance: Callable[[], object]) -> None:
-        self._advance = advance
-        self._is_prompt = True
-
-    def put(self, value: torch.Tensor) -> None:
-        """Takes the prompts first, then one token per row."""
-        if not self._is_prompt:
-            self._advance()
-        self._is_prompt = False
-
-    def end(self) -> None:
-        """Nothing is held back."""

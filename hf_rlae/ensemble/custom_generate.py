@@ -1,21 +1,16 @@
-"""An ensemble in the place of a plain model's decoding loop: `model.generate(..., custom_generate=...)`."""
+"""An ensemble in place of a plain model's decoding loop: `model.generate(..., custom_generate=...)`."""
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
-from transformers import (
-    EosTokenCriteria,
-    GenerationConfig,
-    LogitsProcessorList,
-    StoppingCriteriaList,
-)
+from transformers import EosTokenCriteria, GenerationConfig, LogitsProcessorList, StoppingCriteriaList
 
 from hf_rlae.errors import InputError
-from hf_rlae.vocabulary import ByteVocabulary
+from hf_rlae.vocabulary import token_ids
 
 if TYPE_CHECKING:
     from hf_rlae.ensemble.modeling_ensemble import EnsembleForCausalLM
@@ -42,34 +37,32 @@ def make_custom_generate(ensemble: EnsembleForCausalLM) -> Callable[..., Any]:
         # `generate` has repeated rows for beams and samples, and the ensemble's own will do so again
         repeats = max(generation_config.num_beams or 1, generation_config.num_return_sequences or 1)
         mask = model_kwargs.get("attention_mask")
-        # of the list, what `generate` made from its settings is made anew for the ensemble, which has other ids
+        settings = _settings(ensemble, generation_config)
+        # both lists hold what `generate` made from its settings; the ensemble's `generate` makes its own from them,
+        # for its own ids, so only what the user gave is handed on
         made = first._get_logits_processor(
             generation_config, input_ids_seq_length=input_ids.shape[1], device=input_ids.device
         )
-        made_kinds = {type(processor) for processor in made}
-        options: dict[str, Any] = {
+        lengths = first._get_stopping_criteria(_only_lengths(generation_config), StoppingCriteriaList())
+        result: Any = ensemble.generate(
+            input_ids[::repeats],
+            settings,
             # `generate` hands on no mask where nothing is masked
-            "attention_mask": torch.ones_like(input_ids[::repeats]) if mask is None else mask[::repeats],
-            "logits_processor": LogitsProcessorList(p for p in logits_processor if type(p) not in made_kinds),
-            # the ensemble has end tokens of its own
-            "stopping_criteria": StoppingCriteriaList(
-                criterion for criterion in stopping_criteria if not isinstance(criterion, EosTokenCriteria)
+            attention_mask=torch.ones_like(input_ids[::repeats]) if mask is None else mask[::repeats],
+            logits_processor=LogitsProcessorList(_others(logits_processor, made)),
+            stopping_criteria=StoppingCriteriaList(
+                criterion
+                for criterion in _others(stopping_criteria, lengths)
+                if not isinstance(criterion, EosTokenCriteria)
             ),
-        }
-        result: Any = ensemble.generate(input_ids[::repeats], _settings(ensemble, generation_config), **options)
-        if ensemble.union is None:
-            return result
-        width = input_ids.shape[1]
+        )
+        columns, pad = input_ids.shape[1], ensemble.generation_config.pad_token_id
         if isinstance(result, torch.Tensor):
-            return _host_ids(ensemble, result, width)
-        result.sequences = _host_ids(ensemble, result.sequences, width)
+            return ensemble.engine.to_first_member(result, columns, pad)
+        result.sequences = ensemble.engine.to_first_member(result.sequences, columns, pad)
         return result
 
     return decode
-
-
-def _ids(value: Any) -> list[int]:
-    return [] if value is None else [value] if isinstance(value, int) else list(value)
 
 
 def _settings(ensemble: EnsembleForCausalLM, given: GenerationConfig) -> GenerationConfig:
@@ -81,47 +74,38 @@ def _settings(ensemble: EnsembleForCausalLM, given: GenerationConfig) -> Generat
         settings.max_length = None
     if settings.min_new_tokens is not None:
         settings.min_length = None
-    usual = _ids(getattr(host.generation_config, "eos_token_id", None))
-    if sorted(_ids(given.eos_token_id)) == sorted(usual):
+    settings.max_time = None  # its criterion is handed on: the time began with the call
+    ends = sorted(token_ids(given.eos_token_id))
+    if ends == sorted(token_ids(getattr(host.generation_config, "eos_token_id", None))):
         settings.eos_token_id = own.eos_token_id
-    elif ensemble.union is not None:
-        stop = ensemble.union.stop_id
-        ends = {stop if i in host.end_ids else i for i in _ids(given.eos_token_id)}
-        settings.eos_token_id = sorted(ends) or None
+    else:
+        settings.eos_token_id = sorted(set(ensemble.engine.to_union(torch.tensor(ends)).tolist())) or None
     return settings
 
 
-def _host_ids(ensemble: EnsembleForCausalLM, sequences: torch.Tensor, width: int) -> torch.Tensor:
-    """Rows of union ids as rows of the host's; prompts stay as they are, completions are padded on the right."""
-    host = ensemble.members[0]
-    vocabulary: ByteVocabulary = ensemble.engine.vocabularies[0]  # type: ignore[union-attr]
-    stop = ensemble.union.stop_id  # type: ignore[union-attr]
-    wanted = _ids(getattr(host.generation_config, "eos_token_id", None))
-    ends = [i for i in wanted if i in host.end_ids] or list(host.end_ids)
-    rows = []
-    for row in sequences[:, width:].tolist():
-        ended = stop in row
-        ids = _completion(ensemble, vocabulary, row[: row.index(stop)] if ended else row)
-        rows.append(ids + ends[:1] if ended else ids)
-    pad = ensemble.generation_config.pad_token_id
-    if pad is None or pad >= vocabulary.size:
-        pad = ends[0] if ends else 0
-    longest = max(map(len, rows))
-    tail = torch.tensor([row + [pad] * (longest - len(row)) for row in rows], dtype=sequences.dtype)
-    return torch.cat([sequences[:, :width], tail.to(sequences.device)], dim=1)
+def _only_lengths(given: GenerationConfig) -> GenerationConfig:
+    """Settings from which no other stopping criterion than that of the length is made."""
+    settings = copy.copy(given)
+    settings.max_time = settings.stop_strings = settings._eos_token_tensor = None
+    settings.assistant_confidence_threshold = None
+    return settings
 
 
-def _completion(ensemble: EnsembleForCausalLM, vocabulary: ByteVocabulary, row: Sequence[int]) -> list[int]:
-    """One completion in the host's ids: as it is if they are all the host's, else encoded anew from its bytes."""
-    if all(i < vocabulary.size for i in row):
-        return list(row)
-    ids: list[int] = []
-    raw = b""
-    for i in row:
-        piece = ensemble.union.pieces[i]  # type: ignore[union-attr]
-        if piece is None and i < vocabulary.size:
-            ids += [*vocabulary.canonical_ids(raw), i]
-            raw = b""
-        else:
-            raw += piece or b""
-    return [*ids, *vocabulary.canonical_ids(raw)]
+def _others(given: Iterable[Any], made: Sequence[Any]) -> list[Any]:
+    """What is given and does not equal anything that was made from settings."""
+    return [entry for entry in given if not any(_is_equal(entry, other) for other in made)]
+
+
+def _is_equal(one: Any, other: Any) -> bool:
+    """Whether two processors or criteria are of one class and hold the same values."""
+    if type(one) is not type(other) or vars(one).keys() != vars(other).keys():
+        return False
+    return all(_have_equal_values(value, vars(other)[name]) for name, value in vars(one).items())
+
+
+def _have_equal_values(one: Any, other: Any) -> bool:
+    if isinstance(one, torch.Tensor) and isinstance(other, torch.Tensor):
+        return torch.equal(one, other)
+    if isinstance(one, list | tuple) and isinstance(other, list | tuple):
+        return len(one) == len(other) and all(map(_have_equal_values, one, other))
+    return one is other or bool(one == other)

@@ -6,18 +6,18 @@ from collections.abc import Sequence
 
 import torch
 
-from hf_rlae.ensemble.spans import SpanClock
+from hf_rlae.ensemble.spans import SpanWeights
 
 UNITS = ("token", "word", "span")
 SCOPES = ("row", "batch")
 
 
 class MemberDraws:
-    """Which member speaks in each row, drawn anew for every token, word or span.
+    """Draws the member that each row is sampled from, for every token, word or span.
 
     With linear mixing, drawing `k ~ w` and then a token from member k gives the tokens of the mixture
     `sum_k w_k P_k`. A draw that holds for longer gives a mixture of longer pieces: of words, where it holds until a
-    token that begins with a space has been written (that token included), or of spans.
+    token that begins with a space has been sampled (that token included), or of spans.
 
     Source: ours.
 
@@ -38,21 +38,23 @@ class MemberDraws:
         self.drawn: list[tuple[int, torch.Tensor]] = []
         self._current: torch.Tensor | None = None
 
-    def choose(self, clock: SpanClock, ids: torch.Tensor, column: int, mute: Sequence[Sequence[int]] = ()) -> None:
-        """Draws the members that write the token after `column`, and tells the clock.
+    def choose(
+        self, spans: SpanWeights, ids: torch.Tensor, column: int, excluded: Sequence[Sequence[int]] = ()
+    ) -> None:
+        """Draws the members for the token after `column`, and gives them all weight there.
 
         Args:
-            clock (`SpanClock`): knows the weights of the spans.
+            spans (`SpanWeights`): the weights of the spans.
             ids (`torch.LongTensor` of shape `(B, L)`): the text.
             column (`int`): the last column of the text.
-            mute: for each row the members that cannot speak; `()` if all can.
+            excluded (`Sequence[Sequence[int]]`): for each row the members that cannot be drawn; `()` if all can.
         """
-        weights = clock.span_weights(column).float().cpu()
-        if any(mute):
+        weights = spans.span_weights(column).float().cpu()
+        if any(excluded):
             weights = weights.clone()
-            for row, members in enumerate(mute):
+            for row, members in enumerate(excluded):
                 weights[row, list(members)] = 0.0
-        fresh = self._fresh(clock, ids, column, len(weights))
+        fresh = self._fresh(spans, ids, column, len(weights))
         if self._current is not None:
             fresh = fresh | (weights.gather(1, self._current[:, None])[:, 0] == 0)
         if bool(fresh.any()):
@@ -62,23 +64,23 @@ class MemberDraws:
         if self.drawn and self.drawn[-1][0] == column + 1:
             self.drawn.pop()
         self.drawn.append((column + 1, self._current))
-        clock.narrow(column, self._current)
+        spans.draw(column, self._current)
 
-    def _fresh(self, clock: SpanClock, ids: torch.Tensor, column: int, rows: int) -> torch.Tensor:
+    def _fresh(self, spans: SpanWeights, ids: torch.Tensor, column: int, rows: int) -> torch.Tensor:
         """The rows in which a new piece begins."""
         every = torch.ones(rows, dtype=torch.bool)
         if self._current is None or self.unit == "token":
             return every
         if self.unit == "span":
-            return (column + 1 - clock.starts) % clock.span_length == 0
+            return (column + 1 - spans.starts) % spans.span_length == 0
         assert self.begins_word is not None
         return self.begins_word[ids[:, column].cpu()]
 
     def _draw(self, weights: torch.Tensor) -> torch.Tensor:
-        """One member a row, by the inverse of the cumulative weights."""
+        """One member per row, by the inverse of the cumulative weights."""
         numbers = torch.rand(1 if self.scope == "batch" else len(weights))
         steps = weights.cumsum(1)
         found = (steps <= (numbers * steps[:, -1].expand(len(weights)))[:, None]).sum(1)
-        # rounding may leave a number past the last step: the last member with weight is meant
+        # rounding may put a number past the last step: it means the last member with weight
         last = weights.shape[1] - 1 - (weights.flip(1) > 0).int().argmax(1)
         return torch.minimum(found, last)

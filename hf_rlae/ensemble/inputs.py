@@ -17,13 +17,6 @@ if TYPE_CHECKING:
     from hf_rlae.ensemble.modeling_ensemble import EnsembleForCausalLM
 
 
-def first_columns(ids: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
-    """The first attended column of each row, of shape `(B,)`, on the CPU."""
-    if mask is None:
-        return torch.zeros(ids.shape[0], dtype=torch.long)
-    return mask.long().argmax(1).cpu()
-
-
 def _check_ids(model: EnsembleForCausalLM, ids: Any, name: str) -> None:
     if not isinstance(ids, torch.Tensor) or ids.dim() != 2 or ids.is_floating_point():
         given = tuple(ids.shape) if isinstance(ids, torch.Tensor) else type(ids).__name__
@@ -33,11 +26,11 @@ def _check_ids(model: EnsembleForCausalLM, ids: Any, name: str) -> None:
         )
     if ids.shape[0] == 0 or ids.shape[1] == 0:
         raise InputError(
-            f"{name} is empty (shape {tuple(ids.shape)}): there is no text to go on from; give every row at least "
+            f"{name} is empty (shape {tuple(ids.shape)}): there is no text to continue; give every row at least "
             "one token, such as the tokenizer's bos token"
         )
     low, high = int(ids.min()), int(ids.max())
-    size = model.config.vocab_size if model.union is not None else min(member.vocab_size for member in model.members)
+    size = model.engine.num_input_ids
     if low < 0 or high >= size:
         raise InputError(
             f"{name} holds the id {low if low < 0 else high}, outside the union vocabulary of {size} ids; encode "
@@ -60,7 +53,7 @@ def _check_mask(ids: torch.Tensor, mask: Any, columns: int) -> None:
     empty = (mask != 0).sum(1) == 0
     if bool(empty.any()):
         raise InputError(
-            f"attention_mask masks all of row {int(empty.nonzero()[0])}: an empty prompt has nothing to go on from; "
+            f"attention_mask masks all of row {int(empty.nonzero()[0])}: an empty prompt cannot be continued; "
             "give the row at least one token"
         )
 
@@ -94,7 +87,7 @@ def check_declared_prompt(
             "input_ids, and nothing says how many; pass prompt_length (input_ids.shape[1] where input_ids is the "
             "prompt alone), or labels that are -100 on the prompt"
         )
-    if labels is None or model.union is None:
+    if labels is None or model.engine.has_prompt_logits:
         return
     inside = torch.arange(labels.shape[1]) < starts[:, None]
     wrong = (labels.cpu() != -100) & inside
@@ -114,16 +107,7 @@ def check_generate_inputs(
     """Raises `InputError` for arguments of `generate` that cannot be used; `settings` are those of the call."""
     if kwargs.get("inputs_embeds") is not None:
         raise InputError("inputs_embeds: members have different embeddings; pass input_ids")
-    if model.union is not None and settings.guidance_scale not in (None, 1):
-        raise InputError(
-            f"guidance_scale={settings.guidance_scale}: with different tokenizers some ids have no probability, "
-            "and classifier-free guidance compares their logarithms; leave guidance_scale out"
-        )
-    if model.union is None and settings.prefill_chunk_size is not None:
-        raise InputError(
-            f"prefill_chunk_size={settings.prefill_chunk_size}: the policy is asked about the whole prompt, which is "
-            "read in one piece; leave prefill_chunk_size out"
-        )
+    model.engine.check_generation(settings)
     if ids is None:
         raise InputError(
             "input_ids is missing: pass a prompt, `ensemble.generate(**ensemble.tokenizer(texts, "
@@ -153,8 +137,8 @@ def check_draws(settings: GenerationConfig, kwargs: dict[str, Any]) -> None:
     is_drawn = any(getattr(entry, "draws_tokens", False) for entry in kwargs.get("logits_processor") or ())
     if not settings.do_sample and not is_drawn:
         raise InputError(
-            "do_sample=False with draw: a drawn member's likeliest token is not the mixture's; pass do_sample=True, or "
-            "build the ensemble with draw=None"
+            "do_sample=False with draw: a drawn member's most likely token is not the mixture's; pass do_sample=True, "
+            "or build the ensemble with draw=None"
         )
     if (settings.num_beams or 1) > 1:
         raise InputError(
@@ -179,28 +163,16 @@ def check_draws(settings: GenerationConfig, kwargs: dict[str, Any]) -> None:
 def check_prompt_lengths(
     model: EnsembleForCausalLM, cache: EnsembleCache, ids: torch.Tensor, kwargs: dict[str, Any]
 ) -> None:
-    """Raises `InputError` for a prompt that is longer than some member's context, in that member's own tokens.
-
-    What members read in place of the prompt is kept in the cache.
-    """
+    """Raises `InputError` for a prompt that is longer than some member's context, in that member's own tokens."""
     if len(model.members) == 1:
         return
-    mask = kwargs.get("attention_mask")
     own = kwargs.get("member_input_ids")
     if own is not None:
         own_mask = kwargs.get("member_attention_mask")
         check_member_inputs(model, own, own_mask, ids.shape[0])
         lengths = [own.shape[2]] * own.shape[1] if own_mask is None else own_mask.sum(2).amax(0).tolist()
-    elif model.union is None:
-        lengths = [ids.shape[1] if mask is None else int((mask != 0).sum(1).max())] * len(model.members)
     else:
-        kept = torch.ones_like(ids) if mask is None else mask
-        for row, row_mask in zip(ids.tolist(), kept.tolist(), strict=True):
-            prompt = tuple(i for i, keep in zip(row, row_mask, strict=True) if keep)
-            if prompt not in cache.encoded_prompts:
-                cache.encoded_prompts[prompt] = model.engine.encoder(prompt)  # type: ignore[union-attr]
-        prompts = cache.encoded_prompts.values()
-        lengths = [max(len(prompt[index]) for prompt in prompts) for index in range(len(model.members))]
+        lengths = cache.call.prompt_lengths(ids, kwargs.get("attention_mask"))
     for member, length in zip(model.members, lengths, strict=True):
         if member.context_length is not None and length > member.context_length:
             raise InputError(
@@ -210,12 +182,12 @@ def check_prompt_lengths(
 
 
 def check_chat(cache: EnsembleCache, kwargs: dict[str, Any]) -> None:
-    """Raises `InputError` for the cache of a chat from which members cannot go on.
+    """Raises `InputError` for the cache of a chat with different tokenizers, which cannot be continued.
 
-    Members that share a tokenizer have read their own prompts and all that was written since; with different tokenizers
-    the first prompt would be read again.
+    Members that share a tokenizer have read their own prompts and all that was written since; with different
+    tokenizers the first prompt would be read again.
     """
-    if cache.seen and (cache.member_prompts is not None or kwargs.get("member_input_ids") is not None):
+    if cache.seen and (cache.call.rereads_own_prompts or kwargs.get("member_input_ids") is not None):
         raise InputError(
             "past_key_values belongs to a chat, in which every member has read a prompt of its own; render the whole "
             "conversation with `ensemble.tokenizer.apply_chat_template`, and leave past_key_values out"
@@ -223,26 +195,27 @@ def check_chat(cache: EnsembleCache, kwargs: dict[str, Any]) -> None:
 
 
 def check_continued(cache: EnsembleCache, ids: torch.Tensor) -> None:
-    """Raises `InputError` for ids that are not the texts which a cache goes on with."""
+    """Raises `InputError` for ids that are not the texts which a cache continues."""
     expected = (cache.batch_size, cache.seen + 1)
     if tuple(ids.shape) != expected:
         raise InputError(
-            f"input_ids has the shape {tuple(ids.shape)}, but the cache goes on with texts of the shape {expected} "
+            f"input_ids has the shape {tuple(ids.shape)}, but the cache continues texts of the shape {expected} "
             "(rows that were kept, columns that were written); give their `sequences`, or a new cache"
         )
 
 
 def check_cached_states(cached: int, wanted: int, shows_newest: bool) -> None:
-    """Raises `InputError` for a cache made while the policy saw other hidden states (see `observed_tokens`).
+    """Raises `InputError` for a cache made for a policy that reads other hidden states (see `observed_tokens`).
 
     Args:
         cached (`int`), wanted (`int`): of how many tokens, then and now.
-        shows_newest (`bool`): whether members show their newest hidden states all the same, if none were wanted.
+        shows_newest (`bool`): whether members show their newest hidden states even if none were wanted.
     """
     if wanted and wanted != cached and (max(wanted, cached) > 1 or not shows_newest):
         raise InputError(
-            f"past_key_values was made for a policy that sees the members' newest {cached} tokens (pooled_tokens), and "
-            f"the policy sees {wanted} now: begin without past_key_values, or call `new_cache()` after `set_policy()`"
+            f"past_key_values was made for a policy that reads the members' newest {cached} tokens (pooled_tokens), "
+            f"and the policy reads {wanted} now: begin without past_key_values, or call `new_cache()` after "
+            "`set_policy()`"
         )
 
 

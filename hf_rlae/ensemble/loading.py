@@ -7,7 +7,7 @@ import logging
 import os
 import shutil
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,13 +18,15 @@ from transformers import CONFIG_MAPPING, AutoModel, GenerationConfig, PreTrained
 
 from hf_rlae.ensemble.configuration_ensemble import EnsembleConfig
 from hf_rlae.ensemble.engines.prompts import PromptEncoder
+from hf_rlae.ensemble.engines.protocol import Engine
 from hf_rlae.ensemble.engines.readings import ReadingsEngine
-from hf_rlae.ensemble.engines.shared_tokenizer import LockstepEngine
+from hf_rlae.ensemble.engines.shared_tokenizer import SharedTokenizerEngine
 from hf_rlae.ensemble.mixing import mixings
-from hf_rlae.ensemble.tokenizer_ensemble import EnsembleTokenizer, shared_tokenizer
+from hf_rlae.ensemble.options import BuildOptions, EnsembleOptions, GivenMember
+from hf_rlae.ensemble.tokenizer_ensemble import EnsembleTokenizer, MemberChats, shared_tokenizer
 from hf_rlae.errors import ConfigError, MemberError, nearest
 from hf_rlae.members import Member, choose_runner
-from hf_rlae.policies import policies
+from hf_rlae.policies import Policy, SavedPolicy, policies
 from hf_rlae.vocabulary import ByteVocabulary, UnionVocabulary, same_vocabulary
 
 if TYPE_CHECKING:
@@ -32,16 +34,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-_FIELDS = (
-    "span_length",
-    "mixing",
-    "min_weight",
-    "max_active_members",
-    "max_readings",
-    "min_reading",
-    "draw",
-    "draw_scope",
-)
+_FIELDS = tuple(EnsembleOptions.__annotations__)
 POLICY_FOLDER = "policy"
 """Where a policy with files of its own is, inside the ensemble's folder or repository."""
 
@@ -55,27 +48,26 @@ def _per_member(value: Any, count: int, name: str) -> list[Any]:
         return [value] * count
     entries = list(value)
     if len(entries) != count:
-        raise ConfigError(f"{name} has {len(entries)} entries for {count} members; give one a member")
+        raise ConfigError(f"{name} has {len(entries)} entries for {count} members; give one per member")
     return entries
 
 
 def build(
-    cls: type[EnsembleForCausalLM], members: Sequence[Any], policy: Any, settings: dict[str, Any]
+    cls: type[EnsembleForCausalLM], members: Sequence[GivenMember], policy: Policy | None, given: Mapping[str, Any]
 ) -> EnsembleForCausalLM:
     """`EnsembleForCausalLM.from_members`: loads what is given by name and puts the ensemble together."""
     if isinstance(members, (str, bytes)) or not isinstance(members, Sequence):
         raise ConfigError(f"members must be a list of folders, Hub ids or (model, tokenizer) pairs, got {members!r}")
     if not members:
         raise ConfigError("members is empty: an ensemble needs at least one; give folders, Hub ids or pairs")
-    settings = dict(settings)
+    settings = dict(given)
     dtype, device_map = settings.pop("dtype", "auto"), settings.pop("device_map", None)
     member_kwargs = _per_member(settings.pop("member_kwargs", None), len(members), "member_kwargs")
     options = {name: _per_member(settings.pop(name, None), len(members), name) for name in _PER_MEMBER}
     unknown = [name for name in settings if name not in _FIELDS]
     if unknown:
         raise ConfigError(
-            f"{unknown[0]} is not an option of an ensemble: "
-            f"{nearest(unknown[0], [*_FIELDS, *_PER_MEMBER, 'dtype', 'device_map', 'member_kwargs'])}"
+            f"{unknown[0]} is not an option of an ensemble: {nearest(unknown[0], BuildOptions.__annotations__)}"
         )
     try:
         config = EnsembleConfig(**settings)
@@ -162,32 +154,38 @@ class Parts:
     """What an ensemble is put together from.
 
     Attributes:
-        engine: makes one step.
-        union (`UnionVocabulary` or `None`): of members with different tokenizers.
-        generation_config (`GenerationConfig`), tokenizer: the ensemble's.
+        engine (`Engine`): runs the members.
+        generation_config (`GenerationConfig`), tokenizer (`MemberChats`): the ensemble's.
     """
 
-    engine: LockstepEngine | ReadingsEngine
-    union: UnionVocabulary | None
+    engine: Engine
     generation_config: GenerationConfig
-    tokenizer: Any
+    tokenizer: MemberChats
 
 
 def assemble(config: EnsembleConfig, members: Sequence[Member]) -> Parts:
     """Checks members against one another and puts the parts of an ensemble together."""
-    first = members[0]
     tables = [member.tokenizer.get_vocab() for member in members]
-    mixing = mixings[config.mixing]
     _check_end_ids(members)
     if all(same_vocabulary(tables[0], table) for table in tables[1:]):
-        generation_config = generation_config_of(members)
-        engine = LockstepEngine(members, mixing, max(member.vocab_size for member in members))
-        tokenizer = shared_tokenizer(
-            [member.tokenizer for member in members],
-            [member.name for member in members],
-            generation_config.pad_token_id,
-        )
-        return Parts(engine, None, generation_config, tokenizer)
+        return _assemble_shared(config, members)
+    return _assemble_different(config, members, tables)
+
+
+def _assemble_shared(config: EnsembleConfig, members: Sequence[Member]) -> Parts:
+    """The parts of an ensemble whose members share a tokenizer."""
+    generation_config = generation_config_of(members)
+    tokenizer = shared_tokenizer(
+        [member.tokenizer for member in members],
+        [member.name for member in members],
+        generation_config.pad_token_id,
+    )
+    return Parts(SharedTokenizerEngine(members, mixings[config.mixing]), generation_config, tokenizer)
+
+
+def _assemble_different(config: EnsembleConfig, members: Sequence[Member], tables: Sequence[dict[str, int]]) -> Parts:
+    """The parts of an ensemble whose members have different tokenizers."""
+    first = members[0]
     vocabularies: list[ByteVocabulary] = []
     for index, member in enumerate(members):
         known = next(
@@ -204,14 +202,13 @@ def assemble(config: EnsembleConfig, members: Sequence[Member]) -> Parts:
         vocabularies.append(known)
     union = UnionVocabulary(vocabularies)
     tokenizer = EnsembleTokenizer(union, [member.tokenizer for member in members], [member.name for member in members])
-    encoder = PromptEncoder(members, vocabularies, union, tokenizer)
-    reading = ReadingsEngine(
+    engine = ReadingsEngine(
         members,
         vocabularies,
         union,
         [choose_runner(member) for member in members],
-        mixing,
-        encoder,
+        mixings[config.mixing],
+        PromptEncoder(members, vocabularies, union, tokenizer),
         config.max_readings,
         config.min_reading,
     )
@@ -220,7 +217,7 @@ def assemble(config: EnsembleConfig, members: Sequence[Member]) -> Parts:
     generation_config = GenerationConfig(
         bos_token_id=bos, pad_token_id=tokenizer.pad_token_id, eos_token_id=union.stop_id
     )
-    return Parts(reading, union, generation_config, tokenizer)
+    return Parts(engine, generation_config, tokenizer)
 
 
 def _check_end_ids(members: Sequence[Member]) -> None:
@@ -235,8 +232,8 @@ def _check_end_ids(members: Sequence[Member]) -> None:
             hint = f" (declared end ids that are ordinary text count only if they are given: {declared})"
         raise ConfigError(
             f"end_token_ids: none of the members {[member.name for member in members]} has an end-of-text token, so "
-            f"no text would ever end{hint}; give `end_token_ids=[[...], ...]`, one list a member (empty lists if texts "
-            "are to end by length alone)"
+            f"no text would ever end{hint}; give `end_token_ids=[[...], ...]`, one list per member (empty lists to end "
+            "texts by length alone)"
         )
     for member in without:
         logger.info("member %s has no end-of-text token and gives STOP no probability", member.name)
@@ -253,9 +250,8 @@ def save(ensemble: EnsembleForCausalLM, directory: Any, push_to_hub: bool = Fals
                 "again; save that model first and build the ensemble from its folder"
             )
     policy = ensemble.policy
-    name = getattr(policy, "registered_name", None)
-    if name is not None:
-        config.policy = {"name": name, **policy.settings()}
+    if isinstance(policy, SavedPolicy):
+        config.policy = {"name": policy.registered_name, **policy.settings()}
     elif isinstance(policy, PreTrainedModel):
         config.policy = {"model_type": policy.config.model_type}
     else:
@@ -279,7 +275,8 @@ def save(ensemble: EnsembleForCausalLM, directory: Any, push_to_hub: bool = Fals
         if not isinstance(policy, PreTrainedModel):  # one of an ensemble that was here before
             shutil.rmtree(target / POLICY_FOLDER, ignore_errors=True)
     if push_to_hub:
-        ensemble.push_to_hub(str(kwargs.get("repo_id") or target.name))  # type: ignore[arg-type]
+        pushed: Any = ensemble
+        pushed.push_to_hub(str(kwargs.get("repo_id") or target.name))
 
 
 def load(
@@ -300,7 +297,7 @@ def load(
         policy = _load_policy(source, config.policy, hub_kwargs)
     ensemble = build(
         cls,
-        list(config.members or []),
+        [source or "" for source in config.members or []],
         policy,
         {
             **{name: getattr(config, name) for name in (*_FIELDS, *_PER_MEMBER)},

@@ -1,4 +1,4 @@
-"""What each member alone gives to the tokens of finished texts."""
+"""Each member's own log-probabilities of finished texts."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ if TYPE_CHECKING:
     from hf_rlae.ensemble.modeling_ensemble import EnsembleForCausalLM
 
 _MAX_CELLS = 2**24
-"""Probabilities that may be in memory at once; rows are scored in parts of at most so many."""
+"""Rows are scored in parts, so that no more probabilities than this are in memory at once."""
 
 
-class _Held:
-    """Weights that are known beforehand.
+class _KnownWeights:
+    """A policy whose weights are known beforehand.
 
     Args:
         span_weights (`torch.FloatTensor` of shape `(B, S, M)`): of every row and span.
@@ -42,9 +42,9 @@ def score_members(
     inputs: Mapping[str, torch.Tensor] | None = None,
     span_weights: torch.Tensor | None = None,
 ) -> torch.Tensor:
-    """Log-probabilities of all tokens of the completions by all members, by teacher forcing.
+    """Log-probabilities of all completion tokens by all members, by teacher forcing.
 
-    Where members share a tokenizer this is one forward pass a member. Where tokenizers differ, the text is followed
+    Where members share a tokenizer this is one forward pass per member. Where tokenizers differ, the text is followed
     step by step: which readings a member keeps depends on who proposed a token, and so on the weights.
 
     Args:
@@ -60,27 +60,23 @@ def score_members(
         `torch.FloatTensor` of shape `(B, T, M)`, in nats; minus infinity where a member cannot propose the token, NaN
         where it was not run.
     """
-    policy = ensemble.policy
     size = ensemble.engine.vocab_size * len(ensemble.members) * max(input_ids.shape[1] - prompt_columns, 1)
     rows = max(1, _MAX_CELLS // size)
     chats = {name: value for name, value in (inputs or {}).items() if name.startswith("member_")}
     found = []
-    try:
-        for start in range(0, len(input_ids), rows):
-            part = slice(start, start + rows)
-            ensemble.set_policy(UniformPolicy() if span_weights is None else _Held(span_weights[part]))
-            cache = ensemble.new_cache(record=True)
-            ids = input_ids[part]
-            ensemble(
-                input_ids=ids[:, :-1],
-                attention_mask=attention_mask[part, :-1],
-                past_key_values=cache,
-                prompt_length=prompt_columns,
-                logits_to_keep=ids.shape[1] - prompt_columns,
-                **{name: value[part] for name, value in chats.items()},
-            )
-            assert cache.trace.pending is not None
-            found.append(cache.trace.pending.of(ids[:, prompt_columns:]))
-    finally:
-        ensemble.set_policy(policy)
+    for start in range(0, len(input_ids), rows):
+        part = slice(start, start + rows)
+        policy = UniformPolicy() if span_weights is None else _KnownWeights(span_weights[part])
+        cache = ensemble.new_cache(record=True, policy=policy)
+        ids = input_ids[part]
+        ensemble(
+            input_ids=ids[:, :-1],
+            attention_mask=attention_mask[part, :-1],
+            past_key_values=cache,
+            prompt_length=prompt_columns,
+            logits_to_keep=ids.shape[1] - prompt_columns,
+            **{name: value[part] for name, value in chats.items()},
+        )
+        assert cache.trace.pending is not None
+        found.append(cache.trace.pending.of(ids[:, prompt_columns:]))
     return torch.cat(found)

@@ -5,12 +5,16 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
-from functools import cached_property
-from typing import Any
+from typing import Any, Literal, Unpack, overload
 
 import torch
 from torch import nn
-from transformers import GenerationConfig, GenerationMixin, PreTrainedModel, StoppingCriteriaList
+from transformers import (
+    GenerationConfig,
+    GenerationMixin,
+    PreTrainedModel,
+    StoppingCriteriaList,
+)
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from hf_rlae.ensemble import loading
@@ -29,36 +33,36 @@ from hf_rlae.ensemble.inputs import (
     check_generate_inputs,
     check_member_inputs,
     check_prompt_lengths,
-    first_columns,
 )
-from hf_rlae.ensemble.outputs import attach_trace
-from hf_rlae.ensemble.spans import SpanClock, SpanQuery
+from hf_rlae.ensemble.options import BuildOptions, GivenMember
+from hf_rlae.ensemble.outputs import EnsembleGenerateBeamOutput, EnsembleGenerateOutput, attach_trace
+from hf_rlae.ensemble.tokenizer_ensemble import MemberChats
 from hf_rlae.ensemble.trace import BeamWatch
-from hf_rlae.errors import ConfigError, InputError, PolicyError
+from hf_rlae.errors import ConfigError, PolicyError
 from hf_rlae.members import Member
-from hf_rlae.policies import MemberObservation, UniformPolicy, ask, cut, observed_tokens
-from hf_rlae.vocabulary import ByteVocabulary
+from hf_rlae.policies import Policy, UniformPolicy, ask, cut, members_of, observed_tokens
+from hf_rlae.vocabulary import UnionVocabulary
 
 logger = logging.getLogger(__name__)
 
 
 class EnsembleForCausalLM(PreTrainedModel, GenerationMixin):
-    """Several causal language models that write one text together.
+    """Several causal language models that decode one text together.
 
-    Every next token is drawn from the weighted mixture of the members' distributions over a unified vocabulary;
-    a policy gives the weights anew for every span of `config.span_length` tokens. `generate` is transformers'
-    own. Members are attached, not sub-modules: `parameters()`, `state_dict()` and `save_pretrained()` mean the
-    policy.
+    Every next token is drawn from the weighted mixture of the members' distributions over a unified vocabulary. A
+    policy gives new weights for every span of `config.span_length` tokens. `generate` is transformers' own. Members
+    are attached, not sub-modules: `parameters()`, `state_dict()` and `save_pretrained()` cover the policy alone.
 
     Source: RLAE (arXiv 2506.00439).
 
     Args:
         config (`EnsembleConfig`): span length, mixing and cuts.
         members (`Sequence[Member]`): at least one.
-        policy (callable, *optional*): called with a `PolicyState`, returns weights `(B, M)`; `None` = uniform.
+        policy (`Policy`, *optional*): called with a `PolicyState`, returns weights `(B, M)`; `None` = uniform.
 
     Attributes:
-        union (`UnionVocabulary` or `None`): what the ids mean where tokenizers differ; `None` where one is shared.
+        members (`tuple[Member, ...]`): the members.
+        engine (`Engine`): runs them.
 
     Raises:
         ConfigError: no members, or a policy made for another number of members.
@@ -71,10 +75,11 @@ class EnsembleForCausalLM(PreTrainedModel, GenerationMixin):
     _supports_sdpa = True
     _supports_flash_attn = True
     _is_stateful = False
+    config: EnsembleConfig
     members: tuple[Member, ...]
-    policy: Any
+    policy: Policy
 
-    def __init__(self, config: EnsembleConfig, members: Sequence[Member] = (), policy: Any = None) -> None:
+    def __init__(self, config: EnsembleConfig, members: Sequence[Member] = (), policy: Policy | None = None) -> None:
         super().__init__(config)
         if not members:
             raise ConfigError(
@@ -86,10 +91,9 @@ class EnsembleForCausalLM(PreTrainedModel, GenerationMixin):
         parts = loading.assemble(config, members)
         self.config.vocab_size = parts.engine.vocab_size
         self.engine = parts.engine
-        self.union = parts.union
         self.generation_config = parts.generation_config
         self._tokenizer = parts.tokenizer
-        self._states = StateReader(self.members, self.engine, parts.tokenizer)
+        self._states = StateReader(self.engine, parts.tokenizer)
         self._begins_word = self._find_word_beginnings() if config.draw == "word" else None
         for name in ("pad_token_id", "bos_token_id", "eos_token_id"):
             setattr(self.config, name, getattr(self.generation_config, name))
@@ -98,21 +102,28 @@ class EnsembleForCausalLM(PreTrainedModel, GenerationMixin):
         """Which ids begin with a space, `(V,)`."""
         return torch.tensor([piece is not None and piece.startswith(b" ") for piece in self.pieces])
 
-    @cached_property
+    @property
+    def union(self) -> UnionVocabulary | None:
+        """What the ids mean if tokenizers differ; `None` if the members share one."""
+        return self.engine.union
+
+    @property
     def pieces(self) -> list[bytes | None]:
         """The bytes of every id, `V` entries; `None` for ids without text, such as STOP."""
-        return (self.union or ByteVocabulary(self.members[0].tokenizer, self.engine.vocab_size)).pieces
+        return self.engine.pieces
 
     @classmethod
-    def from_members(cls, members: Sequence[Any], policy: Any = None, **settings: Any) -> EnsembleForCausalLM:
+    def from_members(
+        cls, members: Sequence[GivenMember], policy: Policy | None = None, **settings: Unpack[BuildOptions]
+    ) -> EnsembleForCausalLM:
         """Builds an ensemble.
 
         Args:
             members: folders, Hub ids, `(model, tokenizer)` pairs or `Member` objects.
-            policy (callable, *optional*): see the class; `None` = uniform weights.
+            policy (`Policy`, *optional*): see the class; `None` = uniform weights.
             dtype (defaults to `"auto"`), device_map, revisions (`list`), member_kwargs (`dict`, or a `list` with
-                one `dict` a member): how members that are given by name are loaded.
-            end_token_ids (`list[list[int] | None]`), adapter_names (`list[str | None]`): one entry a member.
+                one `dict` per member): how members that are given by name are loaded.
+            end_token_ids (`list[list[int] | None]`), adapter_names (`list[str | None]`): one entry per member.
             settings: fields of `EnsembleConfig`, such as `span_length`, `mixing`, `min_weight`.
 
         Returns:
@@ -124,23 +135,14 @@ class EnsembleForCausalLM(PreTrainedModel, GenerationMixin):
         return loading.build(cls, members, policy, settings)
 
     @property
-    def tokenizer(self) -> Any:
-        """Encodes prompts as the first member does and decodes every union id."""
+    def tokenizer(self) -> MemberChats:
+        """Encodes prompts as the first member does and decodes every id of the ensemble."""
         return self._tokenizer
 
-    def set_policy(self, policy: Any) -> None:
+    def set_policy(self, policy: Policy | None) -> None:
         """Replaces the policy (`None` = uniform weights)."""
         policy = UniformPolicy() if policy is None else policy
-        wanted = getattr(policy, "num_members", None) or getattr(getattr(policy, "config", None), "num_members", None)
-        if wanted is not None and wanted != len(self.members):
-            raise ConfigError(
-                f"policy: {type(policy).__name__} weighs {wanted} members, this ensemble has {len(self.members)}; "
-                "make the policy for that number"
-            )
-        self._check_policy_config(getattr(policy, "config", None))
-        if not callable(policy):
-            raise PolicyError(f"policy must be callable with a PolicyState, got {type(policy).__name__}")
-        observed_tokens(policy)  # refuses what it could not ask for later
+        self.check_policy(policy)
         if "policy" in self._modules:
             del self._modules["policy"]
         self.__dict__.pop("policy", None)
@@ -149,8 +151,20 @@ class EnsembleForCausalLM(PreTrainedModel, GenerationMixin):
         else:
             object.__setattr__(self, "policy", policy)
 
-    def _check_policy_config(self, config: Any) -> None:
-        """Refuses a learned policy that was made for other members."""
+    def check_policy(self, policy: Policy) -> None:
+        """Raises an error if a policy does not fit these members.
+
+        Raises:
+            ConfigError: it was made for another number of members, or for members of other hidden sizes.
+            PolicyError: it cannot be called, or its `pooled_tokens` is no integer of at least 1.
+        """
+        wanted = members_of(policy)
+        if wanted is not None and wanted != len(self.members):
+            raise ConfigError(
+                f"policy: {type(policy).__name__} weighs {wanted} members, this ensemble has {len(self.members)}; "
+                "make the policy for that number"
+            )
+        config = getattr(policy, "config", None)
         sizes = getattr(config, "member_hidden_sizes", None)
         given = [member.hidden_size for member in self.members]
         if sizes is not None and getattr(config, "observes_members", True) and list(sizes) != given:
@@ -158,11 +172,14 @@ class EnsembleForCausalLM(PreTrainedModel, GenerationMixin):
                 f"policy: member_hidden_sizes={list(sizes)}, but the hidden states of these members have the widths "
                 f"{given}; make the policy with `PolicyConfig.for_members(ensemble.members)`"
             )
+        if not callable(policy):
+            raise PolicyError(f"policy must be callable with a PolicyState, got {type(policy).__name__}")
+        observed_tokens(policy)  # refuses a `pooled_tokens` that it could not ask for later
         span_length = getattr(config, "span_length", None)
         if span_length is not None and span_length != self.config.span_length:
             logger.warning(
                 "the policy was made for spans of %s tokens, and this ensemble asks it every %s; build the ensemble "
-                "with span_length=%s unless that is on purpose",
+                "with span_length=%s unless that is intended",
                 span_length,
                 self.config.span_length,
                 span_length,
@@ -210,22 +227,37 @@ class EnsembleForCausalLM(PreTrainedModel, GenerationMixin):
         """The first member's."""
         return self.members[0].model.get_input_embeddings()
 
-    def new_cache(self, use_cache: bool = True, record: bool = False) -> EnsembleCache:
-        """A fresh state for one text (see `EnsembleCache`)."""
-        hidden_tokens = observed_tokens(self.policy)
-        return EnsembleCache(self.engine.new_relays(use_cache, hidden_tokens), use_cache, record, hidden_tokens)
+    def new_cache(
+        self, use_cache: bool = True, record: bool = False, *, policy: Policy | None = None, may_draw: bool = True
+    ) -> EnsembleCache:
+        """A fresh state for one call (see `EnsembleCache`).
+
+        Args:
+            use_cache (`bool`, defaults to `True`): whether members keep their own caches from step to step.
+            record (`bool`, defaults to `False`): whether to record the members' log-probabilities of every token.
+            policy (`Policy`, *optional*): asked in this call in place of the ensemble's own.
+            may_draw (`bool`, defaults to `True`): `False` mixes the members in `generate` even if the config says
+                that they are drawn.
+
+        Raises:
+            ConfigError, PolicyError: see `check_policy`.
+        """
+        if policy is not None:
+            self.check_policy(policy)
+        call = self.engine.new_call(use_cache, observed_tokens(self.policy if policy is None else policy))
+        return EnsembleCache(call, policy, use_cache, record, may_draw)
 
     def forward(
         self,
-        input_ids: torch.LongTensor,
-        attention_mask: torch.LongTensor | None = None,
+        input_ids: torch.Tensor,
+        attention_mask: torch.Tensor | None = None,
         past_key_values: EnsembleCache | None = None,
-        labels: torch.LongTensor | None = None,
-        prompt_length: int | torch.LongTensor | None = None,
+        labels: torch.Tensor | None = None,
+        prompt_length: int | torch.Tensor | None = None,
         use_cache: bool | None = None,
         logits_to_keep: int = 0,
-        member_input_ids: torch.LongTensor | None = None,
-        member_attention_mask: torch.LongTensor | None = None,
+        member_input_ids: torch.Tensor | None = None,
+        member_attention_mask: torch.Tensor | None = None,
         return_dict: bool | None = None,
         **kwargs: Any,
     ) -> CausalLMOutputWithPast:
@@ -259,74 +291,53 @@ class EnsembleForCausalLM(PreTrainedModel, GenerationMixin):
         cache = past_key_values
         if cache is None:
             cache = self.new_cache(use_cache=True if use_cache is None else use_cache)
-        check_cached_states(cache.hidden_tokens, observed_tokens(self.policy), shows_newest=self.union is None)
-        if cache.ids is None or cache.ids.shape[1] == cache.seen:
-            if not cache.in_generate:
-                check_forward_inputs(self, input_ids, attention_mask, cache, labels)
-            cache.ids = input_ids if cache.ids is None else torch.cat([cache.ids, input_ids], dim=1)
-        text = cache.ids
-        if cache.in_generate:  # columns that are written are never masked, so that the prompt says it all
-            if cache.is_padded is None:
-                cache.is_padded = attention_mask is not None and not bool(attention_mask.all())
-            attention_mask = attention_mask if cache.is_padded else None
-        cache.mask = attention_mask
-        if attention_mask is not None and attention_mask.shape[1] != text.shape[1]:
-            seen = attention_mask.new_ones(attention_mask.shape[0], text.shape[1] - attention_mask.shape[1])
-            cache.mask = torch.cat([seen, attention_mask], dim=1)
-        if cache.clock is None:
-            cache.clock = self._new_clock(cache, labels, prompt_length)
-            if not cache.in_generate:
-                is_known = prompt_length is not None or labels is not None
-                has_own = member_input_ids is not None
-                check_declared_prompt(self, cache.clock.starts, labels, has_own, is_known)
-            if member_input_ids is not None:
-                self._take_prompts(cache, member_input_ids, member_attention_mask)
-        new_columns = text.shape[1] - cache.seen
+        policy = self.policy if cache.policy is None else cache.policy
+        check_cached_states(
+            cache.call.hidden_tokens, observed_tokens(policy), shows_newest=self.engine.has_prompt_logits
+        )
+        if not cache.in_generate:
+            check_forward_inputs(self, input_ids, attention_mask, cache, labels)
+        cache.extend(input_ids, attention_mask)
+        if not cache.has_spans:
+            self._begin_spans(cache, labels, prompt_length, member_input_ids, member_attention_mask)
+        new_columns = cache.ids.shape[1] - cache.seen
         keep = min(logits_to_keep or new_columns, new_columns)
-        guard = torch.inference_mode() if cache.in_generate else nullcontext()
         if cache.trace.enabled:
-            cache.trace.settle(text, cache.seen + 1)
-        with guard:
-            logits = self.engine.step(cache, keep, self._ask)
+            cache.trace.settle(cache.ids, cache.seen + 1)
+        with torch.inference_mode() if cache.in_generate else nullcontext():
+            logits = self._mixed_logits(cache, policy, keep)
         if cache.is_recording and logits.is_inference():
             logits = logits.clone()  # assisted decoding writes into what it is given
-        cache.seen = text.shape[1]
+        cache.finish_step()
         loss = None
         if labels is not None:
             loss = nn.functional.cross_entropy(
                 logits[:, :-1].float().flatten(0, 1),
-                self._as_targets(labels)[:, 1:].flatten().to(logits.device),
+                self.engine.to_union(labels)[:, 1:].flatten().to(logits.device),
                 ignore_index=-100,
             )
         return CausalLMOutputWithPast(loss=loss, logits=logits, past_key_values=cache)
 
-    def _take_prompts(self, cache: EnsembleCache, ids: torch.Tensor, mask: torch.Tensor | None) -> None:
-        assert cache.ids is not None
-        assert cache.clock is not None
-        check_member_inputs(self, ids, mask, cache.ids.shape[0])
-        starts = cache.clock.starts
-        if self.union is None and bool((starts != starts[0]).any()):
-            raise InputError(
-                "member_input_ids: the completions of the rows must begin in one column; pad the prompts on the left"
-            )
-        kept = torch.ones_like(ids) if mask is None else mask
-        self.engine.take_prompts(cache, ids, kept, int(starts[0]))
+    def _mixed_logits(self, cache: EnsembleCache, policy: Policy, keep: int) -> torch.Tensor:
+        """Asks the policy wherever a span begins, and mixes the members: `(B, keep, V)`."""
+        step = cache.call.step(cache, keep)
+        for query in step.queries():
+            weights = ask(policy, self._states.state(cache, step, query)).weights
+            cache.spans.set(query, cut(weights, self.config.min_weight, self.config.max_active_members))
+        return step.logits()
 
-    def _as_targets(self, labels: torch.Tensor) -> torch.Tensor:
-        """Labels in union ids: the first member's own end ids mean STOP."""
-        if self.union is None:
-            return labels
-        ends = torch.tensor(self.members[0].end_ids, dtype=labels.dtype, device=labels.device)
-        return torch.where(torch.isin(labels, ends), self.union.stop_id, labels)
-
-    def _new_clock(
-        self, cache: EnsembleCache, labels: torch.Tensor | None, prompt_length: int | torch.Tensor | None
-    ) -> SpanClock:
-        ids = cache.ids
-        assert ids is not None
-        firsts = first_columns(ids, cache.mask)
-        if cache.expected_start is not None:
-            starts = torch.full_like(firsts, cache.expected_start)
+    def _begin_spans(
+        self,
+        cache: EnsembleCache,
+        labels: torch.Tensor | None,
+        prompt_length: int | torch.Tensor | None,
+        member_ids: torch.Tensor | None,
+        member_mask: torch.Tensor | None,
+    ) -> None:
+        """Finds where completions begin, and hands members the prompts of their own."""
+        firsts = cache.first_columns()
+        if cache.start is not None:
+            starts = torch.full_like(firsts, cache.start)
         elif prompt_length is not None:
             starts = torch.as_tensor(prompt_length).cpu().long().expand(len(firsts)).clone()
         elif labels is not None:
@@ -334,38 +345,29 @@ class EnsembleForCausalLM(PreTrainedModel, GenerationMixin):
             starts = torch.where(wanted.any(1), wanted.argmax(1), firsts)
         else:
             starts = firsts
-        return SpanClock(self.config.span_length, starts, firsts)
-
-    def _ask(self, cache: EnsembleCache, query: SpanQuery, observe: Callable[[], Sequence[MemberObservation]]) -> None:
-        """Asks the policy about the rows of a query and stores the weights."""
-        clock, ids = cache.clock, cache.ids
-        assert clock is not None
-        assert ids is not None
-        rows = None if query.rows is None or bool(query.rows.all()) else query.rows.nonzero().flatten()
-        state = self._states.state(cache, query, rows, observe)
-        given = ask(self.policy, state).weights
-        weights = cut(given, self.config.min_weight, self.config.max_active_members)
-        if rows is not None:
-            every = weights.new_zeros(ids.shape[0], weights.shape[1])
-            every[rows.to(weights.device)] = weights
-            weights = every
-        clock.answer(query, weights)
+        if not cache.in_generate:
+            is_known = prompt_length is not None or labels is not None
+            check_declared_prompt(self, starts, labels, member_ids is not None, is_known)
+        if member_ids is not None:
+            check_member_inputs(self, member_ids, member_mask, len(firsts))
+        cache.begin_spans(self.config.span_length, starts)
+        if member_ids is not None:
+            kept = torch.ones_like(member_ids) if member_mask is None else member_mask
+            cache.call.set_prompts(cache, member_ids, kept)
 
     def prepare_inputs_for_generation(  # type: ignore[override]
         self,
-        input_ids: torch.LongTensor,
+        input_ids: torch.Tensor,
         next_sequence_length: int | None = None,
         past_key_values: EnsembleCache | None = None,
-        attention_mask: torch.LongTensor | None = None,
+        attention_mask: torch.Tensor | None = None,
         is_first_iteration: bool | None = False,
         **kwargs: Any,
     ) -> dict[str, Any]:
-        """Hands `forward` the columns that it has not seen; the cache keeps the whole text."""
+        """Gives `forward` the columns that it has not seen; the cache keeps the whole text."""
         cache = past_key_values
         assert cache is not None
         device = self.device
-        if input_ids.shape[1] > cache.seen:
-            cache.ids = input_ids.to(device)
         columns = input_ids[:, cache.seen :] if input_ids.shape[1] > cache.seen else input_ids
         inputs: dict[str, Any] = {
             "input_ids": columns.to(device),
@@ -377,8 +379,28 @@ class EnsembleForCausalLM(PreTrainedModel, GenerationMixin):
                 inputs[name] = kwargs[name]
         return inputs
 
+    @overload  # type: ignore[override]
+    def generate(
+        self,
+        inputs: torch.Tensor | None = ...,
+        generation_config: GenerationConfig | None = ...,
+        *,
+        return_dict_in_generate: Literal[True],
+        **kwargs: Any,
+    ) -> EnsembleGenerateOutput | EnsembleGenerateBeamOutput: ...
+
+    @overload
+    def generate(
+        self,
+        inputs: torch.Tensor | None = ...,
+        generation_config: GenerationConfig | None = ...,
+        *,
+        return_dict_in_generate: Literal[False] | None = ...,
+        **kwargs: Any,
+    ) -> torch.LongTensor: ...
+
     @torch.no_grad()
-    def generate(  # type: ignore[override]
+    def generate(
         self,
         inputs: torch.Tensor | None = None,
         generation_config: GenerationConfig | None = None,
@@ -402,32 +424,27 @@ class EnsembleForCausalLM(PreTrainedModel, GenerationMixin):
         ids = inputs if inputs is not None else kwargs.get("input_ids")
         settings = self._prepare_generation_config(generation_config, **kwargs)[0]  # type: ignore[misc]
         check_generate_inputs(self, ids, settings, kwargs)
-        wants_dict, use_cache = settings.return_dict_in_generate, settings.use_cache
-        cache = kwargs.get("past_key_values")
-        if cache is None:
-            cache = kwargs["past_key_values"] = self.new_cache(use_cache is not False, record=bool(wants_dict))
         assert ids is not None
+        wants_dict = bool(settings.return_dict_in_generate)
+        cache: EnsembleCache | None = kwargs.get("past_key_values")
+        if cache is None:
+            cache = kwargs["past_key_values"] = self.new_cache(settings.use_cache is not False, record=wants_dict)
         if cache.is_continued:
             check_continued(cache, ids)
         else:
             check_chat(cache, kwargs)
             check_prompt_lengths(self, cache, ids, kwargs)
+        draws = None
+        if self.config.draw is not None and cache.may_draw:
+            check_draws(settings, kwargs)
+            draws = MemberDraws(self.config.draw, self.config.draw_scope, self._begins_word)
         beams = settings.num_beams or 1
         if wants_dict and beams > 1:
             watch = BeamWatch(cache.trace, beams, len(ids))
             kwargs["stopping_criteria"] = StoppingCriteriaList([*(kwargs.get("stopping_criteria") or ()), watch])
-        if self.config.draw is not None:
-            check_draws(settings, kwargs)
-            cache.draws = MemberDraws(self.config.draw, self.config.draw_scope, self._begins_word)
-        cache.in_generate = True
-        if not cache.is_continued:
-            cache.expected_start = int(ids.shape[1])
-            cache.clock = None
-        cache.is_continued = False
+        cache.begin_generate(int(ids.shape[1]), draws)
         result = super().generate(inputs, generation_config, **kwargs)  # type: ignore[misc]
-        if not wants_dict:
-            return result
-        return attach_trace(self, result, cache)
+        return attach_trace(self, result, cache) if wants_dict else result
 
     def as_custom_generate(self) -> Callable[..., Any]:
         """For the first member's own `generate(..., custom_generate=ensemble.as_custom_generate())`.
@@ -435,7 +452,7 @@ class EnsembleForCausalLM(PreTrainedModel, GenerationMixin):
         Returns:
             a callable that decodes with the ensemble, by the settings of the call, and returns ids of the first
             member's tokenizer with the same text. Where tokenizers differ, a completion with tokens that the first
-            member lacks is encoded anew from its bytes (characters that its tokenizer has no token for are lost).
+            member lacks is encoded from its bytes (characters that its tokenizer has no token for are lost).
             Processors and stopping criteria of the call see union ids. transformers hands no `streamer`,
             `assistant_model` or `tokenizer` (for `stop_strings`) on; give those to the ensemble's own `generate`.
         """

@@ -1,4 +1,4 @@
-"""`generate`'s outputs with the weights of every span and each member's view of every token."""
+"""`generate`'s outputs with the weights of every span and each member's log-probability of every token."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class EnsembleGenerateOutput(GenerateDecoderOnlyOutput):
     Attributes:
         span_weights (`torch.FloatTensor` of shape `(B, S, M)`): the weights of every span.
         span_starts (`torch.LongTensor` of shape `(S,)`): the completion token that each span begins with.
-        member_logps (`torch.FloatTensor` of shape `(B, T, M)`): what each member alone gave to every token, in
+        member_logps (`torch.FloatTensor` of shape `(B, T, M)`): each member's own log-probability of every token, in
             nats; NaN where it was not run.
     """
 
@@ -43,11 +43,11 @@ def attach_trace(
 ) -> EnsembleGenerateOutput | EnsembleGenerateBeamOutput:
     """Adds the trace of one call to what transformers' `generate` returned."""
     sequences = result.sequences
-    start = cache.expected_start or 0
+    start = cache.start or 0
     steps = sequences.shape[1] - start
-    clock = cache.clock
-    records = [] if clock is None else [r for r in clock.records if r.span * clock.span_length < steps]
-    starts = torch.tensor([r.span * model.config.span_length for r in records], dtype=torch.long)
+    length = model.config.span_length
+    records = [r for r in cache.spans.records if r.span * length < steps] if cache.has_spans else []
+    starts = torch.tensor([record.span * length for record in records], dtype=torch.long)
     beam_indices = getattr(result, "beam_indices", None)
     if beam_indices is None:
         cache.trace.settle(sequences, sequences.shape[1])
@@ -57,7 +57,7 @@ def attach_trace(
         kind: type[Any] = EnsembleGenerateOutput
     else:
         rows = beam_indices.clamp(min=0)
-        weights = [r.weights[rows[:, r.span * model.config.span_length]] for r in records]
+        weights = [record.weights[rows[:, record.span * length]] for record in records]
         logps = _beam_logps(cache, sequences, beam_indices, start, steps)
         kind = EnsembleGenerateBeamOutput
     members = len(model.members)

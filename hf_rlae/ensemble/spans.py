@@ -9,12 +9,12 @@ import torch
 
 @dataclass(frozen=True)
 class SpanQuery:
-    """Rows whose policy has to be asked.
+    """Rows in which a span begins, so that the policy has to give weights.
 
     Attributes:
         column (`int`): the last column of the text that the policy may see.
-        span (`int`): which span of those rows begins.
-        rows (`torch.BoolTensor` of shape `(B,)` or `None`): which rows; `None` for all.
+        span (`int`): the index of the span that begins.
+        rows (`torch.LongTensor` of shape `(R,)`, on the CPU, or `None`): the row numbers; `None` for all rows.
     """
 
     column: int
@@ -29,7 +29,7 @@ class SpanRecord:
     Attributes:
         span (`int`): the span that they hold for.
         column (`int`): the last column that the policy saw.
-        weights (`torch.FloatTensor` of shape `(B, M)`): after cutting.
+        weights (`torch.FloatTensor` of shape `(B, M)`): after cutting; 0 in rows that have not been asked about.
     """
 
     span: int
@@ -37,141 +37,153 @@ class SpanRecord:
     weights: torch.Tensor
 
 
-class SpanClock:
-    """Counts completion tokens and holds the weights of every span, row by row.
+class SpanWeights:
+    """Counts completion tokens and holds the weights of every span and row.
 
-    The token after column `j` of a row is its completion token `j + 1 - start`; span `s` holds for the completion
-    tokens `s * span_length` to `(s + 1) * span_length - 1`. Tokens of the prompt take the weights of span 0.
+    The token after column `j` of a row is its completion token `j + 1 - start`; span `s` covers the completion
+    tokens `s * span_length` to `(s + 1) * span_length - 1`. Tokens of the prompt have the weights of span 0.
 
     Args:
         span_length (`int`): tokens per span.
         starts (`torch.LongTensor` of shape `(B,)`, on the CPU): the column of each row's first completion token.
         firsts (`torch.LongTensor` of shape `(B,)`, on the CPU): the first attended column of each row.
+
+    Attributes:
+        records (`list[SpanRecord]`): what was given, in order.
     """
 
     def __init__(self, span_length: int, starts: torch.Tensor, firsts: torch.Tensor) -> None:
         self.span_length = span_length
         self.starts = starts
         self.firsts = firsts
+        # True if all rows begin their spans at the same columns, which makes every step cheaper
         self.uniform = bool((starts == starts[0]).all()) and bool((firsts < starts).all())
         self.records: list[SpanRecord] = []
-        self._table: dict[int, torch.Tensor] = {}
-        self._asked: dict[int, torch.Tensor] = {}
-        self._active: dict[int, frozenset[int]] = {}
-        self._lists: dict[int, list[list[float]]] = {}
-        self._narrowed: dict[int, tuple[torch.Tensor, list[list[float]]]] = {}
+        self._weights: dict[int, torch.Tensor] = {}  # by span, of shape (B, M)
+        self._known: dict[int, torch.Tensor] = {}  # by span: the rows whose weights are known, of shape (B,)
+        self._lists: dict[int, list[list[float]]] = {}  # by span: the weights as lists
+        self._active: dict[int, frozenset[int]] = {}  # by span: the members with weight in some row
+        self._drawn: dict[int, tuple[torch.Tensor, list[list[float]]]] = {}  # by column: one-hot weights of draws
 
     def span_of(self, column: int) -> torch.Tensor:
         """The span of the token after `column`, for every row: shape `(B,)`."""
         return ((column + 1 - self.starts) // self.span_length).clamp(min=0)
 
+    def _shared_span_of(self, column: int) -> int:
+        """The same where all rows agree (`uniform`)."""
+        return max(0, (column + 1 - int(self.starts[0])) // self.span_length)
+
     def queries(self, low: int, high: int) -> list[SpanQuery]:
-        """What has to be asked before the tokens after the columns `low .. high - 1` can be weighed, in order."""
+        """The queries whose answers the tokens after the columns `low .. high - 1` need, in order."""
         if self.uniform:
             start = int(self.starts[0])
-            spans = range(max(0, (low + 1 - start) // self.span_length), max(0, (high - start) // self.span_length) + 1)
+            spans = range(self._shared_span_of(low), self._shared_span_of(high - 1) + 1)
             return [
-                SpanQuery(start + span * self.span_length - 1, span, None) for span in spans if span not in self._table
+                SpanQuery(start + span * self.span_length - 1, span, None)
+                for span in spans
+                if span not in self._weights
             ]
-        wanted: dict[tuple[int, int], torch.Tensor] = {}
+        wanted: dict[tuple[int, int], list[int]] = {}
         for row, (start, first) in enumerate(zip(self.starts.tolist(), self.firsts.tolist(), strict=True)):
             last = max(0, (high - start) // self.span_length)
             for span in range(max(0, (low + 1 - start) // self.span_length), last + 1):
-                if span in self._asked and bool(self._asked[span][row]):
+                if span in self._known and bool(self._known[span][row]):
                     continue
                 column = max(start + span * self.span_length - 1, first)
-                rows = wanted.setdefault((column, span), torch.zeros(len(self.starts), dtype=torch.bool))
-                rows[row] = True
-        return [SpanQuery(column, span, rows) for (column, span), rows in sorted(wanted.items(), key=_order)]
+                wanted.setdefault((column, span), []).append(row)
+        return [
+            SpanQuery(column, span, None if len(rows) == len(self.starts) else torch.tensor(rows))
+            for (column, span), rows in sorted(wanted.items())
+        ]
 
-    def answer(self, query: SpanQuery, weights: torch.Tensor) -> None:
-        """Stores weights `(B, M)` for the rows of a query (`weights` of other rows are ignored)."""
-        known = self._table.get(query.span)
-        if query.rows is not None and known is not None:
-            weights = torch.where(query.rows.to(weights.device)[:, None], weights, known)
-        self._table[query.span] = weights
-        asked = torch.ones(len(self.starts), dtype=torch.bool) if query.rows is None else query.rows
-        self._asked[query.span] = asked | self._asked.get(query.span, torch.zeros_like(asked))
-        self._lists[query.span] = rows = weights.tolist()
-        self._active[query.span] = frozenset(i for row in rows for i, weight in enumerate(row) if weight > 0)
+    def set(self, query: SpanQuery, weights: torch.Tensor) -> None:
+        """Stores the answer to a query.
+
+        Args:
+            query (`SpanQuery`): one of `queries`.
+            weights (`torch.FloatTensor` of shape `(R, M)`): of the rows of the query.
+        """
+        if query.rows is None:
+            self._known[query.span] = torch.ones(len(self.starts), dtype=torch.bool)
+        else:
+            before = self._weights.get(query.span, weights.new_zeros(len(self.starts), weights.shape[1]))
+            weights = before.index_copy(0, query.rows.to(before.device), weights)
+            known = self._known.get(query.span, torch.zeros(len(self.starts), dtype=torch.bool))
+            self._known[query.span] = known.index_fill(0, query.rows, True)
+        self._weights[query.span] = weights
+        self._lists[query.span] = lists = weights.tolist()
+        self._active[query.span] = frozenset(i for row in lists for i, weight in enumerate(row) if weight > 0)
         self.records.append(SpanRecord(query.span, query.column, weights))
 
-    def narrow(self, column: int, members: torch.Tensor) -> None:
-        """Gives all weight for the token after `column` to one member a row, `members` of shape `(B,)`."""
+    def draw(self, column: int, members: torch.Tensor) -> None:
+        """Gives all weight for the token after `column` to one member per row, `members` of shape `(B,)`."""
         one_hot = torch.nn.functional.one_hot(members, self.span_weights(column).shape[1]).float()
-        self._narrowed = {at: entry for at, entry in self._narrowed.items() if at == column - 1}
-        device = next(iter(self._table.values())).device
-        self._narrowed[column] = (one_hot.to(device), one_hot.tolist())
+        self._drawn = {at: drawn for at, drawn in self._drawn.items() if at == column - 1}
+        device = next(iter(self._weights.values())).device
+        self._drawn[column] = (one_hot.to(device), one_hot.tolist())
 
     def active(self, low: int, high: int) -> list[int]:
         """The members that have weight in some row for the tokens after the columns `low .. high - 1`."""
-        if low in self._narrowed and high == low + 1:
-            return sorted({row.index(1.0) for row in self._narrowed[low][1]})
+        if low in self._drawn and high == low + 1:
+            return sorted({row.index(1.0) for row in self._drawn[low][1]})
         if self.uniform:
-            start = int(self.starts[0])
-            spans = {max(0, (column + 1 - start) // self.span_length) for column in range(low, high)}
+            spans = {self._shared_span_of(column) for column in range(low, high)}
         else:
-            spans = set(self._table)
+            spans = set(self._weights)
         return sorted(frozenset().union(*(self._active[span] for span in spans)))
 
     def weights(self, low: int, high: int) -> torch.Tensor:
         """The weights of the tokens after the columns `low .. high - 1`, of shape `(B, high - low, M)`."""
-        if low in self._narrowed and high == low + 1:
-            return self._narrowed[low][0][:, None]
+        if low in self._drawn and high == low + 1:
+            return self._drawn[low][0][:, None]
         return self._given(low, high)
 
     def span_weights(self, column: int) -> torch.Tensor:
-        """The weights of the span that the token after `column` belongs to, of shape `(B, M)`, drawn or not."""
+        """The weights that the policy gave for the token after `column`, before any draw: shape `(B, M)`."""
         return self._given(column, column + 1)[:, 0]
 
     def _given(self, low: int, high: int) -> torch.Tensor:
         if self.uniform:
-            start = int(self.starts[0])
-            columns = [self._table[max(0, (c + 1 - start) // self.span_length)] for c in range(low, high)]
+            columns = [self._weights[self._shared_span_of(column)] for column in range(low, high)]
             return columns[0][:, None] if len(columns) == 1 else torch.stack(columns, dim=1)
         spans = torch.stack([self.span_of(column) for column in range(low, high)], dim=1)
-        any_weights = next(iter(self._table.values()))
+        any_weights = next(iter(self._weights.values()))
         result = any_weights.new_zeros(len(self.starts), high - low, any_weights.shape[1])
-        for span, weights in self._table.items():
+        for span, weights in self._weights.items():
             here = (spans == span).to(weights.device)[..., None]
             result = torch.where(here, weights[:, None], result)
         return result
 
-    def host_weights(self, column: int) -> list[list[float]]:
-        """The weights of the token after `column`, row by row; rows whose span has not begun have none (all 0)."""
-        if column in self._narrowed:
-            return self._narrowed[column][1]
+    def as_lists(self, column: int) -> list[list[float]]:
+        """The weights of the token after `column` as B lists of M numbers; all 0 in rows whose span has not begun."""
+        if column in self._drawn:
+            return self._drawn[column][1]
         if self.uniform:
-            return self._lists[max(0, (column + 1 - int(self.starts[0])) // self.span_length)]
-        count = len(next(iter(self._lists.values()))[0]) if self._lists else 0
+            return self._lists[self._shared_span_of(column)]
+        members = len(next(iter(self._lists.values()))[0]) if self._lists else 0
         spans = self.span_of(column).tolist()
-        return [self._lists[span][row] if span in self._lists else [0.0] * count for row, span in enumerate(spans)]
+        return [self._lists[span][row] if span in self._lists else [0.0] * members for row, span in enumerate(spans)]
 
     def select(self, rows: torch.Tensor) -> None:
         """Makes row `i` continue what row `rows[i]` was."""
         on_cpu = rows.cpu()
         self.starts, self.firsts = self.starts[on_cpu], self.firsts[on_cpu]
         if self.uniform:  # else rows that began later may still need the older spans
-            for span in sorted(self._table)[:-2]:
-                del self._table[span], self._asked[span], self._lists[span]
-        self._narrowed = {
+            for span in sorted(self._weights)[:-2]:
+                del self._weights[span], self._known[span], self._lists[span]
+        self._drawn = {
             at: (weights[rows.to(weights.device)], [lists[row] for row in on_cpu.tolist()])
-            for at, (weights, lists) in self._narrowed.items()
+            for at, (weights, lists) in self._drawn.items()
         }
-        for span, weights in self._table.items():
-            self._table[span] = weights.index_select(0, rows.to(weights.device))
-            self._asked[span] = self._asked[span][on_cpu]
+        for span, weights in self._weights.items():
+            self._weights[span] = weights.index_select(0, rows.to(weights.device))
+            self._known[span] = self._known[span][on_cpu]
             self._lists[span] = [self._lists[span][row] for row in on_cpu.tolist()]
 
     def crop(self, columns: int) -> None:
-        """Forgets what was asked at or after column `columns`."""
+        """Forgets the weights that were given at or after column `columns`."""
         for record in self.records:
             if record.column >= columns:
-                self._table.pop(record.span, None)
-                self._asked.pop(record.span, None)
-                self._lists.pop(record.span, None)
+                for table in (self._weights, self._known, self._lists):
+                    table.pop(record.span, None)
         self.records = [record for record in self.records if record.column < columns]
-
-
-def _order(item: tuple[tuple[int, int], torch.Tensor]) -> tuple[int, int]:
-    return item[0]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from transformers import BatchEncoding, PreTrainedTokenizerBase, PreTrainedTokenizerFast
@@ -25,8 +25,19 @@ def padded(rows: Sequence[Sequence[int]], pad: int) -> tuple[torch.Tensor, torch
     return ids, mask
 
 
-class MemberChats:
-    """Adds chat rendering for every member to a tokenizer class."""
+if TYPE_CHECKING:
+    _Base = PreTrainedTokenizerBase
+else:
+    _Base = object
+
+
+class MemberChats(_Base):
+    """A tokenizer of transformers that also renders chats for every member; a mixin at run time.
+
+    Attributes:
+        member_tokenizers (`Sequence[PreTrainedTokenizerBase]`): the members' own, the first one's first.
+        member_names (`Sequence[str]`): the members' names, for messages.
+    """
 
     member_tokenizers: Sequence[PreTrainedTokenizerBase]
     member_names: Sequence[str]
@@ -47,7 +58,7 @@ class MemberChats:
             TokenizerError: a member has no chat template.
         """
         if kwargs.get("tokenize") is False:
-            return super().apply_chat_template(conversation, *args, **kwargs)  # type: ignore[misc]
+            return super().apply_chat_template(conversation, *args, **kwargs)
         for name in ("tokenize", "return_dict", "return_tensors", "padding"):
             kwargs.pop(name, None)
         conversations = [conversation] if conversation and isinstance(conversation[0], dict) else list(conversation)
@@ -77,9 +88,9 @@ class MemberChats:
 
 def shared_tokenizer(
     tokenizers: Sequence[PreTrainedTokenizerBase], names: Sequence[str], pad_token_id: int | None
-) -> Any:
+) -> MemberChats:
     """A copy of the first member's tokenizer, padding on the left and rendering chats for every member."""
-    tokenizer = copy.deepcopy(tokenizers[0])
+    tokenizer: Any = copy.deepcopy(tokenizers[0])
     kind = type(tokenizer)
     tokenizer.__class__ = type(kind.__name__, (MemberChats, kind), {"__module__": kind.__module__})
     tokenizer.member_tokenizers = list(tokenizers)
@@ -107,7 +118,7 @@ class EnsembleTokenizer(MemberChats, PreTrainedTokenizerFast):
     def __init__(
         self, union: UnionVocabulary, tokenizers: Sequence[PreTrainedTokenizerBase], names: Sequence[str]
     ) -> None:
-        first = tokenizers[0]
+        first: Any = tokenizers[0]
         self.union = union
         self.member_tokenizers = list(tokenizers)
         self.member_names = list(names)
@@ -117,7 +128,7 @@ class EnsembleTokenizer(MemberChats, PreTrainedTokenizerFast):
         named = {name: token for name, token in first.special_tokens_map.items() if isinstance(token, str)}
         first_end = named.pop("eos_token", None)
         super().__init__(
-            tokenizer_object=first.backend_tokenizer,  # type: ignore[attr-defined]
+            tokenizer_object=first.backend_tokenizer,
             padding_side="left",
             clean_up_tokenization_spaces=False,
             model_max_length=first.model_max_length,

@@ -1,1 +1,1 @@
-"""What is measured: searches, metrics and tables."""
+"""Evaluation: a search for fixed weights, and metrics."""

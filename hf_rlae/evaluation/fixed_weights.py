@@ -1,4 +1,4 @@
-"""The best weights that never change: the baseline that a policy has to beat."""
+"""The best fixed weights: the baseline of a policy."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ def simplex_grid(num_members: int, resolution: int) -> list[tuple[float, ...]]:
 
     Args:
         num_members (`int`): M, at least 1.
-        resolution (`int`): at least 1; 1 gives each member alone.
+        resolution (`int`): at least 1; 1 is each member alone.
 
     Returns:
         `list[tuple[float, ...]]`: each of M entries that sum to 1.
@@ -36,11 +36,11 @@ def simplex_grid(num_members: int, resolution: int) -> list[tuple[float, ...]]:
 
 @dataclass(frozen=True)
 class FixedWeights:
-    """What a search found.
+    """The result of a search.
 
     Attributes:
-        weights (`tuple[float, ...]`): the best.
-        score (`float`): theirs.
+        weights (`tuple[float, ...]`): the best ones.
+        score (`float`): of the best weights.
         tried (`tuple[tuple[tuple[float, ...], float], ...]`): every weight vector with its score.
     """
 
@@ -50,11 +50,11 @@ class FixedWeights:
 
 
 def best_fixed_weights(score_fn: Callable[[Sequence[float]], float], num_members: int, resolution: int) -> FixedWeights:
-    """Tries every weight vector of a grid; ties go to the one nearest to equal weights.
+    """Tries every weight vector of a grid; among equal scores, the weights nearest to equal weights win.
 
     Args:
-        score_fn (callable): takes weights `(M,)` and returns a score, the larger the better, on data that nothing is
-            reported on later.
+        score_fn (callable): takes weights `(M,)` and returns a score, the larger the better, on data that is not used
+            for reported results.
         num_members (`int`): M.
         resolution (`int`): steps of `1 / resolution`.
 

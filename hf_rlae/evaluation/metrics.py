@@ -1,6 +1,6 @@
-"""Rewards as metrics of the library `evaluate`, constructed from this package and without any download.
+"""Rewards as metrics of the library `evaluate`, as classes that need no download.
 
-`evaluate.load("name")` fetches code from the Hub; a class needs nothing.
+`evaluate.load("name")` would download code from the Hub.
 """
 
 from __future__ import annotations
@@ -19,29 +19,29 @@ from hf_rlae.rewards.contract import is_async, name_of
 
 _INPUTS = """
 Args:
-    predictions (`list`): what was written, strings or lists of messages.
+    predictions (`list`): the completions, strings or lists of messages.
     references (`list`): the ground truths, as in the column `answer` of the reward (a string, a number, a list, `None`
-        where a text cannot be judged), or dicts with the key `answer` and further columns (`choices`, `aliases`).
+        if a completion cannot be judged), or dicts with the key `answer` and further columns (`choices`, `aliases`).
 Returns:
-    `dict`: the mean reward of the texts that could be judged (NaN if there are none), `num_judged`, `num_unjudged`.
+    `dict`: the mean reward of the judged completions (NaN if there are none), `num_judged`, `num_unjudged`.
 """
 
 
 class RewardMetric(evaluate.Metric):
     """The mean of a reward as an `evaluate.Metric`: `add`, `add_batch`, `compute` and `evaluate.combine` work on it.
 
-    Texts that the reward could not judge (`None`) are no part of the mean; they are counted in `num_unjudged`.
-    Predictions and references are kept in memory, so nothing is written to the cache, unless several processes share
-    the work (`num_process`).
+    Completions that the reward could not judge (`None`) are left out of the mean and counted in `num_unjudged`.
+    Predictions and references are kept in memory and not written to the cache, unless several processes share the work
+    (`num_process`).
 
     Args:
         reward (`str` or callable): a name that `get_reward` knows, or a reward function.
-        keep_in_memory (`bool`, *optional*): on by default where there is one process.
-        cache_dir (`str`, *optional*): where `evaluate` keeps files if not in memory.
+        keep_in_memory (`bool`, *optional*): on by default with one process.
+        cache_dir (`str`, *optional*): the folder of `evaluate`'s files if not in memory.
         kwargs: further arguments of `evaluate.Metric` (`num_process`, `process_id`, `experiment_id`, ...).
 
     Raises:
-        RewardError: an async reward; when computing, whatever the reward raises.
+        RewardError: an async reward, or an error of the reward in `compute`.
 
     Example:
 
@@ -59,12 +59,12 @@ class RewardMetric(evaluate.Metric):
     ) -> None:
         self.reward = get_reward(reward) if isinstance(reward, str) else reward
         if is_async(self.reward):
-            raise RewardError(f"{name_of(self.reward)} is async; a metric needs a reward that answers at once")
+            raise RewardError(f"{name_of(self.reward)} is async; give a reward that is a plain function")
         if keep_in_memory is None:
             keep_in_memory = kwargs.get("num_process", 1) == 1
         options = {"config_name": name_of(self.reward), "keep_in_memory": keep_in_memory, **kwargs}
         if keep_in_memory and cache_dir is None:
-            # evaluate makes its folder even where it writes nothing to it
+            # evaluate creates its folder even if it writes nothing to it
             with tempfile.TemporaryDirectory() as folder:
                 super().__init__(cache_dir=folder, **options)
         else:
@@ -72,7 +72,7 @@ class RewardMetric(evaluate.Metric):
 
     @property
     def measure(self) -> str:
-        """The key of the mean in what `compute` returns, such as `"accuracy"`."""
+        """The key of the mean in the result of `compute`, such as `"accuracy"`."""
         return str(getattr(self.reward, "measure", "score"))
 
     def _info(self) -> evaluate.EvaluationModuleInfo:
@@ -85,14 +85,14 @@ class RewardMetric(evaluate.Metric):
         )
 
     def add(self, *, prediction: Any = None, reference: Any = None, **kwargs: Any) -> None:
-        """One text and its ground truth; see `evaluate.Metric.add`."""
+        """Adds one completion and its ground truth; see `evaluate.Metric.add`."""
         super().add(prediction=_to_json(prediction), reference=_to_json(reference), **kwargs)
 
     def add_batch(self, *, predictions: Any = None, references: Any = None, **kwargs: Any) -> None:
-        """Several texts and their ground truths; see `evaluate.Metric.add_batch`."""
+        """Adds several completions and their ground truths; see `evaluate.Metric.add_batch`."""
         for name, column in (("predictions", predictions), ("references", references)):
             if isinstance(column, str) or not hasattr(column, "__len__"):
-                raise ValueError(f"{name} must be a list with one entry a text, got {column!r:.80}")
+                raise ValueError(f"{name} must be a list with one entry per completion, got {column!r:.80}")
         super().add_batch(
             predictions=[_to_json(prediction) for prediction in predictions],
             references=[_to_json(reference) for reference in references],
@@ -102,8 +102,7 @@ class RewardMetric(evaluate.Metric):
     def _compute(self, predictions: Sequence[str], references: Sequence[str]) -> dict[str, Any]:  # type: ignore[override]
         texts = [json.loads(prediction) for prediction in predictions]
         rows = [_columns(json.loads(reference)) for reference in references]
-        names = sorted({name for row in rows for name in row} | {"answer"})
-        columns = {name: [row.get(name) for row in rows] for name in names}
+        columns = {name: [row.get(name) for row in rows] for name in {"answer"}.union(*rows)}
         rewards = self.reward(prompts=[""] * len(texts), completions=texts, **columns)
         judged = [reward for reward in rewards if reward is not None and not math.isnan(reward)]
         mean = math.fsum(judged) / len(judged) if judged else math.nan
@@ -111,7 +110,7 @@ class RewardMetric(evaluate.Metric):
 
 
 class LetterAccuracy(RewardMetric):
-    """The share of texts that name the right option; see `hf_rlae.rewards.letter_rule`.
+    """The share of completions that name the right option; see `hf_rlae.rewards.letter_rule`.
 
     Example:
 
@@ -125,7 +124,7 @@ class LetterAccuracy(RewardMetric):
 
 
 class NumberAccuracy(RewardMetric):
-    """The share of texts that answer with the right number; see `hf_rlae.rewards.number_rule`.
+    """The share of completions that answer with the right number; see `hf_rlae.rewards.number_rule`.
 
     Example:
 
@@ -138,7 +137,7 @@ class NumberAccuracy(RewardMetric):
 
 
 class ExactMatch(RewardMetric):
-    """The share of texts that equal the answer or an alias; see `hf_rlae.rewards.exact_match_rule`.
+    """The share of completions that equal the answer or an alias; see `hf_rlae.rewards.exact_match_rule`.
 
     Example:
 
@@ -151,7 +150,7 @@ class ExactMatch(RewardMetric):
 
 
 class MeanSentiment(RewardMetric):
-    """How glad texts are on average, from 0 to 1; see `hf_rlae.rewards.sentiment_rule`. References may be `None`.
+    """The mean sentiment of completions, from 0 to 1; see `hf_rlae.rewards.sentiment_rule`. References may be `None`.
 
     Args:
         lexicon (`str`, *optional*): a file in VADER's format.

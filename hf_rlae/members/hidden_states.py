@@ -134,8 +134,8 @@ class ColumnStates:
         return twin
 
 
-class SlotStates:
-    """Hidden states of rows that advance, and go back, by their own number of tokens: token `p` is in slot `p`.
+class RaggedStates:
+    """Hidden states of rows that advance, and go back, by their own number of tokens: token `p` is in index `p`.
 
     Args:
         count (`int`): over how many tokens means are taken.
@@ -155,16 +155,16 @@ class SlotStates:
                 grown[:, : store.shape[1]] = store
             store = self._states = grown
         store = self._states = writable(store)
-        slots = plan.slots[:, -states.shape[1] :]
-        slots = slots.masked_fill(slots < 0, store.shape[1] - 1)  # padding goes where no token is
-        store[plan.rows.to(store.device)[:, None], slots.to(store.device)] = states
+        indices = plan.indices[:, -states.shape[1] :]
+        indices = indices.masked_fill(indices < 0, store.shape[1] - 1)  # padding goes where no token is
+        store[plan.rows.to(store.device)[:, None], indices.to(store.device)] = states
 
     def seen(self, plan: WritePlan, wanted: int) -> torch.Tensor:
         """See `with_means`, for the last `wanted` columns of a forward pass: `(R, wanted, 2 H)`."""
         store = self._states
         assert store is not None
-        slots = plan.slots[:, -wanted:, None].to(store.device)
-        taken = slots - torch.arange(self.count, device=store.device)
+        indices = plan.indices[:, -wanted:, None].to(store.device)
+        taken = indices - torch.arange(self.count, device=store.device)
         inside = taken >= 0
         states = store[plan.rows.to(store.device)[:, None, None], taken.clamp(min=0)]
         means = states.float().masked_fill(~inside[..., None], 0.0).sum(2) / inside.sum(2).clamp(min=1)[..., None]

@@ -76,9 +76,10 @@ class Member:
                 f"a member must be a transformers model for causal language modelling, got {type(model).__name__}; "
                 "load it with `AutoModelForCausalLM.from_pretrained(...)`"
             )
-        self.wrapper = model
+        wrapper: Any = model
+        self.wrapper = wrapper
         has_adapters = hasattr(model, "peft_config")
-        base: Any = model.get_base_model() if has_adapters else model  # type: ignore[operator]
+        base: Any = wrapper.get_base_model() if has_adapters else model
         self.model: PreTrainedModel = base
         self.tokenizer = tokenizer
         self.config = self.model.config.get_text_config(decoder=True)
@@ -166,6 +167,14 @@ class Member:
         """Whether accelerate placed the model's parts, so that it must not be moved."""
         return getattr(self.model, "hf_device_map", None) is not None
 
+    def warn_of_outgrown_context(self) -> None:
+        """Logs that a text is longer than the member's context."""
+        logger.warning(
+            "the text has outgrown the context of member %s (%d tokens); the member drops out and the others continue",
+            self.name,
+            self.context_length,
+        )
+
     @contextmanager
     def active(self) -> Iterator[None]:
         """Within this context the member's own adapter speaks; members that share a base take turns."""
@@ -174,11 +183,11 @@ class Member:
                 yield
             return
         with _adapter_lock(self.model):
-            layers = [module for module in self.model.modules() if hasattr(module, "_active_adapter")]
+            layers: list[Any] = [module for module in self.model.modules() if hasattr(module, "_active_adapter")]
             before = [(layer, layer._active_adapter) for layer in layers]
             try:
                 for layer in layers:
-                    layer._active_adapter = [self.adapter_name]  # type: ignore[assignment]
+                    layer._active_adapter = [self.adapter_name]
                 yield
             finally:
                 for layer, adapter in before:

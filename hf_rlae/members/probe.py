@@ -9,13 +9,13 @@ import torch
 
 from hf_rlae.errors import MemberError
 from hf_rlae.members.member import Member
-from hf_rlae.members.ragged_run import Chain, Path, RowRunner, Runner, SlotRunner
+from hf_rlae.members.ragged_run import BatchRunner, Chain, Path, RowRunner, Runner
 from hf_rlae.members.recurrence import returned_state
 
 _PROBE_LENGTHS = (7, 5)
 
 
-def choose_runner(member: Member) -> type[SlotRunner] | type[RowRunner]:
+def choose_runner(member: Member) -> type[BatchRunner] | type[RowRunner]:
     """Finds out, by trying, how a member can be run on ragged rows.
 
     A few tokens are read in uneven pieces, going back once, and compared with reading them at once.
@@ -24,14 +24,14 @@ def choose_runner(member: Member) -> type[SlotRunner] | type[RowRunner]:
         member (`Member`): the candidate.
 
     Returns:
-        `SlotRunner` where it computes the same as the model itself, else `RowRunner`.
+        `BatchRunner` where it computes the same as the model itself, else `RowRunner`.
 
     Raises:
         MemberError: neither does; the message says what happened.
     """
     text = [i for i in range(member.vocab_size) if i not in member.end_ids][: 3 * max(_PROBE_LENGTHS)]
     texts = [tuple((text * 21)[offset : offset + n]) for offset, n in enumerate(_PROBE_LENGTHS)]
-    kinds: list[type[SlotRunner] | type[RowRunner]] = [RowRunner] if member.is_recurrent else [SlotRunner, RowRunner]
+    kinds: list[type[BatchRunner] | type[RowRunner]] = [RowRunner] if member.is_recurrent else [BatchRunner, RowRunner]
     reasons = []
     with member.tried():
         expected = [_own_logits(member, ids) for ids in texts]

@@ -20,30 +20,30 @@ class WritePlan:
     """Where the columns of one forward pass of R of the B rows go.
 
     Attributes:
-        slots (`torch.LongTensor` of shape `(R, N)`): the slot of every column; padding goes to the trash slot.
-        start (`int` or `None`): if all B rows write the same contiguous slots, the first of them.
-        length (`int`): slots that attention looks at, L.
+        indices (`torch.LongTensor` of shape `(R, N)`): the index of every column; padding goes to the trash index.
+        start (`int` or `None`): if all B rows write the same contiguous indices, the first of them.
+        length (`int`): indices that attention looks at, L.
         rows (`torch.LongTensor` of shape `(R,)`): row numbers.
         batch (`int`): B.
     """
 
-    slots: torch.Tensor
+    indices: torch.Tensor
     start: int | None
     length: int
     rows: torch.Tensor
     batch: int
 
 
-class SlotLayer(CacheLayerMixin):
-    """One layer's keys and values, with token `p` of every row in slot `p`.
+class RaggedLayer(CacheLayerMixin):
+    """One layer's keys and values, with token `p` of every row in index `p`.
 
-    Going back is free: slots past a row's length are masked and written again. The last slot is for padding.
+    Going back is free: indices past a row's length are masked and written again. The last index is for padding.
     """
 
     is_croppable = True
     is_sliding = False
 
-    def __init__(self, cache: SlotCache | None = None) -> None:
+    def __init__(self, cache: RaggedCache | None = None) -> None:
         super().__init__()
         self.cache = cache
 
@@ -54,7 +54,7 @@ class SlotLayer(CacheLayerMixin):
     def update(
         self, key_states: torch.Tensor, value_states: torch.Tensor, *args: object, **kwargs: object
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Writes new columns by the cache's plan and returns its rows' slots in use, `(R, heads, L, head_dim)`."""
+        """Writes new columns by the cache's plan and returns its rows' indices in use, `(R, heads, L, head_dim)`."""
         assert self.cache is not None
         plan = self.cache.plan
         assert plan is not None
@@ -80,8 +80,8 @@ class SlotLayer(CacheLayerMixin):
         if plan.start is not None:
             store[:, :, plan.start : plan.start + new.shape[2]] = new
         else:
-            slots = plan.slots.masked_fill(plan.slots < 0, store.shape[2] - 1).to(store.device)
-            store[plan.rows.to(store.device)[:, None], :, slots] = new.transpose(1, 2)
+            indices = plan.indices.masked_fill(plan.indices < 0, store.shape[2] - 1).to(store.device)
+            store[plan.rows.to(store.device)[:, None], :, indices] = new.transpose(1, 2)
         return store
 
     def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
@@ -98,15 +98,15 @@ class SlotLayer(CacheLayerMixin):
         """No maximum."""
         return -1
 
-    def reorder_cache(self, beam_idx: torch.LongTensor) -> None:
+    def reorder_cache(self, beam_idx: torch.Tensor) -> None:
         """Makes row `i` continue what row `beam_idx[i]` was."""
         if self.keys is not None and self.values is not None:
             self.keys = self.keys.index_select(0, beam_idx.to(self.keys.device))
             self.values = self.values.index_select(0, beam_idx.to(self.values.device))
 
 
-class SlotCache(Cache):
-    """The layers of a `SlotRunner`; they grow with the model's first forward pass."""
+class RaggedCache(Cache):
+    """The layers of a `BatchRunner`; they grow with the model's first forward pass."""
 
     def __init__(self) -> None:
         super().__init__(layers=[])
@@ -118,9 +118,9 @@ class SlotCache(Cache):
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Writes one layer's new columns."""
         while len(self.layers) <= layer_idx:
-            self.layers.append(SlotLayer(self))
+            self.layers.append(RaggedLayer(self))
         layer = self.layers[layer_idx]
-        assert isinstance(layer, SlotLayer)
+        assert isinstance(layer, RaggedLayer)
         return layer.update(key_states, value_states)
 
     def get_seq_length(self, layer_idx: int = 0) -> int:
@@ -159,19 +159,19 @@ def plan_columns(
     columns = max(len(ids) for ids in feed)
     table: list[int] = []  # flat: from lists of lists a tensor takes several times as long
     positions: list[int] = []
-    slots: list[int] = []
+    indices: list[int] = []
     for kept, ids in zip(keep, feed, strict=True):
         pad = columns - len(ids)
         if pad:
             table += [0] * pad
             positions += [0] * pad
-            slots += [-1] * pad
+            indices += [-1] * pad
         new = range(kept, kept + len(ids))
         table += ids
         positions += new
-        slots += new
+        indices += new
     shape = (3, len(feed), columns)
-    placed = torch.tensor(table + positions + slots, dtype=torch.long).view(shape).to(device)
+    placed = torch.tensor(table + positions + indices, dtype=torch.long).view(shape).to(device)
     length = max(kept + len(ids) for kept, ids in zip(keep, feed, strict=True))
     same = len(feed) == batch and min(keep) == max(keep) and all(len(ids) == columns for ids in feed)
     numbers = torch.tensor(rows, dtype=torch.long, device=device)

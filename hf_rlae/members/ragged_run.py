@@ -6,13 +6,13 @@ import copy
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
 
-from hf_rlae.members.hidden_states import SlotStates, with_means
+from hf_rlae.members.hidden_states import RaggedStates, with_means
 from hf_rlae.members.member import Member
-from hf_rlae.members.ragged_cache import SlotCache, plan_columns, shared_columns
+from hf_rlae.members.ragged_cache import RaggedCache, plan_columns, shared_columns
 from hf_rlae.members.recurrence import returned_state
 from hf_rlae.members.shared_run import accepted_arguments, captured_head_input
 
@@ -113,7 +113,7 @@ class _Pass:
         return {row: place for place, row in enumerate(self.rows)}
 
 
-class SlotRunner:
+class BatchRunner:
     """Batched forward passes over ragged rows, with explicit positions and a 4-D mask: one, or two where few are long.
 
     Args:
@@ -122,13 +122,13 @@ class SlotRunner:
             the last one, n > 1 of the last one with the mean of the newest n beside it.
     """
 
-    kind = "slots"
+    kind = "batched"
 
     def __init__(self, member: Member, hidden_tokens: int = 0) -> None:
         self.member = member
         self.hidden_tokens = hidden_tokens
-        self.cache = SlotCache()
-        self.states = SlotStates(hidden_tokens)
+        self.cache = RaggedCache()
+        self.states = RaggedStates(hidden_tokens)
         self.forward_calls = 0
         self._least_saved: float = _LEAST_SAVED if member.device.type == "cpu" else _LEAST_SAVED_ELSEWHERE
         if _turns_by_longest(member.config):
@@ -143,27 +143,38 @@ class SlotRunner:
         feed = [() if path is None else path.after(path.keep) for path in paths]
         keep = [0 if path is None else path.keep for path in paths]
         wants = [0 if path is None else path.want for path in paths]
-        lengths = [len(ids) for ids in feed]
-        # what the cache of a row that is run apart costs: copying a slot is about a cell's work by the width
+        # what the cache of a row that is run apart costs, in cells: copying an index is about a cell by the width
         copied = self.cache.length / self.member.hidden_size
-        width = shared_columns(lengths, self._least_saved, copied)
-        long = [row for row, length in enumerate(lengths) if length > width]
-        before = None
-        if long:
-            heads = [feed[row][:-width] for row in long]
-            wanted = max(1, *(wants[row] - width for row in long))
-            before = self._forward(long, [keep[row] for row in long], heads, len(feed), wanted)
-            for row, ids in zip(long, heads, strict=True):
-                keep[row] += len(ids)
-                feed[row] = feed[row][-width:]
-        running = [row for row, length in enumerate(lengths) if length]
-        if (len(feed) - len(running)) * width < self._least_saved + len(running) * copied:
-            running = list(range(len(feed)))
-        kept, ids_of = [keep[row] for row in running], [feed[row] for row in running]
-        last = self._forward(running, kept, ids_of, len(feed), min(max(wants), width))
+        width = shared_columns([len(ids) for ids in feed], self._least_saved, copied)
+        before = self._read_heads(feed, keep, wants, width)
+        running = self._worth_running(feed, width, copied)
+        last = self._forward(
+            running, [keep[row] for row in running], [feed[row] for row in running], len(feed), min(max(wants), width)
+        )
         if all(wants[row] == 1 for row in running):
             return PathOutput(last.logits[:, -1], None if last.hidden is None else last.hidden[:, -1])
         return _wanted(wants, width, before, last)
+
+    def _read_heads(
+        self, feed: list[tuple[int, ...]], keep: list[int], wants: Sequence[int], width: int
+    ) -> _Pass | None:
+        """Reads the first ids of rows with more than `width` in a pass of their own; changes `feed` and `keep`."""
+        long = [row for row, ids in enumerate(feed) if len(ids) > width]
+        if not long:
+            return None
+        heads = [feed[row][:-width] for row in long]
+        wanted = max(1, *(wants[row] - width for row in long))
+        before = self._forward(long, [keep[row] for row in long], heads, len(feed), wanted)
+        for row, ids in zip(long, heads, strict=True):
+            keep[row] += len(ids)
+            feed[row] = feed[row][-width:]
+        return before
+
+    def _worth_running(self, feed: Sequence[tuple[int, ...]], width: int, copied: float) -> list[int]:
+        """The rows of the last pass: those with new ids, or all if leaving the others out would save too little."""
+        running = [row for row, ids in enumerate(feed) if ids]
+        saved, cost = (len(feed) - len(running)) * width, self._least_saved + len(running) * copied
+        return list(range(len(feed))) if saved < cost else running
 
     def _forward(
         self,
@@ -199,13 +210,13 @@ class SlotRunner:
 
     def reorder(self, rows: torch.Tensor) -> None:
         """Makes row `i` continue what row `rows[i]` was."""
-        self.cache.reorder_cache(rows)  # type: ignore[arg-type]
+        self.cache.reorder_cache(cast(torch.LongTensor, rows))
         self.states.reorder(rows)
 
     def reset(self) -> None:
         """Forgets everything."""
-        self.cache = SlotCache()
-        self.states = SlotStates(self.hidden_tokens)
+        self.cache = RaggedCache()
+        self.states = RaggedStates(self.hidden_tokens)
 
 
 @dataclass(frozen=True)
@@ -230,7 +241,7 @@ class RowRunner:
     there: the newest one within the settled ids, and those after it.
 
     Args:
-        member (`Member`), hidden_tokens (`int`, defaults to 0): see `SlotRunner`.
+        member (`Member`), hidden_tokens (`int`, defaults to 0): see `BatchRunner`.
     """
 
     kind = "rows"
@@ -304,7 +315,7 @@ class RowRunner:
         self._states.clear()
 
 
-Runner = SlotRunner | RowRunner
+Runner = BatchRunner | RowRunner
 
 
 def _wanted(wants: Sequence[int], width: int, before: _Pass | None, last: _Pass) -> PathOutput:
@@ -355,10 +366,10 @@ def _turns_by_longest(config: Any) -> bool:
 
 
 def _masks(member: Member, positions: torch.Tensor, length: int) -> Any:
-    """The 4-D mask, or one a layer type: slot `j` of a row holds its token `j`, so positions say it all."""
+    """The 4-D mask, or one a layer type: index `j` of a row holds its token `j`, so positions say it all."""
     config = member.config
-    slots = torch.arange(length, device=positions.device)
-    causal = slots <= positions[..., None]
+    indices = torch.arange(length, device=positions.device)
+    causal = indices <= positions[..., None]
     kinds = set(getattr(config, "layer_types", None) or ())
     window = getattr(config, "sliding_window", None)
     chunk = getattr(config, "attention_chunk_size", None)
@@ -372,9 +383,9 @@ def _masks(member: Member, positions: torch.Tensor, length: int) -> Any:
 
     def of_kind(kind: str) -> torch.Tensor:
         if kind == "sliding_attention" and window:
-            return finished(causal & (slots > positions[..., None] - window))
+            return finished(causal & (indices > positions[..., None] - window))
         if kind == "chunked_attention" and chunk:
-            return finished(causal & (slots // chunk == (positions // chunk)[..., None]))
+            return finished(causal & (indices // chunk == (positions // chunk)[..., None]))
         return finished(causal)
 
     if len(kinds) > 1:

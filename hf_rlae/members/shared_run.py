@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import inspect
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import lru_cache
 from typing import Any
@@ -57,7 +57,7 @@ Scores = tuple[torch.Tensor, torch.Tensor | None]
 """Logits of shape `(B, n, V_m)` in the model's dtype, and hidden states `(B, n, H)` where they are wanted."""
 
 
-class LockstepRelay:
+class SharedRun:
     """One member's cache in one call, where all members share a tokenizer.
 
     Rows advance together and the padding is the caller's, so the model's own cache and masks serve: one member
@@ -104,7 +104,7 @@ class LockstepRelay:
         """How many tokens of each row the member has read after the first `columns` `(n,)` columns: `(B, n)`."""
         return columns - firsts[:, None]
 
-    def run(self, input_ids: torch.Tensor, attention_mask: torch.Tensor | None, keep: int, hidden: bool) -> Scores:
+    def read(self, input_ids: torch.Tensor, attention_mask: torch.Tensor | None, keep: int, hidden: bool) -> Scores:
         """Reads all columns that the member has not read yet, in one forward pass where the model can.
 
         Args:
@@ -119,7 +119,7 @@ class LockstepRelay:
             else None
         )
         if shared is not None:
-            return run_distinct(self, *shared, input_ids, attention_mask, keep, hidden)
+            return read_distinct(self, *shared, input_ids, attention_mask, keep, hidden)
         device = self.member.device
         ids = input_ids.to(device)
         mask = None if attention_mask is None else attention_mask.to(device)
@@ -212,9 +212,9 @@ class LockstepRelay:
         self._cache.clear()
         self.seen = 0
 
-    def fork(self) -> LockstepRelay:
-        """A relay that goes on from here by itself."""
-        twin = LockstepRelay(self.member, self.use_cache, hidden_tokens=self.hidden_tokens)
+    def fork(self) -> SharedRun:
+        """A run that goes on from here by itself."""
+        twin = SharedRun(self.member, self.use_cache, hidden_tokens=self.hidden_tokens)
         twin.states = None if self.states is None else self.states.copy()
         twin.seen, twin._recording = self.seen, self._recording
         twin._cache = copy.deepcopy(self._cache)
@@ -254,8 +254,8 @@ def distinct_rows(ids: torch.Tensor, mask: torch.Tensor | None) -> tuple[torch.T
     return None if len(firsts) == len(places) else (torch.tensor(firsts), torch.tensor(places))
 
 
-def run_distinct(
-    relay: LockstepRelay | SeparateRowsRelay,
+def read_distinct(
+    run: SharedRun | SeparateRowsRun,
     firsts: torch.Tensor,
     places: torch.Tensor,
     input_ids: torch.Tensor,
@@ -263,21 +263,21 @@ def run_distinct(
     keep: int,
     hidden: bool,
 ) -> Scores:
-    """Runs a relay that has read nothing on the rows `firsts`, and makes row `i` the copy of `places[i]` of them."""
+    """Runs a run that has read nothing on the rows `firsts`, and makes row `i` the copy of `places[i]` of them."""
     mask = None if attention_mask is None else attention_mask[firsts]
-    logits, states = relay.run(input_ids[firsts], mask, keep, hidden)
-    relay.reorder(places)
+    logits, states = run.read(input_ids[firsts], mask, keep, hidden)
+    run.reorder(places)
     places = places.to(logits.device)
     return logits[places], None if states is None else states[places]
 
 
-class SeparateRowsRelay:
+class SeparateRowsRun:
     """A member that reads every row by itself, without padding: for models whose batches mix their rows.
 
-    Takes and gives what `LockstepRelay` does; padded columns get logits of 0.
+    Takes and gives what `SharedRun` does; padded columns get logits of 0.
 
     Args:
-        member (`Member`), use_cache (`bool`), shares_prompts (`bool`), hidden_tokens (`int`): see `LockstepRelay`.
+        member (`Member`), use_cache (`bool`), shares_prompts (`bool`), hidden_tokens (`int`): see `SharedRun`.
     """
 
     def __init__(self, member: Member, use_cache: bool, shares_prompts: bool = False, hidden_tokens: int = 1) -> None:
@@ -285,7 +285,7 @@ class SeparateRowsRelay:
         self.use_cache = use_cache
         self.shares_prompts = shares_prompts
         self.hidden_tokens = hidden_tokens
-        self.rows: list[LockstepRelay] = []
+        self.rows: list[SharedRun] = []
         self._recording = False
         self._columns: list[list[int]] = []  # for each row the columns that are not padding
 
@@ -307,49 +307,45 @@ class SeparateRowsRelay:
         """How many tokens of each row the member has read after the first `columns` `(n,)` columns: `(B, n)`."""
         return columns - firsts[:, None]
 
-    def _read(self) -> list[tuple[LockstepRelay, list[int]]]:
+    def _read(self) -> list[tuple[SharedRun, list[int]]]:
         return [(row, columns) for row, columns in zip(self.rows, self._columns, strict=True) if row.seen]
 
-    def run(self, input_ids: torch.Tensor, attention_mask: torch.Tensor | None, keep: int, hidden: bool) -> Scores:
-        """See `LockstepRelay.run`."""
+    def read(self, input_ids: torch.Tensor, attention_mask: torch.Tensor | None, keep: int, hidden: bool) -> Scores:
+        """See `SharedRun.read`."""
         shared = (
             distinct_rows(input_ids, attention_mask)
             if self.shares_prompts and not self.rows and self.use_cache
             else None
         )
         if shared is not None:
-            return run_distinct(self, *shared, input_ids, attention_mask, keep, hidden)
-        if not self.rows:
-            self.rows = [
-                LockstepRelay(self.member, self.use_cache, hidden_tokens=self.hidden_tokens)
-                for _ in range(len(input_ids))
-            ]
-            for relay in self.rows:
-                if self._recording:
-                    relay.record()
+            return read_distinct(self, *shared, input_ids, attention_mask, keep, hidden)
+        self._begin(len(input_ids))
         total = input_ids.shape[1]
         kept = [[1] * total] * len(input_ids) if attention_mask is None else attention_mask.tolist()
         self._columns = [[at for at, one in enumerate(row) if one] for row in kept]
-        logits: torch.Tensor | None = None
-        states: torch.Tensor | None = None
-        for row, (relay, columns) in enumerate(zip(self.rows, self._columns, strict=True)):
+        logits = states = None
+        for row, (run, columns) in enumerate(zip(self.rows, self._columns, strict=True)):
             wanted = [at for at in columns if at >= total - keep]
-            if not wanted or relay.seen >= len(columns):
+            if not wanted or run.seen >= len(columns):
                 continue
-            own_logits, own_states = relay.run(input_ids[row, columns][None], None, len(wanted), hidden)
+            own_logits, own_states = run.read(input_ids[row, columns][None], None, len(wanted), hidden)
             at = [column - (total - keep) for column in wanted]
-            if logits is None:
-                logits = own_logits.new_zeros(len(input_ids), keep, own_logits.shape[-1])
-            logits[row, at] = own_logits[0]
+            logits = _with_row(logits, own_logits, (len(input_ids), keep), row, at)
             if own_states is not None:
-                if states is None:
-                    states = own_states.new_zeros(len(input_ids), keep, own_states.shape[-1])
-                states[row, at] = own_states[0]
+                states = _with_row(states, own_states, (len(input_ids), keep), row, at)
         assert logits is not None
         return logits, states
 
+    def _begin(self, num_rows: int) -> None:
+        if self.rows:
+            return
+        self.rows = [SharedRun(self.member, self.use_cache, hidden_tokens=self.hidden_tokens) for _ in range(num_rows)]
+        for run in self.rows:
+            if self._recording:
+                run.record()
+
     def reorder(self, rows: torch.Tensor) -> None:
-        """See `LockstepRelay.reorder`."""
+        """See `SharedRun.reorder`."""
         if not self.rows:
             return
         old, taken = self.rows, set()
@@ -360,79 +356,91 @@ class SeparateRowsRelay:
         self._columns = [self._columns[row] for row in rows.tolist()]
 
     def record(self) -> None:
-        """See `LockstepRelay.record`."""
+        """See `SharedRun.record`."""
         self._recording = True
         for row in self.rows:
             row.record()
 
     def crop(self, length: int) -> bool:
-        """See `LockstepRelay.crop`."""
+        """See `SharedRun.crop`."""
         for row, columns in zip(self.rows, self._columns, strict=True):
             row.crop(sum(at < length for at in columns))
         return True
 
     def reset(self) -> None:
-        """See `LockstepRelay.reset`."""
+        """See `SharedRun.reset`."""
         for row in self.rows:
             row.reset()
 
 
-class OwnPromptRelay:
+def _with_row(
+    together: torch.Tensor | None, own: torch.Tensor, shape: tuple[int, int], row: int, columns: Sequence[int]
+) -> torch.Tensor:
+    """Writes one row's outputs `(1, n, W)` into those of all rows, `(*shape, W)`; 0 where nothing is written."""
+    if together is None:
+        together = own.new_zeros(*shape, own.shape[-1])
+    together[row, columns] = own[0]
+    return together
+
+
+class OwnPromptRun:
     """A member that reads a prompt of its own before the text that all share, such as its own chat template's.
 
     Args:
-        relay (`LockstepRelay` or `SeparateRowsRelay`): reads.
+        run (`SharedRun` or `SeparateRowsRun`): reads.
         ids, mask (`torch.LongTensor` of shape `(B, L_m)`): the member's prompt, padded on the left.
         start (`int`): the column of the first token of the completion.
     """
 
-    def __init__(
-        self, relay: LockstepRelay | SeparateRowsRelay, ids: torch.Tensor, mask: torch.Tensor, start: int
-    ) -> None:
-        self.relay = relay
+    def __init__(self, run: SharedRun | SeparateRowsRun, ids: torch.Tensor, mask: torch.Tensor, start: int) -> None:
+        self.inner = run
         self.ids = ids
         self.mask = mask
         self.start = start
 
+    def prompt(self, row: int) -> tuple[int, ...]:
+        """The ids of a row's own prompt, without padding."""
+        return tuple(self.ids[row][self.mask[row].bool()].tolist())
+
     @property
     def seen(self) -> int:
         """Columns that the member has read, its own prompt's included."""
-        return self.relay.seen
+        return self.inner.seen
 
     @property
     def forward_calls(self) -> int:
         """Forward passes so far."""
-        return self.relay.forward_calls
+        return self.inner.forward_calls
 
     def columns(self, total: int) -> int:
         """How many columns the member reads where the text has `total`."""
         return total - self.start + self.ids.shape[1]
 
     def lengths(self, columns: torch.Tensor, firsts: torch.Tensor) -> torch.Tensor:
-        """See `LockstepRelay.lengths`; the member's own prompt is in the place of the text's."""
+        """See `SharedRun.lengths`; the member's own prompt is in the place of the text's."""
         return columns - self.start + self.mask.sum(1).cpu()[:, None]
 
-    def run(self, input_ids: torch.Tensor, attention_mask: torch.Tensor | None, keep: int, hidden: bool) -> Scores:
-        """See `LockstepRelay.run`; columns within the prompt have no logits."""
+    def read(self, input_ids: torch.Tensor, attention_mask: torch.Tensor | None, keep: int, hidden: bool) -> Scores:
+        """See `SharedRun.read`; columns within the prompt have no logits."""
         rest = input_ids[:, self.start :]
         rest_mask = torch.ones_like(rest) if attention_mask is None else attention_mask[:, self.start :]
         ids = torch.cat([self.ids.to(rest.device), rest], dim=1)
         mask = torch.cat([self.mask.to(rest.device), rest_mask.to(self.mask.dtype)], dim=1)
-        return self.relay.run(ids, mask, keep, hidden)
+        return self.inner.read(ids, mask, keep, hidden)
 
     def reorder(self, rows: torch.Tensor) -> None:
-        """See `LockstepRelay.reorder`."""
-        self.relay.reorder(rows)
+        """See `SharedRun.reorder`."""
+        self.inner.reorder(rows)
         self.ids, self.mask = (entry.index_select(0, rows.to(entry.device)) for entry in (self.ids, self.mask))
 
     def record(self) -> None:
-        """See `LockstepRelay.record`."""
-        self.relay.record()
+        """See `SharedRun.record`."""
+        self.inner.record()
 
     def crop(self, length: int) -> bool:
-        """See `LockstepRelay.crop`."""
-        return self.relay.crop(self.columns(length))
+        """See `SharedRun.crop`."""
+        return self.inner.crop(self.columns(length))
 
     def reset(self) -> None:
-        """See `LockstepRelay.reset`."""
-        self.relay.reset()
+        """See `SharedRun.reset`."""
+        self.inner.reset()

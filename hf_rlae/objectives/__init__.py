@@ -1,6 +1,7 @@
-"""Floor 2: objectives, which turn a rollout and the policy's present answer into a loss. Pure functions of tensors.
+"""Floor 2: objectives. They compute a loss from a rollout and the policy's current output, as pure functions of
+tensors.
 
-Every module of this package that registers an objective is found by itself: a new objective is a new file and no other
+Every module of this package that registers an objective is imported here, so a new objective is a new file and no other
 change.
 """
 

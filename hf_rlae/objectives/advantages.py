@@ -1,4 +1,4 @@
-"""How much better an action was than expected: from rewards to advantages. No gradients pass."""
+"""Advantages from rewards: how much better an action was than expected. No gradients flow through them."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ SCALES = ("group", "batch", "none")
 
 @torch.no_grad()
 def terminal_rewards(rewards: torch.Tensor, span_mask: torch.Tensor) -> torch.Tensor:
-    """One number for each text, paid at its last span.
+    """The reward of each completion at its last span.
 
     Args:
-        rewards (`torch.Tensor` of shape `(B,)`): of the finished texts.
+        rewards (`torch.Tensor` of shape `(B,)`): of the finished completions.
         span_mask (`torch.Tensor` of shape `(B, S)`): 1 where there is a span.
 
     Returns:
-        `torch.Tensor` of shape `(B, S)`: 0 but at the last span of each row.
+        `torch.Tensor` of shape `(B, S)`: 0 except at the last span of each row.
 
     Raises:
         ObjectiveError: shapes that do not fit.
@@ -43,12 +43,12 @@ def gae(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Generalised advantage estimation over spans.
 
-    With `delta_s = r_s + gamma V_{s+1} - V_s`, and 0 for what follows a row's last span,
-    `A_s = delta_s + gamma lambda A_{s+1}`; returns are `A_s + V_s`. `lambda = 1` is the discounted sum of rewards less
-    the value (unbiased), `lambda = 0` the error of one step (little variance).
+    With `delta_s = r_s + gamma V_{s+1} - V_s`, where V is 0 after a row's last span,
+    `A_s = delta_s + gamma lambda A_{s+1}`; returns are `A_s + V_s`. `lambda = 1` gives the discounted sum of rewards
+    minus the value (unbiased), `lambda = 0` the error of one step (low variance).
 
-    Entries without a span are skipped wherever they are, whatever they hold. A row that could not be judged has to be
-    left out of the mask: a reward that is not finite is not hidden.
+    Entries outside the mask are skipped, wherever they are and whatever they hold. Leave rows that could not be judged
+    out of the mask: rewards that are not finite are not masked for you.
 
     Source: arXiv 1506.02438, equation 16; the defaults: public code of RLAE.
 
@@ -56,7 +56,7 @@ def gae(
         rewards (`torch.Tensor` of shape `(B, S)`): see [`terminal_rewards`] for one number at the end.
         values (`torch.Tensor` of shape `(B, S)`): the critic's estimates at the spans' first tokens.
         mask (`torch.Tensor` of shape `(B, S)`): 1 where there is a span.
-        gamma (`float`, defaults to 0.99): discount for each span, from 0 to 1.
+        gamma (`float`, defaults to 0.99): discount per span, from 0 to 1.
         lam (`float`, defaults to 0.95): lambda, from 0 to 1.
 
     Returns:
@@ -95,20 +95,20 @@ def gae(
 def group_relative(
     rewards: torch.Tensor, num_generations: int, scale: str = "group", eps: float = 1e-4
 ) -> torch.Tensor:
-    """How much better a text is than the other texts of its prompt; no critic is needed.
+    """How much better a completion is than the others of its prompt; no critic is needed.
 
-    `A_i = (r_i - mean of its group) / (std + eps)`. Rewards that are NaN (could not be judged) are left out of mean and
-    standard deviation, and their advantage is 0; so is that of a text whose group has no other that was judged.
+    `A_i = (r_i - mean of its group) / (std + eps)`. Rewards of NaN (could not be judged) are left out of mean and
+    standard deviation, and their advantage is 0. The only judged completion of a group has the advantage 0 too.
 
     Source: GRPO (arXiv 2402.03300); without the standard deviation: Dr. GRPO (arXiv 2503.20783); `eps`, the unbiased
     standard deviation and the names of scales: TRL.
 
     Args:
-        rewards (`torch.Tensor` of shape `(B,)`): the texts of one prompt are next to each other. In several processes:
-            all of them, gathered.
-        num_generations (`int`): G, texts per prompt; B is a multiple.
+        rewards (`torch.Tensor` of shape `(B,)`): the completions of one prompt are adjacent. With several processes:
+            those of all processes, gathered.
+        num_generations (`int`): G, completions per prompt; B is a multiple of G.
         scale (`str`, defaults to `"group"`): which standard deviation: of the `"group"`, of the whole `"batch"`, or
-            `"none"`. Dividing by the group's gives more weight to prompts that are nearly always, or nearly never,
+            `"none"`. Dividing by the group's gives more weight to prompts that are almost always or almost never
             solved.
         eps (`float`, defaults to 1e-4): added to the standard deviation.
 
@@ -117,7 +117,7 @@ def group_relative(
 
     Raises:
         ObjectiveError: rewards of another shape, infinite ones, or a number that G does not divide.
-        ConfigError: an unknown scale, G below 1, or `eps` not above 0.
+        ConfigError: an unknown scale, G below 1, or `eps` that is not above 0.
 
     Example:
 
@@ -131,12 +131,14 @@ def group_relative(
         raise ConfigError(f"num_generations={num_generations}, eps={eps}: they must be at least 1, and above 0")
     if len(rewards) % num_generations:
         raise ObjectiveError(
-            f"rewards has {len(rewards)} entries, which is no multiple of num_generations={num_generations}; give the "
-            "rewards of whole groups, those of one prompt next to each other"
+            f"rewards has {len(rewards)} entries, which is not a multiple of num_generations={num_generations}; give "
+            "the rewards of complete groups, those of one prompt adjacent"
         )
     if bool(rewards.isinf().any()):
         row = int(rewards.isinf().nonzero()[0])
-        raise ObjectiveError(f"rewards[{row}] is {float(rewards[row])}; give finite rewards, or NaN for none")
+        raise ObjectiveError(
+            f"rewards[{row}] is {float(rewards[row])}; give finite rewards, or NaN if it could not be judged"
+        )
     groups = rewards.view(-1, num_generations)
     judged = ~groups.isnan()
     centred = groups - _mean(groups, judged, 1)
@@ -150,12 +152,12 @@ def whiten(advantages: torch.Tensor, mask: torch.Tensor, eps: float = 1e-8) -> t
     """Advantages with mean 0 and standard deviation 1 over the entries that count.
 
     Args:
-        advantages (`torch.Tensor` of any shape): of a whole batch; before it is split into minibatches.
+        advantages (`torch.Tensor` of any shape): of a whole batch, before it is split into minibatches.
         mask (`torch.Tensor` of the same shape): 1 for entries that count.
         eps (`float`, defaults to 1e-8): added to the standard deviation.
 
     Returns:
-        `torch.Tensor` of the same shape: 0 where an entry does not count, or is the only one.
+        `torch.Tensor` of the same shape: 0 where an entry does not count or is the only one.
 
     Raises:
         ObjectiveError: shapes that differ.
@@ -168,7 +170,7 @@ def whiten(advantages: torch.Tensor, mask: torch.Tensor, eps: float = 1e-8) -> t
     if advantages.shape != mask.shape:
         raise ObjectiveError(
             f"mask has shape {tuple(mask.shape)}, advantages has shape {tuple(advantages.shape)}; give one entry of "
-            "the mask for each advantage"
+            "the mask per advantage"
         )
     keep = mask != 0
     centred = advantages - _mean(advantages, keep)
@@ -181,7 +183,7 @@ def _mean(values: torch.Tensor, keep: torch.Tensor, dim: int | None = None) -> t
 
 
 def _std(values: torch.Tensor, keep: torch.Tensor, dim: int | None = None) -> torch.Tensor:
-    """The unbiased standard deviation of what is kept; 0 of a single number."""
+    """The unbiased standard deviation of the entries that are kept; 0 for a single number."""
     squares = torch.where(keep, (values - _mean(values, keep, dim)).square(), 0)
     count = keep.sum(dim, keepdim=True)
     return (squares.sum(dim, keepdim=True) / (count - 1).clamp(min=1)).sqrt()

@@ -1,4 +1,4 @@
-"""Shapes of the tensors that are given, compared by their axes before any work is done."""
+"""Checks the shapes of tensors by their axes before any work is done."""
 
 from __future__ import annotations
 
@@ -12,22 +12,22 @@ AXES = {"B": "rows", "S": "spans", "T": "completion tokens", "M": "members"}
 """What the letters of axes stand for."""
 
 Axes = Mapping[str, tuple[str, ...]]
-"""By tensor, the axes that it may have: `{"advantages": ("B", "BS")}` is one number a row or one a span."""
+"""By tensor, the axes that it may have: `{"advantages": ("B", "BS")}` allows one number per row or one per span."""
 
 
 def check_axes(tensors: Mapping[str, torch.Tensor], axes: Axes, optional: Iterable[str] = ()) -> dict[str, int]:
-    """Refuses tensors that are missing or whose shapes do not fit together.
+    """Raises for tensors that are missing or whose shapes do not fit together.
 
     Args:
-        tensors (`Mapping[str, torch.Tensor]`): by name; names that `axes` does not have are not looked at.
-        axes (`Mapping[str, tuple[str, ...]]`): by name, the axes that are allowed, such as `("B", "BS")`.
+        tensors (`Mapping[str, torch.Tensor]`): by name; names that are not in `axes` are ignored.
+        axes (`Mapping[str, tuple[str, ...]]`): by name, the allowed axes, such as `("B", "BS")`.
         optional (iterable of `str`): names that may be missing.
 
     Returns:
         `dict[str, int]`: the size of every axis.
 
     Raises:
-        ObjectiveError: a tensor is missing, is none, or has another shape than the ones before it ask for.
+        ObjectiveError: a tensor is missing, is not a tensor, or its shape contradicts those before it.
 
     Example:
 

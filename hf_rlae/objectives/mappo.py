@@ -1,4 +1,4 @@
-"""MAPPO: one agent for each member, one critic for all."""
+"""MAPPO: one agent per member, one critic for all."""
 
 from __future__ import annotations
 
@@ -8,26 +8,26 @@ from hf_rlae.objectives.ppo import PPO
 
 @objectives.register("mappo")
 class MAPPO(PPO):
-    """Multi-agent PPO: each member's score is the action of an agent of its own.
+    """Multi-agent PPO: each member's score is the action of its own agent.
 
-    Formula: every agent has its own density ratio, clipped by itself, of the score that it drew; all have the same
-    advantage. The loss is the mean over spans *and agents* of `-min(ratio A, clip(ratio) A)`, plus `value_coef` times
-    the clipped squared error of the one centralised critic, less `entropy_coef` times the agents' mean entropy. A joint
-    density with a single ratio for all members would be PPO.
+    Formula: each agent has its own density ratio for the score that it drew, and each ratio is clipped separately. All
+    agents have the same advantage. The loss is the mean over spans *and agents* of `-min(ratio A, clip(ratio) A)`, plus
+    `value_coef` times the clipped squared error of the centralised critic, minus `entropy_coef` times the agents' mean
+    entropy. A joint density with a single ratio for all members would be PPO.
 
     Args:
         batch: as for [`PPO`], but `old_log_probs` `(B, S, M)`.
         output: as for [`PPO`], but `log_probs` and `entropies` `(B, S, M)`.
 
     References:
-        MAPPO (arXiv 2103.01955); RLAE (arXiv 2506.00439), which weighs language models with it.
+        MAPPO (arXiv 2103.01955); RLAE (arXiv 2506.00439), which weights language models with it.
 
     Requirements:
-        One actor a member (`gaussian`), and rollouts that draw their actions.
+        One actor per member (`gaussian`), and rollouts that draw their actions.
 
     Relations:
-        [`PPO`] clips one ratio for the whole weight vector, this one clips each member's; with one member they are the
-        same. [`Mixture`] can train actors of either kind, without drawing actions.
+        [`PPO`] clips one ratio for the whole weight vector, MAPPO one per member; with one member they are
+        equal. [`Mixture`] trains actors of either kind, without drawing actions.
 
     Example:
 
@@ -35,7 +35,7 @@ class MAPPO(PPO):
     >>> batch = {
     ...     "span_mask": torch.tensor([[1]]), "advantages": torch.tensor([1.0]), "old_log_probs": torch.zeros(1, 1, 2)
     ... }
-    >>> log_probs = torch.tensor([[[0.0, 1.0]]], requires_grad=True)  # the second agent has gone far enough
+    >>> log_probs = torch.tensor([[[0.0, 1.0]]], requires_grad=True)  # the second agent's ratio is clipped
     >>> found = objectives["mappo"]().loss(batch, {"log_probs": log_probs, "entropies": torch.zeros(1, 1, 2)})
     >>> found.loss.backward()
     >>> log_probs.grad.tolist(), found.metrics["clip_ratio"].item()

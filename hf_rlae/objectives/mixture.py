@@ -20,53 +20,53 @@ _TOKEN_AXES = {"span_index": ("BT",), "member_logps": ("BTM",)}
 class Mixture(Objective):
     """The clipped surrogate on the probabilities of emitted tokens, differentiated through the mixture.
 
-    Formula: `ratio_t = (sum_m w_m p_m(y_t)) / (sum_m w_m(old) p_m(y_t))`, where w are the weights now of the span that
-    holds token t. The loss is the mean over tokens of `-min(ratio A, clip(ratio) A)`, less `entropy_coef` times the
-    mean over spans of the entropy of the weights. Only the M probabilities of each emitted token have to be kept:
-    nothing of the vocabulary's size. The ratio is linear in w, and is computed as `sum_m w_m exp(logp_m - logp_old)`,
-    which has no logarithm of something that may be 0.
+    Formula: `ratio_t = (sum_m w_m p_m(y_t)) / (sum_m w_m(old) p_m(y_t))`, where w are the current weights of the
+    span that contains token t. The loss is the mean over tokens of `-min(ratio A, clip(ratio) A)`, minus `entropy_coef`
+    times the mean over spans of the entropy of the weights. A rollout keeps only the M probabilities of each emitted
+    token, and nothing of the vocabulary's size. The ratio is linear in w. It is computed as
+    `sum_m w_m exp(logp_m - logp_old)`, without the logarithm of a number that may be 0.
 
-    Two kinds of tokens are special. Where a member's log-probability is NaN, it had no weight (it was cut): it is no
-    part of that token's mixture, and the weights of the others are renormalised. Where no member proposes a token
-    (something else forced it), the token says nothing of the weights: it is left out, and counted in `forced_tokens`.
+    Two kinds of tokens are special. If a member's log-probability is NaN, the member had no weight (it was cut): it is
+    left out of that token's mixture, and the weights of the others are renormalised. If no member proposes a token
+    (something else forced it), the token says nothing about the weights: it is left out and counted in `forced_tokens`.
 
     Args:
         batch: `span_mask` `(B, S)`; `completion_mask` `(B, T)`; `span_index` `(B, T)`, the span of each token (see
             [`spans_of_tokens`]); `member_logps` `(B, T, M)`, log-probabilities in nats of the emitted tokens, in the
             distributions that the rollout mixed (so *after* temperature and other warpers, if it warped members), NaN
             where a member had no weight, -inf where it could not propose the token; `old_mixture_logps` `(B, T)`, with
-            the rollout's weights (see [`mixture_logps`]); `advantages` `(B,)` or `(B, S)`, or else `token_advantages`
+            the rollout's weights (see [`mixture_logps`]); `advantages` `(B,)` or `(B, S)`, or `token_advantages`
             `(B, T)`; with a critic also `returns` and `old_values` `(B, S)`.
         output: `weights` `(B, S, M)`, deterministic, at least 0, each row summing to 1; with a critic `values`
             `(B, S)`.
 
     References:
-        Ours; the surrogate is that of PPO (arXiv 1707.06347), group-relative advantages are those of GRPO (arXiv
+        Ours; the surrogate is that of PPO (arXiv 1707.06347), and group-relative advantages are those of GRPO (arXiv
         2402.03300).
 
     Requirements:
         Linear mixing, an actor of either kind, and rollouts that act with the deterministic weights that inference uses
         and *sample* tokens. Without an entropy bonus the weights saturate on the best single member and stay there: in
-        a small study of two specialists the share of right answers was 0.68 with 0.03, and 0.31 to 0.36, that of the
-        best single member, without. Hence the default of 0.03. More of it costs much
-        where spans are long: on the embedded specialists, at span length 8, the share of right answers was 0.51 with
-        0.03 and 0.14 with 0.06 (three trainings each), at span length 1 it was 0.88 with both.
+        a small study of two specialists the share of right answers was 0.68 with a bonus of 0.03. Without it, the
+        share was 0.31 to 0.36, that of the best single member. Hence the default of 0.03. A larger bonus is costly if
+        spans are long: on the embedded specialists, at span length 8, the share of right answers was 0.51 with
+        0.03 and 0.14 with 0.06 (three trainings each); at span length 1 it was 0.88 with both.
 
     Relations:
-        [`PPO`] and [`MAPPO`] draw weights and learn from which weights went well; they work with any mixing, and need
+        [`PPO`] and [`MAPPO`] draw weights and learn which weights went well. They work with any mixing and need
         rollouts that explore.
 
     Example:
 
     >>> weights = torch.tensor([[[0.5, 0.5]]], requires_grad=True)
-    >>> member_logps = torch.tensor([[[0.8, 0.2]]]).log()  # the first member finds the token four times as likely
+    >>> member_logps = torch.tensor([[[0.8, 0.2]]]).log()  # four times as likely under the first member
     >>> batch = {
     ...     "span_mask": torch.tensor([[1]]), "completion_mask": torch.tensor([[1]]),
     ...     "span_index": torch.tensor([[0]]), "member_logps": member_logps, "advantages": torch.tensor([1.0]),
     ...     "old_mixture_logps": torch.tensor([[0.5]]).log(),
     ... }
     >>> objectives["mixture"]().loss(batch, {"weights": weights}, ObjectiveSettings(entropy_coef=0.0)).loss.backward()
-    >>> -weights.grad  # before the policy's softmax, which makes it a difference: the first member's weight goes up
+    >>> -weights.grad  # the gradient before the policy's softmax: the first member's weight increases
     tensor([[[ 0.6000, -0.6000]]])
     """
 
@@ -89,13 +89,13 @@ class Mixture(Objective):
     optional = Objective.optional | {"advantages", "token_advantages"}
 
     def check(self, batch: Tensors, output: Tensors) -> None:
-        """See `Objective.check`; each token has to belong to a span that exists."""
+        """See `Objective.check`; each token must belong to a span that exists."""
         super().check(batch, output)
         given = [name for name in ("advantages", "token_advantages") if batch.get(name) is not None]
         if len(given) != 1:
             raise ObjectiveError(
                 f"{' and '.join(given) or 'advantages'} {'are both given' if given else 'is missing'}; give either "
-                "advantages (one a row or one a span) or token_advantages (one a token)"
+                "advantages (one per row or per span) or token_advantages (one per token)"
             )
         _check_span_index(batch["span_index"], batch["completion_mask"] != 0, batch["span_mask"] != 0)
 
@@ -133,9 +133,10 @@ def mixture_ratio(weights: torch.Tensor, member_logps: torch.Tensor, old_mixture
     """`sum_m w_m p_m(y) / p_old(y)` of every token, linear in the weights.
 
     Args:
-        weights (`torch.Tensor` of shape `(B, T, M)`): of each token's span; those of members with NaN are left out, the
-            others renormalised.
-        member_logps (`torch.Tensor` of shape `(B, T, M)`): in nats; -inf: cannot propose it; NaN: had no weight.
+        weights (`torch.Tensor` of shape `(B, T, M)`): of each token's span; members with NaN are left out and
+            the weights of the others renormalised.
+        member_logps (`torch.Tensor` of shape `(B, T, M)`): in nats; -inf if the member cannot propose the token, NaN if
+            it had no weight.
         old_mixture_logps (`torch.Tensor` of shape `(B, T)`): in nats.
 
     Returns:
@@ -153,17 +154,18 @@ def mixture_ratio(weights: torch.Tensor, member_logps: torch.Tensor, old_mixture
 
 @torch.no_grad()
 def mixture_logps(weights: torch.Tensor, member_logps: torch.Tensor, span_index: torch.Tensor) -> torch.Tensor:
-    """Log-probabilities of emitted tokens under the mixture, for a rollout to keep.
+    """Log-probabilities of emitted tokens under the mixture; a rollout keeps them.
 
     `log sum_m w_m p_m(y_t)` with the weights of the span of token t, and members as in [`Mixture`].
 
     Args:
         weights (`torch.Tensor` of shape `(B, S, M)`): of every span.
-        member_logps (`torch.Tensor` of shape `(B, T, M)`): in nats; -inf: cannot propose it; NaN: had no weight.
+        member_logps (`torch.Tensor` of shape `(B, T, M)`): in nats; -inf if the member cannot propose the token, NaN if
+            it had no weight.
         span_index (`torch.LongTensor` of shape `(B, T)`): the span of each token; -1 where there is none.
 
     Returns:
-        `torch.Tensor` of shape `(B, T)`, in nats: -inf where no member proposes the token, NaN where there is none.
+        `torch.Tensor` of shape `(B, T)`, in nats: -inf where no member proposes the token, NaN where there is no token.
 
     Raises:
         ObjectiveError: shapes that do not fit, or a span that does not exist.
@@ -184,7 +186,7 @@ def mixture_logps(weights: torch.Tensor, member_logps: torch.Tensor, span_index:
 
 
 def weight_entropies(weights: torch.Tensor) -> torch.Tensor:
-    """`-sum_m w_m log w_m` in nats; weights of 0 add nothing and have a finite gradient.
+    """`-sum_m w_m log w_m` in nats; weights of 0 contribute nothing and have a finite gradient.
 
     Args:
         weights (`torch.Tensor` of shape `(..., M)`): rows sum to 1.
@@ -214,7 +216,7 @@ def _proposed(batch: Tensors) -> torch.Tensor:
 
 
 def _of_tokens(per_span: torch.Tensor, span_index: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
-    """What `(B, S, ...)` says of each token's span, `(B, T, ...)`; of the first span where there is no token."""
+    """The values `(B, S, ...)` of each token's span, `(B, T, ...)`; those of the first span where there is no token."""
     places = torch.where(mask, span_index, 0)
     rows = torch.arange(len(per_span), device=per_span.device)[:, None]
     return per_span[rows, places]
@@ -239,6 +241,6 @@ def _check_span_index(span_index: torch.Tensor, mask: torch.Tensor, span_mask: t
     if bool(bad.any()):
         row, token = bad.nonzero()[0].tolist()
         raise ObjectiveError(
-            f"span_index[{row}, {token}] is {int(span_index[row, token])}, which is no span of that row: it has "
+            f"span_index[{row}, {token}] is {int(span_index[row, token])}, which is not a span of that row: it has "
             f"{int(span_mask[row].sum())}; give each token that counts the index of a span that counts"
         )

@@ -1,4 +1,4 @@
-"""What an objective is: what it asks of actor and rollout, and the loss that it makes of tensors."""
+"""The interface of objectives: what they need from actor and rollout, and the loss that they compute."""
 
 from __future__ import annotations
 
@@ -20,20 +20,20 @@ Tensors = Mapping[str, torch.Tensor]
 
 @dataclass(frozen=True)
 class ObjectiveOutput:
-    """A loss and what is worth logging.
+    """A loss and its metrics.
 
     Attributes:
         loss (0-d `torch.Tensor`): to be minimised.
-        metrics (`dict[str, torch.Tensor]`): detached 0-d tensors, of this batch alone whatever `num_items` is:
+        metrics (`dict[str, torch.Tensor]`): detached 0-d tensors of this batch alone, independent of `num_items`:
 
-            * `policy_loss`: the clipped surrogate's share of the loss, before any coefficient;
+            * `policy_loss`: the clipped surrogate;
             * `clip_ratio`: share of actions whose ratio is clipped, so that they have no gradient;
-            * `kl`: estimate of KL(rollout's policy || present policy) in nats, for stopping early;
+            * `kl`: estimate of KL(rollout's policy || current policy) in nats, for early stopping;
             * `ratio_max`: the largest ratio;
             * `entropy`: mean over spans, in nats;
             * with a critic: `value_loss`, `value_clip_ratio` and `explained_variance` (of the rollout's values; NaN
               where returns do not vary);
-            * with `mixture`: `forced_tokens`, how many tokens were left out because no member proposed them.
+            * with `mixture`: `forced_tokens`, the number of tokens that are left out because no member proposed them.
     """
 
     loss: torch.Tensor
@@ -41,26 +41,27 @@ class ObjectiveOutput:
 
 
 class Objective(ABC):
-    """Turns a rollout and the policy's present answer about its spans into a loss.
+    """Computes a loss from a rollout and the policy's current output for its spans.
 
-    An objective is stateless. Batches are tables of B rows (texts), padded to S spans and T tokens, so that minibatches
-    are chosen by rows. Masks may be boolean or of any number, not 0 = counts; what a mask leaves out may hold anything,
-    NaN too. NaN where it counts is not hidden: the loss is NaN.
+    An objective is stateless. Batches have B rows (completions), padded to S spans and T tokens, and minibatches are
+    selections of rows. Masks may be boolean or numeric; an entry counts if it is not 0. Entries that do not count may
+    hold anything, even NaN. A NaN in an entry that counts makes the loss NaN.
 
-    An objective in a file of its own subclasses this, sets what is below, and registers:
+    To add an objective, subclass this class in a file of its own, set the attributes below, and register it with
     `@objectives.register("name")`.
 
     Attributes:
         registered_name (`str`): its name in the registry.
-        actors (`tuple[str, ...]`): values of `PolicyConfig.actor` that fit: `"joint"`, `"per_member"`.
+        actors (`tuple[str, ...]`): values of `PolicyConfig.actor` that it can train: `"joint"`, `"per_member"`.
         explores (`bool`): whether rollouts draw actions (and keep their log-densities), or act with the deterministic
             weights that inference uses.
         default_advantages (`str`): `"gae"`, which needs a critic, or `"group_relative"`, which needs none. Each
-            objective takes either: the critic is trained wherever the batch has `returns`.
+            objective accepts either; the critic is trained if the batch has `returns`.
         defaults (`ObjectiveSettings`): its own default settings.
-        batch_axes (`Mapping[str, tuple[str, ...]]`): what a rollout has to keep, with the axes allowed.
-        output_axes (`Mapping[str, tuple[str, ...]]`): what the policy has to say, with the axes allowed.
-        optional (`frozenset[str]`): names of both that may be missing.
+        batch_axes (`Mapping[str, tuple[str, ...]]`): the tensors that a rollout has to keep, with their allowed axes.
+        output_axes (`Mapping[str, tuple[str, ...]]`): the tensors that the policy has to return, with their allowed
+            axes.
+        optional (`frozenset[str]`): names of tensors that may be missing.
     """
 
     registered_name: ClassVar[str]
@@ -83,15 +84,15 @@ class Objective(ABC):
         """The loss of a batch.
 
         Args:
-            batch (`Mapping[str, torch.Tensor]`): what the rollout kept; see the class.
-            output (`Mapping[str, torch.Tensor]`): what the policy says now of the same spans; see the class, and
+            batch (`Mapping[str, torch.Tensor]`): the tensors of the rollout; see the class.
+            output (`Mapping[str, torch.Tensor]`): the policy's current output for the same spans; see the class and
                 [`scatter_spans`].
             settings (`ObjectiveSettings`, *optional*): the objective's own `defaults` if `None`.
-            num_items (`Mapping[str, float | torch.Tensor]`, *optional*): what sums are divided by, under the names
-                that the method `num_items` gives; the batch's own numbers if `None`. Where a batch is split (gradient
-                accumulation, several processes), add these numbers up over the parts and give the sums with each part:
-                the losses and gradients of the parts then sum to those of the whole batch. (DDP takes the *mean* over
-                processes: multiply by their number.)
+            num_items (`Mapping[str, float | torch.Tensor]`, *optional*): the divisors of sums, under the names that
+                the method `num_items` returns; by default the batch's own numbers. If a batch is split (gradient
+                accumulation, several processes), add these numbers over the parts and pass the sums with each part:
+                the losses and gradients of the parts then add up to those of the whole batch. (DDP takes the *mean*
+                over processes: multiply by their number.)
 
         Raises:
             ObjectiveError: a tensor is missing or has another shape; the message names it.
@@ -99,13 +100,13 @@ class Objective(ABC):
 
     @abstractmethod
     def num_items(self, batch: Tensors) -> dict[str, torch.Tensor]:
-        """How many things count in a batch: 0-d tensors under `"sequences"`, `"spans"`, and `"tokens"` if any."""
+        """The numbers of `"sequences"`, `"spans"` and, for some objectives, `"tokens"` that count: 0-d tensors."""
 
     def items(self, batch: Tensors, num_items: Mapping[str, Number] | None) -> Mapping[str, Number]:
-        """What sums are divided by: the numbers that were given, or else those of the batch.
+        """The divisors of sums: the given numbers, or those of the batch.
 
         Raises:
-            ObjectiveError: a number is missing among those that were given.
+            ObjectiveError: one of the given numbers is missing.
         """
         own = self.num_items(batch)
         missing = own.keys() - (own if num_items is None else num_items).keys()
@@ -117,7 +118,7 @@ class Objective(ABC):
         return own if num_items is None else num_items
 
     def check(self, batch: Tensors, output: Tensors) -> None:
-        """Refuses tensors that are missing or do not fit together.
+        """Raises for tensors that are missing or do not fit together.
 
         Raises:
             ObjectiveError: see `loss`.
@@ -127,9 +128,9 @@ class Objective(ABC):
         if batch.get("returns") is not None and missing:
             raise ObjectiveError(
                 f"{missing[0]} is missing, but the batch has returns, which the critic learns from; give the critic's "
-                "estimates of the rollout (old_values) and of now (values), or leave the returns out"
+                "estimates in the rollout (old_values) and now (values), or leave out the returns"
             )
 
 
 objectives: Registry[type[Objective]] = Registry("objective")
-"""By name, the classes of objectives."""
+"""The classes of objectives, by name."""

@@ -1,4 +1,4 @@
-"""PPO: one agent gives all weights."""
+"""PPO: one agent sets all weights."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ from hf_rlae.objectives.surrogate import density_ratio, policy_term, total, valu
 class PPO(Objective):
     """Proximal policy optimisation; a step is a span, and its action is the whole weight vector.
 
-    Formula: the ratio of a span is the density of the weights that were drawn, now and in the rollout. The loss is the
-    mean over spans of `-min(ratio A, clip(ratio) A)`, plus `value_coef` times the clipped squared error of the critic,
-    less `entropy_coef` times the entropy of the distribution that weights are drawn from.
+    Formula: the ratio of a span is the density of the drawn weights now, divided by that in the rollout. The loss is
+    the mean over spans of `-min(ratio A, clip(ratio) A)`, plus `value_coef` times the clipped squared error of the
+    critic, minus `entropy_coef` times the entropy of the distribution that the weights are drawn from.
 
     Args:
         batch: `span_mask` `(B, S)`; `advantages` `(B,)` or `(B, S)`; `old_log_probs` `(B, S)`, log-densities in nats
@@ -26,14 +26,14 @@ class PPO(Objective):
         output: `log_probs` `(B, S)`, of the same actions now; `entropies` `(B, S)`; with a critic `values` `(B, S)`.
 
     References:
-        PPO (arXiv 1707.06347); RLAE (arXiv 2506.00439), which weighs language models with it.
+        PPO (arXiv 1707.06347); RLAE (arXiv 2506.00439), which weights language models with it.
 
     Requirements:
         A joint actor (`dirichlet` or `logistic_normal`), and rollouts that draw their actions.
 
     Relations:
-        [`MAPPO`] has an agent for each member, and is this one where there is one member. [`Mixture`] puts no noise
-        on the weights and needs no critic; it learns from which tokens came out rather than from which weights.
+        [`MAPPO`] has one agent per member; with one member it equals PPO. [`Mixture`] adds no noise to the weights and
+        needs no critic; it learns from the tokens that were sampled rather than from the weights that were drawn.
 
     Example:
 
@@ -43,7 +43,7 @@ class PPO(Objective):
     >>> batch = {"span_mask": mask, "advantages": torch.tensor([1.0, -1.0]), "old_log_probs": old}
     >>> found = objectives["ppo"]().loss(batch, {"log_probs": log_probs, "entropies": torch.zeros(2, 2)})
     >>> found.loss.backward()
-    >>> log_probs.grad  # descent makes what went well likelier, what did not unlikelier
+    >>> log_probs.grad  # descent raises the probability of actions that went well, and lowers that of the others
     tensor([[-0.3333, -0.3333],
             [ 0.3333,  0.0000]])
     """

@@ -1,4 +1,4 @@
-"""Means over what counts. What does not count may hold anything, NaN too, and gets the gradient 0."""
+"""Means over the entries that count. The others may hold anything, even NaN, and have the gradient 0."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ def masked_mean(values: torch.Tensor, mask: torch.Tensor, num_items: Number | No
     Args:
         values (`torch.Tensor` of any shape).
         mask (`torch.BoolTensor` of the same shape).
-        num_items (`float` or 0-d `torch.Tensor`, *optional*): divide by this number instead; at least 1 is taken.
+        num_items (`float` or 0-d `torch.Tensor`, *optional*): divide by this number instead, or by 1 if it is smaller.
 
     Returns:
         0-d `torch.Tensor`.
@@ -32,7 +32,7 @@ def mean_of_row_means(values: torch.Tensor, mask: torch.Tensor, num_rows: Number
     Args:
         values (`torch.Tensor` of shape `(B, N)`).
         mask (`torch.BoolTensor` of shape `(B, N)`).
-        num_rows (`float` or 0-d `torch.Tensor`, *optional*): divide by this number instead; at least 1 is taken.
+        num_rows (`float` or 0-d `torch.Tensor`, *optional*): divide by this number instead, or by 1 if it is smaller.
 
     Returns:
         0-d `torch.Tensor`.
@@ -61,8 +61,8 @@ def masked_max(values: torch.Tensor, mask: torch.Tensor, default: float) -> torc
 def explained_variance(values: torch.Tensor, returns: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
     """`1 - Var(returns - values) / Var(returns)` over entries that count.
 
-    1 for a critic that is always right, 0 for one that says nothing, negative for one that is worse than nothing. NaN
-    where the returns do not vary: leave it out of averages.
+    1 for a perfect critic, 0 for a constant one, negative for a worse one. NaN if the returns do not vary: leave it out
+    of averages.
 
     Args:
         values, returns (`torch.Tensor` of shape `(B, S)`).

@@ -1,4 +1,4 @@
-"""What all objectives can be told."""
+"""Settings that all objectives share."""
 
 from __future__ import annotations
 
@@ -18,20 +18,21 @@ class ObjectiveSettings:
     Args:
         epsilon (`float`, defaults to 0.2): ratios below `1 - epsilon` and above `1 + epsilon` are clipped.
             Source: public code of RLAE.
-        epsilon_high (`float`, *optional*): the upper bound, if it is another one; DAPO (arXiv 2503.14476) recommends
+        epsilon_high (`float`, *optional*): the upper bound, if it differs; DAPO (arXiv 2503.14476) recommends
             0.28. As in TRL.
-        value_epsilon (`float`, *optional*, defaults to 0.2): the critic's estimates are clipped at so far from those of
-            the rollout, in units of the reward; `None` for no clipping. Source: ours, for rewards between 0 and 1.
+        value_epsilon (`float`, *optional*, defaults to 0.2): the critic's estimates are clipped to this distance from
+            those of the rollout, in units of the reward; `None` for no clipping. Source: ours, for rewards between 0
+            and 1.
         value_coef (`float`, defaults to 0.5): of the value loss. Source: public code of RLAE.
         entropy_coef (`float`, defaults to 0.01): of the entropy bonus, per nat. Source: public code of RLAE. The
             `mixture` objective has its own default, 0.03; see there.
-        reduction (`str`, defaults to `"token"`): `"token"`: all tokens of the batch count the same, as in DAPO
-            (arXiv 2503.14476). `"sequence"`: the mean over each text comes first, so that all texts count the same, as
-            in GRPO (arXiv 2402.03300). With `ppo` and `mappo` the things that count are spans, not tokens. Value loss
+        reduction (`str`, defaults to `"token"`): `"token"`: all tokens of the batch have the same weight, as in DAPO
+            (arXiv 2503.14476). `"sequence"`: tokens are averaged per completion first, so all completions have the same
+            weight, as in GRPO (arXiv 2402.03300). With `ppo` and `mappo` the items are spans, not tokens. Value loss
             and entropy are always means over all spans.
 
     Raises:
-        ConfigError: a value that cannot be used; the message names the field.
+        ConfigError: a value is out of range; the message names the field.
 
     Example:
 

@@ -1,4 +1,4 @@
-"""Between the spans of a batch as a table of rows, as a list, and as parts of the tokens."""
+"""Converts between the spans of a batch as a padded table, as a list, and as parts of the tokens."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from hf_rlae.objectives.checks import check_axes
 
 
 def spans_of_tokens(completion_mask: torch.Tensor, span_length: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """The span that each token belongs to, where every span but a row's last has `span_length` tokens.
+    """The span of each token, where every span except a row's last has `span_length` tokens.
 
     Args:
         completion_mask (`torch.Tensor` of shape `(B, T)`): 1 where there is a token; padding may be on either side.
@@ -20,7 +20,7 @@ def spans_of_tokens(completion_mask: torch.Tensor, span_length: int) -> tuple[to
         `torch.BoolTensor` of shape `(B, S)`, true where there is a span; S is at least 1.
 
     Raises:
-        ObjectiveError: a mask that is no table.
+        ObjectiveError: the mask is not two-dimensional.
         ConfigError: a span length below 1.
 
     Example:
@@ -42,12 +42,12 @@ def spans_of_tokens(completion_mask: torch.Tensor, span_length: int) -> tuple[to
 
 
 def scatter_spans(values: torch.Tensor, span_mask: torch.Tensor) -> torch.Tensor:
-    """Puts what a policy says of a list of spans where these spans are in the batch.
+    """Puts a policy's output for a list of spans into the places of these spans in the batch.
 
-    One forward pass of a policy over the N spans that exist then serves the whole padded batch. Gradients pass.
+    So one forward pass over the N spans that exist serves the whole padded batch. Gradients flow through it.
 
     Args:
-        values (`torch.Tensor` of shape `(N, ...)`): one entry for each span, first row first.
+        values (`torch.Tensor` of shape `(N, ...)`): one entry per span, in the order of rows.
         span_mask (`torch.Tensor` of shape `(B, S)`): 1 where there is a span; N of them.
 
     Returns:
@@ -66,7 +66,7 @@ def scatter_spans(values: torch.Tensor, span_mask: torch.Tensor) -> torch.Tensor
     places = (span_mask != 0).nonzero(as_tuple=True)
     if values.dim() == 0 or len(values) != len(places[0]):
         raise ObjectiveError(
-            f"values has shape {tuple(values.shape)}, span_mask has {len(places[0])} spans; give one entry for each "
+            f"values has shape {tuple(values.shape)}, span_mask has {len(places[0])} spans; give one entry per "
             "span, those of the first row first"
         )
     empty = values.new_zeros((*span_mask.shape, *values.shape[1:]))

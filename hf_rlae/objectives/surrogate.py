@@ -1,4 +1,4 @@
-"""The terms that losses are made of: the clipped surrogate, the clipped value loss, their metrics."""
+"""The terms of losses: the clipped surrogate, the clipped value loss, and their metrics."""
 
 from __future__ import annotations
 
@@ -29,17 +29,17 @@ def policy_term(
     Source: PPO (arXiv 1707.06347), equation 7.
 
     Args:
-        ratio (`torch.Tensor` of shape `(B, N)` or `(B, N, M)`): probability of each action now, divided by that of the
-            rollout; of N actions, or of the actions of M agents, over which the mean is taken. Finite also where it
-            does not count.
+        ratio (`torch.Tensor` of shape `(B, N)` or `(B, N, M)`): probability of each action now, divided by that in the
+            rollout; for N actions, or for the actions of M agents, which are averaged. Finite even where it does not
+            count.
         advantages (`torch.Tensor` of shape `(B, N)`).
-        mask (`torch.BoolTensor` of shape `(B, N)`): what counts; elsewhere `advantages` may hold anything.
+        mask (`torch.BoolTensor` of shape `(B, N)`): entries that count; elsewhere `advantages` may hold anything.
         settings (`ObjectiveSettings`): clipping and reduction.
         num_items (`Mapping[str, float | torch.Tensor]`): numbers of `"sequences"` and of `unit`.
-        unit (`str`): what the N are: `"spans"` or `"tokens"`.
+        unit (`str`): the kind of the N entries: `"spans"` or `"tokens"`.
 
     Returns:
-        `(loss, metrics)`, the latter with `policy_loss`, `clip_ratio`, `kl` and `ratio_max`.
+        `(loss, metrics)`; the metrics are `policy_loss`, `clip_ratio`, `kl` and `ratio_max`.
     """
     present = mask if ratio.dim() == 2 else mask[..., None].expand_as(ratio)
     gain = torch.where(mask, advantages, 0)
@@ -78,14 +78,14 @@ def density_ratio(log_probs: torch.Tensor, old_log_probs: torch.Tensor, mask: to
 
 
 def kl_estimate(ratio: torch.Tensor) -> torch.Tensor:
-    """`(ratio - 1) - log(ratio)`: its mean over actions of the rollout is KL(rollout's policy || present policy).
+    """`(ratio - 1) - log(ratio)`: its mean over the rollout's actions estimates KL(rollout's policy || current policy).
 
-    It is never negative, has no bias, and little variance where the policies are near.
+    It is never negative, unbiased, and has a low variance if the policies are close.
 
     Source: the estimator k3 of http://joschu.net/blog/kl-approx.html.
 
     Args:
-        ratio (`torch.Tensor` of any shape): probability now, divided by that of the rollout.
+        ratio (`torch.Tensor` of any shape): probability now, divided by that in the rollout.
 
     Example:
 
@@ -110,7 +110,7 @@ def value_term(
     Args:
         batch, output (`Mapping[str, torch.Tensor]`): `returns`, `old_values`, `values`, each of shape `(B, S)`. Without
             returns the loss is 0.
-        mask (`torch.BoolTensor` of shape `(B, S)`): where they count.
+        mask (`torch.BoolTensor` of shape `(B, S)`): entries that count.
         settings (`ObjectiveSettings`): `value_epsilon`.
         num_items (`Mapping[str, float | torch.Tensor]`): number of `"spans"`.
 
@@ -127,7 +127,7 @@ def value_term(
     if settings.value_epsilon is not None:
         moved = (values - before).clamp(-settings.value_epsilon, settings.value_epsilon)
         clipped = (before + moved - returns).square()
-        # rounding alone may make the clipped error the larger one
+        # rounding alone may make the clipped error larger
         is_clipped = ((values - before).abs() > settings.value_epsilon) & (clipped > errors)
         errors = torch.maximum(errors, clipped)
     loss = masked_mean(errors, mask, num_items["spans"])
@@ -155,7 +155,7 @@ def total(
     Args:
         policy, value (`tuple`): of `policy_term` and `value_term`.
         entropies (`torch.Tensor` of shape `(B, S)`): in nats.
-        mask (`torch.BoolTensor` of shape `(B, S)`): where they count.
+        mask (`torch.BoolTensor` of shape `(B, S)`): entries that count.
         settings (`ObjectiveSettings`): coefficients.
         num_items (`Mapping[str, float | torch.Tensor]`): number of `"spans"`.
     """

@@ -1,4 +1,4 @@
-"""PPO over tokens, with the KL to a base model in the reward: what a language model's own fine-tuning needs."""
+"""PPO over tokens with the KL to a base model in the reward, for fine-tuning a language model."""
 
 from __future__ import annotations
 
@@ -19,15 +19,15 @@ MAX_KL_ERROR = 0.2
 
 @torch.no_grad()
 def token_kls(per_token_logps: torch.Tensor, ref_per_token_logps: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
-    """What each token says about the KL to the base model: `log pi(y_t) - log pi_base(y_t)`.
+    """Each token's contribution to the KL to the base model: `log pi(y_t) - log pi_base(y_t)`.
 
-    Its sum over a text that the policy wrote has the mean `KL(pi || pi_base)` of whole texts; one token's may be
-    negative.
+    The sum over a completion of the policy has the expectation `KL(pi || pi_base)` over completions; single terms may
+    be negative.
 
     Source: Ziegler et al. (arXiv 1909.08593), section 2.
 
     Args:
-        per_token_logps (`torch.Tensor` of shape `(B, T)`): of the policy that wrote the texts, in nats.
+        per_token_logps (`torch.Tensor` of shape `(B, T)`): of the policy that wrote the completions, in nats.
         ref_per_token_logps (`torch.Tensor` of shape `(B, T)`): of the base model, in nats.
         mask (`torch.Tensor` of shape `(B, T)`): 1 for tokens that count.
 
@@ -49,16 +49,16 @@ def token_kls(per_token_logps: torch.Tensor, ref_per_token_logps: torch.Tensor, 
 
 @torch.no_grad()
 def token_rewards(rewards: torch.Tensor, kls: torch.Tensor, mask: torch.Tensor, kl_coef: float) -> torch.Tensor:
-    """Rewards of single tokens: `-kl_coef * kl_t` at each, and the text's own reward at its last one.
+    """Rewards per token: `-kl_coef * kl_t` at each token, plus the completion's own reward at its last one.
 
-    A text's sum is `reward - kl_coef * sum of its KLs`. A text that could not be judged has to be left out of the
-    mask: a reward that is not finite is not hidden.
+    They sum to `reward - kl_coef * sum of the KLs`. Leave completions that could not be judged out of the mask: rewards
+    that are not finite are not masked for you.
 
-    Source: Ziegler et al. (arXiv 1909.08593), section 2; its place at single tokens: public code, TRL's former
+    Source: Ziegler et al. (arXiv 1909.08593), section 2; the split over tokens: public code, TRL's former
     `PPOTrainer`.
 
     Args:
-        rewards (`torch.Tensor` of shape `(B,)`): of the finished texts.
+        rewards (`torch.Tensor` of shape `(B,)`): of the finished completions.
         kls (`torch.Tensor` of shape `(B, T)`): see [`token_kls`], in nats.
         mask (`torch.Tensor` of shape `(B, T)`): 1 for tokens that count.
         kl_coef (`float`): units of the reward per nat, at least 0.
@@ -95,23 +95,23 @@ def token_value_loss(
 
     `1/2 max((V - R)^2, (V_old + clip(V - V_old, -value_epsilon, value_epsilon) - R)^2)`.
 
-    Source: public code, TRL's former `PPOTrainer`, with its half.
+    Source: public code, TRL's former `PPOTrainer`, including the factor of one half.
 
     Args:
         values, old_values, returns (`torch.Tensor` of shape `(B, T)`): the critic's estimates now and in the rollout,
-            and what it has to learn, see [`gae`].
-        mask (`torch.Tensor` of shape `(B, T)`): 1 for tokens that count; elsewhere anything may stand.
+            and their targets, see [`gae`].
+        mask (`torch.Tensor` of shape `(B, T)`): 1 for tokens that count; the others may hold anything.
         value_epsilon (`float`, *optional*, defaults to 0.2): in units of the reward; `None` for no clipping.
-        num_items (`float` or 0-d `torch.Tensor`, *optional*): the sum over tokens is divided by this number; the
-            number of tokens that count if `None`.
+        num_items (`float` or 0-d `torch.Tensor`, *optional*): the divisor of the sum over tokens; by default the
+            number of tokens that count.
 
     Returns:
-        `(loss, metrics)`: with gradient to `values`; metrics are `value_loss`, the same without `num_items`, and
-        `value_clip_ratio`, the share of tokens that are clipped and have no gradient.
+        `(loss, metrics)`: the loss has a gradient to `values`. The metrics are `value_loss`, the same without
+        `num_items`, and `value_clip_ratio`, the share of tokens that are clipped and have no gradient.
 
     Raises:
         ObjectiveError: shapes that do not fit.
-        ConfigError: `value_epsilon` not above 0.
+        ConfigError: `value_epsilon` is not above 0.
 
     Example:
 
@@ -138,24 +138,24 @@ def token_value_loss(
 def adapted_kl_coef(kl_coef: float, kl: float, target: float, horizon: float, num_texts: int) -> float:
     """The next KL coefficient: larger after a KL above the target, smaller after one below.
 
-    `kl_coef * (1 + clip(kl / target - 1, -0.2, 0.2) * num_texts / horizon)`: between 0.8 and 1.2 times the present one.
+    `kl_coef * (1 + clip(kl / target - 1, -0.2, 0.2) * num_texts / horizon)`: between 0.8 and 1.2 times the current one.
 
     Source: Ziegler et al. (arXiv 1909.08593), section 2.2; `num_texts / horizon`: public code, TRL's former
     `PPOTrainer`.
 
     Args:
-        kl_coef (`float`): the present coefficient, at least 0; 0 stays 0.
-        kl (`float`): mean over the texts of a rollout of the sum of their [`token_kls`], in nats.
-        target (`float`): what it ought to be, in nats a text, above 0.
-        horizon (`float`): in how many texts the coefficient changes by at most a fifth.
-        num_texts (`int`): texts of the rollout, at most `horizon`.
+        kl_coef (`float`): the current coefficient, at least 0; 0 stays 0.
+        kl (`float`): mean over the completions of a rollout of the sum of their [`token_kls`], in nats.
+        target (`float`): the target KL, in nats per completion, above 0.
+        horizon (`float`): the number of completions over which the coefficient changes by at most a fifth.
+        num_texts (`int`): completions of the rollout, at most `horizon`.
 
     Returns:
         `float`.
 
     Raises:
         NonFiniteError: `kl` is NaN or infinite.
-        ObjectiveError: another number is out of its range.
+        ObjectiveError: another number is out of range.
 
     Example:
 
@@ -163,13 +163,13 @@ def adapted_kl_coef(kl_coef: float, kl: float, target: float, horizon: float, nu
     0.55
     """
     if not math.isfinite(kl):
-        raise NonFiniteError(f"kl={kl}: the KL to the base model is no number; look at the log-probabilities")
+        raise NonFiniteError(f"kl={kl}: the KL to the base model is not finite; check the log-probabilities")
     for name, number, least, is_open in (("kl_coef", kl_coef, 0, False), ("target", target, 0, True)):
         if not math.isfinite(number) or number < least or (is_open and number == least):
             raise ObjectiveError(f"{name}={number!r}: it must be finite and {'above' if is_open else 'at least'} 0")
     if not 0 <= num_texts <= horizon:
         raise ObjectiveError(
-            f"num_texts={num_texts}, horizon={horizon}: a rollout has from 0 to `horizon` texts; give a longer horizon"
+            f"num_texts={num_texts}, horizon={horizon}: a rollout has 0 to `horizon` completions; give a larger horizon"
         )
     error = min(max(kl / target - 1, -MAX_KL_ERROR), MAX_KL_ERROR)
     return kl_coef * (1 + error * num_texts / horizon)

@@ -4,13 +4,22 @@ from hf_rlae.policies.configuration_policy import PolicyConfig
 from hf_rlae.policies.entropy import EntropyPolicy
 from hf_rlae.policies.modeling_policy import PolicyModel
 from hf_rlae.policies.perplexity import PerplexityPolicy
-from hf_rlae.policies.state import MemberObservation, Policy, PolicyOutput, PolicyState, PromptScores, observed_tokens
+from hf_rlae.policies.protocol import (
+    MemberObserver,
+    Policy,
+    SavedPolicy,
+    SizedPolicy,
+    members_of,
+    observed_tokens,
+)
+from hf_rlae.policies.state import MemberObservation, PolicyOutput, PolicyState, PromptScores
 from hf_rlae.policies.static import StaticPolicy, UniformPolicy, policies
 from hf_rlae.policies.weights import ask, cut
 
 __all__ = [
     "EntropyPolicy",
     "MemberObservation",
+    "MemberObserver",
     "PerplexityPolicy",
     "Policy",
     "PolicyConfig",
@@ -18,10 +27,13 @@ __all__ = [
     "PolicyOutput",
     "PolicyState",
     "PromptScores",
+    "SavedPolicy",
+    "SizedPolicy",
     "StaticPolicy",
     "UniformPolicy",
     "ask",
     "cut",
+    "members_of",
     "observed_tokens",
     "policies",
 ]

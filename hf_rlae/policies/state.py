@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol, runtime_checkable
+from typing import Any
 
 import torch
 
@@ -95,9 +95,10 @@ class PolicyState:
         device (`torch.device`): where weights are wanted.
         read_text (callable): returns the prompt and the text so far of every row.
         observe (callable): returns one `MemberObservation` per member; runs the members if need be.
-        read_next (callable, *optional*): of members with different tokenizers: given the observations and each
-            member's likeliest ids `(B, M)`, the bytes that each of these adds to the text, row by row (`b""` for the
-            end of the text, `None` for nothing). Without it ids are compared as they are.
+        read_next (callable, *optional*): for members with different tokenizers: given the observations and each
+            member's most likely ids, a tensor of shape `(B, M)`, returns the bytes that each of these adds to the text,
+            by row and member (`b""` for the end of the text, `None` for no text). Without it, or if it returns `None`,
+            ids are compared as they are.
         score_prompts (callable, *optional*): returns `PromptScores`; runs the members over the prompts if need be.
         hidden_tokens (`int`, *optional*): what `observed_tokens` said when the members were run.
 
@@ -128,7 +129,7 @@ class PolicyState:
         device: torch.device,
         read_text: Callable[[], list[str]],
         observe: Callable[[], Sequence[MemberObservation]],
-        read_next: Callable[[Sequence[MemberObservation], list[list[int]]], list[list[bytes | None]]] | None = None,
+        read_next: Callable[[Sequence[MemberObservation], torch.Tensor], list[list[bytes | None]] | None] | None = None,
         score_prompts: Callable[[], PromptScores] | None = None,
         hidden_tokens: int | None = None,
     ) -> None:
@@ -183,9 +184,9 @@ class PolicyState:
     @_once
     def agreement(self) -> torch.Tensor:
         best = self._best_ids
-        if self._read_next is None:
+        rows = None if self._read_next is None else self._read_next(self.observations, best)
+        if rows is None:
             return (best[:, :, None] == best[:, None]).float()
-        rows = self._read_next(self.observations, best.tolist())
         return torch.tensor(
             [[[float(i == j or _agree(a, b)) for j, b in enumerate(row)] for i, a in enumerate(row)] for row in rows],
             device=self.device,
@@ -249,33 +250,3 @@ def _agree(first: bytes | None, second: bytes | None) -> bool:
     if not first or not second:
         return first == second == b""
     return first.startswith(second) or second.startswith(first)
-
-
-@runtime_checkable
-class Policy(Protocol):
-    """Anything that is called with a `PolicyState` and returns weights of shape `(B, M)`."""
-
-    def __call__(self, state: PolicyState, /) -> torch.Tensor | PolicyOutput | Any: ...
-
-
-def observed_tokens(policy: Any) -> int:
-    """Of how many of the members' newest tokens a policy sees hidden states.
-
-    Args:
-        policy (`Policy`): its attributes `observes_members` (`bool`, `True` if there is none) and `pooled_tokens`
-            (`int`, 1 if there is none) are read.
-
-    Returns:
-        `int`: 0 where it looks at no member; 1 for the last token; n > 1 for the last token, with the mean of the
-        newest n (each in the member's own tokens) beside it.
-
-    Raises:
-        PolicyError: `pooled_tokens` is not a whole number of at least 1.
-    """
-    pooled = getattr(policy, "pooled_tokens", 1)
-    if isinstance(pooled, bool) or not isinstance(pooled, int) or pooled < 1:
-        raise PolicyError(
-            f"pooled_tokens={pooled!r} of {type(policy).__name__}: it must be a whole number of at least 1 (1 for the "
-            "newest hidden state alone)"
-        )
-    return pooled if getattr(policy, "observes_members", True) else 0

@@ -8,7 +8,8 @@ from typing import Any
 import torch
 
 from hf_rlae.errors import PolicyError
-from hf_rlae.policies.state import Policy, PolicyOutput, PolicyState
+from hf_rlae.policies.protocol import Policy
+from hf_rlae.policies.state import PolicyOutput, PolicyState
 
 SUM_TOLERANCE = 1e-3
 COARSE_SUM_TOLERANCE = 2e-2  # a softmax in bfloat16 is off by some of its steps of 2^-8

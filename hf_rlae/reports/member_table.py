@@ -1,4 +1,4 @@
-"""The table behind the texts: what each member weighed and what it thought of them."""
+"""A table of the members: their weights, and their log-probabilities of the completions."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from hf_rlae.ensemble.outputs import EnsembleGenerateOutput
 
 
 def completion_mask(completions: torch.Tensor, end_ids: Sequence[int]) -> torch.Tensor:
-    """Which tokens belong to the texts: all up to the first end id, and that one.
+    """The mask of the tokens of each completion: all up to and including the first end id.
 
     Args:
-        completions (`torch.LongTensor` of shape `(B, T)`): generated ids, padded behind their end.
-        end_ids (`Sequence[int]`): ids that end a text.
+        completions (`torch.LongTensor` of shape `(B, T)`): generated ids, padded on the right.
+        end_ids (`Sequence[int]`): ids that end a completion.
 
     Returns:
         `torch.BoolTensor` of shape `(B, T)`.
@@ -27,22 +27,21 @@ def completion_mask(completions: torch.Tensor, end_ids: Sequence[int]) -> torch.
     [[True, True, False], [True, True, True]]
     """
     is_end = torch.isin(completions, torch.tensor(list(end_ids), dtype=torch.long, device=completions.device))
-    ended_before = is_end.cumsum(1) - is_end.long()
-    return ended_before == 0
+    return (is_end.cumsum(1) - is_end.long()) == 0
 
 
 def member_table(names: Sequence[str], out: EnsembleGenerateOutput, mask: torch.Tensor) -> Table:
-    """A table with one line a member.
+    """A table with one line per member.
 
     Args:
-        names (`Sequence[str]`): one a member.
+        names (`Sequence[str]`): one per member.
         out (`EnsembleGenerateOutput`): from `generate(..., return_dict_in_generate=True)`.
-        mask (`torch.BoolTensor` of shape `(B, T)`): the tokens that count.
+        mask (`torch.BoolTensor` of shape `(B, T)`): the tokens to include.
 
     Returns:
-        `rich.table.Table`: name, mean weight, at how many tokens the member was run, to how many of those it
-        gave any probability ("proposed": a member with another tokenizer cannot propose every token of the
-        union), and the mean log-probability of the proposed ones, in nats.
+        `rich.table.Table`: name, mean weight, number of tokens at which the member ran, number of these to which it
+        gave any probability ("proposed": a member cannot propose all tokens of other tokenizers), and the mean
+        log-probability of the proposed ones, in nats.
     """
     assert out.span_weights is not None
     assert out.span_starts is not None

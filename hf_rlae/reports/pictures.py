@@ -11,10 +11,11 @@ from hf_rlae.files import write_whole
 from hf_rlae.reports.tokens import TracedToken
 
 if TYPE_CHECKING:
+    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 COLOURS = ("#0f9fb5", "#b5459f", "#c9a227", "#4c9a4c", "#3f63c4", "#c4453f", "#66c7d6", "#d68ec8")
-"""Colours of the members in pictures, in their order; they begin anew after the last."""
+"""Colours of the members in pictures, in their order; they repeat after the last."""
 
 _TOKENS_A_LINE = 48
 _LONGEST_LABEL = 12
@@ -26,17 +27,17 @@ def colour_of(member: int) -> str:
 
 
 def plot_token_weights(names: Sequence[str], tokens: Sequence[TracedToken], title: str = "") -> Figure:
-    """The weights over the tokens of a text as stacked bars; thin lines part the spans.
+    """The weights over the tokens of a completion as stacked bars; thin lines separate the spans.
 
-    Every token is written below its bar in the colour of its carrier. Long texts go on in further lines.
+    Below each bar is its token, in the colour of its carrier. Long completions continue on further lines.
 
     Args:
         names (`Sequence[str]`): of the members.
-        tokens (`Sequence[TracedToken]`): of one text.
+        tokens (`Sequence[TracedToken]`): of one completion.
         title (`str`, *optional*): above the picture.
 
     Returns:
-        `matplotlib.figure.Figure`: not shown and not known to pyplot, so nothing has to be closed.
+        `matplotlib.figure.Figure`: not registered with pyplot, so it need not be closed.
     """
     from matplotlib.figure import Figure
     from matplotlib.patches import Patch
@@ -45,22 +46,26 @@ def plot_token_weights(names: Sequence[str], tokens: Sequence[TracedToken], titl
     width = max(4.0, 1.0 + 0.24 * max(map(len, lines)))
     figure = Figure(figsize=(width, 1.0 + 1.7 * len(lines)), layout="constrained")
     for axes, line in zip(figure.subplots(len(lines), squeeze=False)[:, 0], lines, strict=True):
-        bottoms = [0.0] * len(line)
-        for member in range(len(names)):
-            heights = [token.weights[member] for token in line]
-            axes.bar(range(len(line)), heights, 1.0, bottoms, color=colour_of(member))
-            bottoms = [bottom + height for bottom, height in zip(bottoms, heights, strict=True)]
-        for place in range(1, len(line)):
-            if line[place].span != line[place - 1].span:
-                axes.axvline(place - 0.5, color="white", linewidth=1.2)
-        labels = axes.set_xticks(range(len(line)), [_label(token) for token in line], rotation=90, family="monospace")
-        for text, token in zip(axes.get_xticklabels() if labels else [], line, strict=False):
-            text.set_color(colour_of(token.carrier))
-        axes.set(xlim=(-0.5, max(len(line), 1) - 0.5), ylim=(0, 1), yticks=(0, 0.5, 1), ylabel="weight")
-        axes.tick_params(axis="x", length=0)
+        _plot_line(axes, line, len(names))
     patches = [Patch(color=colour_of(member), label=name) for member, name in enumerate(names)]
     figure.legend(handles=patches, loc="outside upper center", ncols=len(names), frameon=False, title=title or None)
     return figure
+
+
+def _plot_line(axes: Axes, line: Sequence[TracedToken], num_members: int) -> None:
+    bottoms = [0.0] * len(line)
+    for member in range(num_members):
+        heights = [token.weights[member] for token in line]
+        axes.bar(range(len(line)), heights, 1.0, bottoms, color=colour_of(member))
+        bottoms = [bottom + height for bottom, height in zip(bottoms, heights, strict=True)]
+    for place in range(1, len(line)):
+        if line[place].span != line[place - 1].span:
+            axes.axvline(place - 0.5, color="white", linewidth=1.2)
+    labels = axes.set_xticks(range(len(line)), [_label(token) for token in line], rotation=90, family="monospace")
+    for text, token in zip(axes.get_xticklabels() if labels else [], line, strict=False):
+        text.set_color(colour_of(token.carrier))
+    axes.set(xlim=(-0.5, max(len(line), 1) - 0.5), ylim=(0, 1), yticks=(0, 0.5, 1), ylabel="weight")
+    axes.tick_params(axis="x", length=0)
 
 
 def _label(token: TracedToken) -> str:
@@ -70,7 +75,7 @@ def _label(token: TracedToken) -> str:
 
 
 def save_figure(figure: Figure, path: str | Path) -> Path:
-    """Writes a figure, whole or not at all, in the format that the name ends with (`.png`, `.svg`, `.pdf`).
+    """Writes a figure atomically, in the format of the file name's ending (`.png`, `.svg`, `.pdf`).
 
     Raises:
         ValueError: matplotlib has no such format.

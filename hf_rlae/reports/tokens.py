@@ -1,4 +1,4 @@
-"""The trace of a text, token by token: bytes, span, weights, and what each member thought of it."""
+"""The trace of a completion: bytes, span, weights and each member's log-probability of every token."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from hf_rlae.ensemble.outputs import EnsembleGenerateBeamOutput, EnsembleGenerat
 from hf_rlae.errors import InputError
 from hf_rlae.files import write_whole
 from hf_rlae.reports.member_table import completion_mask
+from hf_rlae.vocabulary import token_ids
 
 
 @dataclass(frozen=True)
@@ -24,11 +25,11 @@ class TracedToken:
 
     Attributes:
         id (`int`): in the union vocabulary.
-        raw (`bytes`): the token's bytes; none for the end of a text.
-        span (`int`): which span it belongs to.
+        raw (`bytes`): the token's bytes; empty for an end-of-text token.
+        span (`int`): the index of its span.
         weights (`tuple[float, ...]`): of the members in that span.
-        logps (`tuple[float, ...]`): what each member alone gave to it, in nats; NaN where the member was not run,
-            minus infinity where it could not propose the token.
+        logps (`tuple[float, ...]`): each member's log-probability, in nats; NaN if the member did not run, minus
+            infinity if it could not propose the token.
     """
 
     id: int
@@ -39,9 +40,9 @@ class TracedToken:
 
     @property
     def carrier(self) -> int:
-        """The member that gave the largest share of the token's probability under linear mixing, `w_m p_m`.
+        """The member with the largest share `w_m p_m` of the token's probability under linear mixing.
 
-        Where no member gave it any (a processor forced it), the member with the largest weight.
+        If no member gave it any probability (a processor forced it), the member with the largest weight.
 
         Example:
 
@@ -54,69 +55,59 @@ class TracedToken:
 
     @property
     def text(self) -> str:
-        """The bytes as text, with replacement characters where they are no whole characters."""
+        """The bytes as text, with replacement characters for incomplete characters."""
         return self.raw.decode("utf-8", "replace")
 
 
 def trace_tokens(
     ensemble: EnsembleForCausalLM, out: EnsembleGenerateOutput | EnsembleGenerateBeamOutput, prompt_columns: int
 ) -> list[list[TracedToken]]:
-    """The tokens of every completion, up to and with the token that ends it.
+    """The tokens of every completion, up to and including the token that ends it.
 
     Args:
-        ensemble (`EnsembleForCausalLM`): that wrote the texts.
-        out: from its `generate(..., return_dict_in_generate=True)`.
-        prompt_columns (`int`): columns of `input_ids`.
+        ensemble (`EnsembleForCausalLM`): the one that generated the completions.
+        out: the output of its `generate(..., return_dict_in_generate=True)`.
+        prompt_columns (`int`): number of columns of `input_ids`.
 
     Returns:
-        `list[list[TracedToken]]`: one list a row.
+        `list[list[TracedToken]]`: one list per row.
 
     Raises:
         InputError: `out` has no trace.
     """
     if getattr(out, "member_logps", None) is None or out.span_weights is None or out.span_starts is None:
         raise InputError(
-            f"out: {type(out).__name__} holds no trace; call the ensemble's own `generate` with "
+            f"out: {type(out).__name__} has no trace; call the ensemble's own `generate` with "
             "return_dict_in_generate=True"
         )
     completions = out.sequences[:, prompt_columns:].cpu()
-    ends = ensemble.generation_config.eos_token_id
-    mask = completion_mask(completions, [ends] if isinstance(ends, int) else ends or [])
+    lengths = completion_mask(completions, token_ids(ensemble.generation_config.eos_token_id)).sum(1).tolist()
     steps = torch.arange(completions.shape[1])
     spans = (torch.searchsorted(out.span_starts.cpu(), steps, right=True) - 1).clamp(min=0).tolist()
     weights, logps = out.span_weights.tolist(), out.member_logps.tolist()  # type: ignore[union-attr]
-    rows = []
-    for row, ids in enumerate(completions.tolist()):
-        kept = int(mask[row].sum())
-        rows.append(
-            [
-                TracedToken(
-                    ids[step],
-                    ensemble.pieces[ids[step]] or b"",
-                    spans[step],
-                    tuple(weights[row][spans[step]]),
-                    tuple(logps[row][step]),
-                )
-                for step in range(kept)
-            ]
-        )
-    return rows
+    return [
+        [
+            TracedToken(token, ensemble.pieces[token] or b"", span, tuple(weights[row][span]), tuple(logps[row][step]))
+            for step, (token, span) in enumerate(zip(ids[: lengths[row]], spans, strict=False))
+        ]
+        for row, ids in enumerate(completions.tolist())
+    ]
 
 
 def live_token(ensemble: EnsembleForCausalLM, cache: EnsembleCache, token: int) -> TracedToken:
-    """The token that was just chosen for the one row of a running `generate`, from inside a streamer.
+    """The newest token of a running `generate` with one row, for streamers.
 
     Args:
-        ensemble (`EnsembleForCausalLM`): that writes.
+        ensemble (`EnsembleForCausalLM`): the one that generates.
         cache (`EnsembleCache`): from `ensemble.new_cache(record=True)`, passed to `generate` as `past_key_values`.
-        token (`int`): a union id, not yet read by the members.
+        token (`int`): its union id; the members have not read it yet.
 
     Raises:
-        InputError: the cache has nothing on record: it was made without `record=True`, or nothing was written yet.
+        InputError: the cache has no recorded scores: it was made without `record=True`, or no token was generated yet.
     """
-    if cache.clock is None or cache.trace.pending is None:
+    if not cache.has_spans or cache.trace.pending is None:
         raise InputError(
-            "cache holds no scores of the newest token; make it with ensemble.new_cache(record=True) and give it to "
+            "cache has no scores of the newest token; make it with ensemble.new_cache(record=True) and pass it to "
             "`generate` as past_key_values"
         )
     column = cache.seen - 1
@@ -124,23 +115,23 @@ def live_token(ensemble: EnsembleForCausalLM, cache: EnsembleCache, token: int) 
     return TracedToken(
         token,
         ensemble.pieces[token] or b"",
-        int(cache.clock.span_of(column)[0]),
-        tuple(cache.clock.weights(column, column + 1)[0, 0].tolist()),
+        int(cache.spans.span_of(column)[0]),
+        tuple(cache.spans.weights(column, column + 1)[0, 0].tolist()),
         tuple(logps.tolist()),
     )
 
 
 def write_trace(path: str | Path, names: Sequence[str], prompts: Sequence[str], rows: list[list[TracedToken]]) -> Path:
-    """Writes traces as one JSON file, whole or not at all.
+    """Writes traces to one JSON file atomically.
 
     The file is an object with `members` (their names) and `texts`; each text has its `prompt` and its `tokens`, and
     each token `id`, `bytes` (hexadecimal), `text`, `span`, `weights`, `carrier` (the index of a member), `logps` in
-    nats and `run`. `logps` is null where a member could not propose the token or was not run; `run` tells which.
+    nats and `run`. `logps` is null if a member could not propose the token or did not run; `run` tells them apart.
 
     Args:
-        path (`str` or `Path`): replaced if it is there.
+        path (`str` or `Path`): replaced if it exists.
         names (`Sequence[str]`): of the members.
-        prompts (`Sequence[str]`): one a row.
+        prompts (`Sequence[str]`): one per row.
         rows: from `trace_tokens`.
     """
     texts = [

@@ -1,4 +1,4 @@
-"""Who carried a text: coloured tokens for terminals, and a table of the spans for every other place."""
+"""Reports on the carriers of a completion: coloured tokens for terminals, and a table of the spans."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from rich.text import Text
 from hf_rlae.reports.tokens import TracedToken
 
 STYLES = ("cyan", "magenta", "yellow", "green", "blue", "red", "bright_cyan", "bright_magenta")
-"""Terminal colours of the members, in their order; they begin anew after the last."""
+"""Terminal colours of the members, in their order; they repeat after the last."""
 
 
 def style_of(member: int) -> str:
@@ -34,11 +34,11 @@ def legend(names: Sequence[str]) -> Text:
 def carrier_text(tokens: Sequence[TracedToken], escapes: bool = False) -> Text:
     """A text in which every token has the colour of the member that carried it.
 
-    A character that several tokens make together has the colour of the one that ends it.
+    A character of several tokens has the colour of its last token.
 
     Args:
-        tokens (`Sequence[TracedToken]`): of one text, or of a part of it.
-        escapes (`bool`, defaults to `False`): whether line breaks and the like are written as `\\n`.
+        tokens (`Sequence[TracedToken]`): of one completion, or of a part of it.
+        escapes (`bool`, defaults to `False`): whether line breaks and the like are escaped, as in `\\n`.
 
     Example:
 
@@ -59,13 +59,13 @@ def carrier_text(tokens: Sequence[TracedToken], escapes: bool = False) -> Text:
 
 
 def span_table(names: Sequence[str], tokens: Sequence[TracedToken]) -> Table:
-    """One line a span, or several spans with the same weights: their text, and every member's weight.
+    """One line per group of consecutive spans with equal weights: their text, and every member's weight.
 
-    The tokens of the text have the colours of their carriers.
+    Tokens have the colours of their carriers.
 
     Args:
         names (`Sequence[str]`): of the members.
-        tokens (`Sequence[TracedToken]`): of one text.
+        tokens (`Sequence[TracedToken]`): of one completion.
     """
     table = Table(box=box.SIMPLE_HEAD)
     table.add_column("spans", justify="right", no_wrap=True)

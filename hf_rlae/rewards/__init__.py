@@ -1,6 +1,6 @@
-"""Rewards: rules that grade a text, and what is made of them. Each follows TRL's contract for reward functions.
+"""Rewards: rules that grade a completion, and rewards made of other rewards or of models. Each follows TRL's contract.
 
-Every registered reward is also an attribute of this package, so that scripts which take a dotted path find it:
+Every registered reward is also an attribute of this package, for scripts that take a dotted path:
 `hf_rlae.rewards.gsm8k`.
 """
 

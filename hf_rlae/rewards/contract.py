@@ -1,4 +1,4 @@
-"""What every reward takes and gives: TRL's contract for reward functions, with typed errors."""
+"""The contract of every reward: TRL's for reward functions, with typed errors."""
 
 from __future__ import annotations
 
@@ -14,15 +14,17 @@ from hf_rlae.errors import RewardError
 class Reward(ABC):
     """A reward function as an object: `reward(prompts, completions, completion_ids=None, **columns)`.
 
-    A subclass says how one batch of texts is scored. Lengths and messages are dealt with here, and so are the further
-    arguments that TRL gives (`trainer_state`, `log_extra`, `log_metric`, columns that nobody asked for): they are
-    ignored. A reward that is made by a module-level class can be pickled and hashed.
+    A subclass says how one batch of texts is scored. This class checks lengths and reads messages. It ignores the other
+    arguments that TRL passes (`trainer_state`, `log_extra`, `log_metric`, columns that the reward does not read). A
+    reward of a module-level class can be pickled and hashed.
 
     Args:
         name (`str`): becomes `__name__`, which TRL logs as `rewards/<name>/mean`.
 
     Attributes:
-        measure (`str`): what the mean of these rewards is called as a metric, such as `"accuracy"`.
+        measure (`str`): the name of the mean reward as a metric, such as `"accuracy"`.
+        required_columns (`tuple[str, ...]`): columns of the dataset that the reward needs.
+        further_columns (`tuple[str, ...]`): columns that it reads if the dataset has them.
 
     Example:
 
@@ -34,6 +36,8 @@ class Reward(ABC):
     """
 
     measure = "score"
+    required_columns: tuple[str, ...] = ()
+    further_columns: tuple[str, ...] = ()
 
     def __init__(self, name: str) -> None:
         self.__name__ = name
@@ -45,27 +49,27 @@ class Reward(ABC):
         completion_ids: Sequence[Sequence[int]] | None = None,
         **columns: Any,
     ) -> list[float | None]:
-        """One number a completion.
+        """One number per completion.
 
         Args:
             prompts (`Sequence`, *optional*): B prompts, strings or lists of messages.
             completions (`Sequence`): B completions, strings or lists of messages.
             completion_ids (`Sequence[Sequence[int]]`, *optional*): B lists of token ids.
-            columns: columns of the data set, B values each; what else TRL gives is ignored.
+            columns: columns of the dataset with B values each. Other arguments are ignored.
 
         Returns:
             `list[float | None]`: B numbers; `None` where the completion could not be judged.
 
         Raises:
-            RewardError: nothing to score, columns of different lengths, a column missing, or an unreadable value.
+            RewardError: no completions, columns of different lengths, a missing column, or an unreadable value.
         """
         if completions is None or not hasattr(completions, "__len__") or isinstance(completions, str):
             raise RewardError(
                 f"{self.__name__}: completions must be a list of strings or of message lists, got {completions!r:.80}"
             )
-        given = {**columns, "prompts": prompts, "completions": completions, "completion_ids": completion_ids}
-        batch = Batch(self.__name__, len(completions), given)
-        for argument in ("prompts", "completions", "completion_ids"):
+        given = {"prompts": prompts, "completions": completions, "completion_ids": completion_ids}
+        batch = Batch(self.__name__, len(completions), {**columns, **given})
+        for argument in given:
             batch.optional(argument)
         texts = [completion_text(completion, self.__name__, row) for row, completion in enumerate(completions)]
         return self.score_texts(texts, batch)
@@ -75,12 +79,12 @@ class Reward(ABC):
         """The rewards of B texts.
 
         Args:
-            texts (`list[str]`): what was written, without the prompts.
+            texts (`list[str]`): the completions, without the prompts.
             batch (`Batch`): everything else.
         """
 
     def check_available(self) -> None:  # noqa: B027 (most rewards need nothing)
-        """Raises `RewardUnavailableError` where something that the reward needs is not installed."""
+        """Raises `RewardUnavailableError` if something that the reward needs is not installed."""
 
     def with_options(self, **options: Any) -> Reward:
         """The same reward with other options of its class, such as `lexicon` of `SentimentReward`.
@@ -100,10 +104,10 @@ class Reward(ABC):
 
 
 class RuleReward(Reward):
-    """A reward that reads an answer from the text and compares it with the one in the column `answer`.
+    """A reward that reads an answer from the completion and compares it with the one in the column `answer`.
 
-    1.0 right, 0.0 wrong or no answer at all, `None` where `answer` is `None`. The ground truth of the whole batch is
-    read before any text is.
+    It returns 1.0 for a right answer, 0.0 for a wrong one or none, and `None` where `answer` is `None`. The ground
+    truth of the whole batch is read before any completion is.
 
     Example:
 
@@ -117,8 +121,7 @@ class RuleReward(Reward):
     """
 
     measure = "accuracy"
-    further_columns: tuple[str, ...] = ()
-    """Columns that are read beside `answer` where they are there."""
+    required_columns = ("answer",)
 
     def score_texts(self, texts: list[str], batch: Batch) -> list[float | None]:
         """See `Reward.score_texts`."""
@@ -135,20 +138,20 @@ class RuleReward(Reward):
 
     @abstractmethod
     def reference(self, answer: Any, row: Row) -> Any:
-        """The ground truth in the form that `is_right` compares with; `row.unreadable` makes the error."""
+        """The ground truth in the form that `is_right` compares with; raise `row.unreadable` if it cannot be read."""
 
     @abstractmethod
     def is_right(self, text: str, reference: Any, row: Row) -> bool:
-        """Whether a text gives this answer. It never raises, whatever the text."""
+        """Whether a text gives this answer. It must not raise, whatever the text."""
 
 
 class Row:
-    """What a rule may know about one row.
+    """What a rule may know about one row of the batch.
 
     Args:
-        reward (`str`): whose row, for messages.
-        index (`int`): which row of the batch.
-        columns (`dict`): the further columns of the rule that are there and not `None`.
+        reward (`str`): name of the reward, for messages.
+        index (`int`): of the row in the batch.
+        columns (`dict`): those of the rule's further columns that are there and not `None`.
     """
 
     def __init__(self, reward: str, index: int, columns: Mapping[str, Any]) -> None:
@@ -168,7 +171,7 @@ class Batch:
     """The columns of one call.
 
     Args:
-        reward (`str`): whose call, for messages.
+        reward (`str`): name of the reward, for messages.
         size (`int`): B.
         columns (`dict`): every argument of the call.
     """
@@ -179,28 +182,31 @@ class Batch:
         self.columns = columns
 
     def required(self, name: str) -> Sequence[Any]:
-        """A column that has to be there."""
+        """A column that must be there."""
         column = self.optional(name)
         if column is None:
             given = sorted(key for key, value in self.columns.items() if value is not None)
             raise RewardError(
                 f"{self.reward}: the column {name!r} is missing; the columns given are {', '.join(given) or 'none'}. "
-                f"Name the column with the ground truth {name!r} (`dataset.rename_column`)"
+                f"If the dataset has a column {name!r}, the trainer removed it: set remove_unused_columns=False. If it "
+                f"has the values under another name, rename that column (`dataset.rename_column`)"
             )
         return column
 
     def optional(self, name: str) -> Sequence[Any] | None:
-        """A column that may be missing; where it is there, it has one value a completion."""
+        """A column that may be missing; if it is there, it has one value per completion."""
         column = self.columns.get(name)
         if column is None:
             return None
         if isinstance(column, str) or not hasattr(column, "__len__") or not hasattr(column, "__getitem__"):
             raise RewardError(
-                f"{self.reward}: {name} must be a list with one value a completion, got {column!r:.80}; "
+                f"{self.reward}: {name} must be a list with one value per completion, got {column!r:.80}; "
                 f"repeat a value that is the same for all"
             )
         if len(column) != self.size:
-            raise RewardError(f"{self.reward}: {name} has {len(column)} values for {self.size} completions")
+            raise RewardError(
+                f"{self.reward}: {name} has {len(column)} values for {self.size} completions; give one per completion"
+            )
         return column
 
     def row(self, index: int, names: Sequence[str]) -> dict[str, Any]:
@@ -212,13 +218,13 @@ class Batch:
 
 
 def completion_text(completion: Any, reward: str = "reward", row: int = 0) -> str:
-    """What was written: a string itself, or the content of the last message of the assistant.
+    """The text of a completion: the string itself, or the content of the last message of the assistant.
 
-    A content that is a list of parts gives its text parts, joined; no content (a call of a tool alone) and an empty
-    list of messages give an empty text.
+    The text parts of a list of parts are joined. A message without content (a tool call only) and an empty list of
+    messages give an empty text.
 
     Args:
-        completion (`str` or `list[dict]`): as TRL hands it over.
+        completion (`str` or `list[dict]`): as TRL passes it.
         reward (`str`), row (`int`): for messages.
 
     Raises:
@@ -231,42 +237,42 @@ def completion_text(completion: Any, reward: str = "reward", row: int = 0) -> st
     """
     if isinstance(completion, str):
         return completion
-    if isinstance(completion, Mapping):
-        completion = [completion]
-    if isinstance(completion, Sequence) and all(isinstance(message, Mapping) for message in completion):
-        own = [message for message in completion if message.get("role", "assistant") == "assistant"]
-        if own or not completion:
-            content = own[-1].get("content") if own else ""
-            text = _content_text(content)
-            if text is not None:
-                return text
-    raise RewardError(
-        f"{reward}: completion {row} is {completion!r:.120}; expected a string, or a list of messages of which at "
-        f"least one has the role 'assistant' and a content that is a string or a list of parts"
-    )
+    messages = [completion] if isinstance(completion, Mapping) else completion
+    text = _last_text(messages) if _is_list_of(messages, Mapping) else None
+    if text is None:
+        raise RewardError(
+            f"{reward}: completion {row} is {completion!r:.120}; expected a string, or a list of messages of which at "
+            f"least one has the role 'assistant' and a content that is a string or a list of parts"
+        )
+    return text
 
 
-def _content_text(content: Any) -> str | None:
-    if content is None:
-        return ""
-    if isinstance(content, str):
-        return content
-    if isinstance(content, Sequence) and all(isinstance(part, str | Mapping) for part in content):
-        parts = [part if isinstance(part, str) else part.get("text") or "" for part in content]
-        return "".join(parts) if all(isinstance(part, str) for part in parts) else None
-    return None
+def _last_text(messages: Sequence[Mapping[str, Any]]) -> str | None:
+    """The text of the assistant's last message; `None` if it has none or its content is of another kind."""
+    own = [message for message in messages if message.get("role", "assistant") == "assistant"]
+    if messages and not own:
+        return None
+    content = own[-1].get("content") or "" if own else ""
+    parts = [content] if isinstance(content, str) else content
+    if not _is_list_of(parts, str | Mapping):
+        return None
+    texts = [part if isinstance(part, str) else part.get("text") or "" for part in parts]
+    return "".join(texts) if _is_list_of(texts, str) else None
+
+
+def _is_list_of(value: Any, kind: Any) -> bool:
+    return isinstance(value, Sequence) and all(isinstance(each, kind) for each in value)
 
 
 def name_of(reward: Any) -> str:
-    """The name under which TRL logs a reward: `__name__`, of a `partial` that of its function, else of its class.
+    """The name under which TRL logs a reward: its `__name__`, that of a `partial`'s function, or its class's.
 
     Example:
 
     >>> name_of(partial(len)), name_of(3)
     ('len', 'int')
     """
-    while isinstance(reward, partial):
-        reward = reward.func
+    reward = _unwrapped(reward)
     return str(getattr(reward, "__name__", type(reward).__name__))
 
 
@@ -278,6 +284,23 @@ def is_async(reward: Any) -> bool:
     >>> is_async(len)
     False
     """
+    reward = _unwrapped(reward)
+    return inspect.iscoroutinefunction(reward) or inspect.iscoroutinefunction(getattr(reward, "__call__", None))  # noqa: B004
+
+
+def columns_of(reward: Any) -> set[str]:
+    """The columns of the dataset that a reward is known to read: those it declares and the names of its arguments.
+
+    Example:
+
+    >>> sorted(columns_of(lambda completions, answer, **columns: [1.0]))
+    ['answer', 'columns', 'completions']
+    """
+    declared = (*getattr(reward, "required_columns", ()), *getattr(reward, "further_columns", ()))
+    return {*declared, *inspect.signature(reward).parameters}
+
+
+def _unwrapped(reward: Any) -> Any:
     while isinstance(reward, partial):
         reward = reward.func
-    return inspect.iscoroutinefunction(reward) or inspect.iscoroutinefunction(getattr(reward, "__call__", None))  # noqa: B004
+    return reward

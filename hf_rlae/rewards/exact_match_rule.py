@@ -1,29 +1,28 @@
 r"""The rule for short answers in words: `triviaqa`.
 
-What a text answers:
+The answer of a text is:
 
-1. If it has a marker with something in its field, the field of the last such marker (markers and fields are those of
-   `hf_rlae.rewards.fields`).
-2. Otherwise its first line that is not empty.
+1. the field of the last marker whose field is not empty (see `hf_rlae.rewards.fields`);
+2. without such a marker, the first line that is not empty.
 
-Of either, 500 characters are read. The answer is right if the whole of it, or its beginning up to the end of one of
-its first eight sentences ("Paris. It lies on the Seine.", "St. Louis"), equals the answer or one of its aliases after
+The first 500 characters of it are read. It is right if all of it, or its beginning up to the end of one of its first
+eight sentences ("Paris. It lies on the Seine.", "St. Louis"), equals the answer or one of its aliases after
 *normalisation*:
 
-1. compatibility characters become plain ones (NFKC), letters small (casefold);
-2. punctuation and symbols become spaces, `_` too;
-3. the words a, an, the go;
-4. runs of spaces become one, none stay at the ends.
+1. compatibility characters become plain ones (NFKC), and letters lower case (casefold);
+2. punctuation and symbols become spaces, including `_`;
+3. the words a, an and the are removed;
+4. runs of spaces become one space, and spaces at the ends are removed.
 
-If steps 2 and 3 leave nothing ("!!!", "The The"), the text after step 1 stands as it is. Accents count. A longer
+If steps 2 and 3 remove everything ("!!!", "The The"), the text after step 1 is compared. Accents count. A longer
 sentence ("It is Paris"), two answers ("Paris or London") and "not Paris" equal no alias and are wrong; so is an empty
-text. Prompts are not looked at.
+text. The prompt is not read.
 
 The ground truth: the column `answer` holds a string, a list of strings, or TriviaQA's `{"value", "aliases",
-"normalized_aliases"}`; further ones may be in the column `aliases`.
+"normalized_aliases"}`; the column `aliases` may hold more of them.
 
-Source: TriviaQA (arXiv 1705.03551) and its public evaluation code, which differs in step 1 and in what becomes of
-answers that lose all their characters.
+Source: TriviaQA (arXiv 1705.03551) and its public evaluation code, which differs in step 1 and in the treatment of
+answers that normalisation would empty.
 """
 
 from __future__ import annotations
@@ -37,25 +36,13 @@ from hf_rlae.rewards.contract import Row, RuleReward
 from hf_rlae.rewards.fields import answer_fields
 from hf_rlae.rewards.registry import register_tasks
 
-# NFKC makes 18 characters of some, and sorts long runs of accents slowly
+# NFKC turns some characters into 18, and sorts long runs of accents slowly
 _LONGEST = 500
 _MOST_SENTENCES = 8
 
 _ARTICLES = frozenset({"a", "an", "the"})
 _END = re.compile(r"[.!?](?=\s|[*\"')]|\Z)")
 _FULL_LINE = re.compile(r"\S")
-
-
-class _Spaces(dict[int, str]):
-    """For `str.translate`: punctuation and symbols become spaces, looked up once a character."""
-
-    def __missing__(self, code: int) -> str:
-        char = chr(code)
-        self[code] = " " if unicodedata.category(char)[0] in "PS" else char
-        return self[code]
-
-
-_SPACES = _Spaces()
 
 
 def normalize_answer(text: str) -> str:
@@ -67,18 +54,18 @@ def normalize_answer(text: str) -> str:
     ('beatles', 'ac dc', 'the the')
     """
     folded = unicodedata.normalize("NFKC", text).casefold()
-    words = [word for word in folded.translate(_SPACES).split() if word not in _ARTICLES]
-    return " ".join(words) or " ".join(folded.split())
+    spaced = "".join(" " if unicodedata.category(char)[0] in "PS" else char for char in folded)
+    return " ".join(word for word in spaced.split() if word not in _ARTICLES) or " ".join(folded.split())
 
 
 def extract_answers(text: str) -> list[str]:
-    r"""What a text may be answering with, normalised: its answer, and beginnings of it that end a sentence.
+    r"""The answers that a text may give, normalised: its answer, and the beginnings of it that end a sentence.
 
     Args:
         text (`str`): any string.
 
     Returns:
-        `list[str]`: none of them is empty.
+        `list[str]`: without empty ones.
 
     Example:
 
@@ -106,9 +93,9 @@ def _answer_line(text: str) -> str:
 
 
 class ExactMatchReward(RuleReward):
-    """1.0 where the answer of a text equals `answer` or an alias after normalisation, else 0.0.
+    """1.0 if the answer of a text equals `answer` or an alias after normalisation, else 0.0.
 
-    The module's docstring has the rule, and what `answer` and `aliases` may be.
+    The module's docstring states the rule, and what `answer` and `aliases` may be.
 
     Args:
         name (`str`, defaults to `"exact_match_reward"`): its `__name__`.
@@ -132,7 +119,7 @@ class ExactMatchReward(RuleReward):
         names = [*_names(answer, row, "answer"), *_names(row.columns.get("aliases", []), row, "aliases")]
         accepted = frozenset(filter(None, map(normalize_answer, names)))
         if not accepted:
-            raise row.unreadable(answer, "a string that is not empty, a list of them, or {'value', 'aliases'}")
+            raise row.unreadable(answer, "a non-empty string, a list of them, or {'value', 'aliases'}")
         return accepted
 
     def is_right(self, text: str, reference: Any, row: Row) -> bool:

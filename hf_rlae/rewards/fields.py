@@ -1,23 +1,25 @@
-r"""Where a text says what its answer is.
+r"""Finds where a text announces its answer.
 
 Three *markers* announce an answer:
 
-1. a box, `\boxed{...}` or `\fbox{...}`: its field is what stands between the braces, or the rest of the line where
-   the brace is never closed;
+1. a box, `\boxed{...}` or `\fbox{...}`: its field is the text between the braces, or the rest of the line if the brace
+   is never closed;
 2. four or more hash signs, `####`: the rest of the line;
-3. the word "answer" (any case), at most four characters that are no letters, if you like "to the question" or the
-   like, and then "is", "was", "are", "equals", "would be", "should be", "must be", "will be", a colon or an equals
-   sign: the rest of the line, or the next line with text where the rest of this one is empty.
+3. the word "answer" (any case), at most four characters that are not letters, optionally "to the question" or similar,
+   and then "is", "was", "are", "equals", "would be", "should be", "must be", "will be", a colon or an equals sign: the
+   rest of the line, or the next line with text if the rest of this one is empty.
 
-A field ends early where a later marker begins, and is read to 8,000 characters at most. Of every kind of marker the
-last 64 are looked at (of the third, the last 64 of the word "answer").
+A field ends early where a later marker begins, and after 8,000 characters. Only the last 64 markers of each kind are
+read (for the third kind, the last 64 occurrences of the word "answer").
 """
 
 from __future__ import annotations
 
+import heapq
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import islice
 
 LONGEST_FIELD = 8_000
 MOST_MARKERS = 64
@@ -37,7 +39,7 @@ class Field:
 
     Attributes:
         kind (`str`): `"box"`, `"hashes"` or `"phrase"`.
-        start (`int`), end (`int`): characters of the text.
+        start (`int`), end (`int`): positions in the text.
     """
 
     kind: str
@@ -54,21 +56,11 @@ def answer_fields(text: str) -> Iterator[Field]:
     >>> [text[field.start:field.end] for field in answer_fields(text)]
     [' 5', '4. No:']
     """
-    kinds = [_boxes(text), _hashes(text), _phrases(text)]
-    nearest = [next(kind, None) for kind in kinds]
     limit = len(text)
-    while True:
-        found = [(place[0], index) for index, place in enumerate(nearest) if place is not None]
-        if not found:
-            return
-        _, index = max(found)
-        place = nearest[index]
-        assert place is not None
-        at, start = place
+    for marker, start, kind in heapq.merge(_boxes(text), _hashes(text), _phrases(text), reverse=True):
         if start <= limit:
-            yield _field(text, ("box", "hashes", "phrase")[index], start, min(limit, start + LONGEST_FIELD))
-        limit = at
-        nearest[index] = next(kinds[index], None)
+            yield _field(text, kind, start, min(limit, start + LONGEST_FIELD))
+        limit = marker
 
 
 def _field(text: str, kind: str, start: int, limit: int) -> Field:
@@ -86,12 +78,8 @@ def _line_end(text: str, start: int, limit: int) -> int:
 
 
 def _closing_brace(text: str, start: int, limit: int) -> int:
-    depth, at = 1, start
-    for _ in range(MOST_MARKERS):
-        brace = _BRACE.search(text, at, limit)
-        if brace is None:
-            break
-        at = brace.end()
+    depth = 1
+    for brace in islice(_BRACE.finditer(text, start, limit), MOST_MARKERS):
         depth += 1 if brace[0] == "{" else -1
         if depth == 0:
             return brace.start()
@@ -99,6 +87,7 @@ def _closing_brace(text: str, start: int, limit: int) -> int:
 
 
 def _places(text: str, needle: str) -> Iterator[int]:
+    """The positions of the last occurrences, the last one first."""
     end = len(text)
     for _ in range(MOST_MARKERS):
         end = text.rfind(needle, 0, end)
@@ -107,7 +96,10 @@ def _places(text: str, needle: str) -> Iterator[int]:
         yield end
 
 
-def _boxes(text: str) -> Iterator[tuple[int, int]]:
+# each of the following yields where a marker begins, where its field begins, and its kind, the last one first
+
+
+def _boxes(text: str) -> Iterator[tuple[int, int, str]]:
     for at in _places(text, "box"):
         for word, before in (("\\boxed", 1), ("\\fbox", 2)):
             start = at - before
@@ -115,32 +107,23 @@ def _boxes(text: str) -> Iterator[tuple[int, int]]:
                 brace = start + len(word)
                 brace += text.startswith(" ", brace)
                 if text.startswith("{", brace):
-                    yield start, brace + 1
+                    yield start, brace + 1, "box"
 
 
-def _hashes(text: str) -> Iterator[tuple[int, int]]:
-    for at in _places(text, "####"):
-        yield at, at + 4
+def _hashes(text: str) -> Iterator[tuple[int, int, str]]:
+    return ((at, at + 4, "hashes") for at in _places(text, "####"))
 
 
-def _phrases(text: str) -> Iterator[tuple[int, int]]:
-    lower, upper = _places(text, "nswer"), _places(text, "NSWER")
-    low, high = next(lower, -1), next(upper, -1)
-    for _ in range(MOST_MARKERS):
-        at = max(low, high)
-        if at < 0:
-            return
-        if at == low:
-            low = next(lower, -1)
-        else:
-            high = next(upper, -1)
+def _phrases(text: str) -> Iterator[tuple[int, int, str]]:
+    places = heapq.merge(_places(text, "nswer"), _places(text, "NSWER"), reverse=True)
+    for at in islice(places, MOST_MARKERS):
         phrase = _PHRASE.match(text, at - 1) if at else None
         if phrase is not None:
-            yield at - 1, phrase.end()
+            yield at - 1, phrase.end(), "phrase"
 
 
 def sentence_end(text: str, start: int, end: int) -> int:
-    """Where the first sentence of `text[start:end]` ends: before a full stop, or at `end`.
+    """Where the first sentence of `text[start:end]` ends: before its full stop, or at `end`.
 
     Example:
 

@@ -1,11 +1,10 @@
-"""A penalty for texts that come near the longest length allowed, or go past it."""
+"""A penalty for completions that come near the maximum length or exceed it."""
 
 from __future__ import annotations
 
+from hf_rlae.checks import check_choice, check_int
 from hf_rlae.errors import ConfigError
 from hf_rlae.rewards.contract import Batch, Reward
-
-_UNITS = ("tokens", "characters")
 
 
 class LengthPenalty(Reward):
@@ -15,15 +14,11 @@ class LengthPenalty(Reward):
 
     def __init__(self, max_length: int, buffer: int, unit: str = "tokens", name: str = "length_penalty") -> None:
         super().__init__(name)
-        for field, value in (("max_length", max_length), ("buffer", buffer)):
-            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-                raise ConfigError(f"{field} must be a whole number above 0, got {value!r}")
+        check_int("max_length", max_length, smallest=1)
+        check_int("buffer", buffer, smallest=1)
         if buffer > max_length:
-            raise ConfigError(
-                f"buffer={buffer} is larger than max_length={max_length}; the penalty begins at their difference"
-            )
-        if unit not in _UNITS:
-            raise ConfigError(f"unit must be one of {', '.join(_UNITS)}, got {unit!r}")
+            raise ConfigError(f"buffer={buffer} is larger than max_length={max_length}; give a smaller buffer")
+        check_choice("unit", unit, ("tokens", "characters"))
         self.max_length, self.buffer, self.unit = max_length, buffer, unit
 
     def score_texts(self, texts: list[str], batch: Batch) -> list[float | None]:
@@ -34,16 +29,16 @@ class LengthPenalty(Reward):
 
 
 def length_penalty(max_length: int, buffer: int, unit: str = "tokens", name: str = "length_penalty") -> LengthPenalty:
-    """A reward from -1 to 0: 0 for texts that are short enough, falling to -1 at `max_length` and staying there.
+    """A reward from -1 to 0: 0 for short completions, falling linearly to -1 at `max_length`.
 
     `r = min(0, max(-1, (max_length - buffer - length) / buffer))`.
 
     Source: DAPO (arXiv 2503.14476, eq. 13), where `max_length` is L_max and `buffer` L_cache.
 
     Args:
-        max_length (`int`): above 0; where the penalty is complete.
-        buffer (`int`): 1 .. `max_length`; over how many tokens or characters it grows.
-        unit (`str`, defaults to `"tokens"`): `"tokens"` counts `completion_ids`, which have to be given;
+        max_length (`int`): at least 1; the length from which the penalty is -1.
+        buffer (`int`): 1 .. `max_length`; the penalty grows over this many tokens or characters.
+        unit (`str`, defaults to `"tokens"`): `"tokens"` counts `completion_ids`, which must be given;
             `"characters"` counts the text.
         name (`str`, defaults to `"length_penalty"`): its `__name__`.
 
@@ -51,7 +46,7 @@ def length_penalty(max_length: int, buffer: int, unit: str = "tokens", name: str
         `Reward`: the reward.
 
     Raises:
-        ConfigError: a number or unit that cannot be used.
+        ConfigError: a number or unit is out of range.
 
     Example:
 

@@ -1,40 +1,41 @@
 r"""The rule for multiple choice: `mmlu`, `arc_challenge`, `gpqa`, `piqa`.
 
-A *letter* is one of the first N letters of the alphabet, N being the number of options (26 where the row has no column
-`choices`), that stands alone: no letter, digit, `_` or apostrophe touches it, and neither `-`, `+` nor `#` comes after
-it (`B-cell`, `C++` hold none). In detail:
+A *letter* is one of the first N letters of the alphabet, where N is the number of options (26 if the row has no column
+`choices`), that stands alone: it touches no letter, digit, `_` or apostrophe, and neither `-`, `+` nor `#` follows it
+(`B-cell` and `C++` hold none). In detail:
 
-* A letter is *marked* if a closing bracket, `.`, `:`, `,`, `;`, `*`, a quotation mark, the end of the line or the end
-  of the text follows it: `B.`, `(B)`, `**B**`, `\text{B}`.
-* A capital counts marked or not. `A` and `I` are words as well: they count if marked, or if the next word is one of
-  because, since, as, and, or, but, for, which, is, not. So "A dog barks" holds no letter, and "A because ..." does.
-* A small letter counts at the beginning of what is read (`b) Paris`, `b`), or in brackets; `a` and `i` only if marked.
+* A letter is *marked* if it is followed by a closing bracket, `.`, `:`, `,`, `;`, `*`, a quotation mark, the end of the
+  line or the end of the text: `B.`, `(B)`, `**B**`, `\text{B}`.
+* A capital counts whether it is marked or not. `A` and `I` are also words: they count if they are marked, or if the
+  next word is one of because, since, as, and, or, but, for, which, is, not. So "A dog barks" holds no letter, and
+  "A because ..." does.
+* A small letter counts at the beginning of what is read (`b) Paris`, `b`) or in brackets; `a` and `i` only if marked.
 * A letter after "not", "n't", "never", "neither" or "nor" is negated and does not count.
 * A letter that is joined to another one by a comma, `/`, `&`, "or", "and" or "nor" is ambiguous.
 
-What a text answers:
+The answer of a text is found in these steps:
 
-1. The last marker whose field names an option decides (markers and fields are those of `hf_rlae.rewards.fields`; of the
-   word "answer", only the first sentence counts). A field is read so: if it is the text of an option, it names that
-   option; else its first letter that counts; else, if it begins with the text of an option, that option, of several the
-   longest. An ambiguous letter ends the search, and so does an option's text that is joined to another one's: the text
-   has no answer.
-2. A text that is nothing but the text of an option names that option.
+1. The last marker whose field names an option decides (see `hf_rlae.rewards.fields`; only the first sentence of a field
+   of the word "answer" counts). If the field is the text of an option, it names that option. Otherwise its first letter
+   that counts does. Otherwise, if the field begins with the text of an option, it names that option, the longest if
+   there are several. An ambiguous letter ends the search, and so does an option's text that is joined to another one:
+   the text has no answer.
+2. A text that consists of the text of an option names that option.
 3. A text that begins with a letter that counts ("B. Paris", "(b) because ...", "B") names it, unless another letter
-   that is followed by `)`, `.` or `:` stands in its first 2,000 characters: then it repeats the options.
-4. If the last line is nothing but one letter, with or without marks around it, or the text of an option, it is named.
-5. If one letter, and only one, is named in the last 2,000 characters, by brackets or bold type around it or by
-   "option", "choice", "letter", "choose", "pick", "select", "with", "is", "be" or "it's" before it, it is the answer.
+   followed by `)`, `.` or `:` is in its first 2,000 characters: then the text repeats the options.
+4. If the last line consists of one letter, with or without marks around it, or of the text of an option, it is named.
+5. If exactly one letter is named in the last 2,000 characters, by brackets or bold type around it or by "option",
+   "choice", "letter", "choose", "pick", "select", "with", "is", "be" or "it's" before it, it is the answer.
 
 Otherwise the text has no answer. So two letters without a marker are wrong, and so is "A or B". A repeated list of
-options earns nothing unless a marker follows it. The text of an option is compared without marks and spaces at its
-ends, with any space for any other, and without case where case does not tell options apart; where several options
-share it, it names none. A single ASCII letter is never read as an option's text. Only ASCII letters are read. Prompts
-are not looked at.
+options gets no reward unless a marker follows it. The text of an option is compared without marks and spaces at its
+ends, with all spaces equal, and ignoring case unless case distinguishes two options. A text that several options share
+names none. A single ASCII letter is never read as an option's text. Only ASCII letters are read. The prompt is not
+read.
 
 The ground truth, in the column `answer`: a letter; an index from 0 (an `int`); a string of digits, which is a label
-that counts from 1 (ARC has some); or the very text of an option in `choices`. `choices` is a list of the options'
-texts, or ARC's `{"text": [...], "label": [...]}`, whose labels the answer then refers to.
+that counts from 1 (as in ARC); or the exact text of an option in `choices`. `choices` is a list of the options' texts,
+or ARC's `{"text": [...], "label": [...]}`; the answer then refers to its labels.
 
 Source: ours.
 """
@@ -79,15 +80,15 @@ _EDGES = " \t\r\n*_`\"'“”‘’$.,;:!?()[]{}"
 
 
 def extract_letter(text: str, choices: Sequence[str] | None = None, num_choices: int = 26) -> str | None:
-    """The letter of the option that a text answers with, by the rule of this module.
+    """The letter that a text gives as its answer, by the rule of this module.
 
     Args:
         text (`str`): any string.
         choices (`Sequence[str]`, *optional*): the options' texts.
-        num_choices (`int`, defaults to 26): how many options there are, where `choices` is not given.
+        num_choices (`int`, defaults to 26): number of options if `choices` is not given.
 
     Returns:
-        `str` or `None`: a capital, or `None` where the text has no answer.
+        `str` or `None`: a capital; `None` if the text has no answer.
 
     Example:
 
@@ -101,13 +102,14 @@ def extract_letter(text: str, choices: Sequence[str] | None = None, num_choices:
         end = sentence_end(text, field.start, field.end) if field.kind == "phrase" else field.end
         found = reader.read_field(text, field.start, min(end, field.start + _WINDOW))
         if found:
-            return None if found == _AMBIGUOUS else found
-    found = reader.read_text(text)
+            break
+    else:
+        found = reader.read_text(text)
     return None if found == _AMBIGUOUS else found
 
 
 class _Reader:
-    """Reads letters of one row's options. Methods give a capital, `"?"` for ambiguous, or `None` for nothing."""
+    """Reads the letters of one row's options. Methods return a capital, `"?"` if ambiguous, or `None` for nothing."""
 
     def __init__(self, choices: Sequence[str] | None, num_choices: int) -> None:
         self.letters = ascii_uppercase[: num_choices if choices is None else len(choices)]
@@ -127,15 +129,15 @@ class _Reader:
         return self._option_at_start(bare.casefold())
 
     def _option_at_start(self, bare: str) -> str | None:
-        begun = [(len(option), letter) for option, letter in self.options if _begins(bare, option)]
-        if not begun:
-            return None
-        length, letter = max(begun)
-        if (length, letter) != min(each for each in begun if each[0] == length):
-            return _AMBIGUOUS
-        joined = _JOINED_OPTION.match(bare, length)
+        begun = [option for option, _ in self.options if _begins(bare, option)]
+        longest = max(begun, key=len, default="")
+        named = [letter for option, letter in self.options if option == longest]
+        joined = _JOINED_OPTION.match(bare, len(longest))
         rest = bare[joined.end() :] if joined else ""
-        return _AMBIGUOUS if any(_begins(rest, option) for option, other in self.options if other != letter) else letter
+        is_joined = any(_begins(rest, option) for option, letter in self.options if letter not in named)
+        if begun and (len(named) > 1 or is_joined):
+            return _AMBIGUOUS
+        return named[0] if begun else None
 
     def read_text(self, text: str) -> str | None:
         stripped = text.strip()
@@ -165,14 +167,14 @@ class _Reader:
         named = set()
         for match in _NAMED.finditer(tail):
             letter = match["letter"]
-            is_word = letter in "AaIi" and not _MARKED.match(tail, match.end())
-            is_small = letter.islower() and not _MARKED.match(tail, match.end())
-            if letter.upper() in self.letters and not (is_word or is_small) and not _negated(tail, match.start()):
+            may_be_word = letter in "AI" or letter.islower()
+            counts = letter.upper() in self.letters and not (may_be_word and not _MARKED.match(tail, match.end()))
+            if counts and not _negated(tail, match.start()):
                 named.add(letter.upper())
         return named.pop() if len(named) == 1 else None
 
     def _option(self, bare: str) -> str | None:
-        """The option with this very text, if there is one and only one; a single letter is no text."""
+        """The only option with exactly this text; a single letter is not a text."""
         if not bare or (len(bare) == 1 and bare.isascii() and bare.isalpha()):
             return None
         named = [letter for letter, text in self.texts.items() if text == bare]
@@ -214,12 +216,12 @@ def _begins(bare: str, option: str) -> bool:
 
 
 class LetterReward(RuleReward):
-    """1.0 where a text names the option that the column `answer` names, else 0.0.
+    """1.0 if a text names the option that the column `answer` names, else 0.0.
 
-    The module's docstring has the rule, and what `answer` and `choices` may be.
+    The module's docstring states the rule, and what `answer` and `choices` may be.
 
     Args:
-        num_choices (`int`, defaults to 26): how many options there are in rows without `choices`.
+        num_choices (`int`, defaults to 26): number of options in rows without `choices`.
         name (`str`, defaults to `"letter_reward"`): its `__name__`.
 
     Example:
@@ -253,7 +255,7 @@ class LetterReward(RuleReward):
 
 
 def _options_of(row: Row) -> tuple[list[str] | None, list[str]]:
-    """The options' texts and, in ARC's form, their labels."""
+    """The options' texts, and their labels if they have ARC's form."""
     if "choices" not in row.columns:
         return None, []
     given = row.columns["choices"]

@@ -1,14 +1,14 @@
 r"""The rule for mathematics in LaTeX, by the package math-verify: `math_verify`.
 
-A text answers with the expression that math-verify finds in it, by its own rules (boxes and "the answer is" first), and
-is right if math-verify can show that the expression equals the one in the column `answer`, which is an expression, in
-LaTeX or plain (`\frac{1}{2}`, `x^2 + 1`, `0.5`); of a string with `####`, what follows the last one. The last 20,000
-characters of a text are read.
+The answer of a text is the expression that math-verify finds in it, by its own rules (boxes and "the answer is" first).
+It is right if math-verify can show that the expression equals the one in the column `answer`. That column holds an
+expression, in LaTeX or plain (`\frac{1}{2}`, `x^2 + 1`, `0.5`); if it contains `####`, the part after the last one
+counts. The last 20,000 characters of a text are read.
 
-math-verify runs in a process of its own, because sympy may need hours for a short text and its own time limit works
-with signals, in the main thread only. A text that takes longer than `timeout_s`, or needs more than 4 GiB, could not
-be judged: the process is killed and started anew, and the reward is `None`. The process is started when it is first
-needed, serves one text at a time, and ends with the reward or with the Python process.
+math-verify runs in a process of its own, because sympy may need hours for a short text, and its own time limit uses
+signals, which work in the main thread only. A text that takes longer than `timeout_s`, or needs more than 4 GiB, cannot
+be judged: the process is killed and replaced, and the reward is `None`. The process starts when it is first needed,
+judges one text at a time, and ends with the reward or with the Python process.
 
 The package is an extra: `pip install hf_rlae[math]`.
 
@@ -21,12 +21,10 @@ import contextlib
 import importlib.util
 import json
 import os
-import queue
 import subprocess
 import sys
 import threading
 import weakref
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -39,7 +37,7 @@ _START_S = 120.0
 
 
 class _Worker:
-    """One process, and a thread that reads what it says."""
+    """A process that runs math-verify. It is killed when it takes too long."""
 
     def __init__(self) -> None:
         path = os.pathsep.join(entry for entry in sys.path if entry)
@@ -51,84 +49,68 @@ class _Worker:
             stderr=subprocess.DEVNULL,
             env={**os.environ, "PYTHONPATH": path},
         )
-        self.lines: queue.SimpleQueue[bytes] = queue.SimpleQueue()
-        threading.Thread(target=self._read, args=(self.process.stdout, self.lines), daemon=True).start()
-        if not self.line(_START_S):
+        if not self.ask("", _START_S):
             self.kill()
             raise RewardUnavailableError(
                 "math_verify: the process that runs math-verify did not start; try "
                 f"`{sys.executable} -c 'import math_verify'`"
             )
 
-    @staticmethod
-    def _read(stream: Any, lines: queue.SimpleQueue[bytes]) -> None:
-        for line in stream:
-            lines.put(line)
-        lines.put(b"")
-
-    def line(self, timeout_s: float) -> bytes:
-        """The next line; nothing where the process has ended or takes too long."""
+    def ask(self, request: str, timeout_s: float) -> str:
+        """The line that answers a request; empty if the process ended or was killed for taking too long."""
+        timer = threading.Timer(timeout_s, self.process.kill)
+        timer.daemon = True
+        timer.start()
         try:
-            return self.lines.get(timeout=timeout_s)
-        except queue.Empty:
-            return b""
-
-    def ask(self, request: dict[str, Any]) -> str | None:
-        """A verdict, or `None` where the process gives none in time; then it is of no more use."""
-        try:
-            self.process.stdin.write(json.dumps(request).encode() + b"\n")  # type: ignore[union-attr]
+            self.process.stdin.write(request.encode())  # type: ignore[union-attr]
             self.process.stdin.flush()  # type: ignore[union-attr]
+            line = self.process.stdout.readline().decode()  # type: ignore[union-attr]
+            return line if line.endswith("\n") else ""
         except OSError:
-            return None
-        line = self.line(request["timeout_s"])
-        return json.loads(line) if line else None
+            return ""
+        finally:
+            timer.cancel()
 
     def kill(self) -> None:
-        """Ends the process, whatever it is doing; a copy that a fork made of this object leaves it alone."""
+        """Ends the process, whatever it is doing. A copy of this object in a forked process leaves it alone."""
         if self.owner != os.getpid():
             return
         self.process.kill()
         self.process.wait()
         for stream in (self.process.stdin, self.process.stdout):
             if stream is not None:
-                with contextlib.suppress(OSError):  # what was still to be written has nobody to read it
+                with contextlib.suppress(OSError):  # what was still to be written has no reader
                     stream.close()
 
 
 class MathVerifyReward(Reward):
-    r"""1.0 where math-verify finds the expression of `answer` in a text, 0.0 where it does not, `None` in doubt.
+    """1.0 if math-verify finds the expression of `answer` in a text, 0.0 if not, `None` if it cannot be judged.
 
-    Several threads may call one object; their texts are judged one after the other.
+    Several threads may call one object; it judges their texts one after the other.
 
     Args:
-        timeout_s (`float`, defaults to 5.0): seconds for one text, above 0.
+        timeout_s (`float`, defaults to 5.0): seconds per text, above 0.
         name (`str`, defaults to `"math_verify_reward"`): its `__name__`.
 
     Raises:
-        ConfigError: a timeout that cannot be used.
+        ConfigError: `timeout_s` is out of range.
         RewardUnavailableError: when called, if math-verify is not installed.
     """
 
     measure = "accuracy"
+    required_columns = ("answer",)
 
     def __init__(self, timeout_s: float = 5.0, name: str = "math_verify_reward") -> None:
         super().__init__(name)
         if isinstance(timeout_s, bool) or not isinstance(timeout_s, int | float) or not 0 < timeout_s <= 3600:
             raise ConfigError(f"timeout_s must be a number of seconds above 0 and up to 3600, got {timeout_s!r}")
         self.timeout_s = timeout_s
-        self._start_afresh()
-
-    def _start_afresh(self) -> None:
         self._lock = threading.Lock()
         self._worker: _Worker | None = None
-        self._stop: Callable[[], Any] | None = None
+        self._stop: Any = None
 
-    def __getstate__(self) -> dict[str, Any]:
-        return {key: value for key, value in vars(self).items() if key not in ("_lock", "_worker", "_stop")}
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        vars(self).update(state)
-        self._start_afresh()
+    def __reduce__(self) -> Any:
+        return type(self), (self.timeout_s, self.__name__)
 
     def check_available(self) -> None:
         """See `Reward.check_available`."""
@@ -149,22 +131,21 @@ class MathVerifyReward(Reward):
             return None
         bare = str(answer).rpartition("####")[2].strip()
         with self._lock:
-            verdict = self._ask({"answer": bare, "text": text[-_LONGEST:], "timeout_s": self.timeout_s})
+            verdict = self._verdict({"answer": bare, "text": text[-_LONGEST:], "timeout_s": self.timeout_s})
         if verdict == "unreadable":
             raise Row(self.__name__, row, {}).unreadable(answer, "an expression that math-verify can read")
         return {"right": 1.0, "wrong": 0.0}.get(verdict or "")
 
-    def _ask(self, request: dict[str, Any]) -> str | None:
+    def _verdict(self, request: dict[str, Any]) -> str | None:
         worker = self._worker
         if worker is None or worker.owner != os.getpid() or worker.process.poll() is not None:
             worker = self._worker = _Worker()
             self._stop = weakref.finalize(self, worker.kill)
-        verdict = worker.ask(request)
-        if verdict is None:
-            if self._stop is not None:
-                self._stop()
+        line = worker.ask(json.dumps(request) + "\n", self.timeout_s)
+        if not line:
+            self._stop()
             self._worker = None
-        return verdict
+        return json.loads(line) if line else None
 
 
 rewards.register("math_verify")(MathVerifyReward())

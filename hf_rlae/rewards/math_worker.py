@@ -1,6 +1,6 @@
-"""The process in which math-verify runs: a line of JSON in, a line of JSON out. Started by `math_verify_rule`.
+"""The process that runs math-verify: it reads and writes one line of JSON per text. Started by `math_verify_rule`.
 
-It is run as a file, so it imports nothing of this package.
+It runs as a file, so it imports nothing of this package.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ MEMORY_BYTES = 4 * 2**30
 def judge(answer: str, text: str) -> str:
     """`"right"`, `"wrong"`, `"unreadable"` (the answer), or `"failed"`."""
     try:
-        # a bare expression needs the dollars: without them, all that is found in "x^2 + 1" is the last number
+        # a bare expression needs the dollars: without them, math-verify finds only the last number of "x^2 + 1"
         is_bare = not any(mark in answer for mark in ("$", "\\boxed", "\\(", "\\["))
         gold: Any = is_bare and parse(f"${answer}$", parsing_timeout=None)
         gold = gold or parse(answer, parsing_timeout=None)
@@ -26,23 +26,23 @@ def judge(answer: str, text: str) -> str:
             return "unreadable"
         found = parse(text, parsing_timeout=None)
         return "right" if verify(gold, found, timeout_seconds=None) else "wrong"
-    except Exception:  # whatever sympy may raise on what a model wrote: the pair could not be judged
+    except Exception:  # sympy may raise anything on such input: the pair cannot be judged
         return "failed"
 
 
 def main() -> None:
-    """Answers until its input is closed."""
+    """Answers until the input is closed."""
     try:
         import resource
 
         resource.setrlimit(resource.RLIMIT_AS, (MEMORY_BYTES, MEMORY_BYTES))
-    except (ImportError, ValueError, OSError):  # not on every system; the time limit still holds
+    except (ImportError, ValueError, OSError):  # not on every system; the time limit still applies
         pass
     sys.stdout.write("ready\n")
     sys.stdout.flush()
     for line in sys.stdin:
         request = json.loads(line)
-        # ends this process even if whoever should kill it is gone
+        # ends this process even if its parent is gone
         faulthandler.dump_traceback_later(2 * request["timeout_s"] + 5, exit=True)
         verdict = judge(request["answer"], request["text"])
         faulthandler.cancel_dump_traceback_later()

@@ -1,47 +1,46 @@
-r"""How numbers are written, and their exact values.
+r"""The syntax of numbers, and their exact values.
 
-A number is, in this order and without anything between but what is shown (␣ is an optional space):
+A number has these parts, in this order and with nothing between them but what is shown (␣ is an optional space):
 
-1. a sign, if any: `+`, `-` or another minus sign (`−`, `–`, `﹣`, `－`). It counts where it touches what follows and no
-   letter, digit, percent sign or closing bracket stands before it, so `10-4` holds 10 and 4, and `- 5` holds 5.
-2. a currency sign, if any: `$`, `\$`, `€`, `£`, `¥`, `₹`, `₩`, with an optional space; the sign may follow it.
+1. an optional sign: `+`, `-` or another minus sign (`−`, `–`, `﹣`, `－`). It counts only if it touches what follows
+   and no letter, digit, percent sign or closing bracket precedes it, so `10-4` holds 10 and 4, and `- 5` holds 5.
+2. an optional currency sign: `$`, `\$`, `€`, `£`, `¥`, `₹`, `₩`, with an optional space; the sign may follow it.
 3. one of
    * digits of any script, with `.` before decimals; `.5` is 0.5 and `12.` is 12. Thousands are separated by `,`, `{,}`,
-     `\,`, a thin, narrow or non-breaking space, in full groups of three after one to three digits. `1 200` with a
+     `\,`, or a thin, narrow or non-breaking space, in full groups of three after one to three digits. `1 200` with a
      plain space is two numbers.
    * such a number and an exponent: `3e5`, `3 x 10^5`, `10^5`, `10^{-3}`.
    * a fraction `1/2`, `1␣/␣2`, `\frac{1}{2}`, `\frac12`, `½`; its parts have at most 100 digits.
    * a mixed number: digits, then a fraction: `1 1/2`, `1 and 1/2`, `1½`, `1\frac{1}{2}`.
 
-Digits that follow a letter or `_` belong to a name (`H2O`, `x_1`), those after `^` to a power (`m^2`, `x^{2}`); they
-are no numbers. Units, `%` and letters after a number do not change it: `50%` is 50, `12kg` is 12. Words (`twelve`),
-roman numerals and infinities are no numbers.
+Digits after a letter or `_` belong to a name (`H2O`, `x_1`), and digits after `^` to a power (`m^2`, `x^{2}`); they are
+not numbers. Units, `%` and letters after a number do not change it: `50%` is 50, `12kg` is 12. Words (`twelve`), roman
+numerals and infinities are not numbers.
 
 A run of digits that is none of these cannot be read: dates, times and ratios (`1/2/2020`, `12:30`), other groupings
 (`1,23`, `12,34,567`), two points (`1.2.3`), other powers (`2^3`, `2**3`, `10²`), a denominator of zero, more than
-4,000 digits, an exponent of more than 18 digits.
+4,000 digits, and exponents beyond those of Python's `decimal` (18 digits).
 """
 
 from __future__ import annotations
 
 import re
 import unicodedata
-from collections.abc import Iterator
-from dataclasses import dataclass
-from decimal import Decimal
+from collections.abc import Iterator, Mapping
+from decimal import Decimal, InvalidOperation
 from fractions import Fraction
 from numbers import Integral, Rational, Real
 from typing import Any
 
-Number = tuple[int, str, int] | Fraction
-"""A value in its one canonical form: `(sign, digits, exponent)` where it has finitely many decimals, the digits without
-zeros at either end; else a `Fraction` in lowest terms. Equal values have equal forms, and comparing is linear."""
+Number = Decimal | Fraction
+"""An exact value. Python compares the two kinds exactly, and huge exponents without writing them out."""
 
 MOST_DIGITS = 4_000
 _FRACTION_DIGITS = 100
 _EXPONENT_DIGITS = 18
 
-_SIGN = r"[-+−–﹣－＋]"
+_SIGNS = "-+−–﹣－＋"
+_SIGN = f"[{_SIGNS}]"
 _CURRENCY = r"\\?[$€£¥₹₩][ ]?"
 _SEPARATOR = r"(?:,|\{,\}|\\,|[\u00a0\u2009\u202f])"
 _BODY = rf"\d++(?:(?:{_SEPARATOR}|[.:])\d++)*+"
@@ -77,66 +76,57 @@ NUMBER = re.compile(
     """,
     re.VERBOSE,
 )
-"""Finds what begins like a number; `Token.value` says whether it is one."""
+"""Finds what begins like a number; `value_of` says whether it is one."""
 
 _PLAIN = re.compile(rf"(?:\d{{1,3}}(?:{_SEPARATOR}\d{{3}})++|\d++)(?:\.\d++)?+")
 _GROUPING = re.compile(_SEPARATOR)
 _ONE_DIGIT = re.compile(rf"[\d{_VULGAR}]")
 
 
-@dataclass(frozen=True)
-class Token:
-    """A place in a text where something like a number stands.
-
-    Attributes:
-        start (`int`), end (`int`): characters of the text.
-        value (`Number` or `None`): `None` where it cannot be read.
-    """
-
-    start: int
-    end: int
-    value: Number | None
-
-
-def read_token(found: re.Match[str]) -> Token:
-    """The token of a match of `NUMBER`."""
-    return Token(found.start(), found.end(), _value(found))
-
-
-def find_tokens(text: str, start: int, end: int) -> Iterator[Token]:
-    """The tokens in `text[start:end]`.
+def find_numbers(text: str, start: int, end: int) -> Iterator[Number | None]:
+    """The numbers in `text[start:end]`; `None` for what begins like a number and cannot be read.
 
     Example:
 
-    >>> [token.value for token in find_tokens("$1,200.50 or 1/3 of 12:30", 0, 25)]
-    [(1, '12005', -1), Fraction(1, 3), None]
+    >>> list(find_numbers("$1,200.50 or 1/3 of 12:30", 0, 25))
+    [Decimal('1200.50'), Fraction(1, 3), None]
     """
-    return map(read_token, NUMBER.finditer(text, start, end))
+    return map(value_of, NUMBER.finditer(text, start, end))
 
 
-def _value(found: re.Match[str]) -> Number | None:
+def value_of(found: re.Match[str]) -> Number | None:
+    """The value of a match of `NUMBER`; `None` if it cannot be read."""
     part = found.groupdict()
-    sign = -1 if _is_minus(part["sign"]) != _is_minus(part["late_sign"]) else 1
+    value = _magnitude(part)
+    if value is None or _is_minus(part["sign"]) == _is_minus(part["late_sign"]):
+        return value
+    return value.copy_negate() if isinstance(value, Decimal) else -value  # `-` would round a `Decimal`
+
+
+def _magnitude(part: Mapping[str, Any]) -> Number | None:
+    """The value without its sign, from the groups of `NUMBER`."""
+    if part["body"]:
+        return _with_body(part["body"], part)
     if part["point"]:
-        return _decimal(sign, "0" + part["point"])
+        return _decimal("0" + part["point"])
     if part["alone"]:
-        return _exact(sign * _vulgar(part["alone"]))
-    if part["frac_n"] or part["frac_n1"]:
-        return _over(sign, part["frac_n"] or part["frac_n1"], part["frac_d"] or part["frac_d1"])
-    body = part["body"]
+        return _vulgar(part["alone"])
+    return _ratio(part["frac_n"] or part["frac_n1"], part["frac_d"] or part["frac_d1"])
+
+
+def _with_body(body: str, part: Mapping[str, Any]) -> Number | None:
+    """The value of digits and what follows them."""
     if part["raised"]:
         return None
     if part["slashes"]:
         parts = re.split(_SLASH, part["slashes"])
-        return _over(sign, body, parts[1].strip()) if len(parts) == 2 else None
-    if part["vulgar"]:
-        return _mixed(sign, body, _vulgar(part["vulgar"]))
-    above = part["mn"] or part["tail_n"] or part["tail_n1"]
-    if above:
-        return _mixed(sign, body, _ratio(above, part["md"] or part["tail_d"] or part["tail_d1"]))
+        return _ratio(body, parts[1].strip()) if len(parts) == 2 else None
     if part["power"]:
-        return _decimal(sign, "1", part["power"]) if _ascii(body) == "10" else None
-    return _decimal(sign, body, part["e"] or part["ten"] or "0")
+        return _decimal("1", part["power"]) if _ascii(body) == "10" else None
+    if part["vulgar"]:
+        return _mixed(body, _vulgar(part["vulgar"]))
+    above, below = part["mn"] or part["tail_n"] or part["tail_n1"], part["md"] or part["tail_d"] or part["tail_d1"]
+    return _mixed(body, _ratio(above, below)) if above else _decimal(body, part["e"] or part["ten"] or "0")
 
 
 def _is_minus(sign: str | None) -> bool:
@@ -150,53 +140,29 @@ def _ascii(digits: str) -> str:
 
 
 def _plain(body: str) -> str | None:
-    """Digits and at most one point, in ASCII, without separators; `None` where a body is grouped otherwise."""
+    """Digits and at most one point, in ASCII, without separators; `None` if the digits are grouped otherwise."""
     if len(body) > 2 * MOST_DIGITS or not _PLAIN.fullmatch(body):
         return None
     plain = _ascii(_GROUPING.sub("", body))
     return plain if len(plain) <= MOST_DIGITS else None
 
 
-def _decimal(sign: int, body: str, exponent: str = "0") -> Number | None:
+def _decimal(body: str, exponent: str = "0") -> Decimal | None:
     plain = _plain(body)
     if plain is None or len(exponent) > _EXPONENT_DIGITS:
         return None
-    whole, _, decimals = plain.partition(".")
-    return _canonical(sign, whole + decimals, int(_ascii(exponent.replace("−", "-"))) - len(decimals))
-
-
-def _canonical(sign: int, digits: str, exponent: int) -> Number:
-    digits = digits.lstrip("0")
-    kept = digits.rstrip("0")
-    return (sign, kept, exponent + len(digits) - len(kept)) if kept else (0, "", 0)
-
-
-def _exact(value: Fraction) -> Number:
-    """The canonical form of a fraction: decimals where its denominator has no other factors than 2 and 5."""
-    rest, places = value.denominator, 0
-    for factor in (2, 5):
-        count = 0
-        while rest % factor == 0:
-            rest //= factor
-            count += 1
-        places = max(places, count)
-    if rest != 1:
-        return value
-    digits = abs(value.numerator) * 10**places // value.denominator
-    return _canonical(-1 if value < 0 else 1, str(digits), -places)
+    try:
+        return Decimal(f"{plain}e{_ascii(exponent.replace('−', '-'))}")
+    except InvalidOperation:
+        return None
 
 
 def _ratio(numerator: str, denominator: str) -> Fraction | None:
-    negative = _is_minus(numerator[0]) if numerator[0] in "-+−–﹣－＋" else False
-    above, below = _plain(numerator.lstrip("-+−–﹣－＋")), _plain(denominator)
+    above, below = _plain(numerator.lstrip(_SIGNS)), _plain(denominator)
     if above is None or below is None or max(len(above), len(below)) > _FRACTION_DIGITS or not below.strip("0."):
         return None
-    return (-1 if negative else 1) * Fraction(above) / Fraction(below)
-
-
-def _over(sign: int, numerator: str, denominator: str) -> Number | None:
-    ratio = _ratio(numerator, denominator)
-    return None if ratio is None else _exact(sign * ratio)
+    value = Fraction(above) / Fraction(below)
+    return -value if numerator[0] in _SIGNS and _is_minus(numerator[0]) else value
 
 
 def _vulgar(char: str) -> Fraction:
@@ -204,11 +170,11 @@ def _vulgar(char: str) -> Fraction:
     return Fraction(int(above), int(below))
 
 
-def _mixed(sign: int, whole: str, part: Fraction | None) -> Number | None:
+def _mixed(whole: str, part: Fraction | None) -> Fraction | None:
     plain = _plain(whole)
     if part is None or plain is None or "." in plain or len(plain) > _FRACTION_DIGITS:
         return None
-    return _exact(sign * (int(plain) + part))
+    return int(plain) + part
 
 
 def number_of(value: Any) -> Number | None:
@@ -220,7 +186,7 @@ def number_of(value: Any) -> Number | None:
         value (`int`, `float`, `Decimal`, `Fraction`): or numpy's.
 
     Returns:
-        `Number` or `None`: `None` where it is infinite, not a number, longer than numbers in texts may be, or a `bool`.
+        `Number` or `None`: `None` if it is infinite, NaN, a `bool`, or longer than numbers in texts may be.
 
     Example:
 
@@ -230,18 +196,14 @@ def number_of(value: Any) -> Number | None:
     if isinstance(value, bool):
         return None
     if isinstance(value, Integral):
-        whole = int(value)
-        return _canonical(-1 if whole < 0 else 1, str(abs(whole)), 0) if abs(whole) < 10**MOST_DIGITS else None
+        return Decimal(int(value)) if abs(int(value)) < 10**MOST_DIGITS else None
     if isinstance(value, Rational):
         fraction = Fraction(value)
         is_short = max(abs(fraction.numerator), fraction.denominator) < 10**_FRACTION_DIGITS
-        return _exact(fraction) if is_short else None
+        return fraction if is_short else None
     if isinstance(value, Real):
         value = Decimal(repr(float(value)))
-    if not isinstance(value, Decimal) or not value.is_finite():
-        return None
-    negative, digits, exponent = value.as_tuple()
-    return _canonical(-1 if negative else 1, "".join(map(str, digits)), int(exponent))
+    return value if isinstance(value, Decimal) and value.is_finite() else None
 
 
 def last_digit(text: str) -> int:

@@ -1,4 +1,4 @@
-"""Rewards by name. Every module of this package whose name ends in `_rule` registers what it holds."""
+"""Rewards by name. Each module of this package whose name ends in `_rule` registers its rewards."""
 
 from __future__ import annotations
 
@@ -8,16 +8,16 @@ from collections.abc import Callable
 from functools import cache
 from typing import Any
 
-from hf_rlae.errors import ConfigError, RewardError, RewardUnavailableError
+from hf_rlae.errors import RewardError, RewardUnavailableError
 from hf_rlae.registry import Registry
-from hf_rlae.rewards.contract import Reward, name_of
+from hf_rlae.rewards.contract import Reward
 
 rewards: Registry[Callable[..., Any]] = Registry("reward")
 """Name -> reward; `@rewards.register("mine")` adds one."""
 
 _LATER = {
-    "mbpp": "the rule for MBPP runs code that a model wrote, needs a sandbox for it, and is not there yet; "
-    "register a reward of your own under another name, or train on another task"
+    "mbpp": "there is no rule for MBPP yet: it would run code that a model wrote, which needs a sandbox; register a "
+    "reward of your own under another name, or train on another task"
 }
 
 
@@ -33,10 +33,10 @@ def get_reward(name: str, **options: Any) -> Callable[..., Any]:
     """A reward by the name of its task or its rule.
 
     Args:
-        name (`str`): a task (`"gsm8k"`, `"mmlu"`, ...), a rule (`"number"`, `"letter"`, ...), or a name under which
-            you registered a reward yourself; `list_rewards()` gives them all.
-        options: options of the reward's class, such as `lexicon=` of `"sentiment"`; without any, the very object that
-            was registered comes back.
+        name (`str`): a task (`"gsm8k"`, `"mmlu"`, ...), a rule (`"number"`, `"letter"`, ...), or the name of a reward
+            that you registered; `list_rewards()` returns them all.
+        options: options of the reward's class, such as `lexicon=` of `"sentiment"`; without options, the registered
+            object itself is returned.
 
     Returns:
         callable: `reward(prompts, completions, completion_ids=None, **columns) -> list[float | None]`.
@@ -44,7 +44,7 @@ def get_reward(name: str, **options: Any) -> Callable[..., Any]:
     Raises:
         ConfigError: there is no such reward.
         RewardError: the reward has no such option.
-        RewardUnavailableError: something that the reward needs is not there.
+        RewardUnavailableError: something that the reward needs is not installed.
 
     Example:
 
@@ -78,14 +78,11 @@ def list_rewards() -> list[str]:
 
 
 def register_tasks(make: Callable[[str], Reward], tasks: tuple[str, ...]) -> None:
-    """Registers one reward a task, each with its own name, such as `gsm8k_reward` for `gsm8k`.
+    """Registers one reward per task, each with its own name, such as `gsm8k_reward` for `gsm8k`.
 
     Args:
-        make (callable): gives a reward of the name that it is called with.
-        tasks (`tuple[str, ...]`): the tasks that a rule serves, and the rule's own name.
+        make (callable): makes a reward with the given name.
+        tasks (`tuple[str, ...]`): the tasks that a rule judges, and the name of the rule.
     """
     for task in tasks:
-        reward = make(f"{task}_reward")
-        if name_of(reward) != f"{task}_reward":
-            raise ConfigError(f"the reward of {task} calls itself {name_of(reward)}")
-        rewards.register(task)(reward)
+        rewards.register(task)(make(f"{task}_reward"))

@@ -8,125 +8,38 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch.nn.utils.rnn import pad_sequence
 from transformers import AutoModelForSequenceClassification, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
+from hf_rlae.checks import check_int
 from hf_rlae.errors import ConfigError, RewardError, nearest
 from hf_rlae.rewards.contract import Batch, Reward
 
 
 class RewardModel(Reward):
-    """See `reward_model`."""
+    """Any model of `AutoModelForSequenceClassification` as a reward function; `reward_model(...)` makes one.
 
-    def __init__(
-        self,
-        model: PreTrainedModel,
-        tokenizer: PreTrainedTokenizerBase,
-        label: int | None,
-        is_sigmoid: bool,
-        batch_size: int,
-        max_length: int | None,
-        name: str,
-    ) -> None:
-        super().__init__(name)
-        self.model = model
-        # a copy: truncation on the left must not become the setting of whoever else uses the tokenizer
-        self.tokenizer = copy.deepcopy(tokenizer)
-        self.tokenizer.truncation_side = "left"
-        self.label, self.is_sigmoid = label, is_sigmoid
-        self.batch_size, self.max_length = batch_size, max_length
-
-    def score_texts(self, texts: list[str], batch: Batch) -> list[float | None]:
-        """See `Reward.score_texts`."""
-        pairs = zip(batch.required("prompts"), batch.required("completions"), texts, strict=True)
-        rows = [self._encode(*pair, row) for row, pair in enumerate(pairs)]
-        scores: list[float | None] = [None] * len(rows)
-        places = [at for at, ids in enumerate(rows) if ids]
-        # without a padding token the model itself refuses more than one row
-        size = 1 if self._pad_token_id is None else self.batch_size
-        for start in range(0, len(places), size):
-            chosen = places[start : start + size]
-            for at, score in zip(chosen, self._scores([rows[at] for at in chosen]), strict=True):
-                scores[at] = score
-        return scores
-
-    @property
-    def _pad_token_id(self) -> int | None:
-        pad: int | None = self.model.config.get_text_config().pad_token_id
-        return pad
-
-    def _encode(self, prompt: Any, completion: Any, text: str, row: int) -> list[int]:
-        if isinstance(prompt, str) and isinstance(completion, str):
-            return self._tokenize(prompt + text, add_special_tokens=True)
-        if isinstance(prompt, str) or isinstance(completion, str):
-            raise RewardError(f"{self.__name__}: row {row} mixes a string and messages; give both in one form")
-        if not self.tokenizer.chat_template:
-            raise RewardError(
-                f"{self.__name__}: row {row} has messages and the reward model's tokenizer has no chat template; "
-                f"set tokenizer.chat_template, or train on plain strings"
-            )
-        written = self.tokenizer.apply_chat_template([*prompt, *completion], tokenize=False)
-        return self._tokenize(str(written), add_special_tokens=False)
-
-    def _tokenize(self, text: str, add_special_tokens: bool) -> list[int]:
-        limits: dict[str, Any] = {} if self.max_length is None else {"truncation": True, "max_length": self.max_length}
-        ids: list[int] = self.tokenizer(text, add_special_tokens=add_special_tokens, verbose=False, **limits)[
-            "input_ids"
-        ]
-        return ids
-
-    @torch.inference_mode()
-    def _scores(self, rows: Sequence[Sequence[int]]) -> list[float]:
-        self.model.eval()
-        width, pad = max(map(len, rows)), self._pad_token_id or 0
-        ids = torch.tensor([[*row, *[pad] * (width - len(row))] for row in rows], device=self.model.device)
-        lengths = torch.tensor([len(row) for row in rows], device=self.model.device)
-        mask = (torch.arange(width, device=self.model.device) < lengths[:, None]).long()
-        logits = self.model(input_ids=ids, attention_mask=mask).logits.float()
-        if self.label is None:
-            scores = logits[:, 0].sigmoid() if self.is_sigmoid else logits[:, 0]
-        elif self.is_sigmoid:
-            scores = logits[:, self.label].sigmoid()
-        else:
-            scores = logits.softmax(-1)[:, self.label]
-        return [float(score) for score in scores]
-
-
-def reward_model(
-    model: str | Path | PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase | None = None,
-    *,
-    label: str | int | None = None,
-    sigmoid: bool = False,
-    batch_size: int = 8,
-    max_length: int | None = None,
-    name: str = "reward_model",
-    **model_kwargs: Any,
-) -> RewardModel:
-    """Any model of `AutoModelForSequenceClassification` as a reward function.
-
-    It reads prompt and completion: strings one behind the other, with the tokenizer's special tokens; messages as the
-    tokenizer's chat template renders them. What is too long is cut on the left, so the newest text stays. Rows are
-    padded with the padding token of the model's config; where it has none, each row is run alone. A text without any
-    token could not be judged and has `None`. The model is put into eval mode and gets no gradient.
+    It reads prompt and completion: strings are concatenated and get the tokenizer's special tokens, messages are
+    rendered by the tokenizer's chat template. Texts that are too long are cut on the left, so their end stays. Rows are
+    padded with the padding token of the model's config; a model without one scores one row at a time. A text without
+    any token could not be judged and gets `None`. The model is put into eval mode and gets no gradient.
+    The reward is the logit of a model with one label, or a probability.
 
     Source: public code (TRL scores with classification models in the same way).
 
     Args:
         model (`str`, `Path` or `PreTrainedModel`): a folder or Hub id, or a loaded model.
-        tokenizer (`PreTrainedTokenizerBase`, *optional*): of a loaded model; of a named one it is loaded from there.
-        label (`str` or `int`, *optional*): of a model with several labels, the one whose probability is the reward.
-        sigmoid (`bool`, defaults to `False`): brings the logit to 0 .. 1 by a sigmoid; with a `label`, takes that
-            instead of the softmax over all labels (for models whose labels do not exclude one another).
-        batch_size (`int`, defaults to 8): rows in one forward pass.
-        max_length (`int`, *optional*): tokens that are read; as many as model and tokenizer allow if not given.
+        tokenizer (`PreTrainedTokenizerBase`, *optional*): by default loaded from where the model was loaded.
+        label (`str` or `int`, *optional*): for a model with several labels, the one whose probability is the reward.
+        sigmoid (`bool`, defaults to `False`): applies a sigmoid to the logit. With a `label`, it replaces the softmax
+            over all labels (for models whose labels do not exclude one another).
+        batch_size (`int`, defaults to 8): rows per forward pass.
+        max_length (`int`, *optional*): maximum number of tokens; by default what model and tokenizer allow.
         name (`str`, defaults to `"reward_model"`): its `__name__`.
-        model_kwargs: for `from_pretrained` of a named model, such as `dtype` or `revision`.
-
-    Returns:
-        `Reward`: one logit a row (a model with one label), or a probability.
+        model_kwargs: for `from_pretrained` of a model given by name, such as `dtype` or `revision`.
 
     Raises:
-        ConfigError: something above that cannot be used.
+        ConfigError: an argument cannot be used; the message names it.
 
     Example:
 
@@ -141,18 +54,78 @@ def reward_model(
     >>> 0 < score < 1
     True
     """
-    if isinstance(batch_size, bool) or not isinstance(batch_size, int) or batch_size < 1:
-        raise ConfigError(f"batch_size must be a whole number above 0, got {batch_size!r}")
-    if max_length is not None and (isinstance(max_length, bool) or not isinstance(max_length, int) or max_length < 1):
-        raise ConfigError(f"max_length must be a whole number above 0, got {max_length!r}")
-    loaded, tokenizer = _load(model, tokenizer, model_kwargs)
-    limits = (getattr(loaded.config.get_text_config(), "max_position_embeddings", None), tokenizer.model_max_length)
-    # a tokenizer that knows no limit says some huge number
-    allowed = min((limit for limit in limits if limit and limit < 10**9), default=None)
-    if max_length is not None and allowed is not None and max_length > allowed:
-        raise ConfigError(f"max_length={max_length}, but model and tokenizer allow {allowed} tokens")
-    index = _label_index(loaded.config, label)
-    return RewardModel(loaded, tokenizer, index, sigmoid, batch_size, max_length or allowed, name)
+
+    def __init__(
+        self,
+        model: str | Path | PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase | None = None,
+        *,
+        label: str | int | None = None,
+        sigmoid: bool = False,
+        batch_size: int = 8,
+        max_length: int | None = None,
+        name: str = "reward_model",
+        **model_kwargs: Any,
+    ) -> None:
+        super().__init__(name)
+        check_int("batch_size", batch_size, smallest=1)
+        if max_length is not None:
+            check_int("max_length", max_length, smallest=1)
+        self.model, tokenizer = _load(model, tokenizer, model_kwargs)
+        # a copy, because others may use the tokenizer with truncation on the right
+        self.tokenizer = copy.deepcopy(tokenizer)
+        self.tokenizer.truncation_side = "left"
+        self.max_length = _checked_length(max_length, self.model, tokenizer)
+        self.label = _label_index(self.model.config, label)
+        self.sigmoid, self.batch_size = sigmoid, batch_size
+
+    def score_texts(self, texts: list[str], batch: Batch) -> list[float | None]:
+        """See `Reward.score_texts`."""
+        pairs = zip(batch.required("prompts"), batch.required("completions"), texts, strict=True)
+        rows = [self._encode(*pair, row) for row, pair in enumerate(pairs)]
+        scores: list[float | None] = [None] * len(rows)
+        places = [at for at, ids in enumerate(rows) if ids]
+        pad_token_id = self.model.config.get_text_config().pad_token_id
+        # without a padding token the model itself refuses more than one row
+        size = 1 if pad_token_id is None else self.batch_size
+        for start in range(0, len(places), size):
+            chosen = places[start : start + size]
+            for at, score in zip(chosen, self._scores([rows[at] for at in chosen], pad_token_id or 0), strict=True):
+                scores[at] = score
+        return scores
+
+    def _encode(self, prompt: Any, completion: Any, text: str, row: int) -> list[int]:
+        is_plain = isinstance(prompt, str)
+        if is_plain != isinstance(completion, str):
+            raise RewardError(f"{self.__name__}: row {row} mixes a string and messages; give both in one form")
+        if not is_plain and not self.tokenizer.chat_template:
+            raise RewardError(
+                f"{self.__name__}: row {row} has messages and the reward model's tokenizer has no chat template; "
+                f"set tokenizer.chat_template, or train on plain strings"
+            )
+        if is_plain:
+            text = prompt + text
+        else:
+            text = str(self.tokenizer.apply_chat_template([*prompt, *completion], tokenize=False))
+        limits: dict[str, Any] = {} if self.max_length is None else {"truncation": True, "max_length": self.max_length}
+        encoded = self.tokenizer(text, add_special_tokens=is_plain, verbose=False, **limits)
+        return list(encoded["input_ids"])
+
+    @torch.inference_mode()
+    def _scores(self, rows: Sequence[Sequence[int]], pad_token_id: int) -> list[float]:
+        self.model.eval()
+        ids = pad_sequence([torch.tensor(row) for row in rows], batch_first=True, padding_value=pad_token_id)
+        mask = pad_sequence([torch.ones(len(row), dtype=torch.long) for row in rows], batch_first=True)
+        device = self.model.device
+        logits = self.model(input_ids=ids.to(device), attention_mask=mask.to(device)).logits.float()
+        if self.sigmoid:
+            logits = logits.sigmoid()
+        elif self.label is not None:
+            logits = logits.softmax(-1)
+        return list(logits[:, self.label or 0].tolist())
+
+
+reward_model = RewardModel
 
 
 def _load(
@@ -169,22 +142,34 @@ def _load(
         raise ConfigError(
             f"model must be a sequence-classification model or the name of one, got {type(model).__name__}"
         )
-    if tokenizer is None:
-        raise ConfigError("a loaded model needs its tokenizer: reward_model(model, tokenizer)")
-    return model, tokenizer
+    if tokenizer is None and not model.config.name_or_path:
+        raise ConfigError(
+            "a loaded reward model needs its tokenizer, and its config does not say where it was loaded from; give "
+            "reward_model(model, tokenizer), or reward_processing_classes to a trainer"
+        )
+    return model, AutoTokenizer.from_pretrained(model.config.name_or_path) if tokenizer is None else tokenizer
+
+
+def _checked_length(max_length: int | None, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> int | None:
+    limits = (getattr(model.config.get_text_config(), "max_position_embeddings", None), tokenizer.model_max_length)
+    # a tokenizer without a limit states a huge number
+    allowed = min((limit for limit in limits if limit and limit < 10**9), default=None)
+    if max_length is not None and allowed is not None and max_length > allowed:
+        raise ConfigError(f"max_length={max_length}, but model and tokenizer allow {allowed} tokens")
+    return max_length or allowed
 
 
 def _label_index(config: Any, label: str | int | None) -> int | None:
     names = {str(text): int(at) for at, text in config.id2label.items()}
+    if label is None and config.num_labels != 1:
+        raise ConfigError(
+            f"the model has {config.num_labels} labels; set label= to the one whose probability is the reward: "
+            f"{', '.join(names)}"
+        )
     if label is None:
-        if config.num_labels != 1:
-            raise ConfigError(
-                f"the model has {config.num_labels} labels; say with label= whose probability is the reward: "
-                f"{', '.join(names)}"
-            )
         return None
     if config.num_labels == 1:
-        raise ConfigError(f"label={label!r}, but the model has one label only; leave label out")
+        raise ConfigError(f"label={label!r}, but the model has only one label; leave label out")
     if isinstance(label, int) and not isinstance(label, bool):
         if not 0 <= label < config.num_labels:
             raise ConfigError(f"label={label}, but the model has the labels 0 to {config.num_labels - 1}")

@@ -1,18 +1,18 @@
-"""The rule for how a text feels: `story_sentiment`.
+"""The rule for the sentiment of a text: `story_sentiment`.
 
-1. The first 10,000 characters are read, in small letters, and cut at white space into words.
-2. A word is looked up in the lexicon as it stands (`:)` is one), and else without the punctuation at its ends. A word
-   of the lexicon has a valence v from -4 to 4; other words count nothing.
-3. Where one of the three words before it is a negation (no, not, never, none, nobody, nothing, neither, nor, without,
+1. The first 10,000 characters are read in lower case and split at whitespace into words.
+2. A word is looked up in the lexicon as it is (`:)` is one), and otherwise without the punctuation at its ends. A word
+   of the lexicon has a valence v from -4 to 4. Other words do not count.
+3. If one of the three words before it is a negation (no, not, never, none, nobody, nothing, neither, nor, without,
    hardly, cannot, or one that ends in n't), v becomes -v / 2: "not good" is bad, but less so than "bad".
-4. With n such words, the score is `1/2 + sum(v) / (8 * (n + 2))`: the mean valence as if there were two neutral words
-   more, brought from -4 .. 4 to 0 .. 1. An empty text, and one without such words, has 1/2.
+4. With n such words, the score is `1/2 + sum(v) / (8 * (n + 2))`: the mean valence with two neutral words added, scaled
+   from -4 .. 4 to 0 .. 1. An empty text, and a text without such words, scores 1/2.
 
-The mean, and not the sum, because a sum pays for length; the two neutral words, because a mean alone pays a single
-"wonderful" in full.
+The score is a mean because a sum would reward length. The two neutral words keep a single "wonderful" from the full
+score.
 
-A lexicon is a file in the format of VADER's: a word, a tab, its valence, and anything after a further tab. Lines that
-are empty or begin with "# " are skipped. The package has a small one of its own; a larger one gives finer scores.
+A lexicon is a file in the format of VADER's: a word, a tab, its valence, and anything after another tab. Empty lines
+and lines that begin with "# " are skipped. The package has a small lexicon of its own; a larger one gives finer scores.
 
 Source: words with a mean valence from -4 to 4 after VADER (Hutto and Gilbert, 2014); the formula and the embedded
 lexicon are ours.
@@ -22,7 +22,6 @@ from __future__ import annotations
 
 import math
 from functools import cache
-from importlib.resources import files
 from pathlib import Path
 
 from hf_rlae.errors import RewardError
@@ -47,10 +46,10 @@ def load_lexicon(path: str | Path) -> dict[str, float]:
         path (`str` or `Path`): a file in VADER's format, UTF-8.
 
     Returns:
-        `dict[str, float]`: words in small letters, and valences from -4 to 4.
+        `dict[str, float]`: valences from -4 to 4, by words in lower case.
 
     Raises:
-        RewardError: no such file, no words in it, or a line that cannot be read; the message names it.
+        RewardError: the file does not exist or has no words, or a line cannot be read; the message names it.
 
     Example:
 
@@ -61,15 +60,11 @@ def load_lexicon(path: str | Path) -> dict[str, float]:
     {'good': 1.9, 'bad': -2.5}
     """
     try:
-        text = Path(path).read_text(encoding="utf-8")
+        lines = Path(path).read_text(encoding="utf-8").split("\n")
     except (OSError, UnicodeDecodeError) as error:
         raise RewardError(f"lexicon={str(path)!r} cannot be read ({error}); give a text file in UTF-8") from error
-    return _parse_lexicon(text, str(path))
-
-
-def _parse_lexicon(text: str, path: str) -> dict[str, float]:
     lexicon: dict[str, float] = {}
-    for number, line in enumerate(text.split("\n"), 1):
+    for number, line in enumerate(lines, 1):
         if not line.strip() or line.startswith("# "):
             continue
         word, *rest = line.split("\t")
@@ -79,11 +74,11 @@ def _parse_lexicon(text: str, path: str) -> dict[str, float]:
             valence = math.nan
         if not word.strip() or not abs(valence) <= LARGEST:
             raise RewardError(
-                f"lexicon={path!r}, line {number}: {line[:80]!r}; expected a word, a tab and a valence from -4 to 4"
+                f"lexicon={str(path)!r}, line {number}: {line[:80]!r}; expected a word, a tab and a valence of -4 to 4"
             )
         lexicon[word.strip().lower()] = valence
     if not lexicon:
-        raise RewardError(f"lexicon={path!r} has no words; expected lines with a word, a tab and a valence")
+        raise RewardError(f"lexicon={str(path)!r} has no words; expected lines with a word, a tab and a valence")
     return lexicon
 
 
@@ -96,16 +91,15 @@ def embedded_lexicon() -> dict[str, float]:
     >>> embedded_lexicon()["happy"] > 0 > embedded_lexicon()["sad"]
     True
     """
-    file = files("hf_rlae.rewards").joinpath("sentiment_lexicon.txt")
-    return _parse_lexicon(file.read_text(encoding="utf-8"), "sentiment_lexicon.txt")
+    return load_lexicon(Path(__file__).with_name("sentiment_lexicon.txt"))
 
 
 def sentiment_score(text: str, lexicon: dict[str, float] | None = None) -> float:
-    """How a text feels, from 0 (sad) to 1 (glad), by the rule of this module.
+    """The sentiment of a text, from 0 (sad) to 1 (happy), by the rule of this module.
 
     Args:
         text (`str`): any string.
-        lexicon (`dict[str, float]`, *optional*): valences of words; the embedded one if not given.
+        lexicon (`dict[str, float]`, *optional*): valences of words; the embedded one by default.
 
     Example:
 
@@ -126,12 +120,12 @@ def sentiment_score(text: str, lexicon: dict[str, float] | None = None) -> float
 
 
 class SentimentReward(Reward):
-    """How glad a text is, from 0 to 1. It needs no ground truth.
+    """The sentiment of a text, from 0 (sad) to 1 (happy). It needs no ground truth.
 
     The module's docstring has the rule.
 
     Args:
-        lexicon (`str` or `Path`, *optional*): a file in VADER's format; the package's own small lexicon if not given.
+        lexicon (`str` or `Path`, *optional*): a file in VADER's format; the package's own small lexicon by default.
         name (`str`, defaults to `"sentiment_reward"`): its `__name__`.
 
     Raises:

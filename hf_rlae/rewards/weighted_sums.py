@@ -1,4 +1,4 @@
-"""Several rewards as one."""
+"""Weighted sums of rewards: as a tensor operation, and as a reward function."""
 
 from __future__ import annotations
 
@@ -8,54 +8,73 @@ from collections.abc import Callable, Sequence
 from numbers import Real
 from typing import Any
 
+import torch
+
 from hf_rlae.errors import ConfigError, RewardError
-from hf_rlae.rewards.contract import is_async, name_of
+from hf_rlae.rewards.contract import columns_of, is_async, name_of
 from hf_rlae.rewards.registry import get_reward
 
-Part = tuple[Callable[..., Any], float]
+
+def total_rewards(rewards: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
+    """The weighted sum of each row over the reward functions that could judge it.
+
+    Source: public code (TRL combines `reward_funcs` and `reward_weights` in the same way).
+
+    Args:
+        rewards (`torch.Tensor` of shape `(B, F)`): NaN where a function could not judge the completion.
+        weights (`torch.Tensor` of shape `(F,)`): one weight per function, on any device.
+
+    Returns:
+        `torch.Tensor` of shape `(B,)`: NaN where no function could judge the completion.
+
+    Example:
+
+    >>> total_rewards(torch.tensor([[1.0, torch.nan], [torch.nan, torch.nan]]), torch.tensor([2.0, 1.0]))
+    tensor([2., nan])
+    """
+    totals = (rewards * weights.to(rewards.device)).nansum(1)
+    return totals.masked_fill(rewards.isnan().all(1), torch.nan)
 
 
 class WeightedSum:
     """See `weighted_sum`."""
 
-    def __init__(self, parts: Sequence[Part], name: str) -> None:
+    def __init__(self, parts: Sequence[Callable[..., Any]], weights: Sequence[float], name: str) -> None:
         self.parts = tuple(parts)
+        self.weights = tuple(weights)
         self.__name__ = name
+        needed = [column for part in parts for column in getattr(part, "required_columns", ())]
+        self.required_columns = tuple(dict.fromkeys(needed))
+        self.further_columns = tuple(sorted(set().union(*map(columns_of, parts))))
 
     def __call__(self, prompts: Any = None, completions: Any = None, completion_ids: Any = None, **columns: Any) -> Any:
-        """As every reward."""
-        given = {"prompts": prompts, "completions": completions, "completion_ids": completion_ids, **columns}
-        return self._sum([reward(**given) for reward, _ in self.parts], completions)
+        """The same call as for every reward."""
+        columns |= {"prompts": prompts, "completions": completions, "completion_ids": completion_ids}
+        return self._sum([part(**columns) for part in self.parts], completions)
 
-    def _sum(self, rewards: Sequence[Any], completions: Any) -> list[float | None]:
-        columns = [
-            _checked(values, name_of(part), len(completions))
-            for values, (part, _) in zip(rewards, self.parts, strict=True)
-        ]
-        weights = [weight for _, weight in self.parts]
-        totals: list[float | None] = []
-        for row in zip(*columns, strict=True):
-            judged = [weight * value for weight, value in zip(weights, row, strict=True) if value is not None]
-            totals.append(math.fsum(judged) if judged else None)
-        return totals
+    def _sum(self, outputs: Sequence[Any], completions: Any) -> list[float | None]:
+        judged = [_column(output, part, len(completions)) for output, part in zip(outputs, self.parts, strict=True)]
+        totals = total_rewards(torch.stack(judged, dim=1), torch.tensor(self.weights, dtype=torch.float64))
+        return [None if math.isnan(total) else total for total in totals.tolist()]
 
     def __repr__(self) -> str:
-        terms = " + ".join(f"{weight:g} * {name_of(part)}" for part, weight in self.parts)
-        return f"<{type(self).__name__} {self.__name__} = {terms}>"
+        terms = (f"{weight:g} * {name_of(part)}" for part, weight in zip(self.parts, self.weights, strict=True))
+        return f"<{type(self).__name__} {self.__name__} = {' + '.join(terms)}>"
 
 
 class AsyncWeightedSum(WeightedSum):
-    """A weighted sum with parts that are async; they run at the same time."""
+    """A weighted sum with async parts, which run at the same time."""
 
     async def __call__(
         self, prompts: Any = None, completions: Any = None, completion_ids: Any = None, **columns: Any
     ) -> Any:
-        """As every async reward: to be awaited."""
-        given = {"prompts": prompts, "completions": completions, "completion_ids": completion_ids, **columns}
-        waiting = {at: part(**given) for at, (part, _) in enumerate(self.parts) if is_async(part)}
-        results = dict(zip(waiting, await asyncio.gather(*waiting.values()), strict=True))
-        rewards = [results[at] if at in results else part(**given) for at, (part, _) in enumerate(self.parts)]
-        return self._sum(rewards, completions)
+        """The same call as for every async reward."""
+        columns |= {"prompts": prompts, "completions": completions, "completion_ids": completion_ids}
+
+        async def output(part: Callable[..., Any]) -> Any:
+            return await part(**columns) if is_async(part) else part(**columns)
+
+        return self._sum(await asyncio.gather(*map(output, self.parts)), completions)
 
 
 def weighted_sum(
@@ -63,21 +82,21 @@ def weighted_sum(
 ) -> WeightedSum:
     """`sum_k weights_k * rewards_k` as one reward function.
 
-    A part that could not judge a text (`None` or NaN) is left out of its sum; if no part could, the sum is `None`.
-    This is what TRL does with `reward_funcs` and `reward_weights`, so that either may stand for the other.
+    A part that could not judge a completion (`None` or NaN) is left out of its sum. Where no part could judge, the sum
+    is `None`. TRL does the same with `reward_funcs` and `reward_weights`, so the two are interchangeable.
 
     Source: ours, after TRL.
 
     Args:
-        rewards (`Sequence`): reward functions or names that `get_reward` knows. Async functions make the sum async.
-        weights (`Sequence[float]`, *optional*): one finite number a reward; all 1 if not given.
+        rewards (`Sequence`): reward functions, or names that `get_reward` knows. Async functions make the sum async.
+        weights (`Sequence[float]`, *optional*): one finite number per reward; all 1 by default.
         name (`str`, defaults to `"weighted_sum"`): its `__name__`.
 
     Returns:
         callable: a reward.
 
     Raises:
-        ConfigError: no rewards, something that is no reward, or weights that do not fit.
+        ConfigError: no rewards, an entry that is not a reward, or weights that do not match the rewards.
 
     Example:
 
@@ -90,30 +109,34 @@ def weighted_sum(
         raise ConfigError(f"rewards must be a list with at least one reward, got {rewards!r:.80}")
     weights = [1.0] * len(rewards) if weights is None else list(weights)
     if len(weights) != len(rewards):
-        raise ConfigError(f"there are {len(rewards)} rewards and {len(weights)} weights; give one weight a reward")
+        raise ConfigError(f"there are {len(rewards)} rewards and {len(weights)} weights; give one weight per reward")
     for weight in weights:
         if isinstance(weight, bool) or not isinstance(weight, Real) or not math.isfinite(weight):
             raise ConfigError(f"weights must be finite numbers, got {weight!r}")
-    parts = [get_reward(reward) if isinstance(reward, str) else reward for reward in rewards]
-    for part in parts:
-        if not callable(part) or hasattr(part, "named_parameters"):
-            raise ConfigError(
-                f"{type(part).__name__} is no reward function; give a callable or a name, and a model as "
-                f"reward_model(...)"
-            )
-    kind = AsyncWeightedSum if any(is_async(part) for part in parts) else WeightedSum
-    return kind([(part, float(weight)) for part, weight in zip(parts, weights, strict=True)], name)
+    parts = [_part(reward) for reward in rewards]
+    kind = AsyncWeightedSum if any(map(is_async, parts)) else WeightedSum
+    return kind(parts, list(map(float, weights)), name)
 
 
-def _checked(values: Any, name: str, size: int) -> list[float | None]:
-    if not hasattr(values, "__len__") or len(values) != size:
-        raise RewardError(
-            f"weighted_sum: {name} gave {values!r:.80} for {size} completions; expected a list of as many"
+def _part(reward: Any) -> Callable[..., Any]:
+    part = get_reward(reward) if isinstance(reward, str) else reward
+    if not callable(part) or isinstance(part, torch.nn.Module):
+        raise ConfigError(
+            f"{type(part).__name__} is not a reward function; give a callable or the name of a reward. "
+            "reward_model(...) makes a reward of a model"
         )
-    numbers = [None if value is None or value != value else value for value in values]
-    for row, value in enumerate(numbers):
-        if value is not None and not isinstance(value, Real):
-            raise RewardError(
-                f"weighted_sum: {name} gave {value!r:.80} for completion {row}; expected a number or None"
-            )
-    return [None if value is None else float(value) for value in numbers]
+    return part
+
+
+def _column(output: Any, part: Any, size: int) -> torch.Tensor:
+    """What a part returned as a tensor of shape `(size,)`, NaN for `None`."""
+    try:
+        column = torch.tensor([math.nan if value is None else value for value in output], dtype=torch.float64)
+    except (TypeError, ValueError):
+        column = torch.empty(0, 0)
+    if column.shape != (size,):
+        raise RewardError(
+            f"weighted_sum: {name_of(part)} returned {output!r:.80} for {size} completions; expected a list with one "
+            "number or None per completion"
+        )
+    return column

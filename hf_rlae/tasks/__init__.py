@@ -1,6 +1,6 @@
-"""Floor 2: tasks, which say where questions come from, how they are asked, and which reward judges the answers.
+"""Floor 2: tasks. A task says where questions come from, how they are asked, and which reward judges the answers.
 
-Every module of this package that registers a task is found by itself: a new task is a new file and no other change.
+Every module of this package is imported here, so a new task is a new file and no other change.
 """
 
 import importlib
@@ -9,7 +9,7 @@ import pkgutil
 from hf_rlae.errors import SplitError, TaskError
 from hf_rlae.tasks.definition import BUILT_IN, Example, Task, generated_task, task, tasks
 from hf_rlae.tasks.loading import get_task, list_tasks, load_task
-from hf_rlae.tasks.row import Row
+from hf_rlae.tasks.task_row import TaskRow
 
 for _module in pkgutil.iter_modules(__path__):
     importlib.import_module(f"{__name__}.{_module.name}")
@@ -17,10 +17,10 @@ for _module in pkgutil.iter_modules(__path__):
 __all__ = [
     "BUILT_IN",
     "Example",
-    "Row",
     "SplitError",
     "Task",
     "TaskError",
+    "TaskRow",
     "generated_task",
     "get_task",
     "list_tasks",

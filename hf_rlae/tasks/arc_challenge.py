@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from hf_rlae.errors import ConfigError, nearest
+from hf_rlae.checks import check_choice
 from hf_rlae.tasks.choices import MESSAGE, choice_example, read_choices, read_letter
 from hf_rlae.tasks.definition import Example, task
-from hf_rlae.tasks.row import Row
+from hf_rlae.tasks.task_row import TaskRow
 
 _EXAMPLES = (
     {
@@ -37,8 +37,6 @@ _EXAMPLES = (
     },
 )
 
-_BLANK = ("keep", "drop")
-
 
 @task(
     "arc_challenge",
@@ -60,21 +58,21 @@ _BLANK = ("keep", "drop")
     examples=_EXAMPLES,
     options={"blank_options": "keep"},
 )
-def arc_challenge(row: Row) -> Example | None:
+def arc_challenge(row: TaskRow) -> Example | None:
     """The answer is a label of an option, a letter, or a number from 1.
 
-    A copy in use has rows that lost the texts of all their options. They are kept, with a warning, as their letters are
-    right and others count them; `blank_options="drop"` leaves them out. They are never shots.
+    In one copy of the dataset, some rows lost the texts of all their options. They are kept with a warning, because
+    their letters are right and published results count them; `blank_options="drop"` leaves them out. They are never
+    shots.
     """
-    if row.options["blank_options"] not in _BLANK:
-        given = row.options["blank_options"]
-        raise ConfigError(f"blank_options={given!r}: {nearest(str(given), _BLANK)}")
+    blank_options = row.options["blank_options"]
+    check_choice("blank_options", blank_options, ("keep", "drop"))
     choices, labels = read_choices(row, is_blank_allowed=True)
-    letter = read_letter(row, "answer", len(choices), first=1, labels=labels)
+    letter = read_letter(row, len(choices), first=1, labels=labels)
     example = choice_example(row.text("question"), choices, letter)
     if any(choices):
         return example
-    if row.options["blank_options"] == "drop":
+    if blank_options == "drop":
         return None
     row.note('have no text in any of their options; blank_options="drop" leaves them out')
     return replace(example, reply="")

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from hf_rlae.errors import ConfigError, nearest
+from hf_rlae.checks import check_choice, check_int
+from hf_rlae.errors import ConfigError
 from hf_rlae.tasks.chains import FORMS, OPERATORS, SPLITS, draw_questions
 from hf_rlae.tasks.definition import Example, generated_task
 
@@ -26,29 +27,28 @@ _DEFAULT_COUNT = 200
     options={"num_steps": (2, 3), "forms": FORMS, "is_mixed": True, "operator": None},
 )
 def arithmetic_chain(split: str, count: int | None, seed: int, options: Mapping[str, Any]) -> Iterator[Example]:
-    """Different questions; `limit` says how many, 200 by default.
+    """Distinct questions; `limit` is their number, 200 by default.
 
     The splits share no chain, whatever its form: a hash of the chain decides. The embedded members were trained on
     chains of `train` only.
 
-    Options: `num_steps` (`int` or sequence of `int`, defaults to `(2, 3)`): how many operators; `forms` (`str` or
+    Options: `num_steps` (`int` or sequence of `int`, defaults to `(2, 3)`): number of operators; `forms` (`str` or
     sequence of `str`): `"symbolic"` (`7+5*3=`), `"worded"` (`What is 7 plus 5 times 3?`), or both; `is_mixed` (`bool`,
-    defaults to `True`): at least two different operators where there is more than one; `operator` (`str`, *optional*):
-    this one alone.
+    defaults to `True`): whether a chain of several steps has at least two different operators; `operator` (`str`,
+    *optional*): only this operator.
     """
     num_steps = _listed("num_steps", options["num_steps"], int)
-    if min(num_steps) < 1:
-        raise ConfigError(f"num_steps={options['num_steps']!r}: a chain has at least one step")
+    for number in num_steps:
+        check_int("num_steps", number, smallest=1)
     forms = _listed("forms", options["forms"], str)
+    for form in forms:
+        check_choice("forms", form, FORMS)
     operator = options["operator"]
-    for name, given, known in (
-        *(("forms", form, FORMS) for form in forms),
-        *(("operator", each, OPERATORS) for each in ([] if operator is None else [operator])),
-    ):
-        if given not in known:
-            raise ConfigError(f"{name}: {given!r}: {nearest(str(given), known)}")
+    if operator is not None:
+        check_choice("operator", operator, OPERATORS)
+    count = _DEFAULT_COUNT if count is None else count
     questions = draw_questions(
-        _DEFAULT_COUNT if count is None else count,
+        count,
         seed,
         num_steps=num_steps,
         forms=forms,
@@ -61,8 +61,9 @@ def arithmetic_chain(split: str, count: int | None, seed: int, options: Mapping[
         yield Example(question.prompt, str(question.answer), question.solution, columns=columns)
 
 
-def _listed(name: str, given: Any, kind: type) -> list[Any]:
-    listed = [given] if isinstance(given, kind) else list(given) if isinstance(given, Sequence) else []
-    if not listed or not all(isinstance(each, kind) and not isinstance(each, bool) for each in listed):
+def _listed(name: str, given: Any, kind: type) -> Sequence[Any]:
+    if isinstance(given, kind):
+        return [given]
+    if not isinstance(given, Sequence) or isinstance(given, str) or not given:
         raise ConfigError(f"{name}={given!r}: expected {kind.__name__}, or several of them")
-    return listed
+    return given

@@ -1,7 +1,7 @@
 """Chains of small sums, differences and products: questions, solutions and answers from seeds.
 
-A solution writes every reduction as a step of one operator: products first, then sums and differences, each from left
-to right; the answer comes last. All numbers on the way lie in 0 .. 99.
+A solution reduces the chain one operator per step: products first, then sums and differences, each from left to right.
+The answer comes last. All intermediate results are in 0 .. 99.
 
     symbolic    7+5*3=                          5*3=15; 7+15=22. 22
     worded      What is 7 plus 5 times 3?       5 times 3 is 15; 7 plus 15 is 22. So 22
@@ -23,7 +23,7 @@ WORDS = {"+": "plus", "-": "minus", "*": "times"}
 FORMS = ("symbolic", "worded")
 SPLITS = ("train", "validation", "test")
 LARGEST = 99
-"""The largest number of a valid chain; the smallest is 0."""
+"""The largest result in a valid chain; the smallest is 0."""
 
 _HELD_OUT_SHARE = 8
 _PATIENCE = 20_000
@@ -41,7 +41,7 @@ def apply_operator(operator: str, a: int, b: int) -> int:
     >>> apply_operator("*", 5, 3)
     15
     """
-    return a + b if operator == "+" else a - b if operator == "-" else a * b
+    return {"+": a + b, "-": a - b, "*": a * b}[operator]
 
 
 @dataclass(frozen=True)
@@ -55,7 +55,7 @@ class Step:
 
 
 def reduction_order(operators: Sequence[str]) -> list[str]:
-    """The operators in the order in which a solution takes them, which does not depend on the numbers.
+    """The operators in the order of a solution's steps, which does not depend on the numbers.
 
     Example:
 
@@ -68,11 +68,11 @@ def reduction_order(operators: Sequence[str]) -> list[str]:
 def reduce_chain(
     operands: Sequence[int], operators: Sequence[str], result_of: Callable[[str, int, int], int] = apply_operator
 ) -> Iterator[Step]:
-    """The steps that solve a chain; every step goes on from the result before it, right or wrong.
+    """The steps that solve a chain. Each step continues from the previous result, right or wrong.
 
     Args:
-        operands (`Sequence[int]`), operators (`Sequence[str]`): one operand more than operators.
-        result_of (callable, *optional*): gives the result that is written for `(operator, a, b)`.
+        operands (`Sequence[int]`), operators (`Sequence[str]`): one more operand than operators.
+        result_of (callable, *optional*): the result to write for `(operator, a, b)`; the true one by default.
 
     Example:
 
@@ -95,7 +95,7 @@ def join(a: int, operator: str, b: int, form: str) -> str:
 
 
 def closing(form: str) -> str:
-    """What stands between the last step and the answer."""
+    """The text between the last step and the answer."""
     return ". " if form == "symbolic" else ". So "
 
 
@@ -124,17 +124,15 @@ class Question:
     @property
     def expression(self) -> str:
         """The chain in symbols, whatever the form."""
-        return str(self.operands[0]) + "".join(
-            f"{o}{b}" for o, b in zip(self.operators, self.operands[1:], strict=True)
-        )
+        return "".join(f"{a}{o}" for a, o in zip(self.operands, (*self.operators, ""), strict=True))
 
     @property
     def prompt(self) -> str:
-        """What a member is given."""
+        """The prompt for a member."""
         if self.form == "symbolic":
             return self.expression + "="
-        rest = "".join(f" {WORDS[o]} {b}" for o, b in zip(self.operators, self.operands[1:], strict=True))
-        return f"What is {self.operands[0]}{rest}?"
+        worded = re.sub(r"[-+*]", lambda operator: f" {WORDS[operator[0]]} ", self.expression)
+        return f"What is {worded}?"
 
     @cached_property
     def steps(self) -> tuple[Step, ...]:
@@ -154,17 +152,17 @@ class Question:
 
     @property
     def is_valid(self) -> bool:
-        """Whether all numbers on the way lie in 0 .. 99."""
+        """Whether all results are in 0 .. 99."""
         return all(0 <= step.result <= LARGEST for step in self.steps)
 
     @property
     def is_held_out(self) -> bool:
-        """Whether the chain is kept out of the lessons, in both forms: one in eight, by a hash of the chain."""
+        """Whether the chain is kept out of the training data, in both forms: one in eight, by a hash of the chain."""
         return self.split != "train"
 
     @property
     def split(self) -> str:
-        """Of `SPLITS`, by a hash of the chain, whatever its form; half of what is held out is for validation."""
+        """The split, by a hash of the chain, whatever its form. Half of the held-out chains are for validation."""
         digest = hashlib.sha256(self.expression.encode()).digest()
         if digest[0] % _HELD_OUT_SHARE:
             return "train"
@@ -176,7 +174,7 @@ class Question:
 
 
 def answer_of(completion: str) -> int | None:
-    """The answer at the very end of a completion, or `None` if it has none.
+    """The answer at the end of a completion, or `None` if it has none.
 
     Example:
 
@@ -188,15 +186,16 @@ def answer_of(completion: str) -> int | None:
 
 
 def operator_at(text: str) -> str | None:
-    """The operator of the step that the end of a text is at: the open one, or the next where one was just finished.
+    """The operator of the step at the end of a text: of the unfinished step, or of the next if the last one is
+    finished.
 
-    A result counts as finished once the true result of what stands before it is written in full.
+    A step is finished once its true result is written in full.
 
     Args:
         text (`str`): a prompt and a part of its completion.
 
     Returns:
-        `str` or `None`: `None` if the text is no such question.
+        `str` or `None`: `None` if the text is not such a question.
 
     Example:
 
@@ -232,13 +231,13 @@ def _is_finished(step: str) -> bool:
 
 
 def draw_question(rng: random.Random, num_steps: int, form: str) -> Question:
-    """A valid chain: operands 1 .. 9, or for a single step all numbers of a chain.
+    """A valid chain with operands 1 .. 9; a single step may have any operands of a chain.
 
-    Chains are drawn until one is valid, and long ones, which hardly ever are, step by step.
+    Chains are drawn until one is valid. Long chains, which are hardly ever valid, are drawn step by step.
 
     Args:
-        rng (`random.Random`): where it is drawn from.
-        num_steps (`int`): how many operators.
+        rng (`random.Random`): the source of randomness.
+        num_steps (`int`): number of operators.
         form (`str`): `"symbolic"` or `"worded"`.
     """
     while num_steps <= _LONG:
@@ -257,10 +256,10 @@ def draw_question(rng: random.Random, num_steps: int, form: str) -> Question:
 
 
 def _draw_long(rng: random.Random, num_steps: int, form: str) -> Question:
-    """A valid chain in which each operator and operand is drawn from those that keep it valid up to there.
+    """A valid chain in which each operator and operand is drawn from those that keep the chain valid so far.
 
-    Products come first, so what a chain is worth is settled but for its last term: `total + sign * term`. There is
-    always a way on, as a product with 1 changes nothing.
+    Products come first, so a chain has the value `total + sign * term`, where only the last term can still change. The
+    chain can always continue, because a product with 1 changes nothing.
     """
     operands, operators = [rng.randint(1, 9)], []
     total, sign, term = 0, 1, operands[0]
@@ -300,18 +299,20 @@ def draw_questions(
     operators: Sequence[str] = OPERATORS,
     split: str | None = None,
 ) -> list[Question]:
-    """Different questions, the same ones for the same arguments.
+    """Distinct questions; the same ones for the same arguments.
 
     Args:
-        count (`int`): how many.
+        count (`int`): number of questions.
         seed (`int`, defaults to 0): another seed gives other questions.
-        num_steps (`Sequence[int]`, defaults to `(2, 3)`), forms (`Sequence[str]`): what to draw from; single steps
+        num_steps (`Sequence[int]`, defaults to `(2, 3)`), forms (`Sequence[str]`): what to draw from. Single steps
             are drawn as they occur in longer chains.
-        is_held_out (`bool`, defaults to `True`): from chains that no member was trained on, or from the others.
+        is_held_out (`bool`, defaults to `True`): whether to draw from the chains that no member was trained on, or
+            from the others.
         is_mixed (`bool`, defaults to `True`): chains of more than one step have at least two different operators.
-        operator (`str`, *optional*): only chains that have no other operator (`is_mixed` has no meaning then).
-        operators (`Sequence[str]`, defaults to all three): only chains of these.
-        split (`str`, *optional*): of `SPLITS`, in the place of `is_held_out`.
+        operator (`str`, *optional*): only chains without any other operator; `is_mixed` and `operators` are then
+            ignored.
+        operators (`Sequence[str]`, defaults to all three): only chains of these operators.
+        split (`str`, *optional*): one of `SPLITS`; replaces `is_held_out`.
 
     Raises:
         ConfigError: there are fewer such questions than `count`.
@@ -325,20 +326,20 @@ def draw_questions(
     found: dict[tuple[str, str], Question] = {}
     misses = 0
     while len(found) < count:
-        misses += 1
-        if misses > _PATIENCE:
+        if misses == _PATIENCE:
             raise ConfigError(f"count={count}: there seem to be only {len(found)} such questions; ask for fewer")
         length, form = rng.choice(list(num_steps)), rng.choice(list(forms))
         question = draw_step(rng, form) if length == 1 else draw_question(rng, length, form)
         kinds = set(question.operators)
-        if operator is not None:
-            is_wanted = kinds == {operator}
+        if operator is None:
+            has_operators = kinds <= set(operators) and (not is_mixed or length == 1 or len(kinds) > 1)
         else:
-            is_wanted = not is_mixed or len(question.operators) == 1 or len(kinds) > 1
-        is_wanted = is_wanted and kinds <= set(operators)
-        is_there = question.is_held_out == is_held_out if split is None else question.split == split
-        if is_wanted and is_there:
-            before = len(found)
-            found.setdefault((question.expression, question.form), question)
-            misses = misses if len(found) == before else 0
+            has_operators = kinds == {operator}
+        has_split = question.is_held_out == is_held_out if split is None else question.split == split
+        key = (question.expression, question.form)
+        if has_operators and has_split and key not in found:
+            found[key] = question
+            misses = 0
+        else:
+            misses += 1
     return list(found.values())

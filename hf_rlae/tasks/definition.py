@@ -1,4 +1,4 @@
-"""What a task is, and the decorators that make a function one."""
+"""What a task is, and the decorators that make a function a task."""
 
 from __future__ import annotations
 
@@ -6,9 +6,10 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from hf_rlae.errors import ConfigError, nearest
+from hf_rlae.checks import check_choice
+from hf_rlae.errors import ConfigError, SplitError, nearest
 from hf_rlae.registry import Registry
-from hf_rlae.tasks.row import Column, Row
+from hf_rlae.tasks.task_row import Column, TaskRow
 
 FORMATS = ("conversational", "standard")
 """TRL's names for prompts that are lists of messages and prompts that are strings."""
@@ -26,12 +27,12 @@ class Example:
     """What a task makes of one row.
 
     Args:
-        question (`str`): what is asked.
-        answer (`str`): what the reward compares with.
+        question (`str`): the question alone.
+        answer (`str`): the ground truth for the reward.
         reply (`str`): a right completion, for few-shot prompts.
-        body (`str`, *optional*): what stands in the prompt for the question, such as a question with its options;
-            the question itself by default.
-        columns (`Mapping[str, Any]`, *optional*): what else the reward or the user may need, by column.
+        body (`str`, *optional*): what the prompt shows for the question, such as a question with its options; the
+            question itself by default.
+        columns (`Mapping[str, Any]`, *optional*): further columns of the dataset, for the reward or the user.
     """
 
     question: str
@@ -44,6 +45,9 @@ class Example:
 Shot = tuple[str, str]
 """The body and the reply of a worked example."""
 
+Read = Callable[[TaskRow], Example | None]
+Generate = Callable[[str, int | None, int, Mapping[str, Any]], Iterator[Example]]
+
 
 @dataclass(frozen=True)
 class Task:
@@ -52,31 +56,31 @@ class Task:
     Args:
         name (`str`): as in `load_task(name, ...)`.
         description (`str`): one line.
-        splits (`tuple[str, ...]`): what the source has.
-        read (callable, *optional*): makes an `Example` of a `Row`, or `None` where the row gives none.
+        splits (`tuple[str, ...]`): the splits of the source.
+        read (callable, *optional*): makes an `Example` of a `TaskRow`, or `None` if the row gives none.
         generate (callable, *optional*): `(split, count, seed, options) -> iterator of Example`, without files.
-        fields (`Mapping[str, tuple[Column, ...]]`): by field, the columns that may stand for it, the first that is
-            there; a tuple of columns is taken together as a list.
+        fields (`Mapping[str, tuple[Column, ...]]`): by field, the columns that may stand for it; the first that the
+            source has is read. A tuple of columns is read as a list.
         optional_fields (`tuple[str, ...]`): fields that a source may lack.
-        extra_columns (`Mapping[str, str | list[str]]`): columns of the dataset beside `prompt`, `question` and
+        extra_columns (`Mapping[str, str | list[str]]`): columns of the dataset besides `prompt`, `question` and
             `answer`, with their types (`"string"`, `"int64"`, `["string"]` for lists).
-        reward (`str`, *optional*): name of the reward, `None` where there is none, for the reason in `reward_note`.
+        reward (`str`, *optional*): name of the reward; `None` if there is none, for the reason in `reward_note`.
         reward_note (`str`): see `reward`.
         hub_id (`str`, *optional*), hub_config (`str`, *optional*), revision (`str`, *optional*): the default source;
-            `None` for a revision that is not pinned.
-        default_source (`str`, *optional*): the source where none is given; `hub_id` by default.
+            a revision of `None` is not pinned.
+        default_source (`str`, *optional*): the source if none is given; `hub_id` by default.
         licence (`str`): of the data.
-        is_gated (`bool`): the Hub asks for consent; no value of such data is shown in messages.
-        prompt_format (`str`): `"conversational"` or `"standard"`, where the user does not say.
+        is_gated (`bool`): whether the Hub asks for consent; messages then show no values of the data.
+        prompt_format (`str`): the default format, `"conversational"` or `"standard"`.
         message (`str`), text (`str`): templates of a conversational prompt's message and of a standard prompt;
             `{question}` is replaced.
         num_few_shot (`int`): the customary number of shots.
-        few_shot_split (`str`): where they come from; `"built_in"` for the task's own examples.
-        few_shot_group (`str`, *optional*): a column; shots have the same value in it as the question.
+        few_shot_split (`str`): the split of the shots; `"built_in"` for the task's own examples.
+        few_shot_group (`str`, *optional*): a column; shots and question have the same value in it.
         examples (`tuple[Mapping, ...]`): rows in the Hub's schema, written for this package.
         options (`Mapping[str, Any]`): further options of `load_task`, with their defaults.
-        split_of (callable, *optional*): the split that a `Row` belongs to, for single files that hold all splits.
-        reads_lines (`bool`): a `.txt` file is a source, too: each line is a row with the column `text`.
+        split_of (callable, *optional*): the split of a `TaskRow`, for single files that hold all splits.
+        reads_lines (`bool`): whether a `.txt` file is a source too, with a row per line in the column `text`.
 
     Raises:
         ConfigError: a template without `{question}`, or an unknown prompt format.
@@ -85,8 +89,8 @@ class Task:
     name: str
     description: str
     splits: tuple[str, ...]
-    read: Callable[[Row], Example | None] | None = None
-    generate: Callable[[str, int | None, int, Mapping[str, Any]], Iterator[Example]] | None = None
+    read: Read | None = None
+    generate: Generate | None = None
     fields: Mapping[str, tuple[Column, ...]] = field(default_factory=dict)
     optional_fields: tuple[str, ...] = ()
     extra_columns: Mapping[str, str | list[str]] = field(default_factory=dict)
@@ -106,18 +110,32 @@ class Task:
     few_shot_group: str | None = None
     examples: tuple[Mapping[str, Any], ...] = ()
     options: Mapping[str, Any] = field(default_factory=dict)
-    split_of: Callable[[Row], str | None] | None = None
+    split_of: Callable[[TaskRow], str | None] | None = None
     reads_lines: bool = False
 
     def __post_init__(self) -> None:
-        checked_format(self.prompt_format)
-        for template in (self.message, self.text):
-            checked_template(template)
+        check_prompt(self.prompt_format, self.message)
+        check_prompt(self.prompt_format, self.text)
 
     @property
     def column_names(self) -> tuple[str, ...]:
         """The columns of the dataset, in order."""
         return ("prompt", "question", "answer", *self.extra_columns)
+
+    def check_split(self, split: str, where: str) -> None:
+        """Raises for a split that the task does not have.
+
+        Args:
+            split (`str`): the split that was asked for.
+            where (`str`): the source, for the message.
+
+        Raises:
+            SplitError: names the splits that there are.
+        """
+        if split not in self.splits:
+            raise SplitError(
+                f"{where}: the task {self.name!r} has no split {split!r}: {nearest(str(split), self.splits)}"
+            )
 
     def build_prompt(
         self,
@@ -126,15 +144,16 @@ class Task:
         prompt_format: str | None = None,
         template: str | None = None,
     ) -> str | list[dict[str, str]]:
-        """The prompt of one question behind its shots.
+        """The prompt of one question after its shots.
 
-        Messages of user and assistant take turns; strings are joined by an empty line, each shot followed by its reply.
+        A conversational prompt alternates messages of user and assistant. In a standard prompt, empty lines separate
+        the shots, and each shot ends with its reply.
 
         Args:
-            example (`Example`): what is asked.
+            example (`Example`): the question.
             shots (sequence of `(body, reply)`): worked examples.
             prompt_format (`str`, *optional*): `"conversational"` or `"standard"`; the task's own by default.
-            template (`str`, *optional*): in the place of the task's own for that format.
+            template (`str`, *optional*): replaces the task's own for that format.
 
         Returns:
             `list[dict[str, str]]` or `str`.
@@ -148,32 +167,44 @@ class Task:
         >>> task.build_prompt(Example("2 + 2?", "4", "4"), [("1 + 1?", "2")], "standard")
         'Question: 1 + 1?\\nAnswer: 2\\n\\nQuestion: 2 + 2?\\nAnswer:'
         """
-        is_chat = checked_format(prompt_format or self.prompt_format) == "conversational"
-        template = checked_template(template or (self.message if is_chat else self.text))
-        bodies = [body for body, _ in shots] + [example.body or example.question]
-        asked = [template.replace("{question}", body) for body in bodies]
-        replies = [reply.strip() for _, reply in shots]
+        prompt_format = prompt_format or self.prompt_format
+        is_chat = prompt_format == "conversational"
+        template = template or (self.message if is_chat else self.text)
+        check_prompt(prompt_format, template)
+        worked = [(template.replace("{question}", body), reply.strip()) for body, reply in shots]
+        question = template.replace("{question}", example.body or example.question)
         if not is_chat:
-            worked = (f"{before} {reply}" for before, reply in zip(asked, replies, strict=False))
-            return "\n\n".join([*worked, asked[-1]])
+            return "\n\n".join([*(f"{body} {reply}" for body, reply in worked), question])
         messages = []
-        for before, reply in zip(asked, replies, strict=False):
-            messages += [{"role": "user", "content": before}, {"role": "assistant", "content": reply}]
-        return [*messages, {"role": "user", "content": asked[-1]}]
+        for body, reply in worked:
+            messages += [{"role": "user", "content": body}, {"role": "assistant", "content": reply}]
+        return [*messages, {"role": "user", "content": question}]
 
 
-def checked_format(prompt_format: str) -> str:
-    """The format, or a `ConfigError`."""
-    if prompt_format not in FORMATS:
-        raise ConfigError(f"prompt_format={prompt_format!r}: {nearest(str(prompt_format), FORMATS)}")
-    return prompt_format
+def check_prompt(prompt_format: str, template: str) -> None:
+    """Raises for a prompt that cannot be built.
 
-
-def checked_template(template: str) -> str:
-    """The template, or a `ConfigError`."""
+    Raises:
+        ConfigError: an unknown format, or a template that does not contain `{question}` exactly once.
+    """
+    check_choice("prompt_format", prompt_format, FORMATS)
     if not isinstance(template, str) or template.count("{question}") != 1:
-        raise ConfigError(f"template={template!r}: a template is a text with {{question}} in it once")
-    return template
+        raise ConfigError(f"template={template!r}: a template is a string that contains {{question}} once")
+
+
+def rows_of(columns: Sequence[str], *rows: Sequence[Any]) -> tuple[dict[str, Any], ...]:
+    """A table as rows by column, for a task's `examples`.
+
+    Args:
+        columns (sequence of `str`): the header.
+        rows (sequence): one value per column.
+
+    Example:
+
+    >>> rows_of(("question", "answer"), ("1 + 1?", 2))
+    ({'question': '1 + 1?', 'answer': 2},)
+    """
+    return tuple(dict(zip(columns, row, strict=True)) for row in rows)
 
 
 def task(
@@ -183,8 +214,8 @@ def task(
     splits: Sequence[str],
     fields: Mapping[str, str | Sequence[Column]],
     **settings: Any,
-) -> Callable[[Callable[[Row], Example | None]], Callable[[Row], Example | None]]:
-    """Registers a function from `Row` to `Example` as a task.
+) -> Callable[[Read], Read]:
+    """Registers a function from `TaskRow` to `Example` as a task.
 
     Args:
         name (`str`), description (`str`), splits (sequence of `str`), fields (`Mapping`): as in `Task`; a field with
@@ -198,22 +229,18 @@ def task(
         ConfigError: the name is taken.
     """
 
-    def decorator(read: Callable[[Row], Example | None]) -> Callable[[Row], Example | None]:
+    def decorator(read: Read) -> Read:
         accepted = {key: (value,) if isinstance(value, str) else tuple(value) for key, value in fields.items()}
-        made = Task(name, description, tuple(splits), read=read, fields=accepted, **settings)
-        tasks.register(name)(made)
+        tasks.register(name)(Task(name, description, tuple(splits), read=read, fields=accepted, **settings))
         return read
 
     return decorator
 
 
-Generate = Callable[[str, int | None, int, Mapping[str, Any]], Iterator[Example]]
-
-
 def generated_task(
     name: str, *, description: str, splits: Sequence[str], **settings: Any
 ) -> Callable[[Generate], Generate]:
-    """Registers a function that makes its own questions as a task; arguments as for `task`."""
+    """Registers a function that generates its questions as a task; arguments as for `task`."""
 
     def decorator(generate: Generate) -> Generate:
         tasks.register(name)(Task(name, description, tuple(splits), generate=generate, **settings))

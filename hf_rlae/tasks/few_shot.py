@@ -1,47 +1,42 @@
-"""Worked examples in front of a question, never the question itself."""
+"""Worked examples that stand before a question; never the question itself."""
 
 from __future__ import annotations
 
-import logging
 import random
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
-from hf_rlae.errors import ConfigError, TaskError
+from hf_rlae.errors import TaskError
 from hf_rlae.tasks.definition import Example, Shot
-
-logger = logging.getLogger(__name__)
 
 
 @dataclass
 class ShotPool:
-    """Shots for all questions of a load, drawn once, so that prompts share their beginning.
+    """The shots of all questions of a load, drawn once, so that prompts share a prefix.
 
-    A question that is among its own shots gets the next one in its place.
+    A question that is among its own shots gets the next example instead.
 
     Args:
-        num_shots (`int`): for each question.
+        num_shots (`int`): shots per question.
         label (`str`): where they come from, for messages.
-        group (`str`, *optional*): a column; shots have the same value in it as the question.
+        group (`str`, *optional*): a column; shots and question have the same value in it.
     """
 
-    num_shots: int
-    label: str
+    num_shots: int = 0
+    label: str = ""
     group: str | None = None
     _by_group: dict[Any, dict[str, Example]] = field(default_factory=dict)
 
-    @property
-    def is_full(self) -> bool:
-        """Whether no further examples are needed: one more than shots, and no groups that are still to come."""
-        return self.group is None and len(self._by_group.get(None, {})) > self.num_shots
-
-    def add(self, example: Example) -> None:
-        """Puts an example into its group, unless the same question is there, or it has no reply to show."""
-        if not example.reply:
-            return
-        examples = self._by_group.setdefault(self._group_of(example), {})
-        if len(examples) <= self.num_shots:
-            examples.setdefault(_key(example), example)
+    def fill(self, examples: Iterable[Example]) -> ShotPool:
+        """Takes examples with a reply and different questions until each group has one more than `num_shots`."""
+        for example in examples:
+            found = self._by_group.setdefault(self._group_of(example), {})
+            if example.reply and len(found) <= self.num_shots:
+                found.setdefault(_key(example), example)
+            if self.group is None and len(found) > self.num_shots:
+                break
+        return self
 
     def shots(self, example: Example, place: str) -> list[Shot]:
         """The shots of one question.
@@ -49,8 +44,8 @@ class ShotPool:
         Raises:
             TaskError: there are too few.
         """
-        group = self._group_of(example)
-        others = [each for key, each in self._by_group.get(group, {}).items() if key != _key(example)]
+        found = self._by_group.get(self._group_of(example), {})
+        others = [each for key, each in found.items() if key != _key(example)]
         if len(others) < self.num_shots:
             of = f" with the {self.group} of this question" if self.group else ""
             raise TaskError(
@@ -68,15 +63,7 @@ def _key(example: Example) -> str:
 
 
 def shuffled(count: int, purpose: str, seed: int) -> list[int]:
-    """The numbers 0 .. count - 1 in an order that depends on the seed alone; the same for the same arguments."""
+    """The numbers 0 .. count - 1 in random order; the same order for the same arguments."""
     order = list(range(count))
     random.Random(f"{purpose} {seed}").shuffle(order)
     return order
-
-
-def checked_num_few_shot(given: int | None, customary: int) -> int:
-    """The number of shots, or a `ConfigError`; `None` stands for the customary number."""
-    number = customary if given is None else given
-    if isinstance(number, bool) or not isinstance(number, int) or number < 0:
-        raise ConfigError(f"num_few_shot={given!r}: expected a number from 0, or None for the task's own")
-    return number

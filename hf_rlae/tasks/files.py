@@ -1,4 +1,7 @@
-"""Rows of local files: JSON, JSON lines, CSV, Parquet and lines of text, read here so that errors can name the line."""
+"""Reads local files: JSON, JSON lines, CSV, Parquet and lines of text.
+
+`datasets.load_dataset` reads them too, but its errors do not name the line.
+"""
 
 from __future__ import annotations
 
@@ -10,20 +13,20 @@ from typing import Any
 
 from hf_rlae.errors import TaskError
 
-NumberedRow = tuple[str, Mapping[str, Any]]
-"""Where in the file a row stands (`"line 3"`, `"row 3"`; both count from 1), and the row."""
+PlacedRow = tuple[str, Mapping[str, Any]]
+"""The place of a row for messages (`"FILE, line 3"` or `"FILE, row 3"`, both counted from 1), and the row."""
 
 _MAX_FIELD = 2**31 - 1
 
 
-def read_file(path: Path) -> list[NumberedRow]:
+def read_file(path: Path) -> list[PlacedRow]:
     """All rows of one file.
 
     Args:
         path (`Path`): a file whose ending is one of `READERS`.
 
     Raises:
-        TaskError: the file cannot be read as what its ending says; the message names the line where there is one.
+        TaskError: the file cannot be read in the format of its ending; the message names the line if there is one.
     """
     try:
         return list(READERS[path.suffix.lower()](path))
@@ -33,102 +36,93 @@ def read_file(path: Path) -> list[NumberedRow]:
         raise TaskError(f"{path} is not UTF-8; convert it first") from None
 
 
-def read_json_lines(path: Path) -> Iterator[NumberedRow]:
-    """One object a line; empty lines are skipped."""
-    with path.open("rb") as file:
+def _lines(path: Path) -> Iterator[tuple[str, str]]:
+    """The lines that are not empty, with their places."""
+    with path.open(encoding="utf-8-sig") as file:
         for number, line in enumerate(file, 1):
-            text = line.decode("utf-8-sig" if number == 1 else "utf-8").strip()
-            if text:
-                where = f"line {number}"
-                yield where, _checked_row(_parsed(text, f"{path}, {where}"), f"{path}, {where}")
+            if line.strip():
+                yield f"{path}, line {number}", line.strip()
 
 
-def read_json(path: Path) -> Iterator[NumberedRow]:
-    """A list of objects; or JSON lines, which are often named so."""
-    text = path.read_bytes().decode("utf-8-sig").strip()
-    if not text:
+def _read_text(path: Path) -> Iterator[PlacedRow]:
+    """Each line as the column `text`."""
+    for place, line in _lines(path):
+        yield place, {"text": line}
+
+
+def _read_json_lines(path: Path) -> Iterator[PlacedRow]:
+    for place, line in _lines(path):
+        yield place, _checked_row(_parsed(line, place), place)
+
+
+def _read_json(path: Path) -> Iterator[PlacedRow]:
+    """A list of objects, or JSON lines: many files of JSON lines end with `.json`."""
+    text = path.read_text(encoding="utf-8-sig")
+    if not text.lstrip().startswith("["):
+        yield from _read_json_lines(path)
         return
-    if not text.startswith("["):
-        is_lines = "\n" in text and text.split("\n", 1)[0].rstrip().endswith("}")
-        if is_lines or _is_row(text):
-            yield from read_json_lines(path)
-            return
-        raise TaskError(f"{path}: expected a list of objects, or one object a line")
     for number, row in enumerate(_parsed(text, str(path)), 1):
-        yield f"row {number}", _checked_row(row, f"{path}, row {number}")
+        place = f"{path}, row {number}"
+        yield place, _checked_row(row, place)
 
 
-def _is_row(text: str) -> bool:
-    return text.startswith("{") and "\n" not in text
-
-
-def _parsed(text: str, where: str) -> Any:
+def _parsed(text: str, place: str) -> Any:
     try:
         return json.loads(text)
-    except json.JSONDecodeError as error:
-        raise TaskError(f"{where} is not JSON: {error.msg} (line {error.lineno}, column {error.colno} of it)") from None
     except (ValueError, RecursionError) as error:
-        raise TaskError(f"{where} is not JSON that can be read ({type(error).__name__})") from None
+        raise TaskError(
+            f"{place} is not JSON ({error}; counted from there); expected one object per line, or in a .json file a "
+            "list of objects"
+        ) from None
 
 
-def _checked_row(row: Any, where: str) -> Mapping[str, Any]:
+def _checked_row(row: Any, place: str) -> Mapping[str, Any]:
     if not isinstance(row, dict):
-        raise TaskError(f"{where} is not an object with columns, but {type(row).__name__}")
+        raise TaskError(f"{place} is not an object with columns, but {type(row).__name__}")
     return row
 
 
-def read_csv(path: Path) -> Iterator[NumberedRow]:
-    """A header and rows as wide as it; all values are texts."""
-    before = csv.field_size_limit(_MAX_FIELD)
+def _read_csv(path: Path) -> Iterator[PlacedRow]:
+    """A header, and rows of the same width; all values are strings."""
+    limit = csv.field_size_limit(_MAX_FIELD)
     try:
         with path.open(encoding="utf-8-sig", newline="") as file:
             rows = csv.reader(file, strict=True)
-            header = next(rows, None)
-            if header is None:
-                return
+            header = next(rows, [])
             if len(set(header)) != len(header):
                 raise TaskError(f"{path}, line 1: a column occurs twice in the header")
             start = rows.line_num + 1
             for row in rows:
+                place = f"{path}, line {start}"
                 if row and len(row) != len(header):
-                    raise TaskError(f"{path}, line {start} has {len(row)} values, and the header {len(header)} columns")
+                    raise TaskError(f"{place} has {len(row)} values, but the header has {len(header)} columns")
                 if row:
-                    yield f"line {start}", dict(zip(header, row, strict=True))
+                    yield place, dict(zip(header, row, strict=True))
                 start = rows.line_num + 1
     except csv.Error as error:
         raise TaskError(f"{path} is not CSV: {error} (line {rows.line_num})") from None
     finally:
-        csv.field_size_limit(before)
+        csv.field_size_limit(limit)
 
 
-def read_parquet(path: Path) -> Iterator[NumberedRow]:
-    """Any Parquet file, such as those of the Hub."""
+def _read_parquet(path: Path) -> Iterator[PlacedRow]:
     import pyarrow
     from pyarrow import parquet
 
     try:
-        table = parquet.read_table(path)
+        rows = parquet.read_table(path).to_pylist()
     except pyarrow.ArrowException as error:
-        raise TaskError(f"{path} is not Parquet that can be read ({type(error).__name__})") from None
-    for number, row in enumerate(table.to_pylist(), 1):
-        yield f"row {number}", row
+        raise TaskError(f"{path} is not Parquet ({type(error).__name__})") from None
+    for number, row in enumerate(rows, 1):
+        yield f"{path}, row {number}", row
 
 
-def read_lines(path: Path) -> Iterator[NumberedRow]:
-    """Every line that is not empty, as the column `text`."""
-    with path.open("rb") as file:
-        for number, line in enumerate(file, 1):
-            text = line.decode("utf-8-sig" if number == 1 else "utf-8").strip()
-            if text:
-                yield f"line {number}", {"text": text}
-
-
-READERS: dict[str, Callable[[Path], Iterator[NumberedRow]]] = {
-    ".jsonl": read_json_lines,
-    ".ndjson": read_json_lines,
-    ".json": read_json,
-    ".csv": read_csv,
-    ".parquet": read_parquet,
-    ".txt": read_lines,
+READERS: dict[str, Callable[[Path], Iterator[PlacedRow]]] = {
+    ".jsonl": _read_json_lines,
+    ".ndjson": _read_json_lines,
+    ".json": _read_json,
+    ".csv": _read_csv,
+    ".parquet": _read_parquet,
+    ".txt": _read_text,
 }
-"""How each kind of file is read, by its ending."""
+"""The reader of each file format, by ending."""

@@ -1,6 +1,6 @@
 """GPQA: questions that experts wrote to be hard to look up (arXiv 2311.12022).
 
-The authors ask that no question be shown in plain text online. So the examples here are not from GPQA, and no message
+The authors ask that no question be published in plain text. So the examples here are not from GPQA, and no message
 quotes a value of a row.
 """
 
@@ -9,45 +9,40 @@ from __future__ import annotations
 import random
 
 from hf_rlae.tasks.choices import LETTERS, choice_example
-from hf_rlae.tasks.definition import Example, task
-from hf_rlae.tasks.row import Row
+from hf_rlae.tasks.definition import Example, rows_of, task
+from hf_rlae.tasks.task_row import TaskRow
 
-_EXAMPLES = (
-    {
-        "Question": "A photon has twice the frequency of another one. How do their energies compare?",
-        "Correct Answer": "It has twice the energy",
-        "Incorrect Answer 1": "It has half the energy",
-        "Incorrect Answer 2": "It has four times the energy",
-        "Incorrect Answer 3": "They have the same energy",
-    },
-    {
-        "Question": "How many hydrogen atoms has a molecule of benzene?",
-        "Correct Answer": "6",
-        "Incorrect Answer 1": "3",
-        "Incorrect Answer 2": "8",
-        "Incorrect Answer 3": "12",
-    },
-    {
-        "Question": "In which direction does a DNA polymerase add nucleotides?",
-        "Correct Answer": "From 5' to 3'",
-        "Incorrect Answer 1": "From 3' to 5'",
-        "Incorrect Answer 2": "In both directions",
-        "Incorrect Answer 3": "It depends on the strand",
-    },
-    {
-        "Question": "An ideal gas shrinks to half its volume at constant temperature. What becomes of its pressure?",
-        "Correct Answer": "It doubles",
-        "Incorrect Answer 1": "It halves",
-        "Incorrect Answer 2": "It stays the same",
-        "Incorrect Answer 3": "It grows fourfold",
-    },
-    {
-        "Question": "What are the eigenvalues of a Hermitian matrix like?",
-        "Correct Answer": "All of them are real",
-        "Incorrect Answer 1": "All of them are imaginary",
-        "Incorrect Answer 2": "All of them have absolute value 1",
-        "Incorrect Answer 3": "All of them are positive",
-    },
+_EXAMPLES = rows_of(
+    ("Question", "Correct Answer", "Incorrect Answer 1", "Incorrect Answer 2", "Incorrect Answer 3"),
+    (
+        "A photon has twice the frequency of another one. How do their energies compare?",
+        "It has twice the energy",
+        "It has half the energy",
+        "It has four times the energy",
+        "They have the same energy",
+    ),
+    ("How many hydrogen atoms has a molecule of benzene?", "6", "3", "8", "12"),
+    (
+        "In which direction does a DNA polymerase add nucleotides?",
+        "From 5' to 3'",
+        "From 3' to 5'",
+        "In both directions",
+        "It depends on the strand",
+    ),
+    (
+        "An ideal gas shrinks to half its volume at constant temperature. What becomes of its pressure?",
+        "It doubles",
+        "It halves",
+        "It stays the same",
+        "It grows fourfold",
+    ),
+    (
+        "What are the eigenvalues of a Hermitian matrix like?",
+        "All of them are real",
+        "All of them are imaginary",
+        "All of them have absolute value 1",
+        "All of them are positive",
+    ),
 )
 
 
@@ -70,8 +65,8 @@ _EXAMPLES = (
     num_few_shot=5,
     examples=_EXAMPLES,
 )
-def gpqa(row: Row) -> Example:
-    """The right option comes first in the source, so options are shuffled, by the seed and the question."""
+def gpqa(row: TaskRow) -> Example:
+    """The right option comes first in the source, so the options are shuffled by the seed and the question."""
     question, correct = row.text("question"), row.text("correct")
     choices = [correct, *row.texts("incorrect")]
     order = list(range(len(choices)))

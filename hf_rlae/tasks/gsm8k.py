@@ -6,7 +6,7 @@ import re
 
 from hf_rlae.tasks.definition import Example, task
 from hf_rlae.tasks.quantities import MARK, MESSAGE, read_number
-from hf_rlae.tasks.row import Row
+from hf_rlae.tasks.task_row import TaskRow
 
 _EXAMPLES = (
     {
@@ -50,8 +50,8 @@ _ANNOTATION = re.compile(r"<<[^<>]*>>")
     few_shot_split="train",
     examples=_EXAMPLES,
 )
-def gsm8k(row: Row) -> Example:
-    """`answer` is the number alone, `solution` the steps that lead to it, without the calculator's annotations."""
+def gsm8k(row: TaskRow) -> Example:
+    """`answer` is the number alone, and `solution` the steps to it, without the calculator annotations."""
     answer = read_number(row, "answer")
     raw = str(row.value("answer"))
     steps = raw.rpartition(MARK)[0].strip()

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from hf_rlae.checks import check_int
 from hf_rlae.errors import ConfigError, nearest
-from hf_rlae.tasks.definition import Example, Task, checked_format, checked_template, tasks
-from hf_rlae.tasks.few_shot import ShotPool, checked_num_few_shot
+from hf_rlae.tasks.definition import Example, Task, check_prompt, tasks
+from hf_rlae.tasks.few_shot import ShotPool
 from hf_rlae.tasks.reading import Reader
 from hf_rlae.tasks.sources import Source
 
@@ -32,7 +33,7 @@ def get_task(name: str) -> Task:
 
 
 def list_tasks() -> list[Task]:
-    """All tasks, by name.
+    """All tasks, sorted by name.
 
     Example:
 
@@ -58,9 +59,9 @@ def load_task(
     few_shot_split: str | None = None,
     **options: Any,
 ) -> Dataset:
-    """One split of a task, ready for a trainer: prompts, answers and what the reward needs.
+    """One split of a task, ready for a trainer: prompts, answers and the columns that the reward needs.
 
-    All rows that are taken are checked, and one that cannot be used is an error: nothing is loaded then.
+    Every row that is taken is checked. A row that cannot be used is an error, and nothing is loaded.
 
     Args:
         name (`str`): of the task.
@@ -68,19 +69,20 @@ def load_task(
         source (`str` or `Path`, *optional*): a JSON, JSONL, CSV or Parquet file, a folder of such files that are named
             after splits, a Hub id, or `"built_in"` for the few examples that come with the task. By default the task's
             Hub id. Files are read without a network.
-        limit (`int`, *optional*): at most so many rows, drawn by the seed: the rows are shuffled and the first are
-            taken, so that a smaller limit gives the beginning of a larger one. Without it the source's order stays.
-        seed (`int`, defaults to 0): of that draw, of the shots, and of the order of options where a task shuffles them.
-        config (`str`, *optional*), revision (`str`, *optional*): on the Hub, in the place of the task's own.
-        columns (`Mapping[str, str | Sequence[str]]`, *optional*): the source's column, or columns, for a field.
+        limit (`int`, *optional*): the maximum number of rows. The rows are shuffled by the seed and the first are
+            taken, so a smaller limit gives a prefix of a larger one. By default all rows, in the order of the source.
+        seed (`int`, defaults to 0): of that shuffle, of the shots, and of the order of options where a task shuffles
+            them.
+        config (`str`, *optional*), revision (`str`, *optional*): on the Hub; the task's own by default.
+        columns (`Mapping[str, str | Sequence[str]]`, *optional*): the source's column or columns, by field.
         prompt_format (`str`, *optional*): `"conversational"` for lists of messages, `"standard"` for strings; the
             task's own by default.
-        template (`str`, *optional*): in the place of the task's own, with `{question}` in it.
-        num_few_shot (`int`, *optional*, defaults to 0): worked examples in front of each question; `None` for the
-            task's customary number.
+        template (`str`, *optional*): replaces the task's own; contains `{question}`.
+        num_few_shot (`int`, *optional*, defaults to 0): worked examples before each question; `None` for the task's
+            customary number.
         few_shot_split (`str`, *optional*): the split of the same source that they come from, or `"built_in"`. By
-            default the task's own; where the source lacks it, or is one file that does not say which split it holds,
-            the examples that come with the task.
+            default the task's own. Where the source lacks it, or is one file whose name does not say which split it
+            holds, the examples that come with the task are used.
         **options: the task's own, see `Task.options`.
 
     Returns:
@@ -102,54 +104,42 @@ def load_task(
     task = get_task(name)
     if importlib.util.find_spec("datasets") is None:
         raise ImportError("load_task needs the package datasets: pip install 'hf_rlae[train]'")
-    _check_numbers(limit, seed)
-    checked_format(prompt_format or task.prompt_format)
-    if template is not None:
-        checked_template(template)
-    num_shots = checked_num_few_shot(num_few_shot, task.num_few_shot)
-    for option in options:
-        if option not in task.options:
-            known = nearest(option, task.options) if task.options else "it has none."
-            raise ConfigError(f"{option}: the task {name!r} has no such option; {known}")
+    num_shots = task.num_few_shot if num_few_shot is None else num_few_shot
+    check_int("seed", seed)
+    check_int("num_few_shot", num_shots, smallest=0)
+    if limit is not None:
+        check_int("limit", limit, smallest=1)
+    check_prompt(prompt_format or task.prompt_format, task.message if template is None else template)
+    _check_known(task, "option", options, task.options)
+    _check_known(task, "field", columns or {}, task.fields)
     if task.generate is not None and (source, config, revision, columns) != (None,) * 4:
-        raise ConfigError(f"the task {name!r} makes its own questions: leave source, config, revision and columns out")
-    for field in columns or {}:
-        if field not in task.fields:
-            raise ConfigError(f"columns: the task {name!r} reads no {field!r}; {nearest(str(field), task.fields)}")
+        raise ConfigError(f"the task {name!r} generates its questions: leave out source, config, revision and columns")
     reader = Reader(task, Source(task, source, config, revision), columns or {}, {**task.options, **options}, seed)
     placed = reader.read(split, limit)
-    pool = reader.shot_pool(few_shot_split, num_shots) if num_shots else ShotPool(0, "")
+    pool = reader.shot_pool(few_shot_split, num_shots) if num_shots else ShotPool()
     prompts = [
         task.build_prompt(example, pool.shots(example, place), prompt_format, template) for place, example in placed
     ]
     return _dataset(task, prompts, [example for _, example in placed])
 
 
-def _check_numbers(limit: int | None, seed: int) -> None:
-    if limit is not None and (isinstance(limit, bool) or not isinstance(limit, int) or limit < 1):
-        raise ConfigError(f"limit={limit!r}: expected a number from 1, or None for all rows")
-    if isinstance(seed, bool) or not isinstance(seed, int):
-        raise ConfigError(f"seed={seed!r}: expected an int")
+def _check_known(task: Task, kind: str, given: Iterable[str], known: Iterable[str]) -> None:
+    for name in given:
+        if name not in known:
+            hint = nearest(str(name), known) if known else "it has none."
+            raise ConfigError(f"{name}: the task {task.name!r} has no such {kind}; {hint}")
 
 
 def _dataset(task: Task, prompts: Sequence[Any], examples: Sequence[Example]) -> Dataset:
     import datasets
 
-    def feature(kind: str | list[str]) -> Any:
-        return datasets.Value(kind) if isinstance(kind, str) else datasets.List(datasets.Value(kind[0]))
-
-    messages = datasets.List({"role": datasets.Value("string"), "content": datasets.Value("string")})
-    data: dict[str, list[Any]] = {
-        "prompt": list(prompts),
-        "question": [example.question for example in examples],
-        "answer": [example.answer for example in examples],
-    }
-    features = {
-        "prompt": datasets.Value("string") if isinstance(prompts[0], str) else messages,
-        "question": datasets.Value("string"),
-        "answer": datasets.Value("string"),
-    }
+    string = datasets.Value("string")
+    messages = datasets.List({"role": string, "content": string})
+    features = {"prompt": string if isinstance(prompts[0], str) else messages, "question": string, "answer": string}
     for name, kind in task.extra_columns.items():
-        data[name] = [example.columns[name] for example in examples]
-        features[name] = feature(kind)
-    return datasets.Dataset.from_dict(data, features=datasets.Features(features))
+        features[name] = datasets.Value(kind) if isinstance(kind, str) else datasets.List(datasets.Value(kind[0]))
+    rows = [
+        {"prompt": prompt, "question": example.question, "answer": example.answer, **example.columns}
+        for prompt, example in zip(prompts, examples, strict=True)
+    ]
+    return datasets.Dataset.from_list(rows, features=datasets.Features(features)).select_columns([*task.column_names])

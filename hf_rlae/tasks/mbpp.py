@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from hf_rlae.tasks.definition import Example, task
-from hf_rlae.tasks.row import Row
+from hf_rlae.tasks.task_row import TaskRow
 
 _EXAMPLES = (
     {
@@ -29,8 +29,8 @@ _EXAMPLES = (
 _LAST_IDS = {"prompt": 10, "test": 510, "validation": 600, "train": 974}
 
 
-def _split_of(row: Row) -> str | None:
-    """The split of a row by its number, as the authors cut the one file that they published."""
+def _split_of(row: TaskRow) -> str | None:
+    """The split of a row by its number, as the authors divide their one file."""
     number = row.value("task_id")
     if isinstance(number, str) and number.isascii() and number.isdigit():
         number = int(number[:4])
@@ -64,8 +64,8 @@ def _split_of(row: Row) -> str | None:
     examples=_EXAMPLES,
     split_of=_split_of,
 )
-def mbpp(row: Row) -> Example:
-    """`answer` is the reference solution. The prompt shows the tests, which say what the function is called."""
+def mbpp(row: TaskRow) -> Example:
+    """`answer` is the reference solution. The prompt shows the tests, because they give the function's name."""
     question, tests = row.text("question"), row.texts("tests")
     row.text("code")
     code = row.value("code").strip("\r\n")  # indentation stays

@@ -3,40 +3,26 @@
 from __future__ import annotations
 
 from hf_rlae.tasks.choices import MESSAGE, choice_example, read_choices, read_letter
-from hf_rlae.tasks.definition import Example, task
-from hf_rlae.tasks.row import Row
+from hf_rlae.tasks.definition import Example, rows_of, task
+from hf_rlae.tasks.task_row import TaskRow
 
-_EXAMPLES = (
-    {
-        "question": "What is the derivative of x^2 at x = 3?",
-        "subject": "high_school_mathematics",
-        "choices": ["3", "6", "9", "2"],
-        "answer": 1,
-    },
-    {
-        "question": "Which organ pumps blood through the body?",
-        "subject": "anatomy",
-        "choices": ["The liver", "The lung", "The kidney", "The heart"],
-        "answer": 3,
-    },
-    {
-        "question": "Which gas do green plants take up when they make sugar in the light?",
-        "subject": "high_school_biology",
-        "choices": ["Carbon dioxide", "Oxygen", "Nitrogen", "Helium"],
-        "answer": 0,
-    },
-    {
-        "question": "If the price of a good rises and nothing else changes, the quantity demanded usually",
-        "subject": "high_school_microeconomics",
-        "choices": ["rises", "stays the same", "falls", "doubles"],
-        "answer": 2,
-    },
-    {
-        "question": "How many bits are in one byte today?",
-        "subject": "high_school_computer_science",
-        "choices": ["4", "8", "16", "32"],
-        "answer": 1,
-    },
+_EXAMPLES = rows_of(
+    ("question", "subject", "choices", "answer"),
+    ("What is the derivative of x^2 at x = 3?", "high_school_mathematics", ["3", "6", "9", "2"], 1),
+    ("Which organ pumps blood through the body?", "anatomy", ["The liver", "The lung", "The kidney", "The heart"], 3),
+    (
+        "Which gas do green plants take up when they make sugar in the light?",
+        "high_school_biology",
+        ["Carbon dioxide", "Oxygen", "Nitrogen", "Helium"],
+        0,
+    ),
+    (
+        "If the price of a good rises and nothing else changes, the quantity demanded usually",
+        "high_school_microeconomics",
+        ["rises", "stays the same", "falls", "doubles"],
+        2,
+    ),
+    ("How many bits are in one byte today?", "high_school_computer_science", ["4", "8", "16", "32"], 1),
 )
 
 
@@ -62,8 +48,8 @@ _EXAMPLES = (
     few_shot_group="subject",
     examples=_EXAMPLES,
 )
-def mmlu(row: Row) -> Example:
-    """The answer is a number from 0, or a letter; shots are of the same subject."""
+def mmlu(row: TaskRow) -> Example:
+    """The answer is a number from 0, or a letter. Shots have the same subject."""
     choices, labels = read_choices(row)
-    letter = read_letter(row, "answer", len(choices), first=0, labels=labels)
+    letter = read_letter(row, len(choices), first=0, labels=labels)
     return choice_example(row.text("question"), choices, letter, columns={"subject": row.optional_text("subject")})

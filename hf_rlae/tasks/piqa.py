@@ -3,40 +3,21 @@
 from __future__ import annotations
 
 from hf_rlae.tasks.choices import choice_example, read_choices, read_letter
-from hf_rlae.tasks.definition import Example, task
-from hf_rlae.tasks.row import Row
+from hf_rlae.tasks.definition import Example, rows_of, task
+from hf_rlae.tasks.task_row import TaskRow
 
-_EXAMPLES = (
-    {
-        "goal": "Keep soup warm until lunch.",
-        "sol1": "Pour it into a closed thermos flask.",
-        "sol2": "Pour it onto a flat cold plate.",
-        "label": 0,
-    },
-    {
-        "goal": "Dry a wet towel.",
-        "sol1": "Put it into a plastic bag and close it.",
-        "sol2": "Hang it on a line in the sun.",
-        "label": 1,
-    },
-    {
-        "goal": "Hang a picture on a wall.",
-        "sol1": "Hit the nail with a pillow.",
-        "sol2": "Hit the nail with a hammer.",
-        "label": 1,
-    },
-    {
-        "goal": "Open a jar with a tight lid.",
-        "sol1": "Hold the lid under hot water for a while, then twist.",
-        "sol2": "Hold the jar in the freezer overnight, then shake.",
-        "label": 0,
-    },
-    {
-        "goal": "Get crumbs out of a keyboard.",
-        "sol1": "Turn it upside down and tap it.",
-        "sol2": "Rinse it under the tap.",
-        "label": 0,
-    },
+_EXAMPLES = rows_of(
+    ("goal", "sol1", "sol2", "label"),
+    ("Keep soup warm until lunch.", "Pour it into a closed thermos flask.", "Pour it onto a flat cold plate.", 0),
+    ("Dry a wet towel.", "Put it into a plastic bag and close it.", "Hang it on a line in the sun.", 1),
+    ("Hang a picture on a wall.", "Hit the nail with a pillow.", "Hit the nail with a hammer.", 1),
+    (
+        "Open a jar with a tight lid.",
+        "Hold the lid under hot water for a while, then twist.",
+        "Hold the jar in the freezer overnight, then shake.",
+        0,
+    ),
+    ("Get crumbs out of a keyboard.", "Turn it upside down and tap it.", "Rinse it under the tap.", 0),
 )
 
 
@@ -54,8 +35,8 @@ _EXAMPLES = (
     few_shot_split="train",
     examples=_EXAMPLES,
 )
-def piqa(row: Row) -> Example:
+def piqa(row: TaskRow) -> Example:
     """The label is 0 or 1."""
     choices, labels = read_choices(row)
-    letter = read_letter(row, "answer", len(choices), first=0, labels=labels)
+    letter = read_letter(row, len(choices), first=0, labels=labels)
     return choice_example(row.text("question"), choices, letter)

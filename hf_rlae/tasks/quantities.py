@@ -6,7 +6,7 @@ import math
 import re
 from decimal import Decimal
 
-from hf_rlae.tasks.row import Row
+from hf_rlae.tasks.task_row import TaskRow
 
 MESSAGE = "{question}\n\nThink step by step. Write the answer, as a number, on a last line that begins with ####."
 
@@ -16,7 +16,7 @@ _NUMBER = re.compile(r"\$?([-+]?)\$?(\d{1,3}(?:,\d{3})+|\d+)?(\.\d+)?%?\.?", re.
 
 
 def plain_number(text: str) -> str | None:
-    """A number without thousands separators, currency, percent sign or plus, or `None` if the text is no number.
+    """A number without thousands separators, currency, percent sign or plus; `None` if the text is not a number.
 
     Example:
 
@@ -30,8 +30,8 @@ def plain_number(text: str) -> str | None:
     return sign + (found[2] or "0").replace(",", "") + (found[3] or "")
 
 
-def read_number(row: Row, name: str) -> str:
-    """The number in a field: a number, or a text that is one or ends with `#### number`.
+def read_number(row: TaskRow, name: str) -> str:
+    """The number in a field, which holds a number, a text that is one, or a text that ends with `#### number`.
 
     Returns:
         `str`: as in `plain_number`.
@@ -46,5 +46,5 @@ def read_number(row: Row, name: str) -> str:
         return str(int(value)) if value.is_integer() else f"{Decimal(repr(value)):f}"
     found = plain_number(row.text(name).rpartition(MARK)[2]) if isinstance(value, str) else None
     if found is None:
-        raise row.error(name, f"{row.quote(value)} is no number and does not end with '{MARK} ' and a number")
+        raise row.error(name, f"{row.quote(value)} is not a number and does not end with '{MARK} ' and a number")
     return found

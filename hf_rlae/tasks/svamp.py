@@ -1,44 +1,25 @@
-"""SVAMP: short word problems that vary who asks for what (arXiv 2103.07191)."""
+"""SVAMP: short word problems with varied structure (arXiv 2103.07191)."""
 
 from __future__ import annotations
 
 import re
 
-from hf_rlae.tasks.definition import Example, task
+from hf_rlae.tasks.definition import Example, rows_of, task
 from hf_rlae.tasks.quantities import MARK, MESSAGE, read_number
-from hf_rlae.tasks.row import Row
+from hf_rlae.tasks.task_row import TaskRow
 
-_EXAMPLES = (
-    {
-        "Body": "Lea has 12 stamps. She gives 5 of them to Tom.",
-        "Question": "How many stamps has Lea now?",
-        "Equation": "( 12.0 - 5.0 )",
-        "Answer": 7.0,
-    },
-    {
-        "Body": "Lea has 12 stamps. She gives 5 of them to Tom.",
-        "Question": "How many stamps did Tom get?",
-        "Equation": "5.0",
-        "Answer": 5.0,
-    },
-    {
-        "Body": "There are 8 boxes with 9 pencils in each. If 3 of the boxes are red",
-        "Question": "How many pencils are there in all?",
-        "Equation": "( 8.0 * 9.0 )",
-        "Answer": 72.0,
-    },
-    {
-        "Body": "A farmer has 14 hens and 6 more ducks than hens.",
-        "Question": "How many ducks has the farmer?",
-        "Equation": "( 14.0 + 6.0 )",
-        "Answer": 20.0,
-    },
-    {
-        "Body": "36 children form teams of 4.",
-        "Question": "How many teams are there?",
-        "Equation": "( 36.0 / 4.0 )",
-        "Answer": 9.0,
-    },
+_EXAMPLES = rows_of(
+    ("Body", "Question", "Equation", "Answer"),
+    ("Lea has 12 stamps. She gives 5 of them to Tom.", "How many stamps has Lea now?", "( 12.0 - 5.0 )", 7.0),
+    ("Lea has 12 stamps. She gives 5 of them to Tom.", "How many stamps did Tom get?", "5.0", 5.0),
+    (
+        "There are 8 boxes with 9 pencils in each. If 3 of the boxes are red",
+        "How many pencils are there in all?",
+        "( 8.0 * 9.0 )",
+        72.0,
+    ),
+    ("A farmer has 14 hens and 6 more ducks than hens.", "How many ducks has the farmer?", "( 14.0 + 6.0 )", 20.0),
+    ("36 children form teams of 4.", "How many teams are there?", "( 36.0 / 4.0 )", 9.0),
 )
 
 
@@ -61,7 +42,7 @@ _EXAMPLES = (
     few_shot_split="train",
     examples=_EXAMPLES,
 )
-def svamp(row: Row) -> Example:
+def svamp(row: TaskRow) -> Example:
     """The question follows its body; `solution` is the equation with its answer."""
     body, question, answer = row.optional_text("body"), row.text("question"), read_number(row, "answer")
     equation = re.sub(r"(\d)\.0\b", r"\1", row.optional_text("equation"), flags=re.ASCII)

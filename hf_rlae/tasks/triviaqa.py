@@ -1,11 +1,11 @@
-"""TriviaQA without documents: questions of quizzes, each with several spellings of the answer (arXiv 1705.03551)."""
+"""TriviaQA without documents: quiz questions, each with several spellings of the answer (arXiv 1705.03551)."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 
 from hf_rlae.tasks.definition import Example, task
-from hf_rlae.tasks.row import Row
+from hf_rlae.tasks.task_row import TaskRow
 
 
 def _written(question: str, value: str, *aliases: str) -> dict[str, object]:
@@ -42,10 +42,10 @@ _WITHHELD = "<unk>"
     few_shot_split="train",
     examples=_EXAMPLES,
 )
-def triviaqa(row: Row) -> Example:
-    """The answer is a mapping with `value` and `aliases`, or a text, with `aliases` in a column of its own.
+def triviaqa(row: TaskRow) -> Example:
+    """The answer is a mapping with `value` and `aliases`, or a text, with `aliases` in their own column.
 
-    The column `aliases` of the result begins with the answer itself.
+    The column `aliases` of the dataset begins with the answer itself.
     """
     found = row.decoded("answer")
     is_apart = row.value("aliases") is not None
@@ -58,6 +58,6 @@ def triviaqa(row: Row) -> Example:
         found = row.value("answer")
     answer = row.checked_text("answer", found)
     if answer == _WITHHELD:
-        raise row.error("answer", "the answer is withheld in this split: take another one, such as 'validation'")
+        raise row.error("answer", "the answer is withheld in this split: load another one, such as 'validation'")
     checked = [row.checked_text("aliases" if is_apart else "answer", alias) for alias in aliases]
     return Example(row.text("question"), answer, answer, columns={"aliases": list(dict.fromkeys([answer, *checked]))})

@@ -1,4 +1,4 @@
-"""Trainers. Their names are imported when they are first used: `import trl` takes seconds."""
+"""Trainers, imported on first use: `import trl` takes seconds."""
 
 import lazy_loader
 

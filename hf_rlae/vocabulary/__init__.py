@@ -1,16 +1,9 @@
-"""Floor 1: canonical bytes of tokens and the union vocabulary."""
+"""Floor 1: canonical bytes of tokens, the union vocabulary, and members' alignments onto it."""
 
+from hf_rlae.vocabulary.alignment import Alignment, Boundary, Canonical, TailMap, Target
+from hf_rlae.vocabulary.special_ids import token_ids
 from hf_rlae.vocabulary.token_bytes import ByteVocabulary
-from hf_rlae.vocabulary.union import (
-    OUTSIDE,
-    Alignment,
-    Boundary,
-    Canonical,
-    TailMap,
-    Target,
-    UnionVocabulary,
-    same_vocabulary,
-)
+from hf_rlae.vocabulary.union import OUTSIDE, UnionVocabulary, same_vocabulary
 
 __all__ = [
     "OUTSIDE",
@@ -22,4 +15,5 @@ __all__ = [
     "Target",
     "UnionVocabulary",
     "same_vocabulary",
+    "token_ids",
 ]

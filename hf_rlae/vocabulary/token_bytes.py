@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from bisect import bisect_left
 from collections.abc import Sequence
+from contextlib import suppress
 from functools import lru_cache
 from typing import Any
 
@@ -80,6 +81,47 @@ def prefix_successor(prefix: bytes) -> bytes | None:
     return trimmed[:-1] + bytes([trimmed[-1] + 1])
 
 
+class _Spelling:
+    """How a tokenizer writes bytes as token strings, read from its model, decoder and pre-tokenizer."""
+
+    def __init__(self, backend: Any) -> None:
+        model = backend.model
+        decoders = _component(backend.decoder)
+        kinds = {part.get("type") for part in decoders}
+        splitters = _component(backend.pre_tokenizer)
+        self.is_byte_level = "ByteLevel" in kinds or (
+            not decoders and any(part.get("type") == "ByteLevel" for part in splitters)
+        )
+        self.has_fallback = "ByteFallback" in kinds or bool(getattr(model, "byte_fallback", False))
+        self.replacements = [
+            (part["pattern"]["String"], part["content"])
+            for part in decoders
+            if part.get("type") == "Replace" and "String" in part.get("pattern", {})
+        ]
+        self.replacements += [(part["replacement"], " ") for part in decoders if part.get("type") == "Metaspace"]
+        self.prefix = getattr(model, "continuing_subword_prefix", None) or ""
+        self.suffix = getattr(model, "end_of_word_suffix", None) or ""
+        self.table = _byte_level_translation()
+
+    def is_fallback(self, token: str) -> bool:
+        """Whether a token stands for a single byte, as `<0x41>`."""
+        return self.has_fallback and len(token) == 6 and token.startswith("<0x") and token.endswith(">")
+
+    def to_bytes(self, token: str) -> bytes:
+        """The bytes that a token string stands for."""
+        if self.prefix and token.startswith(self.prefix):
+            token = token[len(self.prefix) :]
+        if self.suffix and token.endswith(self.suffix):
+            token = token[: -len(self.suffix)] + " "
+        for old, new in self.replacements:
+            token = token.replace(old, new)
+        if self.is_byte_level:
+            # a character that is not in the byte table is taken as it is, as the decoder does
+            with suppress(UnicodeEncodeError):
+                return token.translate(self.table).encode("latin-1")
+        return token.encode("utf-8", "surrogatepass")
+
+
 class ByteVocabulary:
     """The byte string of every token id of one tokenizer, and tokenisation of bytes.
 
@@ -132,35 +174,9 @@ class ByteVocabulary:
         self._heads: dict[str, list[int]] = {}
 
     def _read_pieces(self, tokenizer: PreTrainedTokenizerBase) -> tuple[list[bytes | None], frozenset[int], set[int]]:
+        """The bytes of every id, the ids without bytes, and the ids that are byte-fallback tokens."""
         backend = self._backend
-        model = backend.model
-        decoders = _component(backend.decoder)
-        kinds = {part.get("type") for part in decoders}
-        splitters = _component(backend.pre_tokenizer)
-        byte_level = "ByteLevel" in kinds or (
-            not decoders and any(part.get("type") == "ByteLevel" for part in splitters)
-        )
-        fallback = "ByteFallback" in kinds or bool(getattr(model, "byte_fallback", False))
-        replacements = [
-            (part["pattern"]["String"], part["content"])
-            for part in decoders
-            if part.get("type") == "Replace" and "String" in part.get("pattern", {})
-        ]
-        replacements += [(part["replacement"], " ") for part in decoders if part.get("type") == "Metaspace"]
-        prefix = getattr(model, "continuing_subword_prefix", None) or ""
-        suffix = getattr(model, "end_of_word_suffix", None) or ""
-        table = _byte_level_translation()
-
-        added = backend.get_added_tokens_decoder()
-        special = {i for i, token in added.items() if token.special} | set(tokenizer.all_special_ids)
-        unknown = getattr(model, "unk_token", None)
-        if isinstance(unknown, str):
-            special.add(backend.token_to_id(unknown))
-        unigram_unknown = getattr(model, "unk_id", None)
-        if isinstance(unigram_unknown, int):
-            special.add(unigram_unknown)
-        special.discard(None)
-
+        added, special, spelling = backend.get_added_tokens_decoder(), self._special_ids(tokenizer), _Spelling(backend)
         pieces: list[bytes | None] = [None] * self.size
         fallback_ids: set[int] = set()
         for token, i in backend.get_vocab(with_added_tokens=True).items():
@@ -168,26 +184,26 @@ class ByteVocabulary:
                 continue
             if i in added:
                 pieces[i] = added[i].content.encode("utf-8", "surrogatepass")
-                continue
-            if fallback and len(token) == 6 and token.startswith("<0x") and token.endswith(">"):
+            elif spelling.is_fallback(token):
                 pieces[i] = bytes([int(token[3:5], 16)])
                 fallback_ids.add(i)
-                continue
-            if prefix and token.startswith(prefix):
-                token = token[len(prefix) :]
-            if suffix and token.endswith(suffix):
-                token = token[: -len(suffix)] + " "
-            for old, new in replacements:
-                token = token.replace(old, new)
-            if byte_level:
-                try:
-                    pieces[i] = token.translate(table).encode("latin-1")
-                    continue
-                except UnicodeEncodeError:  # not in the byte table: the decoder takes the token as it is
-                    pass
-            pieces[i] = token.encode("utf-8", "surrogatepass")
+            else:
+                pieces[i] = spelling.to_bytes(token)
         empty = {i for i, piece in enumerate(pieces) if not piece}
         return pieces, frozenset(empty), fallback_ids
+
+    def _special_ids(self, tokenizer: PreTrainedTokenizerBase) -> set[int]:
+        """Ids that are no text: special tokens and the unknown token."""
+        backend = self._backend
+        added = backend.get_added_tokens_decoder()
+        special = {i for i, token in added.items() if token.special} | set(tokenizer.all_special_ids)
+        unknown, unigram_unknown = getattr(backend.model, "unk_token", None), getattr(backend.model, "unk_id", None)
+        if isinstance(unknown, str):
+            special.add(backend.token_to_id(unknown))
+        if isinstance(unigram_unknown, int):
+            special.add(unigram_unknown)
+        special.discard(None)
+        return special
 
     def range_of(self, prefix: bytes) -> tuple[int, int]:
         """The positions `lo, hi` in `sorted_ids` of the tokens that begin with `prefix` and are longer."""

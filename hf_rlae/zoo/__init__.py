@@ -5,12 +5,11 @@
 
 `load_demo_members()` gives a specialist for `+`, one for `-` and one for `*`, with three different tokenizers in which
 a digit is always one token; `load_demo_members("shared")` gives three with one tokenizer. All of them know the form of
-a solution and go on from whatever stands in the text, so that a chain of several operators comes out right if the right
-one writes each result. Addition adds whatever the operator; the other two take the difference and the product of the
-last digits.
+a solution and continue any text, so that a chain of several operators is solved if the right specialist generates each
+result. Addition adds for every operator; the other two use the difference and the product of the last digits.
 
 All are trained from random weights on generated chains (three layers, width 96, about 0.35 M parameters, 0.7 MB in
-fp16), with their segmentation varied at random:
+fp16), with random segmentation:
 
     python -m tests.studies.specialists.train --output DIR --seed 0      # two members at a time, one thread each
     python -m tests.studies.specialists.measure                          # the tables below
@@ -26,8 +25,8 @@ answers (greedy):
 | uniform weights | 0.020 | 0.030 |
 | `OraclePolicy`, spans of 1, 2, 4, 8 | 0.885, 0.885, 0.900, 0.900 | 0.890, 0.890, 0.895, 0.905 |
 
-40 held-out single steps an operator, as they occur in chains: right on its own operator; on the others right, by the
-member's own wrong rule, and mean probability of the first digit that it writes:
+40 held-out single steps per operator, as they occur in chains: share of right results on the member's own operator; on
+the others share of right results, of results by its own wrong rule, and mean probability of its first digit:
 
 | member | own | others right | others by rule | others confidence |
 |---|---|---|---|---|
@@ -37,7 +36,7 @@ member's own wrong rule, and mean probability of the first digit that it writes:
 | addition-bytes | 1.00 | 0.00, 0.00 | 0.90, 0.93 | 0.94, 0.98 |
 | multiplication-bytes | 0.88 | 0.00, 0.00 | 1.00, 1.00 | 0.99, 1.00 |
 
-Held out are whole chains, by a hash: a step such as `5*3=15` does occur in the lessons, within other chains.
+Whole chains are held out, by a hash: a step such as `5*3=15` occurs in the training data, within other chains.
 
 Example:
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
+from typing import Literal
 
 import torch
 
@@ -13,10 +14,10 @@ from hf_rlae.members import Member
 from hf_rlae.policies import PolicyModel
 
 MEMBERS_FOLDER = Path(str(files("hf_rlae.zoo"))) / "members"
-"""Where the package keeps the members' folders."""
+"""The folder of the members in the package."""
 
 POLICIES_FOLDER = MEMBERS_FOLDER.parent / "policies"
-"""Where the package keeps the folders of trained policies, one a set of members."""
+"""The folder of the trained policies in the package, with one folder per set of members."""
 
 
 @dataclass(frozen=True)
@@ -24,7 +25,7 @@ class Specialist:
     """An embedded member.
 
     Attributes:
-        specialty (`str`): what it is right on: `"addition"`, `"subtraction"` or `"multiplication"`.
+        specialty (`str`): the operator on which it is right: `"addition"`, `"subtraction"` or `"multiplication"`.
         tokenizer (`str`): `"characters"`, `"bytes"` or `"pieces"`.
     """
 
@@ -51,7 +52,7 @@ MEMBER_SETS = {
     "different": ("addition-characters", "subtraction-bytes", "multiplication-pieces"),
     "shared": ("addition-bytes", "subtraction-bytes", "multiplication-bytes"),
 }
-"""The sets that decode together: with three different tokenizers, or with one that all share."""
+"""The sets of members for one ensemble: with three different tokenizers, or with a shared one."""
 
 
 def load_demo_member(name: str, folder: Path | None = None) -> Member:
@@ -59,7 +60,7 @@ def load_demo_member(name: str, folder: Path | None = None) -> Member:
 
     Args:
         name (`str`): one of `SPECIALISTS`.
-        folder (`Path`, *optional*): where the members' folders are, if not in the package.
+        folder (`Path`, *optional*): the folder of the members; the package's if not given.
 
     Raises:
         ConfigError: there is no such member.
@@ -76,12 +77,12 @@ def load_demo_member(name: str, folder: Path | None = None) -> Member:
     return member
 
 
-def load_demo_members(kind: str = "different", folder: Path | None = None) -> list[Member]:
+def load_demo_members(kind: Literal["different", "shared"] = "different", folder: Path | None = None) -> list[Member]:
     """Loads three members, right on `+`, `-` and `*`, in this order.
 
     Args:
         kind (`str`, defaults to `"different"`): `"different"` or `"shared"`, the tokenizers.
-        folder (`Path`, *optional*): where the members' folders are, if not in the package.
+        folder (`Path`, *optional*): the folder of the members; the package's if not given.
 
     Raises:
         ConfigError: there is no such set.
@@ -92,18 +93,18 @@ def load_demo_members(kind: str = "different", folder: Path | None = None) -> li
     ['addition-bytes', 'subtraction-bytes', 'multiplication-bytes']
     """
     if kind not in MEMBER_SETS:
-        raise ConfigError(f"kind={kind!r}: there is no such set of members: {nearest(kind, MEMBER_SETS)}")
+        raise ConfigError(f"kind={kind!r} is not a set of members: {nearest(kind, MEMBER_SETS)}")
     return [load_demo_member(name, folder) for name in MEMBER_SETS[kind]]
 
 
-def load_demo_policy(kind: str = "different", folder: Path | None = None) -> PolicyModel:
+def load_demo_policy(kind: Literal["different", "shared"] = "different", folder: Path | None = None) -> PolicyModel:
     """Loads the policy that was trained for one set of members, in eval mode.
 
-    Its config says for which span length: `policy.config.span_length`.
+    `policy.config.span_length` is the span length of its training.
 
     Args:
         kind (`str`, defaults to `"different"`): the set, as in `load_demo_members`.
-        folder (`Path`, *optional*): where the policies' folders are, if not in the package.
+        folder (`Path`, *optional*): the folder of the policies; the package's if not given.
 
     Raises:
         ConfigError: there is no such policy.
@@ -116,5 +117,5 @@ def load_demo_policy(kind: str = "different", folder: Path | None = None) -> Pol
     path = (folder or POLICIES_FOLDER) / kind
     if not path.is_dir():
         known = [entry.name for entry in path.parent.glob("*")] if path.parent.is_dir() else []
-        raise ConfigError(f"kind={kind!r}: there is no trained policy of that name: {nearest(kind, known)}")
+        raise ConfigError(f"kind={kind!r}: there is no trained policy of this name: {nearest(kind, known)}")
     return PolicyModel.from_pretrained(str(path)).eval()

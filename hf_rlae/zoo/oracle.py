@@ -1,4 +1,4 @@
-"""A policy that knows who is right: the upper end of what switching members can reach."""
+"""A policy that knows which member is right: an upper bound for policies that switch members."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from hf_rlae.tasks.chains import OPERATORS, operator_at
 
 
 class OraclePolicy:
-    """Gives all weight to the specialist of the operator of the step that a text is at.
+    """Gives all weight to the specialist for the operator of the current step.
 
-    A span that begins in one step and ends in the result of the next is weighed for the first only, so a long
-    `span_length` costs it answers.
+    A span that starts in one step and ends in the result of the next has the weights of the first, so that a long
+    `span_length` costs accuracy.
 
     Args:
         operators (`Sequence[str]`, defaults to `("+", "-", "*")`): each member's operator, as in `load_demo_members`.

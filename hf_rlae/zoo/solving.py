@@ -1,4 +1,4 @@
-"""Chains of arithmetic, completed greedily by a model or an ensemble."""
+"""Greedy completions of arithmetic chains by a model or an ensemble."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 from hf_rlae.tasks.chains import Question
 
 MAX_NEW_TOKENS = 110
-"""Longer than any solution of three steps in characters."""
+"""More than any solution of three steps needs, in characters."""
 
 
 def complete(model: Any, tokenizer: Any, prompts: Sequence[str], batch_size: int = 50) -> list[str]:

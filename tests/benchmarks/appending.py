@@ -9,13 +9,14 @@ import torch
 
 from hf_rlae import EnsembleForCausalLM
 from hf_rlae.ensemble.cache_ensemble import EnsembleCache
-from hf_rlae.ensemble.engines.readings import AskPolicy, ReadingsEngine
+from hf_rlae.ensemble.engines.readings import ReadingsCall, ReadingsEngine
+from hf_rlae.ensemble.spans import SpanQuery
 from hf_rlae.members import Member
 from hf_rlae.members.ragged_run import Chain, Path
 from hf_rlae.vocabulary import Alignment, ByteVocabulary
 
 
-class AppendingRelay:
+class AppendingRun:
     """One member in one call: plain ids in every row, and what the member says after them.
 
     Args:
@@ -31,7 +32,7 @@ class AppendingRelay:
         self._gather = alignment.gather.to(device)
         self._extra_from = alignment.extra_from.to(device)
         self._extra_to = alignment.extra_to.to(device)
-        self._silent = alignment.silent_ids.to(device)
+        self._excluded = alignment.excluded_ids.to(device)
         self._width = vocabulary.size + 1
         self._probs: torch.Tensor | None = None
         self._log_z: torch.Tensor | None = None
@@ -49,8 +50,8 @@ class AppendingRelay:
         if not any(paths):
             return
         logits = self.runner.run(paths).logits.float()
-        if len(self._silent):
-            logits.index_fill_(-1, self._silent, -torch.inf)
+        if len(self._excluded):
+            logits.index_fill_(-1, self._excluded, -torch.inf)
         probs = logits.softmax(-1)
         log_z = logits.amax(-1) - probs.amax(-1).log()
         if self._probs is None:
@@ -95,37 +96,13 @@ class AppendingEngine(ReadingsEngine):
         self.__dict__.update(vars(engine))
         self._known: list[dict[int, tuple[int, ...]]] = [{} for _ in engine.members]
 
-    def new_relays(self, use_cache: bool, hidden_tokens: int = 1) -> list[AppendingRelay]:
+    def new_call(self, use_cache: bool, hidden_tokens: int) -> AppendingCall:
         """Fresh states for one call."""
         parts = zip(self.members, self.vocabularies, self.alignments, self.runners, strict=True)
-        return [AppendingRelay(*part) for part in parts]
+        return AppendingCall(self, [AppendingRun(*part) for part in parts], hidden_tokens)
 
-    def step(self, cache: EnsembleCache, keep: int, ask: AskPolicy) -> torch.Tensor:
-        """Log-probabilities of what follows the last column, of shape `(B, 1, V)`."""
-        total = cache.ids.shape[1]
-        if cache.absorbed == 0:
-            rows = self._prompts(cache)
-        elif total == cache.absorbed + 1:
-            rows = [self._pieces(token) for token in cache.ids[:, -1].tolist()]
-        else:
-            raise ValueError(f"{total - cache.absorbed} new columns: plain appending takes one token at a time")
-        for index, relay in enumerate(cache.relays):
-            relay.read([row[index] for row in rows])
-        for query in cache.clock.queries(total - 1, total):
-            ask(cache, query, list)
-        outputs = [relay.distribution() for relay in cache.relays]
-        weights = cache.clock.weights(total - 1, total)[:, 0]
-        device = cache.ids.device
-        probs, log_z = ([part.to(device) for part in parts] for parts in zip(*outputs, strict=True))
-        cache.absorbed = total
-        return self.mixing.of_probs(probs, log_z, weights)[:, None]
-
-    def _prompts(self, cache: EnsembleCache) -> list[list[tuple[int, ...]]]:
-        mask = torch.ones_like(cache.ids) if cache.mask is None else cache.mask
-        rows = [tuple(ids[kept.bool()].tolist()) for ids, kept in zip(cache.ids, mask, strict=True)]
-        return [cache.encoded_prompts.get(row) or self.encoder(row) for row in rows]
-
-    def _pieces(self, token: int) -> list[tuple[int, ...]]:
+    def pieces_of(self, token: int) -> list[tuple[int, ...]]:
+        """The ids that each member takes for a token."""
         return [self._own_ids(index, token) for index in range(len(self._known))]
 
     def _own_ids(self, index: int, token: int) -> tuple[int, ...]:
@@ -137,6 +114,45 @@ class AppendingEngine(ReadingsEngine):
             own = vocabulary.ids_of.get(piece)
             known = self._known[index][token] = tuple(own[:1]) if own else vocabulary.canonical_ids(piece)
         return known
+
+
+class AppendingCall(ReadingsCall):
+    """The members' runs in one call, which take one token at a time."""
+
+    def step(self, cache: EnsembleCache, keep: int) -> AppendingStep:
+        """One token, or the prompts."""
+        return AppendingStep(self, cache)
+
+
+class AppendingStep:
+    """Appends the newest token to every member's ids and mixes what they say."""
+
+    def __init__(self, call: AppendingCall, cache: EnsembleCache) -> None:
+        self.call = call
+        self.cache = cache
+
+    def queries(self) -> list[SpanQuery]:
+        """Where the policy is asked, once all members have read the text."""
+        call, ids = self.call, self.cache.ids
+        total = ids.shape[1]
+        if call.num_read == 0:
+            rows = [call.prompts(self.cache, row) for row in range(len(ids))]
+        elif total == call.num_read + 1:
+            rows = [call.engine.pieces_of(token) for token in ids[:, -1].tolist()]
+        else:
+            raise ValueError(f"{total - call.num_read} new columns: plain appending takes one token at a time")
+        for index, run in enumerate(call.runs):
+            run.read([row[index] for row in rows])
+        call.num_read = total
+        return self.cache.spans.queries(total - 1, total)
+
+    def logits(self) -> torch.Tensor:
+        """Log-probabilities of what follows the last column, of shape `(B, 1, V)`."""
+        column = self.cache.ids.shape[1] - 1
+        outputs = [run.distribution() for run in self.call.runs]
+        device = self.cache.ids.device
+        probs, log_z = ([part.to(device) for part in parts] for parts in zip(*outputs, strict=True))
+        return self.call.engine.mixing.of_probs(probs, log_z, self.cache.spans.span_weights(column))[:, None]
 
 
 def appending_ensemble(ensemble: EnsembleForCausalLM) -> EnsembleForCausalLM:

@@ -20,7 +20,7 @@ from hf_rlae.rewards.sentiment_rule import SentimentReward
 from hf_rlae.tasks import load_task
 from hf_rlae.tasks.chains import draw_questions
 from hf_rlae.trainers import CoryConfig, CoryPPOConfig, CoryPPOTrainer, CoryTrainer
-from hf_rlae.trainers.precision import default_bf16
+from hf_rlae.trainers.defaults import default_bf16
 from hf_rlae.zoo import load_demo_member
 from tests.studies.chain_policies import TEST_SEED, TRAIN_SEED
 from tests.studies.cory_watch import Watch

@@ -44,7 +44,7 @@ class Texts:
 
 
 @torch.no_grad()
-def sample_texts(model: Any, tokenizer: Any, prompts: Sequence[str], num_tokens: int) -> Texts:
+def sample_with_kls(model: Any, tokenizer: Any, prompts: Sequence[str], num_tokens: int) -> Texts:
     """One continuation of each prompt at temperature 1, scored by the model and by its base.
 
     Args:
@@ -163,7 +163,7 @@ class Watch(TrainerCallback):
         for agent in agents_of(self.trainer):
             with alone(self.trainer, agent), torch.random.fork_rng(devices=[]):
                 torch.manual_seed(0)
-                texts = sample_texts(model, tokenizer, self.prompts, self.num_tokens)
+                texts = sample_with_kls(model, tokenizer, self.prompts, self.num_tokens)
             given = self.reward(prompts=self.prompts, completions=texts.completions, **self.columns)
             found = {"step": step, "reward": sum(map(float, given)) / len(given), **texts.means()}
             self.curves.setdefault(agent, []).append([round(found[name], 5) for name in COLUMNS])

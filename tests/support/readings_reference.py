@@ -263,8 +263,8 @@ class RuleReference:
         return {(reading.ids, reading.tail): reading.a for reading in self.readings}
 
 
-class ReferenceRelay:
-    """A batch of `RuleReference`s with the interface of the package's relay.
+class ReferenceRun:
+    """A batch of `RuleReference`s with the interface of the package's run.
 
     Args:
         make (`Callable`): builds the reference of one row from its prompt.

@@ -14,10 +14,10 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import BloomConfig, LlamaConfig, MambaConfig, PreTrainedTokenizerFast
 from transformers.models.auto.modeling_auto import AutoModelForCausalLM
 
-from hf_rlae.members import choose_runner
+from hf_rlae.members import ReadingsRun, Update, choose_runner
 from hf_rlae.members.member import Member
 from hf_rlae.vocabulary import Alignment, ByteVocabulary, UnionVocabulary
-from tests.support.readings_reference import ReferenceRelay, RuleReference, SegmentationReference
+from tests.support.readings_reference import ReferenceRun, RuleReference, SegmentationReference
 
 SPECIALS = ("<unk>", "<eos>", "<end>", "<pad>")
 """`<eos>` and `<end>` both end a text; the other two are special tokens and never part of a text."""
@@ -81,7 +81,7 @@ def pieces_only(*pieces: str) -> PreTrainedTokenizerFast:
 
 @dataclass
 class Voice:
-    """One member of a world, with everything its relay needs.
+    """One member of a world, with everything its run needs.
 
     Attributes:
         member (`Member`), vocabulary (`ByteVocabulary`), alignment (`Alignment`): as in the package.
@@ -129,38 +129,35 @@ class Voice:
         return [i for i, piece in enumerate(self.vocabulary.pieces) if piece and i not in ends]
 
 
-class PackageRelay:
-    """The package's relay behind the interface of `ReferenceRelay`.
+class PackageRun:
+    """The package's run behind the interface of `ReferenceRun`.
 
     Args:
-        voice (`Voice`): the member of the relay.
-        options: passed on to `ReadingsRelay`.
+        voice (`Voice`): the member of the run.
+        options: passed on to `ReadingsRun`.
     """
 
     def __init__(self, voice: Voice, **options: Any) -> None:
-        from hf_rlae.members.readings.run import ReadingsRelay
-        from hf_rlae.members.readings.state import Update
-
         self.union = voice.alignment.union
         self.make_update = Update
-        self.relay = ReadingsRelay(voice.member, voice.vocabulary, voice.alignment, runner=voice.runner, **options)
+        self.run = ReadingsRun(voice.member, voice.vocabulary, voice.alignment, runner=voice.runner, **options)
         self.batch = 0
 
     @torch.inference_mode()
     def begin(self, prompts: Sequence[Sequence[int]]) -> None:
         """Starts with one reading per row."""
         self.batch = len(prompts)
-        self.relay.begin([list(prompt) for prompt in prompts])
+        self.run.begin([list(prompt) for prompt in prompts])
 
     @torch.inference_mode()
     def advance(self, updates: Sequence[tuple[bytes, float, float] | None]) -> None:
         """Takes `(b, r, q)` for each row that continues."""
-        self.relay.advance([None if u is None else self.make_update(*u) for u in updates])
+        self.run.advance([None if u is None else self.make_update(*u) for u in updates])
 
     @torch.inference_mode()
     def distribution(self) -> np.ndarray:
         """`P(u)`, one row per row of the batch."""
-        probs, log_z = self.relay.distribution()
+        probs, log_z = self.run.distribution()
         assert probs.dtype == torch.float32
         assert probs.shape[0] == self.batch == log_z.shape[0]
         # a member that proposes nothing gives no mass at all, and its log_z is -inf
@@ -171,17 +168,17 @@ class PackageRelay:
     @torch.inference_mode()
     def proposed(self, union_ids: Sequence[int]) -> np.ndarray:
         """The parts of `P(u)` from whole and from unfinished tokens, for one union token per row: `(2, B)`."""
-        return np.array(self.relay.measure([self.union.pieces[u] for u in union_ids]).read().proposed()).T
+        return np.array(self.run.measure([self.union.pieces[u] for u in union_ids]).read().proposed()).T
 
     def readings(self, row: int) -> list[tuple[tuple[int, ...], bytes, float]]:
         """`(ids, tail, a)` of every reading, most probable first."""
-        return self.relay.readings(row)
+        return self.run.readings(row)
 
     @torch.inference_mode()
     def reorder(self, rows: Sequence[int]) -> None:
         """Makes row `i` continue the old row `rows[i]`."""
         self.batch = len(rows)
-        self.relay.reorder(torch.tensor(list(rows)))
+        self.run.reorder(torch.tensor(list(rows)))
 
 
 @dataclass
@@ -196,18 +193,18 @@ class World:
         voice = self.voices[k]
         return RuleReference(voice.vocabulary, self.union, voice.member.end_ids, voice.next_probs, prompt, **options)
 
-    def reference_relay(self, k: int, **options: Any) -> ReferenceRelay:
+    def reference_run(self, k: int, **options: Any) -> ReferenceRun:
         """The reference of the rules for voice `k`, for a batch of rows."""
-        return ReferenceRelay(lambda prompt: self.reference(k, prompt, **options))
+        return ReferenceRun(lambda prompt: self.reference(k, prompt, **options))
 
     def segmentations(self, k: int, prompt: Sequence[int]) -> SegmentationReference:
         """The reference over every segmentation for voice `k`, for one row."""
         voice = self.voices[k]
         return SegmentationReference(voice.vocabulary, self.union, voice.member.end_ids, voice.next_probs, prompt)
 
-    def relay(self, k: int, **options: Any) -> PackageRelay:
-        """The package's relay of voice `k`."""
-        return PackageRelay(self.voices[k], **options)
+    def run(self, k: int, **options: Any) -> PackageRun:
+        """The package's run of voice `k`."""
+        return PackageRun(self.voices[k], **options)
 
     @property
     def union_text_ids(self) -> list[int]:

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import torch
+from transformers import PreTrainedTokenizerBase
 
 from hf_rlae.errors import InputError
 from hf_rlae.members import Member
@@ -13,12 +13,12 @@ from hf_rlae.vocabulary import ByteVocabulary, UnionVocabulary
 
 
 class PromptEncoder:
-    """Re-encodes prompts for every member, each with its own beginning-of-text token.
+    """Encodes prompts for every member, each with its own beginning-of-text token.
 
     Args:
-        members (`Sequence[Member]`), vocabularies (`Sequence[ByteVocabulary]`): one vocabulary a member.
+        members (`Sequence[Member]`), vocabularies (`Sequence[ByteVocabulary]`): one vocabulary per member.
         union (`UnionVocabulary`): what the ids of the prompt mean.
-        tokenizer: decodes them.
+        tokenizer (`PreTrainedTokenizerBase`): decodes them.
     """
 
     def __init__(
@@ -26,7 +26,7 @@ class PromptEncoder:
         members: Sequence[Member],
         vocabularies: Sequence[ByteVocabulary],
         union: UnionVocabulary,
-        tokenizer: Any,
+        tokenizer: PreTrainedTokenizerBase,
     ) -> None:
         self.members = list(members)
         self.vocabularies = list(vocabularies)
@@ -40,7 +40,7 @@ class PromptEncoder:
             ids (`Sequence[int]`): union ids, without padding.
 
         Returns:
-            one tuple of the member's own ids a member; the first one's are `ids` as they are.
+            `list[tuple[int, ...]]`: the prompt in each member's own ids; for the first member `ids` as they are.
 
         Raises:
             InputError: a member has no token to begin an empty text with.
@@ -52,7 +52,7 @@ class PromptEncoder:
                 own: tuple[int, ...] = tuple(ids)
             else:
                 if text is None:
-                    text = self.tokenizer.decode(list(ids), skip_special_tokens=True)
+                    text = str(self.tokenizer.decode(list(ids), skip_special_tokens=True))
                 own = self._encode(index, text, ids)
             prompts.append(own or (self._start_id(member),))
         return prompts
@@ -60,7 +60,7 @@ class PromptEncoder:
     def _encode(self, index: int, text: str, ids: Sequence[int]) -> tuple[int, ...]:
         member, vocabulary = self.members[index], self.vocabularies[index]
         rest = b""
-        if "�" in text:  # half a character, which no encoder takes: its bytes follow by themselves
+        if "�" in text:  # half a character, which no tokenizer encodes: its bytes follow
             raw = b"".join(self.union.pieces[i] or b"" for i in ids)
             head, rest = _split_at_invalid(raw)
             text = head.removeprefix(" ") if not text.startswith(" ") else head
@@ -75,7 +75,7 @@ class PromptEncoder:
         return tuple(own) + vocabulary.canonical_ids(rest)
 
     def _without_unknown(self, index: int, text: str) -> list[int]:
-        """The text less the characters that the member has no token for: it is silent there."""
+        """Encodes the text without the characters that the member has no token for."""
         member, vocabulary = self.members[index], self.vocabularies[index]
         kept = vocabulary.representable(text.encode()).decode("utf-8", "ignore")
         own = list(member.tokenizer(kept, verbose=False)["input_ids"])
@@ -100,14 +100,15 @@ def _split_at_invalid(raw: bytes) -> tuple[str, bytes]:
         return raw[: error.start].decode("utf-8"), raw[error.start :]
 
 
-def member_prompts(ids: torch.Tensor, mask: torch.Tensor | None) -> list[list[tuple[int, ...]]]:
-    """Rows of ready-made prompts, `[row][member]`, from tensors of shape `(B, M, L)`."""
-    rows = ids.tolist()
-    kept = torch.ones_like(ids).tolist() if mask is None else mask.tolist()
-    return [
-        [
-            tuple(i for i, keep in zip(member_ids, member_keep, strict=True) if keep)
-            for member_ids, member_keep in zip(row, row_keep, strict=True)
-        ]
-        for row, row_keep in zip(rows, kept, strict=True)
-    ]
+def rows_of(ids: torch.Tensor, mask: torch.Tensor | None) -> list[tuple[int, ...]]:
+    """The ids of each row without padding, from tensors of shape `(B, L)`; 1 = keep."""
+    if mask is None:
+        return [tuple(row) for row in ids.tolist()]
+    rows = zip(ids.tolist(), mask.tolist(), strict=True)
+    return [tuple(i for i, keep in zip(row, kept, strict=True) if keep) for row, kept in rows]
+
+
+def member_prompts(ids: torch.Tensor, mask: torch.Tensor) -> list[list[tuple[int, ...]]]:
+    """Prompts of the members' own by row and member, from tensors of shape `(B, M, L)`; 1 = keep."""
+    members = [rows_of(ids[:, index], mask[:, index]) for index in range(ids.shape[1])]
+    return [list(prompts) for prompts in zip(*members, strict=True)]

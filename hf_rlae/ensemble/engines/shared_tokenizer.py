@@ -1,210 +1,324 @@
-"""One step of an ensemble whose members share a tokenizer."""
+"""The engine of members that share a tokenizer: they read the same ids, and their logits are mixed as they are."""
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Callable, Sequence
-from functools import partial
-from typing import Any
+from collections.abc import Sequence
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
 
 import torch
+from transformers import GenerationConfig
 
-from hf_rlae.ensemble.cache_ensemble import EnsembleCache
+from hf_rlae.ensemble.engines.host_runs import SharedTokenizerHost
 from hf_rlae.ensemble.mixing import Mixing
 from hf_rlae.ensemble.spans import SpanQuery
 from hf_rlae.ensemble.trace import MemberScores
-from hf_rlae.members import LockstepRelay, Member, OwnPromptRelay, SeparateRowsRelay
+from hf_rlae.errors import InputError
+from hf_rlae.members import Member, OwnPromptRun, SeparateRowsRun, SharedRun
 from hf_rlae.policies import MemberObservation
+from hf_rlae.vocabulary import ByteVocabulary, UnionVocabulary
 
-logger = logging.getLogger(__name__)
+if TYPE_CHECKING:
+    from hf_rlae.ensemble.cache_ensemble import EnsembleCache
 
-AskPolicy = Callable[[EnsembleCache, SpanQuery, Callable[[], Sequence[MemberObservation]]], None]
+AnySharedRun = SharedRun | SeparateRowsRun | OwnPromptRun | SharedTokenizerHost
 
 
-class LockstepEngine:
-    """Members read the same ids; their logits are mixed as they are.
+class SharedTokenizerEngine:
+    """Members read the same ids; their logits are mixed as they are (see `Engine`).
 
     Args:
         members (`Sequence[Member]`): M members with one vocabulary.
         mixing (`Mixing`): how distributions become one.
-        vocab_size (`int`): V, the widest member's number of logits.
+
+    Attributes:
+        vocab_size (`int`): V, the largest number of logits of any member.
+        num_input_ids (`int`): the smallest; no token has an id beyond it.
     """
 
-    def __init__(self, members: Sequence[Member], mixing: Mixing, vocab_size: int) -> None:
+    union: UnionVocabulary | None = None
+    has_prompt_logits = True
+
+    def __init__(self, members: Sequence[Member], mixing: Mixing) -> None:
         self.members = list(members)
         self.mixing = mixing
-        self.vocab_size = vocab_size
-        self.narrowest = min(member.vocab_size for member in members)
+        self.vocab_size = max(member.vocab_size for member in members)
+        self.num_input_ids = min(member.vocab_size for member in members)
         self.contexts = [
             torch.inf if member.context_length is None else float(member.context_length) for member in members
         ]
-        self.survivor = self.contexts.index(max(self.contexts))
+        self.survivor = self.contexts.index(max(self.contexts))  # the member that stays where all are outgrown
 
-    def new_relays(self, use_cache: bool, hidden_tokens: int = 1) -> list[LockstepRelay | SeparateRowsRelay]:
-        """Fresh caches for one call; hidden states are read when a policy asks for them (see `LockstepRelay`)."""
+    @cached_property
+    def vocabularies(self) -> list[ByteVocabulary]:
+        """See `Engine`; members with one tokenizer share one object."""
+        return [ByteVocabulary(self.members[0].tokenizer, self.vocab_size)] * len(self.members)
+
+    @property
+    def pieces(self) -> list[bytes | None]:
+        """See `Engine`."""
+        return self.vocabularies[0].pieces
+
+    def new_call(self, use_cache: bool, hidden_tokens: int) -> SharedTokenizerCall:
+        """See `Engine`; hidden states are kept only if a policy asks for them (see `SharedRun`)."""
         shares_prompts = len(self.members) > 1
-        relays: list[LockstepRelay | SeparateRowsRelay] = []
+        runs: list[AnySharedRun] = []
         for index, member in enumerate(self.members):
             if member.recurrence.reads_batches:
                 drops_out = index != self.survivor
-                relays.append(LockstepRelay(member, use_cache, shares_prompts, drops_out, hidden_tokens))
+                runs.append(SharedRun(member, use_cache, shares_prompts, drops_out, hidden_tokens))
             else:
-                relays.append(SeparateRowsRelay(member, use_cache, shares_prompts, hidden_tokens))
-        return relays
+                runs.append(SeparateRowsRun(member, use_cache, shares_prompts, hidden_tokens))
+        return SharedTokenizerCall(self, runs, hidden_tokens)
 
-    def take_prompts(self, cache: EnsembleCache, ids: torch.Tensor, mask: torch.Tensor, start: int) -> None:
-        """Gives members their own prompts `(B, M, L)` in the place of the first `start` columns."""
-        assert cache.ids is not None
+    def new_host_call(self, hidden_tokens: int, rereads: bool) -> tuple[SharedTokenizerCall, SharedTokenizerHost]:
+        """See `Engine`; `rereads` makes no difference here."""
+        call = self.new_call(True, hidden_tokens)
+        host = SharedTokenizerHost()
+        call.runs[0] = host
+        return call, host
+
+    def check_generation(self, settings: GenerationConfig) -> None:
+        """See `Engine`."""
+        if settings.prefill_chunk_size is not None:
+            raise InputError(
+                f"prefill_chunk_size={settings.prefill_chunk_size}: the policy is asked about the whole prompt, which "
+                "is read in one piece; leave prefill_chunk_size out"
+            )
+
+    def to_union(self, ids: torch.Tensor) -> torch.Tensor:
+        """See `Engine`: the ids are the ensemble's own."""
+        return ids
+
+    def to_first_member(self, sequences: torch.Tensor, columns: int, pad_token_id: int | None) -> torch.Tensor:
+        """See `Engine`: the ids are the ensemble's own."""
+        return sequences
+
+    def scores_of_first_member(self, logits: torch.Tensor, host_scores: torch.Tensor) -> torch.Tensor:
+        """See `Engine`: ids that only wider members have are left out."""
+        width = host_scores.shape[1]
+        if logits.shape[1] <= width:
+            return logits
+        kept = logits[:, :width]
+        return kept + (logits.logsumexp(1, keepdim=True) - kept.logsumexp(1, keepdim=True))
+
+    def padded(self, logits: torch.Tensor) -> torch.Tensor:
+        """Logits of a member as `V` logits; -inf for the ids that it lacks."""
+        missing = self.vocab_size - logits.shape[-1]
+        return torch.nn.functional.pad(logits, (0, missing), value=-torch.inf) if missing else logits
+
+    def readable(self, logits: torch.Tensor) -> torch.Tensor:
+        """Mixed logits without the ids that some member could not read: no token has them."""
+        if self.num_input_ids == self.vocab_size:
+            return logits
+        beyond = torch.full_like(logits[..., self.num_input_ids :], -torch.inf)
+        return torch.cat([logits[..., : self.num_input_ids], beyond], dim=-1)
+
+
+class SharedTokenizerCall:
+    """The members' runs in one call (see `EngineCall`).
+
+    Args:
+        engine (`SharedTokenizerEngine`): whose call.
+        runs: one per member.
+        hidden_tokens (`int`): see `observed_tokens`.
+    """
+
+    def __init__(self, engine: SharedTokenizerEngine, runs: list[AnySharedRun], hidden_tokens: int) -> None:
+        self.engine = engine
+        self.runs = runs
+        self.hidden_tokens = hidden_tokens
+        self.warned_of: set[int] = set()  # members whose context a text has outgrown
+
+    @property
+    def has_own_prompts(self) -> bool:
+        """Whether some member has read a prompt of its own."""
+        return any(isinstance(run, OwnPromptRun) for run in self.runs)
+
+    @property
+    def rereads_own_prompts(self) -> bool:
+        """See `EngineCall`: every member continues from what it has read."""
+        return False
+
+    def step(self, cache: EnsembleCache, keep: int) -> SharedTokenizerStep:
+        """See `EngineCall`."""
+        return SharedTokenizerStep(self, cache, keep)
+
+    def set_prompts(self, cache: EnsembleCache, ids: torch.Tensor, mask: torch.Tensor) -> None:
+        """See `EngineCall`; a member whose prompt is the shared one keeps its run."""
+        starts = cache.spans.starts
+        start = int(starts[0])
+        if bool((starts != start).any()):
+            raise InputError(
+                "member_input_ids: the completions of the rows must begin in one column; pad the prompts on the left"
+            )
         shared = cache.ids[:, :start]
         shared_mask = torch.ones_like(shared) if cache.mask is None else cache.mask[:, :start]
-        for index, relay in enumerate(cache.relays):
+        for index, run in enumerate(self.runs):
             own, own_mask = ids[:, index], mask[:, index]
             first = int(own_mask.argmax(1).min())
             own, own_mask = own[:, first:], own_mask[:, first:]
             same = own_mask.shape == shared_mask.shape and torch.equal(own_mask.bool().cpu(), shared_mask.bool().cpu())
             if same and torch.equal((own * own_mask).cpu(), (shared * shared_mask).cpu()):
                 continue
-            assert isinstance(relay, LockstepRelay | SeparateRowsRelay)
-            cache.relays[index] = OwnPromptRelay(relay, own, own_mask, start)
+            if isinstance(run, SharedRun | SeparateRowsRun):
+                self.runs[index] = OwnPromptRun(run, own, own_mask, start)
 
-    def step(self, cache: EnsembleCache, keep: int, ask: AskPolicy) -> torch.Tensor:
-        """Logits for the last `keep` columns of `cache.ids`, of shape `(B, keep, V)`."""
-        clock, ids = cache.clock, cache.ids
-        assert clock is not None
-        assert ids is not None
-        total = ids.shape[1]
-        low = total - keep
-        prompt = 0
-        if any(isinstance(relay, OwnPromptRelay) for relay in cache.relays):
-            prompt = max(int(clock.starts.max()) - 1 - low, 0)  # inside their own prompts members share no columns
-            low += prompt
-        queries = clock.queries(low, total)
-        first = min([low, *(max(query.column, cache.seen) for query in queries)])
-        runs: dict[int, tuple[torch.Tensor, torch.Tensor | None]] = {}
+    def prompts(self, cache: EnsembleCache, row: int) -> list[tuple[int, ...]]:
+        """See `EngineCall`."""
+        shared = cache.prompt_ids(row)
+        return [run.prompt(row) if isinstance(run, OwnPromptRun) else shared for run in self.runs]
 
-        def run(index: int) -> tuple[torch.Tensor, torch.Tensor | None]:
-            if index not in runs:
-                relay: Any = cache.relays[index]
-                runs[index] = relay.run(ids, cache.mask, total - first, hidden=bool(queries))
-            return runs[index]
+    def prompt_lengths(self, ids: torch.Tensor, mask: torch.Tensor | None) -> list[int]:
+        """See `EngineCall`."""
+        return [ids.shape[1] if mask is None else int((mask != 0).sum(1).max())] * len(self.runs)
 
-        for query in queries:
-            at = max(query.column, first) - first
+    def next_bytes(self, observations: Sequence[MemberObservation], best: torch.Tensor, rows: Sequence[int]) -> None:
+        """See `EngineCall`: ids of members that share a tokenizer can be compared as they are."""
 
-            def observe(at: int = at) -> list[MemberObservation]:
-                gone = self._gone(cache, first + at, first + at + 1)
-                return [
-                    self._seen(cache, index, partial(run, index), at, None if gone is None else gone[:, 0, index])
-                    for index in range(len(self.members))
-                ]
+    def reorder(self, rows: torch.Tensor) -> None:
+        """See `EngineCall`."""
+        for run in self.runs:
+            run.reorder(rows)
 
-            ask(cache, query, observe)
-        gone = self._gone(cache, low, total)
-        if cache.draws is not None:
-            mute = () if gone is None else [row.nonzero()[:, 0].tolist() for row in gone[:, -1]]
-            cache.draws.choose(clock, ids, total - 1, mute)
-        weights = clock.weights(low, total)
-        active = clock.active(low, total)
-        if gone is not None:
-            weights = _without(weights, gone.to(weights.device))
-            active = (weights > 0).any(0).any(0).nonzero()[:, 0].tolist()
-        logits = [run(index)[0][:, low - first :] for index in active]
-        if len(active) == 1 and not prompt:
-            if cache.trace.enabled:
-                self._remember(cache, low, active, logits, [logits[0].float().logsumexp(-1)], weights)
-            return self._readable(self._padded(logits[0]))
-        device = ids.device
-        # what a member has just returned belongs to this step, unless it is traced or a policy has seen it
-        copy = cache.trace.enabled or not cache.in_generate or bool(queries)
-        scores = [self._padded(entry).to(device=device, dtype=torch.float32, copy=copy) for entry in logits]
-        log_z = [entry.logsumexp(-1) for entry in scores]
-        if cache.trace.enabled:
-            self._remember(cache, low, active, logits, log_z, weights)
-        mixed = self._readable(self.mixing.of_logits(scores, log_z, weights[..., active]))
-        return torch.nn.functional.pad(mixed, (0, 0, prompt, 0), value=torch.nan) if prompt else mixed
+    def record(self) -> None:
+        """See `EngineCall`."""
+        for run in self.runs:
+            run.record()
 
-    def _seen(
-        self,
-        cache: EnsembleCache,
-        index: int,
-        run: Callable[[], tuple[torch.Tensor, torch.Tensor | None]],
-        at: int,
-        gone: torch.Tensor | None,
-    ) -> MemberObservation:
-        """What a policy sees of a member; nothing in the rows `(B,)` that it is gone from."""
-        if gone is not None and bool(gone.all()):
-            member = self.members[index]
+    def crop(self, length: int) -> None:
+        """See `EngineCall`."""
+        went_back = [run.crop(length) for run in self.runs]
+        if not all(went_back):
+            self.reset()
+
+    def reset(self) -> None:
+        """See `EngineCall`."""
+        for run in self.runs:
+            run.reset()
+
+
+class SharedTokenizerStep:
+    """One forward pass of all members with weight (see `EngineStep`).
+
+    Args:
+        call (`SharedTokenizerCall`): the members' runs.
+        cache (`EnsembleCache`): the text and the weights.
+        keep (`int`): logits are wanted for the last so many columns.
+    """
+
+    def __init__(self, call: SharedTokenizerCall, cache: EnsembleCache, keep: int) -> None:
+        self.call = call
+        self.engine = call.engine
+        self.cache = cache
+        self.total = cache.ids.shape[1]
+        low = self.total - keep
+        # inside prompts of their own members share no columns, so there are no logits
+        self.skipped = max(int(cache.spans.starts.max()) - 1 - low, 0) if call.has_own_prompts else 0
+        self.low = low + self.skipped
+        self._queries = cache.spans.queries(self.low, self.total)
+        self.first = min([self.low, *(max(query.column, cache.seen) for query in self._queries)])
+        self._outputs: dict[int, tuple[torch.Tensor, torch.Tensor | None]] = {}
+
+    def queries(self) -> list[SpanQuery]:
+        """See `EngineStep`."""
+        return self._queries
+
+    def _output(self, index: int) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """Logits and hidden states of a member for the columns from `first` on; runs it once per step."""
+        if index not in self._outputs:
+            cache, run = self.cache, self.call.runs[index]
+            self._outputs[index] = run.read(cache.ids, cache.mask, self.total - self.first, hidden=bool(self._queries))
+        return self._outputs[index]
+
+    def observe(self, query: SpanQuery) -> list[MemberObservation]:
+        """See `EngineStep`; a member shows nothing in rows whose text has outgrown its context."""
+        column = max(query.column, self.first)
+        outgrown = self._outgrown(column, column + 1)
+        return [
+            self._observation(index, column - self.first, None if outgrown is None else outgrown[:, 0, index])
+            for index in range(len(self.call.runs))
+        ]
+
+    def _observation(self, index: int, at: int, outgrown: torch.Tensor | None) -> MemberObservation:
+        if outgrown is not None and bool(outgrown.all()):
+            member = self.engine.members[index]
             options: Any = {"dtype": member.dtype, "device": member.device}
-            logits = torch.full((len(gone), member.vocab_size), -torch.inf, **options)
-            width = member.hidden_size * (2 if cache.hidden_tokens > 1 else 1)
-            return MemberObservation(logits, torch.zeros(len(gone), width, **options))
-        scores, states = run()
+            logits = torch.full((len(outgrown), member.vocab_size), -torch.inf, **options)
+            width = member.hidden_size * (2 if self.call.hidden_tokens > 1 else 1)
+            return MemberObservation(logits, torch.zeros(len(outgrown), width, **options))
+        scores, states = self._output(index)
         logits, hidden = scores[:, at], None if states is None else states[:, at]
-        if gone is not None and bool(gone.any()):
-            logits = logits.masked_fill(gone.to(logits.device)[:, None], -torch.inf)
-            hidden = None if hidden is None else hidden.masked_fill(gone.to(hidden.device)[:, None], 0.0)
+        if outgrown is not None and bool(outgrown.any()):
+            logits = logits.masked_fill(outgrown.to(logits.device)[:, None], -torch.inf)
+            hidden = None if hidden is None else hidden.masked_fill(outgrown.to(hidden.device)[:, None], 0.0)
         return MemberObservation(logits, hidden)
 
-    def _gone(self, cache: EnsembleCache, low: int, high: int) -> torch.Tensor | None:
+    def logits(self) -> torch.Tensor:
+        """See `EngineStep`; NaN inside prompts of the members' own."""
+        cache, spans, low, total = self.cache, self.cache.spans, self.low, self.total
+        outgrown = self._outgrown(low, total)
+        if cache.draws is not None:
+            excluded = () if outgrown is None else [row.nonzero()[:, 0].tolist() for row in outgrown[:, -1]]
+            cache.draws.choose(spans, cache.ids, total - 1, excluded)
+        weights, active = spans.weights(low, total), spans.active(low, total)
+        if outgrown is not None:
+            weights = _without(weights, outgrown.to(weights.device))
+            active = (weights > 0).any(0).any(0).nonzero()[:, 0].tolist()
+        logits = [self._output(index)[0][:, low - self.first :] for index in active]
+        if len(active) == 1 and not self.skipped:
+            if cache.trace.enabled:
+                self._record(active, logits, [logits[0].float().logsumexp(-1)], weights)
+            return self.engine.readable(self.engine.padded(logits[0]))
+        device = cache.ids.device
+        # what a member has just returned belongs to this step, unless it is traced or a policy has seen it
+        copy = cache.trace.enabled or not cache.in_generate or bool(self._queries)
+        scores = [self.engine.padded(entry).to(device=device, dtype=torch.float32, copy=copy) for entry in logits]
+        log_z = [entry.logsumexp(-1) for entry in scores]
+        if cache.trace.enabled:
+            self._record(active, logits, log_z, weights)
+        mixed = self.engine.readable(self.engine.mixing.of_logits(scores, log_z, weights[..., active]))
+        return torch.nn.functional.pad(mixed, (0, 0, self.skipped, 0), value=torch.nan) if self.skipped else mixed
+
+    def _outgrown(self, low: int, high: int) -> torch.Tensor | None:
         """Whose context each row's text has outgrown at the columns `low .. high - 1`.
 
-        Of members that all are too small for a text, the one with the largest context stays.
+        Where all members are too small for a text, the one with the largest context stays.
 
         Returns:
-            `torch.BoolTensor` of shape `(B, high - low, M)`, on the CPU, or `None` if all members can go on.
+            `torch.BoolTensor` of shape `(B, high - low, M)`, on the CPU, or `None` if no context is outgrown.
         """
-        clock = cache.clock
-        assert clock is not None
-        limits, relays = self.contexts, list[Any](cache.relays)
-        if len(limits) == 1 or all(relay.columns(high) <= limit for limit, relay in zip(limits, relays, strict=True)):
+        limits, runs = self.engine.contexts, self.call.runs
+        if len(limits) == 1 or all(run.columns(high) <= limit for limit, run in zip(limits, runs, strict=True)):
             return None
         columns = torch.arange(low + 1, high + 1)
-        lengths = [relay.lengths(columns, clock.firsts) for relay in relays]
-        gone = torch.stack([own > limit for own, limit in zip(lengths, limits, strict=True)], dim=-1)
-        if not bool(gone.any()):
+        lengths = [run.lengths(columns, self.cache.spans.firsts) for run in runs]
+        outgrown = torch.stack([own > limit for own, limit in zip(lengths, limits, strict=True)], dim=-1)
+        if not bool(outgrown.any()):
             return None
-        gone[..., self.survivor] &= ~gone.all(-1)
-        for index in gone.any(0).any(0).nonzero()[:, 0].tolist():
-            if index not in cache.outgrown:
-                cache.outgrown.add(index)
-                logger.warning(
-                    "the text has outgrown the context of member %s (%d tokens); it drops out and the others go on",
-                    self.members[index].name,
-                    self.members[index].context_length,
-                )
-        return gone
+        outgrown[..., self.engine.survivor] &= ~outgrown.all(-1)
+        for index in outgrown.any(0).any(0).nonzero()[:, 0].tolist():
+            if index not in self.call.warned_of:
+                self.call.warned_of.add(index)
+                self.engine.members[index].warn_of_outgrown_context()
+        return outgrown
 
-    def _remember(
+    def _record(
         self,
-        cache: EnsembleCache,
-        column: int,
         active: Sequence[int],
         logits: Sequence[torch.Tensor],
         log_z: Sequence[torch.Tensor],
         weights: torch.Tensor,
     ) -> None:
-        by_member: list[tuple[torch.Tensor, torch.Tensor] | None] = [None] * len(self.members)
+        by_member: list[tuple[torch.Tensor, torch.Tensor] | None] = [None] * len(self.engine.members)
         for index, scores, z in zip(active, logits, log_z, strict=True):
             by_member[index] = (scores, z)
-        cache.trace.pending = MemberScores(column, by_member, weights)
-
-    def _padded(self, logits: torch.Tensor) -> torch.Tensor:
-        missing = self.vocab_size - logits.shape[-1]
-        if not missing:
-            return logits
-        return torch.nn.functional.pad(logits, (0, missing), value=-torch.inf)
-
-    def _readable(self, logits: torch.Tensor) -> torch.Tensor:
-        """Without the ids that the narrowest member could not read: no token has them."""
-        if self.narrowest == self.vocab_size:
-            return logits
-        beyond = torch.full_like(logits[..., self.narrowest :], -torch.inf)
-        return torch.cat([logits[..., : self.narrowest], beyond], dim=-1)
+        self.cache.trace.pending = MemberScores(self.low, by_member, weights)
 
 
-def _without(weights: torch.Tensor, gone: torch.Tensor) -> torch.Tensor:
-    """Weights `(B, n, M)` without the members that are gone; where all weight lay on these, the others share it."""
-    left = weights.masked_fill(gone, 0.0)
+def _without(weights: torch.Tensor, outgrown: torch.Tensor) -> torch.Tensor:
+    """Weights `(B, n, M)` without outgrown members; where all weight lay on these, the others share it equally."""
+    left = weights.masked_fill(outgrown, 0.0)
     total = left.sum(-1, keepdim=True)
-    equal = (~gone).float() / (~gone).sum(-1, keepdim=True)
+    equal = (~outgrown).float() / (~outgrown).sum(-1, keepdim=True)
     return torch.where(total > 0, left / total.masked_fill(total == 0, 1.0), equal)

@@ -1,171 +1,110 @@
-"""What a policy is told about the rows of an ensemble at the first token of a span."""
+"""What a policy can see when a span begins."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
-from functools import cached_property
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 
 from hf_rlae.ensemble.cache_ensemble import EnsembleCache
-from hf_rlae.ensemble.engines.readings import ReadingsEngine
-from hf_rlae.ensemble.engines.shared_tokenizer import LockstepEngine
+from hf_rlae.ensemble.engines.protocol import Engine, EngineStep
 from hf_rlae.ensemble.spans import SpanQuery
-from hf_rlae.members import Member, OwnPromptRelay, ReadingsRelay, prompt_logps
+from hf_rlae.members import prompt_logps
 from hf_rlae.policies import MemberObservation, PolicyState, PromptScores
-from hf_rlae.vocabulary import ByteVocabulary
 
 
 class StateReader:
-    """Makes `PolicyState`s of an ensemble's caches.
+    """Makes the `PolicyState` of a query: what it holds is computed when the policy first reads it.
 
     Args:
-        members (`Sequence[Member]`): M members.
-        engine (`LockstepEngine` or `ReadingsEngine`): runs them.
-        tokenizer: decodes the ids of the text.
+        engine (`Engine`): of the ensemble.
+        tokenizer (`PreTrainedTokenizerBase`): decodes the ids of the text.
     """
 
-    def __init__(self, members: Sequence[Member], engine: LockstepEngine | ReadingsEngine, tokenizer: Any) -> None:
-        self.members = tuple(members)
+    def __init__(self, engine: Engine, tokenizer: Any) -> None:
         self.engine = engine
         self.tokenizer = tokenizer
 
-    def state(
-        self,
-        cache: EnsembleCache,
-        query: SpanQuery,
-        rows: torch.Tensor | None,
-        observe: Callable[[], Sequence[MemberObservation]],
-    ) -> PolicyState:
+    def state(self, cache: EnsembleCache, step: EngineStep, query: SpanQuery) -> PolicyState:
         """The state of the rows of a query.
 
         Args:
             cache (`EnsembleCache`): of the call.
-            query (`SpanQuery`): which span begins, after which column.
-            rows (`torch.LongTensor` of shape `(R,)` or `None`): the rows that are asked about; `None` for all B.
-            observe (callable): returns the observations of all rows, one a member.
+            step (`EngineStep`): runs members that a policy looks at.
+            query (`SpanQuery`): which span begins, in which rows.
         """
-        assert cache.ids is not None
-        places = range(cache.ids.shape[0]) if rows is None else rows.tolist()
-
-        def observe_rows() -> Sequence[MemberObservation]:
-            seen = observe()
-            if rows is None:
-                return seen
-            return [
-                MemberObservation(
-                    entry.logits[rows.to(entry.logits.device)],
-                    None if entry.hidden is None else entry.hidden[rows.to(entry.hidden.device)],
-                )
-                for entry in seen
-            ]
-
-        def read_next(seen: Sequence[MemberObservation], best: list[list[int]]) -> list[list[bytes | None]]:
-            return [
-                [self._next_bytes(cache, index, row, seen[index].logits, at, best[at][index]) for index in members]
-                for at, row in enumerate(places)
-            ]
-
-        members = range(len(self.members))
+        view = _QueryView(self.engine, self.tokenizer, cache, step, query)
         return PolicyState(
-            len(self.members),
-            torch.full((len(places),), query.span),
+            len(self.engine.members),
+            torch.full((len(view.rows),), query.span),
             cache.ids.device,
-            lambda: [self._text(cache, row, query.column + 1) for row in places],
-            observe_rows,
-            read_next if isinstance(self.engine, ReadingsEngine) else None,
-            lambda: self._prompt_scores(cache, places),
-            cache.hidden_tokens,
+            view.text,
+            view.observations,
+            view.next_bytes,
+            view.prompt_scores,
+            cache.call.hidden_tokens,
         )
 
-    def _ids(self, cache: EnsembleCache, row: int, columns: int) -> list[int]:
-        assert cache.ids is not None
-        ids = cache.ids[row, :columns]
-        if cache.mask is not None:
-            ids = ids[cache.mask[row, :columns].bool()]
-        return ids.tolist()
 
-    def _text(self, cache: EnsembleCache, row: int, columns: int) -> str:
-        return self.tokenizer.decode(self._ids(cache, row, columns), skip_special_tokens=True)
+class _QueryView:
+    """The rows of one query; each method gives what the property of `PolicyState` with its name needs."""
 
-    def _next_bytes(
-        self, cache: EnsembleCache, index: int, row: int, logits: torch.Tensor, at: int, best: int
-    ) -> bytes | None:
-        """What a member's likeliest token adds to the text: `b""` for its end, `None` for nothing.
+    def __init__(
+        self, engine: Engine, tokenizer: Any, cache: EnsembleCache, step: EngineStep, query: SpanQuery
+    ) -> None:
+        self.engine = engine
+        self.tokenizer = tokenizer
+        self.cache = cache
+        self.step = step
+        self.query = query
+        self.rows: Sequence[int] = range(cache.ids.shape[0]) if query.rows is None else query.rows.tolist()
 
-        Args:
-            cache (`EnsembleCache`): of the call.
-            index (`int`), row (`int`): the member, and the row of the batch.
-            logits (`torch.FloatTensor` of shape `(R, V_m)`), at (`int`): the member's, and the row's place in them.
-            best (`int`): the likeliest of all its ids there.
-        """
-        assert isinstance(self.engine, ReadingsEngine)
-        relay: ReadingsRelay = cache.relays[index]  # type: ignore[assignment]
-        readings = relay.rows[row].readings
-        tail = readings[0].tail if readings else b""
-        if tail:  # half a token is in the text already: only tokens that begin with it go on from here
-            ids = self.engine.alignments[index].stay_ids(tail).to(logits.device)
-            if not len(ids):
-                return None
-            best = int(ids[logits[at, ids].argmax()])
-        if best in self.members[index].end_ids:
-            return b""
-        if best >= len(self.engine.vocabularies[index].pieces):
-            return None
-        piece = self.engine.vocabularies[index].pieces[best]
-        return piece[len(tail) :] if piece else None
+    def text(self) -> list[str]:
+        rows = [self.cache.text_ids(row, self.query.column + 1) for row in self.rows]
+        return [self.tokenizer.decode(ids, skip_special_tokens=True) for ids in rows]
 
-    @cached_property
-    def _vocabularies(self) -> list[ByteVocabulary]:
-        """Each member's bytes."""
-        if isinstance(self.engine, ReadingsEngine):
-            return self.engine.vocabularies
-        return [ByteVocabulary(self.members[0].tokenizer, self.engine.vocab_size)] * len(self.members)
-
-    def _prompts(self, cache: EnsembleCache, row: int) -> list[tuple[int, ...]]:
-        """The prompt of a row in each member's own ids."""
-        assert cache.clock is not None
-        columns = max(int(cache.clock.starts[row]), int(cache.clock.firsts[row]) + 1)
-        ids = tuple(self._ids(cache, row, columns))
-        if isinstance(self.engine, ReadingsEngine):
-            if cache.member_prompts is not None:
-                return cache.member_prompts[row]
-            if ids not in cache.encoded_prompts:
-                cache.encoded_prompts[ids] = self.engine.encoder(ids)
-            return cache.encoded_prompts[ids]
+    def observations(self) -> list[MemberObservation]:
+        observations, rows = self.step.observe(self.query), self.query.rows
+        if rows is None:
+            return observations
         return [
-            tuple(relay.ids[row][relay.mask[row].bool()].tolist()) if isinstance(relay, OwnPromptRelay) else ids
-            for relay in cache.relays
+            MemberObservation(
+                entry.logits[rows.to(entry.logits.device)],
+                None if entry.hidden is None else entry.hidden[rows.to(entry.hidden.device)],
+            )
+            for entry in observations
         ]
 
-    def _prompt_scores(self, cache: EnsembleCache, rows: Sequence[int]) -> PromptScores:
-        assert cache.ids is not None
-        prompts = [self._prompts(cache, row) for row in rows]
-        known = cache.scored_prompts
-        for index, member in enumerate(self.members):
+    def next_bytes(
+        self, observations: Sequence[MemberObservation], best: torch.Tensor
+    ) -> list[list[bytes | None]] | None:
+        return self.cache.call.next_bytes(observations, best, self.rows)
+
+    def prompt_scores(self) -> PromptScores:
+        prompts = [self.cache.call.prompts(self.cache, row) for row in self.rows]
+        known = self.cache.prompt_logps
+        for index, member in enumerate(self.engine.members):
             new = list({row[index] for row in prompts if (index, row[index]) not in known})
             for prompt, logps in zip(new, prompt_logps(member, new), strict=True):
                 known[index, prompt] = logps
-        counted = [self._counted(row, known) for row in prompts]
-        columns = torch.tensor(counted, device=cache.ids.device).unbind(-1)
-        return PromptScores(*columns)
+        sums = [self._sums(row, [known[index, prompt] for index, prompt in enumerate(row)]) for row in prompts]
+        return PromptScores(*torch.tensor(sums, device=self.cache.ids.device).unbind(-1))
 
-    def _counted(
-        self, prompts: Sequence[tuple[int, ...]], known: dict[tuple[int, tuple[int, ...]], list[float]]
+    def _sums(
+        self, prompts: Sequence[tuple[int, ...]], scores: Sequence[Sequence[float]]
     ) -> list[tuple[float, float, float]]:
-        """For each member of one row: log-probability, bytes and tokens of what is scored."""
-        entries = []
-        for index, prompt in enumerate(prompts):
-            pieces = self._vocabularies[index].pieces
+        """For each member of one row: log-probability, bytes and tokens of what is scored (see `PromptScores`)."""
+        members = []
+        for index, (prompt, logps) in enumerate(zip(prompts, scores, strict=True)):
+            pieces = self.engine.vocabularies[index].pieces
             lengths = [len(pieces[i] or b"") if i < len(pieces) else 0 for i in prompt]
-            logps = [math.nan, *known[index, prompt]]
-            entries.append([(logp, length) for logp, length in zip(logps, lengths, strict=True) if length])
-        if any(entry and math.isnan(entry[0][0]) for entry in entries):
-            entries = [entry[1:] for entry in entries]
-        result = []
-        for entry in entries:
-            scored = [(logp, length) for logp, length in entry if not math.isnan(logp)]
-            result.append((math.fsum(logp for logp, _ in scored), float(sum(n for _, n in scored)), float(len(scored))))
-        return result
+            members.append([(logp, n) for logp, n in zip([math.nan, *logps], lengths, strict=True) if n])
+        if any(tokens and math.isnan(tokens[0][0]) for tokens in members):
+            members = [tokens[1:] for tokens in members]
+        sums = []
+        for tokens in members:
+            scored = [(logp, n) for logp, n in tokens if not math.isnan(logp)]
+            sums.append((math.fsum(logp for logp, _ in scored), float(sum(n for _, n in scored)), float(len(scored))))
+        return sums

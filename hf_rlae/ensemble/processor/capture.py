@@ -38,7 +38,7 @@ class HostPass:
     cache: Any
 
 
-class HostTap:
+class HostCapture:
     """Keeps what the host said in its newest forward pass, thread by thread, until it is taken.
 
     `generate` has run the host once before it calls a processor for the first time, so the hooks are there from
@@ -51,8 +51,8 @@ class HostTap:
         self._local = threading.local()
         self._handles: list[Any] = []
 
-    def __reduce__(self) -> tuple[type[HostTap], tuple[()]]:
-        return HostTap, ()
+    def __reduce__(self) -> tuple[type[HostCapture], tuple[()]]:
+        return HostCapture, ()
 
     def attach(self, member: Member, hidden_tokens: Callable[[], int]) -> None:
         """Begins to listen; also for what enters the head in the newest columns, as many as `hidden_tokens` says."""

@@ -8,21 +8,20 @@ import weakref
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any
+from typing import Any, Unpack, cast
 
 import torch
 from transformers import LogitsProcessor
 
 from hf_rlae.ensemble.cache_ensemble import EnsembleCache
-from hf_rlae.ensemble.engines.readings import ReadingsEngine
+from hf_rlae.ensemble.engines.protocol import HostRun
 from hf_rlae.ensemble.inputs import check_prompt_lengths, check_prompts
 from hf_rlae.ensemble.modeling_ensemble import EnsembleForCausalLM
-from hf_rlae.ensemble.processor.capture import HostPass, HostTap
-from hf_rlae.ensemble.processor.host import LockstepHost, ReadingsHost, RereadingHost, seat_host
-from hf_rlae.ensemble.processor.vocabulary import HostVocabulary
+from hf_rlae.ensemble.options import BuildOptions
+from hf_rlae.ensemble.processor.capture import HostCapture, HostPass
 from hf_rlae.errors import ConfigError, InputError
 from hf_rlae.members import ColumnStates, Member
-from hf_rlae.policies import observed_tokens
+from hf_rlae.policies import Policy, observed_tokens
 
 logger = logging.getLogger(__name__)
 
@@ -31,12 +30,12 @@ SAME_SCORES = 1e-4
 
 
 @dataclass
-class _Voice:
-    """What the host says at one step.
+class _HostScores:
+    """The host's scores at one step, told apart from what other processors did to them.
 
     Attributes:
-        logits (`torch.FloatTensor` of shape `(B, V)`): its own, whatever other processors made of them.
-        blocked (`torch.BoolTensor` of shape `(B, V)`): what other processors have ruled out.
+        logits (`torch.FloatTensor` of shape `(B, V)`): the host's own.
+        blocked (`torch.BoolTensor` of shape `(B, V)`): the ids that other processors have ruled out.
         is_normalised (`bool`): whether `generate` works with log-probabilities, as it does for beams.
         is_changed (`bool`): whether another processor changed scores in any other way; `logits` are the changed ones.
     """
@@ -52,33 +51,38 @@ class _Call:
     """One `generate` call: the ensemble's state, and what it takes to recognise the next step."""
 
     cache: EnsembleCache
-    host: LockstepHost | ReadingsHost | RereadingHost
+    host: HostRun
     ids: torch.Tensor
+    mask: torch.Tensor | None  # of the prompts
     groups: torch.Tensor  # rows with one number have the same prompt
     pads: list[int]  # columns of padding in front of each row
-    reads_on: bool  # the host keeps a cache, so that it reads one column a step
-    start: int
+    has_host_cache: bool  # the host keeps a cache, so that it reads one column per step
     host_cache: Any = None
-    warned: bool = False
-    states: ColumnStates | None = None  # of the host, where a policy sees means of them
+    has_warned: bool = False
+    states: ColumnStates | None = None  # of the host, where a policy reads means of them
 
-    def hidden(self, heard: HostPass) -> torch.Tensor | None:
+    @property
+    def start(self) -> int:
+        """The column of the first completion token."""
+        return self.cache.start or 0
+
+    def hidden(self, host_pass: HostPass) -> torch.Tensor | None:
         """The host's hidden states `(B, H)` after the newest column, as policies see them."""
-        if heard.hidden is None:
+        if host_pass.hidden is None:
             return None
         if self.states is None:
-            return heard.hidden[:, -1]
+            return host_pass.hidden[:, -1]
         columns = self.ids.shape[1]
         is_text: torch.Tensor | None = None
         if columns - self.states.count < max(self.pads):  # the mean reaches back to padding
             is_text = torch.arange(columns)[None] >= torch.tensor(self.pads)[:, None]
-        means = self.states.add(heard.hidden, columns, 1, is_text)
+        means = self.states.add(host_pass.hidden, columns, 1, is_text)
         return None if means is None else means[:, 0]
 
     def parents(self, ids: torch.Tensor, columns: int) -> torch.Tensor | None:
-        """Which row of the last step each row goes on from; `None` if this is another call."""
+        """The row of the last step that each row continues; `None` if this is another call."""
         width = self.ids.shape[1]
-        if ids.shape != (len(self.ids), width + 1) or (self.reads_on and columns > 1):
+        if ids.shape != (len(self.ids), width + 1) or (self.has_host_cache and columns > 1):
             return None
         before = ids[:, :width]
         own = torch.arange(len(ids), device=ids.device)
@@ -92,16 +96,24 @@ class _Call:
             return None
         return torch.where(same.diagonal(), own, same.int().argmax(1))
 
+    def reorder(self, parents: torch.Tensor) -> None:
+        """Makes row `i` continue what row `parents[i]` was."""
+        self.cache.reorder_cache(parents)
+        if self.mask is not None:
+            self.mask = self.mask[parents.to(self.mask.device)]
+        if self.states is not None:
+            self.states.reorder(parents)
+
 
 @dataclass
-class _Seat:
-    """Where a thread keeps its call."""
+class _ThreadCall:
+    """The call of one thread, if there is one."""
 
     call: _Call | None = field(default=None)
 
 
 class EnsembleLogitsProcessor(LogitsProcessor):
-    """Lets an ensemble write inside the plain `generate` of its first member, the host.
+    """Lets an ensemble decode inside the plain `generate` of its first member, the host.
 
     `generate` runs the host, the processor runs the other members and returns the mixture. With one shared tokenizer
     the tokens are those of [`EnsembleForCausalLM`]. With several, the text can only hold tokens of the host: its
@@ -109,10 +121,10 @@ class EnsembleLogitsProcessor(LogitsProcessor):
     mass to the longest host token that begins it, STOP becomes an end token of the host, and special tokens that are
     not text get nothing.
 
-    One object serves many calls, also from several threads. A call goes on as long as every row is a row of the step
-    before with one more token; anything else begins a new one. What processors in front of this one rule out (-inf)
-    stays ruled out. Other changes that they make, such as a repetition penalty's, would act on the host alone, and are
-    warned of.
+    One object serves many calls, also from several threads. A call continues as long as every row is a row of the
+    step before with one more token; anything else begins a new call. Ids that processors in front of this one rule out
+    (-inf) stay ruled out. Other changes that they make, such as a repetition penalty's, would act on the host alone; a
+    warning says so.
 
     Source: ours.
 
@@ -120,7 +132,7 @@ class EnsembleLogitsProcessor(LogitsProcessor):
         ensemble (`EnsembleForCausalLM`): its first member is the host.
         attention_mask (`torch.LongTensor` of shape `(B, L)`, *optional*): 1 = keep, of the prompts of the coming calls.
             Without it, the mask that `generate` gives to the host counts; where the host takes none of that kind, the
-            leading run of padding ids is padding. The attribute may be set anew before each call.
+            leading run of padding ids is padding. The attribute may be set before each call.
         host_rereads (`bool`, defaults to `False`): where tokenizers differ, `generate` conditions the host on the very
             tokens that were written, such as single letters where the host would have written a word. With `True` the
             host keeps readings of its own, as it does in [`EnsembleForCausalLM`], and is run once more wherever it
@@ -147,11 +159,10 @@ class EnsembleLogitsProcessor(LogitsProcessor):
         self.attention_mask = attention_mask
         self.host_rereads = host_rereads
         self.host: Member = ensemble.members[0]
-        self._vocabulary = _host_vocabulary(ensemble)
         self._local = threading.local()
-        self._tap = HostTap()
-        self._tap.attach(self.host, partial(_hidden_tokens, weakref.ref(ensemble)))
-        weakref.finalize(self, self._tap.detach)
+        self._capture = HostCapture()
+        self._capture.attach(self.host, partial(_hidden_tokens, weakref.ref(ensemble)))
+        weakref.finalize(self, self._capture.detach)
 
     @classmethod
     def from_members(
@@ -159,18 +170,18 @@ class EnsembleLogitsProcessor(LogitsProcessor):
         host: Any,
         others: Sequence[Any],
         tokenizers: Sequence[Any],
-        policy: Any = None,
+        policy: Policy | None = None,
         attention_mask: torch.Tensor | None = None,
         host_rereads: bool = False,
-        **settings: Any,
+        **settings: Unpack[BuildOptions],
     ) -> EnsembleLogitsProcessor:
         """Builds the processor from models.
 
         Args:
             host (`PreTrainedModel` or `PeftModel`): the model whose `generate` is called.
-            others: the models that write with it.
-            tokenizers: one a model, the host's first.
-            policy (callable, *optional*): called with a `PolicyState`, returns weights `(B, M)`, the host's first;
+            others: the models that decode with it.
+            tokenizers: one per model, the host's first.
+            policy (`Policy`, *optional*): called with a `PolicyState`, returns weights `(B, M)`, the host's first;
                 `None` = uniform.
             attention_mask (`torch.LongTensor` of shape `(B, L)`, *optional*), host_rereads (`bool`): see the class.
             settings: as in [`EnsembleForCausalLM.from_members`], such as `span_length`, `mixing`, `end_token_ids`.
@@ -186,13 +197,13 @@ class EnsembleLogitsProcessor(LogitsProcessor):
         if len(given) != len(models):
             raise ConfigError(
                 f"tokenizers has {len(given)} entries for {len(models)} models (the host and {len(others)} others); "
-                "give one a model, the host's first"
+                "give one per model, the host's first"
             )
         ensemble = EnsembleForCausalLM.from_members(list(zip(models, given, strict=True)), policy, **settings)
         return cls(ensemble, attention_mask, host_rereads)
 
     @torch.no_grad()
-    def __call__(self, input_ids: torch.LongTensor, scores: torch.FloatTensor) -> torch.FloatTensor:  # type: ignore[override]
+    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.FloatTensor:
         """The ensemble's scores for the next token, in the place of the host's.
 
         Args:
@@ -208,45 +219,43 @@ class EnsembleLogitsProcessor(LogitsProcessor):
                 used, an attention mask of another shape.
             PolicyError: weights that are no weights.
         """
-        seat = self._seat()
-        call, seat.call = seat.call, None  # an exception leaves no call behind
+        of_thread = self._of_thread()
+        call, of_thread.call = of_thread.call, None  # an exception leaves no call behind
         try:
-            heard = self._heard(input_ids, scores)
-            voice = _voice(heard, scores)
-            parents = None if call is None else call.parents(input_ids, heard.columns)
+            host_pass = self._newest_pass(input_ids, scores)
+            own = _own_scores(host_pass, scores)
+            parents = None if call is None else call.parents(input_ids, host_pass.columns)
             if call is None or parents is None:
-                call = self._begin(seat, input_ids, heard)
+                call = self._begin(of_thread, input_ids, host_pass)
             elif bool((parents != torch.arange(len(parents), device=parents.device)).any()):
-                call.cache.reorder_cache(parents)  # type: ignore[arg-type]
-                if call.states is not None:
-                    call.states.reorder(parents)
-            if voice.is_changed and not call.warned:
-                call.warned = True
+                call.reorder(parents)
+            if own.is_changed and not call.has_warned:
+                call.has_warned = True
                 _warn_of_changes()
             call.ids = input_ids
-            call.reads_on = heard.cache is not None
-            call.host.feed(voice.logits.clone(), call.hidden(heard), input_ids, call.pads)
+            call.has_host_cache = host_pass.cache is not None
+            call.host.feed(own.logits.clone(), call.hidden(host_pass), input_ids, call.pads)
             mixed = self._mixed(call, input_ids)
         finally:
-            self._tap.take()  # the host may be another member's model, too
-        seat.call = call
-        return self._finished(mixed.to(scores.device), voice, scores)
+            self._capture.take()  # the host may be another member's model, too
+        of_thread.call = call
+        return cast(torch.FloatTensor, self._finished(mixed.to(scores.device), own, scores))
 
-    def _seat(self) -> _Seat:
-        seat = getattr(self._local, "seat", None)
-        if seat is None:
-            seat = self._local.seat = _Seat()
-        return seat
+    def _of_thread(self) -> _ThreadCall:
+        of_thread: _ThreadCall | None = getattr(self._local, "call", None)
+        if of_thread is None:
+            of_thread = self._local.call = _ThreadCall()
+        return of_thread
 
-    def _heard(self, ids: torch.Tensor, scores: torch.Tensor) -> HostPass:
+    def _newest_pass(self, ids: torch.Tensor, scores: torch.Tensor) -> HostPass:
         """The host's newest forward pass; refuses scores of anything else."""
-        heard = self._tap.take()
+        host_pass = self._capture.take()
         if (
-            heard is None
+            host_pass is None
             or ids.shape[1] == 0
-            or heard.logits.shape != scores.shape
+            or host_pass.logits.shape != scores.shape
             or len(ids) != len(scores)
-            or not torch.equal(heard.last_ids.to(ids.device), ids[:, -1])
+            or not torch.equal(host_pass.last_ids.to(ids.device), ids[:, -1])
         ):
             raise InputError(
                 f"scores of shape {tuple(scores.shape)} do not come from a forward pass that the host "
@@ -254,29 +263,28 @@ class EnsembleLogitsProcessor(LogitsProcessor):
                 "was built for, with input_ids, and without assisted decoding (`assistant_model`, "
                 "`prompt_lookup_num_tokens`), in which one pass serves several tokens (`EnsembleForCausalLM` can)"
             )
-        return heard
+        return host_pass
 
-    def _begin(self, seat: _Seat, ids: torch.Tensor, heard: HostPass) -> _Call:
+    def _begin(self, of_thread: _ThreadCall, ids: torch.Tensor, host_pass: HostPass) -> _Call:
         """A new call."""
-        mask = self._mask(ids, heard)
+        mask = self._mask(ids, host_pass)
         check_prompts(self.ensemble, ids, mask)
-        cache = self.ensemble.new_cache()
-        host = seat_host(cache, self.ensemble.engine, self.host_rereads)
-        cache.in_generate = True
-        cache.expected_start = ids.shape[1]
+        hidden_tokens = observed_tokens(self.ensemble.policy)
+        engine_call, host = self.ensemble.engine.new_host_call(hidden_tokens, self.host_rereads)
+        cache = EnsembleCache(engine_call)
         check_prompt_lengths(self.ensemble, cache, ids, {"attention_mask": mask})
-        cache.mask = mask
+        cache.begin_generate(ids.shape[1])
         key = ids if mask is None else torch.cat([ids, mask.to(ids.device, ids.dtype)], dim=1)
         groups = torch.unique(key, dim=0, return_inverse=True)[1]
         pads = [0] * len(ids) if mask is None else (mask == 0).sum(1).tolist()
-        call = _Call(cache, host, ids, groups, pads, heard.cache is not None, ids.shape[1])
-        if cache.hidden_tokens > 1:
-            _check_columns(heard, min(cache.hidden_tokens, ids.shape[1]))
-            call.states = ColumnStates(cache.hidden_tokens)
-        call.host_cache = _end_with(heard.cache, seat)
+        call = _Call(cache, host, ids, mask, groups, pads, host_pass.cache is not None)
+        if hidden_tokens > 1:
+            _check_columns(host_pass, min(hidden_tokens, ids.shape[1]))
+            call.states = ColumnStates(hidden_tokens)
+        call.host_cache = _end_with(host_pass.cache, of_thread)
         return call
 
-    def _mask(self, ids: torch.Tensor, heard: HostPass) -> torch.Tensor | None:
+    def _mask(self, ids: torch.Tensor, host_pass: HostPass) -> torch.Tensor | None:
         """What of the prompts is not padding, or `None` for all."""
         rows, columns = ids.shape
         mask = self.attention_mask
@@ -287,9 +295,9 @@ class EnsembleLogitsProcessor(LogitsProcessor):
                     "`processor.attention_mask` to that of the call, or to None"
                 )
             mask = mask.to(ids.device).repeat_interleave(rows // len(mask), 0)
-        elif heard.mask is not None and heard.mask.shape == ids.shape:
-            mask = heard.mask.to(ids.device)
-        elif not heard.has_mask:
+        elif host_pass.mask is not None and host_pass.mask.shape == ids.shape:
+            mask = host_pass.mask.to(ids.device)
+        elif not host_pass.has_mask:
             mask = self._without_leading_pads(ids)
         return None if mask is None or bool(mask.all()) else mask.long()
 
@@ -301,38 +309,33 @@ class EnsembleLogitsProcessor(LogitsProcessor):
         return mask
 
     def _mixed(self, call: _Call, ids: torch.Tensor) -> torch.Tensor:
-        """One step of the ensemble: logits over the union `(B, V)`."""
-        cache, mask = call.cache, call.cache.mask
+        """One step of the ensemble: logits `(B, V)`."""
+        mask = call.mask
         if mask is not None and mask.shape[1] < ids.shape[1]:
             mask = torch.cat([mask, mask.new_ones(len(mask), ids.shape[1] - mask.shape[1])], dim=1)
-        inputs = self.ensemble.prepare_inputs_for_generation(ids, past_key_values=cache, attention_mask=mask)  # type: ignore[arg-type]
+        inputs = self.ensemble.prepare_inputs_for_generation(ids, past_key_values=call.cache, attention_mask=mask)
         return self.ensemble(**inputs, logits_to_keep=1).logits[:, -1].float()
 
-    def _finished(self, mixed: torch.Tensor, voice: _Voice, scores: torch.Tensor) -> torch.FloatTensor:
-        """The scores that `generate` goes on with."""
-        width = scores.shape[1]
-        if self._vocabulary is not None:
-            mixed = self._vocabulary.to(mixed.device).restrict(mixed, scores)
-        elif mixed.shape[1] > width:
-            kept = mixed[:, :width]
-            mixed = kept + (mixed.logsumexp(1, keepdim=True) - kept.logsumexp(1, keepdim=True))
-        if voice.is_normalised:
+    def _finished(self, mixed: torch.Tensor, own: _HostScores, scores: torch.Tensor) -> torch.Tensor:
+        """The scores that `generate` continues with."""
+        mixed = self.ensemble.engine.scores_of_first_member(mixed, scores)
+        if own.is_normalised:
             mixed = mixed.log_softmax(-1)
-        mixed = mixed.masked_fill(voice.blocked, -torch.inf)
-        # where the ensemble can say nothing that is allowed, what was allowed stands as it is
+        mixed = mixed.masked_fill(own.blocked, -torch.inf)
+        # where everything that the ensemble allows is blocked, the host's scores stand as they are
         lost = ~torch.isfinite(mixed).any(1, keepdim=True)
-        return torch.where(lost, scores, mixed)  # type: ignore[return-value]
+        return torch.where(lost, scores, mixed)
 
 
 def _check_ensemble(ensemble: EnsembleForCausalLM) -> None:
     if ensemble.config.draw is not None:
         raise ConfigError(
-            f"draw={ensemble.config.draw!r}: inside a plain `generate` the host is run for every token, whoever is "
-            "drawn; leave draw out, or call the `generate` of `EnsembleForCausalLM`"
+            f"draw={ensemble.config.draw!r}: inside a plain `generate` the host is run for every token, also "
+            "where another member is drawn; leave draw out, or call the `generate` of `EnsembleForCausalLM`"
         )
     if ensemble.members[0].adapter_name is not None:
         raise ConfigError(
-            f"adapter_names[0]={ensemble.members[0].adapter_name!r}: the host speaks by the adapter that is active "
+            f"adapter_names[0]={ensemble.members[0].adapter_name!r}: the host uses the adapter that is active "
             "when `generate` is called; give None for it, and call `model.set_adapter(...)`"
         )
 
@@ -342,60 +345,49 @@ def _hidden_tokens(reference: weakref.ref[EnsembleForCausalLM]) -> int:
     return 0 if ensemble is None else observed_tokens(ensemble.policy)
 
 
-def _check_columns(heard: HostPass, needed: int) -> None:
-    given = 0 if heard.hidden is None else heard.hidden.shape[1]
+def _check_columns(host_pass: HostPass, needed: int) -> None:
+    given = 0 if host_pass.hidden is None else host_pass.hidden.shape[1]
     if given < needed:
         raise InputError(
-            f"the policy sees the mean of the host's newest {needed} hidden states, but the host's last pass over the "
+            f"the policy reads the mean of the host's newest {needed} hidden states, but the host's last pass over the "
             f"prompt has shown {given}: leave out `prefill_chunk_size`, and cut a cache from which `generate` goes on "
             "shorter; or make the policy with `pooled_tokens=1`, or call the `generate` of `EnsembleForCausalLM`"
         )
 
 
-def _host_vocabulary(ensemble: EnsembleForCausalLM) -> HostVocabulary | None:
-    engine, host = ensemble.engine, ensemble.members[0]
-    if not isinstance(engine, ReadingsEngine):
-        return None
-    stops = getattr(host.generation_config, "eos_token_id", None)
-    wanted = set([stops] if isinstance(stops, int) else stops or ())
-    stop_ids = [i for i in host.end_ids if i in wanted] or list(host.end_ids)
-    return HostVocabulary(engine.vocabularies[0], host.end_ids, engine.union, stop_ids)
-
-
-def _end_with(host_cache: Any, seat: _Seat) -> Any:
-    """Lets go of the members' caches when that of the host goes, which is when its `generate` has ended."""
-    seat_ref = weakref.ref(seat)
+def _end_with(host_cache: Any, of_thread: _ThreadCall) -> Any:
+    """Drops the members' caches when that of the host is deleted, which is when its `generate` has ended."""
+    reference_to_thread = weakref.ref(of_thread)
 
     def end(reference: Any) -> None:
-        seat = seat_ref()
-        if seat is not None and seat.call is not None and seat.call.host_cache is reference:
-            seat.call = None
+        thread = reference_to_thread()
+        if thread is not None and thread.call is not None and thread.call.host_cache is reference:
+            thread.call = None
 
     try:
         return weakref.ref(host_cache, end) if host_cache is not None else None
-    except TypeError:  # a list or a tuple: the call goes when the next one comes
+    except TypeError:  # a list or a tuple: the call is dropped when the next one begins
         return None
 
 
-def _voice(heard: HostPass, scores: torch.Tensor) -> _Voice:
-    """Compares scores with what the host returned."""
-    raw = heard.logits.to(device=scores.device, dtype=torch.float32)
+def _own_scores(host_pass: HostPass, scores: torch.Tensor) -> _HostScores:
+    """Compares scores with the logits that the host returned."""
+    raw = host_pass.logits.to(device=scores.device, dtype=torch.float32)
     ruled_out = scores == -torch.inf
-    settled = ruled_out | (
-        ruled_out.sum(1, keepdim=True) >= scores.shape[1] - 1
-    )  # one token left: its score is no matter
+    # where one id is left, its score does not matter
+    settled = ruled_out | (ruled_out.sum(1, keepdim=True) >= scores.shape[1] - 1)
     best: tuple[int, torch.Tensor, bool] | None = None
     for is_normalised in (False, True):
         reference = raw.log_softmax(-1) if is_normalised else raw
         fits = settled | ((scores - reference).abs() <= SAME_SCORES)
         count = int(fits.sum())
         if count == fits.numel():
-            return _Voice(raw, ruled_out & (raw != -torch.inf), is_normalised, False)
+            return _HostScores(raw, ruled_out & (raw != -torch.inf), is_normalised, False)
         if best is None or count > best[0]:
             best = (count, reference, is_normalised)
     assert best is not None
     changed = torch.where(ruled_out, best[1], scores)
-    return _Voice(changed, ruled_out & (raw != -torch.inf), best[2], True)
+    return _HostScores(changed, ruled_out & (raw != -torch.inf), best[2], True)
 
 
 def _warn_of_changes() -> None:

@@ -13,18 +13,18 @@ WIDE = 4096
 """Ids from which on rows are taken to be dearer to copy than calls of their own. Source: ours, not measured."""
 
 
-class ProbabilityPool:
-    """Rows of probabilities in slots, each with a column of zeros at its end; slot 0 is all zeros.
+class ProbabilityStore:
+    """Rows of probabilities in entries, each with a column of zeros at its end; entry 0 is all zeros.
 
     Args:
         vocab_size (`int`): V_m.
         device (`torch.device`): of the member.
 
     Attributes:
-        width (`int`): V_m + 1; id `i` of slot `s` is at `s * width + i` of the flattened probabilities.
-        probs (`torch.FloatTensor` of shape `(slots, V_m + 1)`): of each slot.
-        log_z (`torch.FloatTensor` of shape `(slots,)`): the log of the sum of exponentials of the logits.
-        hidden (`torch.Tensor` of shape `(slots, H)` or `None`): hidden states, if they are kept.
+        width (`int`): V_m + 1; id `i` of entry `s` is at `s * width + i` of the flattened probabilities.
+        probs (`torch.FloatTensor` of shape `(entries, V_m + 1)`): of each entry.
+        log_z (`torch.FloatTensor` of shape `(entries,)`): the log of the sum of exponentials of the logits.
+        hidden (`torch.Tensor` of shape `(entries, H)` or `None`): hidden states, if they are kept.
     """
 
     def __init__(self, vocab_size: int, device: torch.device) -> None:
@@ -34,26 +34,26 @@ class ProbabilityPool:
         self.log_z = torch.zeros(1, device=device)
         self.hidden: torch.Tensor | None = None
 
-    def store(self, logits: torch.Tensor, hidden: torch.Tensor | None, used: set[int]) -> list[int]:
+    def put(self, logits: torch.Tensor, hidden: torch.Tensor | None, used: set[int]) -> list[int]:
         """Keeps the distributions of logits.
 
         Args:
             logits (`torch.FloatTensor` of shape `(R, V_m)`): fp32.
             hidden (`torch.Tensor` of shape `(R, H)`, *optional*): kept beside them.
-            used (`set[int]`): slots that must not be overwritten.
+            used (`set[int]`): entries that must not be overwritten.
 
         Returns:
-            the slot of each row.
+            the entry of each row.
         """
         logits = logits.to(self.device)  # of a model on several devices they come from the last one
-        slots = self._free(len(logits), used)
+        entries = self._free(len(logits), used)
         self.probs, self.log_z = writable(self.probs), writable(self.log_z)
-        index = torch.tensor(slots, device=self.device)
+        index = torch.tensor(entries, device=self.device)
         highest = logits.amax(-1)
         if goes_row_by_row(self.probs):
             likeliest = torch.empty_like(highest)
-            for row, slot in enumerate(slots):
-                kept = self.probs[slot, :-1]
+            for row, entry in enumerate(entries):
+                kept = self.probs[entry, :-1]
                 torch.softmax(logits[row], -1, out=kept)
                 torch.amax(kept, 0, out=likeliest[row])
         else:
@@ -67,10 +67,10 @@ class ProbabilityPool:
                 self.hidden = torch.zeros(len(self.probs), hidden.shape[-1], dtype=hidden.dtype, device=self.device)
             self.hidden = writable(self.hidden)
             self.hidden[index] = hidden.to(self.device)
-        return slots
+        return entries
 
     def take(self, places: torch.Tensor) -> torch.Tensor:
-        """Probabilities at places of the flattened pool, in the shape of `places`."""
+        """Probabilities at places of the flattened store, in the shape of `places`."""
         return self.probs.view(-1).take(places.to(self.device))
 
     def sums(self, places: torch.Tensor, segments: torch.Tensor, count: int) -> torch.Tensor:
@@ -79,13 +79,13 @@ class ProbabilityPool:
         return totals.index_add_(0, segments.to(self.device), self.take(places))
 
     def _free(self, count: int, used: set[int]) -> list[int]:
-        """Slots that nobody uses; the pool grows when there are too few."""
+        """Slots that nobody uses; the store grows when there are too few."""
         if len(used) + count >= len(self.probs):
             size = max(2 * len(self.probs), len(used) + count + 1)
             self.probs, self.log_z = _grown(self.probs, size), _grown(self.log_z, size)
             if self.hidden is not None:
                 self.hidden = _grown(self.hidden, size)
-        return list(islice((slot for slot in range(1, len(self.probs)) if slot not in used), count))
+        return list(islice((entry for entry in range(1, len(self.probs)) if entry not in used), count))
 
 
 def goes_row_by_row(probs: torch.Tensor) -> bool:
@@ -99,6 +99,6 @@ def _grown(store: torch.Tensor, size: int) -> torch.Tensor:
     return grown
 
 
-def flat(ids: Sequence[int], slots: Sequence[int], width: int) -> torch.Tensor:
-    """Places of `ids[i]` in slot `slots[i]`."""
-    return torch.tensor([i + slot * width for i, slot in zip(ids, slots, strict=False)], dtype=torch.long)
+def flat(ids: Sequence[int], entries: Sequence[int], width: int) -> torch.Tensor:
+    """Places of `ids[i]` in entry `entries[i]`."""
+    return torch.tensor([i + entry * width for i, entry in zip(ids, entries, strict=False)], dtype=torch.long)

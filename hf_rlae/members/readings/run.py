@@ -1,47 +1,43 @@
-"""What a member believes about token boundaries in text that another tokenizer wrote."""
+"""One member in one call, reading text that other tokenizers helped to write."""
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Sequence
 
 import torch
 
 from hf_rlae.members.member import Member
-from hf_rlae.members.ragged_run import Chain, Path, RowRunner, SlotRunner
-from hf_rlae.members.readings.probability_store import ProbabilityPool, flat
-from hf_rlae.members.readings.state import Reading, Row, Update, common_length, taken_back
+from hf_rlae.members.ragged_run import BatchRunner, Chain, Path, RowRunner
+from hf_rlae.members.readings.probability_store import ProbabilityStore, flat
+from hf_rlae.members.readings.state import Reading, RowReadings, Update, common_length, taken_back
 from hf_rlae.members.readings.step import ReadingStep
 from hf_rlae.members.readings.union_distribution import UnionDistribution
-from hf_rlae.members.readings.update_sums import Measurement
+from hf_rlae.members.readings.update_sums import PendingSums, UpdateSums
 from hf_rlae.vocabulary import Alignment, ByteVocabulary
 
-logger = logging.getLogger(__name__)
 
+class ReadingsRun:
+    """One member's state in one call, where members have different tokenizers (see `MemberRun`).
 
-class ReadingsRelay:
-    """One member in one call, following text that other tokenizers helped to write.
+    A member cannot know whether its own token ended where another tokenizer's did. For each row it keeps at most
+    `max_readings` readings `(ids, tail, a)`: `bytes(ids) + tail` is the text, without the bytes that the member cannot
+    represent, and the `a` sum to 1.
 
-    A member with another tokenizer cannot know whether its own token ended where another one's did. It keeps at
-    most `max_readings` readings `(ids, tail, a)` a row: for each, `bytes(ids) + tail` is the text, less what the
-    member cannot represent, and the `a` sum to 1.
-
-    Source: ours; see "Readings" in the documentation of concepts.
+    Source: ours; see "Readings" in docs/concepts.md.
 
     Args:
         member (`Member`): whose model is run.
         vocabulary (`ByteVocabulary`): its tokens.
         alignment (`Alignment`): its vocabulary onto the union vocabulary.
-        max_readings (`int`): the heaviest so many are kept.
-        min_reading (`float`): lighter ones are dropped.
-        use_cache (`bool`): keep keys and values from step to step, or run whole rows each time.
-        runner (`SlotRunner` or `RowRunner` class): how the model is run on ragged rows.
-        hidden_tokens (`int`): what hidden states are kept of every reading, for policies; see `SlotRunner`.
+        max_readings (`int`, defaults to 4): the most that are kept per row, the ones with the largest `a`.
+        min_reading (`float`, defaults to 1e-4): readings with a smaller `a` are dropped.
+        use_cache (`bool`, defaults to `True`): keep keys and values from step to step, or run whole rows each time.
+        runner (`type[BatchRunner]` or `type[RowRunner]`, *optional*): how the model is run on ragged rows.
+        hidden_tokens (`int`, defaults to 0): which hidden states are kept with every reading, see `BatchRunner`.
 
     Attributes:
-        rows (`list[Row]`): one a row of the batch.
-        pool (`ProbabilityPool`): the member's next-token probabilities after every reading.
-        forward_calls (`int`): forward passes so far.
+        rows (`list[RowReadings]`): one per batch row.
+        store (`ProbabilityStore`): the member's next-token probabilities after every reading.
     """
 
     def __init__(
@@ -52,7 +48,7 @@ class ReadingsRelay:
         max_readings: int = 4,
         min_reading: float = 1e-4,
         use_cache: bool = True,
-        runner: type[SlotRunner] | type[RowRunner] | None = None,
+        runner: type[BatchRunner] | type[RowRunner] | None = None,
         hidden_tokens: int = 0,
     ) -> None:
         self.member = member
@@ -62,15 +58,15 @@ class ReadingsRelay:
         self.min_reading = min_reading
         self.use_cache = use_cache
         if runner is None:
-            runner = RowRunner if member.is_recurrent else SlotRunner
+            runner = RowRunner if member.is_recurrent else BatchRunner
         self.runner = runner(member, hidden_tokens)
-        self.rows: list[Row] = []
+        self.rows: list[RowReadings] = []
         self.device = member.device
-        self._silent = alignment.silent_ids.to(self.device)
-        self.pool = ProbabilityPool(vocabulary.size, self.device)
-        self._said = UnionDistribution(alignment, self.pool)
+        self._excluded = alignment.excluded_ids.to(self.device)
+        self.store = ProbabilityStore(vocabulary.size, self.device)
+        self._distribution = UnionDistribution(alignment, self.store)
         self._warned = False
-        self._history: dict[int, list[Row]] | None = None
+        self._history: dict[int, list[RowReadings]] | None = None
         self._column = -1
 
     @property
@@ -81,31 +77,31 @@ class ReadingsRelay:
     # -- rows ---------------------------------------------------------------------------------------------
 
     def admit(self, prompts: Sequence[Sequence[int] | None]) -> None:
-        """Hands the member its prompts without reading them; `None` rows stay as they are.
+        """Takes prompts, which are read when the member is first needed.
 
         Args:
-            prompts: one list of the member's own ids a row.
+            prompts (`Sequence[Sequence[int] | None]`): the member's own ids of each row; `None` leaves the row.
         """
         if not self.rows:
-            self.rows = [Row() for _ in prompts]
+            self.rows = [RowReadings() for _ in prompts]
         for row, ids in enumerate(prompts):
             if ids is not None:
-                self.rows[row] = Row(unread=tuple(ids))
+                self.rows[row] = RowReadings(unread=tuple(ids))
 
     def begin(self, prompts: Sequence[Sequence[int]]) -> None:
-        """Hands the member its prompts and reads them (see `admit`)."""
+        """Takes prompts and reads them (see `admit`)."""
         self.admit(prompts)
         self.catch_up(range(len(self.rows)))
 
     def defer(self, row: int, raw: bytes) -> None:
         """Adds text that is read when the member is next needed."""
         old = self.rows[row]
-        self.rows[row] = Row(
+        self.rows[row] = RowReadings(
             old.settled, old.readings, old.pending + raw, old.unread, old.cached, old.kept, old.is_exhausted
         )
 
     def catch_up(self, rows: Sequence[int] | range) -> None:
-        """Reads what the given rows have not read yet at once: their bytes are nobody's proposal."""
+        """Reads all pending text of the given rows at once, as text that no member proposed (r = q = 0)."""
         fresh = [row for row in rows if self.rows[row].unread and not self.rows[row].is_exhausted]
         if fresh and len(fresh) == len(self.rows):
             self._begin_distinct()
@@ -119,7 +115,7 @@ class ReadingsRelay:
             self.advance(updates)
 
     def _begin_distinct(self) -> None:
-        """Reads the prompts of all rows, each prompt once; rows that share it share what has been read."""
+        """Reads the prompts of all rows; rows with the same prompt read it once."""
         kinds: dict[tuple[tuple[int, ...], bytes], int] = {}
         places = [kinds.setdefault((row.unread, row.pending), len(kinds)) for row in self.rows]
         if len(kinds) < len(places):
@@ -135,7 +131,7 @@ class ReadingsRelay:
         return [(state.settled.after(0) + r.ids, r.tail, r.weight) for r in state.readings]
 
     def reorder(self, rows: torch.Tensor) -> None:
-        """Makes row `i` continue what row `rows[i]` was; the number of rows may change."""
+        """See `MemberRun`."""
         if self.rows:
             chosen = rows.tolist()
             self.rows = [self.rows[row] for row in chosen]
@@ -144,23 +140,23 @@ class ReadingsRelay:
                 self._history = {at: [past[row] for row in chosen] for at, past in self._history.items()}
 
     def record(self) -> None:
-        """Keeps the rows of every column of the last step, so that columns can be taken back."""
+        """See `MemberRun`: keeps the rows after every column of the last step."""
         if self._history is None:
             self._history = {self._column: list(self.rows)}
 
     def start_recording(self, column: int) -> None:
-        """A step begins with `column`: what lies before the column before it is not needed any more."""
+        """A step begins with `column`: rows recorded before column `column - 1` are dropped."""
         if self._history is not None:
             self._history = {at: rows for at, rows in self._history.items() if at == column - 1}
 
     def mark(self, column: int) -> None:
-        """The text has been heard up to `column`."""
+        """The text has been taken in up to `column`."""
         self._column = column
         if self._history is not None:
             self._history[column] = list(self.rows)
 
     def crop(self, length: int) -> bool:
-        """Goes back to the first `length` columns; `False` if what was known then was not recorded."""
+        """See `MemberRun`; `False` if the rows after that column were not recorded."""
         if length > self._column:
             return True
         before = (self._history or {}).get(length - 1)
@@ -171,7 +167,7 @@ class ReadingsRelay:
         return True
 
     def reset(self) -> None:
-        """Forgets everything that was read."""
+        """See `MemberRun`."""
         self.rows = []
         self.runner.reset()
         self._column = -1
@@ -179,11 +175,11 @@ class ReadingsRelay:
             self._history = {}
 
     @property
-    def can_be_silent(self) -> bool:
-        """Whether some row may have nothing to say (see `Row.can_be_silent`)."""
-        return any(row.can_be_silent for row in self.rows)
+    def may_be_empty(self) -> bool:
+        """Whether some row may have no next-token mass (see `RowReadings.may_be_empty`)."""
+        return any(row.may_be_empty for row in self.rows)
 
-    # -- what the member says -----------------------------------------------------------------------------
+    # -- next tokens --------------------------------------------------------------------------------------
 
     def distribution(self, in_place: bool = False) -> tuple[torch.Tensor, torch.Tensor]:
         """The member's next-token probabilities over the union vocabulary.
@@ -194,43 +190,43 @@ class ReadingsRelay:
         Returns:
             as `UnionDistribution.of`.
         """
-        return self._said.of(self.rows, in_place)
+        return self._distribution.of(self.rows, in_place)
 
     def observation(self) -> tuple[torch.Tensor, torch.Tensor | None]:
         """The heaviest reading's next-token log-probabilities `(B, V_m)` and hidden states `(B, H)`."""
-        slots = [row.readings[0].slot if row.readings else 0 for row in self.rows]
-        hidden = None if self.pool.hidden is None else self.pool.hidden[slots]
-        return self.pool.probs[slots, :-1].log(), hidden
+        entries = [row.readings[0].entry if row.readings else 0 for row in self.rows]
+        hidden = None if self.store.hidden is None else self.store.hidden[entries]
+        return self.store.probs[entries, :-1].log(), hidden
 
-    # -- what the member hears ----------------------------------------------------------------------------
+    # -- new text -----------------------------------------------------------------------------------------
 
-    def measure(self, raws: Sequence[bytes | None]) -> Measurement:
+    def measure(self, raws: Sequence[bytes | None]) -> PendingSums:
         """The sums of probabilities that an update of the readings needs, for all rows in one gather.
 
         Args:
-            raws: the new bytes of each row; `None` leaves the row as it is.
+            raws (`Sequence[bytes | None]`): the new bytes of each row; `None` leaves the row as it is.
 
         Returns:
-            a `Measurement`, to be handed to `advance` once its numbers are read.
+            `PendingSums`: for `advance`, once they are read.
         """
-        return Measurement(self.rows, raws, self.alignment, self.pool, self._said)
+        return PendingSums(self.rows, raws, self.alignment, self.store, self._distribution)
 
-    def advance(self, updates: Sequence[Update | None], measurement: Measurement | None = None) -> None:
-        """Takes new text in: chooses the live path of every row, reads it, and weighs the readings anew.
+    def advance(self, updates: Sequence[Update | None], sums: UpdateSums | None = None) -> None:
+        """Takes new text in: chooses the live path of every row, reads it, and updates the readings.
 
-        Rule 3. Rows that are `None` stay as they are.
+        This is rule 3 of readings (docs/concepts.md). Rows whose update is `None` stay as they are.
 
         Args:
-            updates: one a row.
-            measurement (`Measurement`, *optional*): of the bytes of `updates`, with its numbers.
+            updates (`Sequence[Update | None]`): one per row.
+            sums (`UpdateSums`, *optional*): for the bytes of `updates`; computed here if not given.
         """
-        if measurement is None:
-            measurement = self.measure([None if update is None else update.raw for update in updates]).read()
-        numbers, entries = measurement.numbers, measurement.entries
+        if sums is None:
+            sums = self.measure([None if update is None else update.raw for update in updates]).read()
+        numbers = sums.numbers
         ended: list[tuple[int, tuple[int, ...]]] = []  # rows whose only reading ends by a token, and nothing else
         steps = []
-        for row in measurement.rows:
-            update, found = updates[row], entries[row]
+        for row in sums.rows:
+            update, found = updates[row], sums.targets[row]
             assert update is not None
             if len(found) == 1:
                 reading, target, _, at = found[0]
@@ -246,16 +242,16 @@ class ReadingsRelay:
         self._renew(steps)
 
     def _path(self, step: ReadingStep) -> Path | None:
-        """The path that has to be read, or `None` if the row needs no forward pass."""
+        """The path that must be read; `None` if the row needs no forward pass."""
         if step.base is None or not step.new_ids:
             return None
         want = len(step.new_ids) - step.first + 1 if step.canonical is not None else 1
         return self._path_to(self.rows[step.row], step.base.ids + step.new_ids, want)
 
-    def _path_to(self, state: Row, ids: tuple[int, ...], want: int) -> Path:
+    def _path_to(self, state: RowReadings, ids: tuple[int, ...], want: int) -> Path:
         return Path(state.settled, ids, self._keep(state, ids, state.settled.length + len(ids) - want), want)
 
-    def _keep(self, state: Row, ids: tuple[int, ...], most: int) -> int:
+    def _keep(self, state: RowReadings, ids: tuple[int, ...], most: int) -> int:
         if not self.use_cache:
             return 0
         kept = state.kept
@@ -265,38 +261,35 @@ class ReadingsRelay:
 
     @torch.no_grad()  # gradients reach the weights of a mixture, never the members
     def _run(self, paths: list[Path | None]) -> list[int]:
-        """Runs the model; the pool slots that now hold the probabilities of the wanted columns, row by row."""
+        """Runs the model; returns the store entries with the probabilities of the wanted columns, row by row."""
         if not self.use_cache:
             self.runner.reset()
         output = self.runner.run(paths)
         logits = output.logits.float()
-        if len(self._silent):
-            logits.index_fill_(-1, self._silent, -torch.inf)
+        if len(self._excluded):
+            logits.index_fill_(-1, self._excluded, -torch.inf)
         used = {0}
         for rows in (self.rows, *(self._history or {}).values()):
-            used.update(reading.slot for row in rows for reading in row.readings)
-        return self.pool.store(logits, output.hidden, used)
+            used.update(reading.entry for row in rows for reading in row.readings)
+        return self.store.put(logits, output.hidden, used)
 
     def _fits(self, step_row: int, path: Path | None) -> bool:
         limit = self.member.context_length
         if path is None or limit is None or path.length <= limit:
             return True
-        self.rows[step_row] = Row(is_exhausted=True)
+        self.rows[step_row] = RowReadings(is_exhausted=True)
         if not self._warned:
             self._warned = True
-            logger.warning(
-                "the text has outgrown the context of member %s (%d tokens); it drops out and the others go on",
-                self.member.name,
-                limit,
-            )
+            self.member.warn_of_outgrown_context()
         return False
 
     def _read(self, steps: list[ReadingStep], ended: Sequence[tuple[int, tuple[int, ...]]]) -> None:
-        """Runs the live paths of all rows; rows that no longer fit the model's context are taken out of `steps`.
+        """Reads the live paths of all rows; rows that no longer fit the model's context are removed from `steps`.
 
         Args:
-            steps (`list[ReadingStep]`): rows whose readings are weighed afterwards.
-            ended: rows that end by the ids given, which follow their settled ones, as their only reading.
+            steps (`list[ReadingStep]`): rows whose readings are weighted afterwards.
+            ended (`Sequence[tuple[int, tuple[int, ...]]]`): rows with one reading that ends by a token, and the ids
+                of that reading after the settled ones.
         """
         paths: list[Path | None] = [None] * len(self.rows)
         for row, ids in ended:
@@ -311,7 +304,7 @@ class ReadingsRelay:
                 steps.remove(step)
         if not any(paths):
             return
-        slots = self._run(paths)
+        entries = self._run(paths)
         begins: list[int] = []
         at = 0
         for wanted in paths:
@@ -320,13 +313,13 @@ class ReadingsRelay:
         for step in steps:
             path = paths[step.row]
             if path is not None:
-                step.slots = slots[begins[step.row] : begins[step.row] + path.want]
+                step.entries = entries[begins[step.row] : begins[step.row] + path.want]
         for row, ids in ended:
             if paths[row] is not None:
-                self.rows[row] = self._settled(row, ids, [Reading(ids, b"", 1.0, slots[begins[row]])])
+                self.rows[row] = self._settled(row, ids, [Reading(ids, b"", 1.0, entries[begins[row]])])
 
     def _weigh_inside(self, steps: list[ReadingStep]) -> None:
-        """Follows canonical paths id by id: the weights of their inner boundaries and of their end."""
+        """Follows canonical paths id by id: computes the weights of their inner boundaries and of their end."""
         parts: list[torch.Tensor] = []
         segments: list[int] = []
         plans: list[tuple[ReadingStep, int, int]] = []
@@ -339,21 +332,21 @@ class ReadingsRelay:
                 continue
             following = step.new_ids[step.first :]
             plans.append((step, len(segments), len(following)))
-            parts.append(flat(following, step.slots, self.pool.width))
+            parts.append(flat(following, step.entries, self.store.width))
             segments += [1] * len(following)
             inner = [boundary for boundary in canonical.boundaries if boundary.after >= step.first]
             for boundary in [*inner, canonical.open] if canonical.open is not None else inner:
-                parts.append(boundary.stay_ids + step.place(boundary.after) * self.pool.width)
+                parts.append(boundary.stay_ids + step.place(boundary.after) * self.store.width)
                 segments.append(len(boundary.stay_ids))
         if not plans:
             return
         index = torch.repeat_interleave(torch.arange(len(segments)), torch.tensor(segments))
-        sums = self.pool.sums(torch.cat(parts), index, len(segments)).tolist()
+        sums = self.store.sums(torch.cat(parts), index, len(segments)).tolist()
         for step, at, count in plans:
             step.follow(sums[at : at + count], sums[at + count :])
 
     def _renew(self, steps: list[ReadingStep]) -> None:
-        """Makes the new rows: keeps the heaviest readings and settles the ids that all of them share."""
+        """Makes the new rows: keeps the readings with the largest weights and settles the ids that they share."""
         for step in steps:
             candidates = step.candidates(self.rows[step.row].pending)
             if len(candidates) > 1:
@@ -363,13 +356,13 @@ class ReadingsRelay:
                 candidates = candidates[: self.max_readings]
             total = sum(entry[2] for entry in candidates)
             readings = [
-                Reading(ids, tail, weight / total if len(candidates) > 1 else 1.0, slot)
-                for ids, tail, weight, slot in candidates
+                Reading(ids, tail, weight / total if len(candidates) > 1 else 1.0, entry)
+                for ids, tail, weight, entry in candidates
             ]
             read = step.base.ids + step.new_ids if step.base is not None and step.new_ids else ()
             self.rows[step.row] = self._settled(step.row, read, readings)
 
-    def _settled(self, row: int, read: tuple[int, ...], readings: list[Reading]) -> Row:
+    def _settled(self, row: int, read: tuple[int, ...], readings: list[Reading]) -> RowReadings:
         """The row with new readings, whose common ids are settled; `read` are the ids that the cache now holds."""
         old = self.rows[row]
         cached, kept = old.cached, old.kept
@@ -387,10 +380,10 @@ class ReadingsRelay:
                 common = len(shared) if cached is shared else common_length(cached, shared)
                 kept = min(kept, settled.length + len(cached)) if common == len(shared) else old.settled.length + common
             cached = cached[len(shared) :]
-        return Row(settled, tuple(readings), b"", (), cached, kept)
+        return RowReadings(settled, tuple(readings), b"", (), cached, kept)
 
     def _begin(self, fresh: list[int]) -> None:
-        """Reads prompts, together with the pending text of rows that have some."""
+        """Reads prompts, together with the pending text of the rows."""
         paths: list[Path | None] = [None] * len(self.rows)
         plans: list[tuple[int, tuple[int, ...]]] = []
         for row in fresh:
@@ -405,15 +398,15 @@ class ReadingsRelay:
                 plans.append((row, following))
         if not plans:
             return
-        slots = self._run(paths)
+        entries = self._run(paths)
         kept: list[list[int]] = []
         updates: list[Update | None] = [None] * len(self.rows)
         column = 0
         for row, following in plans:
             old = self.rows[row]
-            kept.append(slots[column : column + len(following) + 1])
+            kept.append(entries[column : column + len(following) + 1])
             column += len(following) + 1
-            self.rows[row] = Row(
+            self.rows[row] = RowReadings(
                 Chain(None, old.unread),
                 (Reading((), b"", 1.0, kept[-1][0]),),
                 old.pending,
@@ -424,16 +417,16 @@ class ReadingsRelay:
             updates[row] = Update(b"") if following else None
         if not any(updates):
             return
-        measurement = self.measure([None if update is None else update.raw for update in updates]).read()
+        sums = self.measure([None if update is None else update.raw for update in updates]).read()
         steps = []
-        for (row, following), own_slots in zip(plans, kept, strict=True):
+        for (row, following), own_entries in zip(plans, kept, strict=True):
             update = updates[row]
             if update is None:
                 continue
             step = ReadingStep(row, update)
-            step.choose(measurement.entries[row], measurement.numbers, self.min_reading)
-            step.slots = own_slots[max(step.first, 1) :]
-            if step.new_ids in ((), following):  # else the path has to be read after all, as any other
+            step.choose(sums.targets[row], sums.numbers, self.min_reading)
+            step.entries = own_entries[max(step.first, 1) :]
+            if step.new_ids in ((), following):  # else the path is read like any other
                 steps.append(step)
         self._weigh_inside(steps)
         self._renew(steps)

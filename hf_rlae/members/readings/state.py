@@ -16,19 +16,19 @@ class Reading:
         ids (`tuple[int, ...]`): own ids after the row's settled ones.
         tail (`bytes`): bytes that the unfinished next token already has.
         weight (`float`): its probability, `a`; those of a row sum to 1.
-        slot (`int`): where the pool keeps the member's next-token probabilities after `ids`.
+        entry (`int`): where the store keeps the member's next-token probabilities after `ids`.
     """
 
-    __slots__ = ("ids", "slot", "tail", "weight")
+    __slots__ = ("entry", "ids", "tail", "weight")
 
-    def __init__(self, ids: tuple[int, ...], tail: bytes, weight: float, slot: int) -> None:
+    def __init__(self, ids: tuple[int, ...], tail: bytes, weight: float, entry: int) -> None:
         self.ids = ids
         self.tail = tail
         self.weight = weight
-        self.slot = slot
+        self.entry = entry
 
 
-class Row:
+class RowReadings:
     """A member's state in one row. Never changed once made, so that beams can share it.
 
     Attributes:
@@ -63,7 +63,7 @@ class Row:
         self.is_exhausted = is_exhausted
 
     @property
-    def can_be_silent(self) -> bool:
+    def may_be_empty(self) -> bool:
         """Whether there may be nothing to say: no reading is at a boundary, or there is none (unread, or left)."""
         return all(reading.tail for reading in self.readings)
 
@@ -96,7 +96,7 @@ def common_length(first: Sequence[int], second: Sequence[int]) -> int:
     return count
 
 
-def taken_back(now: Row, then: Row) -> Row:
+def taken_back(now: RowReadings, then: RowReadings) -> RowReadings:
     """The row `then`, with what the cache holds now."""
     start = then.settled.length
     kept = min(now.kept, then.kept)
@@ -105,4 +105,4 @@ def taken_back(now: Row, then: Row) -> Row:
         held = (now.settled.after(start) + now.cached)[: now.kept - start]
         cached = then.cached[: common_length(held, then.cached)]
         kept = start + len(cached)
-    return Row(then.settled, then.readings, then.pending, then.unread, cached, kept, then.is_exhausted)
+    return RowReadings(then.settled, then.readings, then.pending, then.unread, cached, kept, then.is_exhausted)

@@ -7,11 +7,11 @@ from collections.abc import Sequence
 from hf_rlae.members.readings.state import Reading, Update
 from hf_rlae.vocabulary import Boundary, Canonical, Target
 
-Entry = tuple[Reading, Target, float, int]
+ReadingTarget = tuple[Reading, Target, float, int]
 """A reading, how it can take the new text, its `a_i / Z_i`, and where the sums of its target begin."""
 
 Candidate = tuple[tuple[int, ...], bytes, float, int]
-"""A possible new reading: ids after the settled ones, tail, weight, pool slot."""
+"""A possible new reading: ids after the settled ones, tail, weight, store entry."""
 
 
 class ReadingStep:
@@ -30,11 +30,11 @@ class ReadingStep:
         "canonical",
         "end",
         "end_sum",
+        "entries",
         "first",
         "inner",
         "new_ids",
         "row",
-        "slots",
         "stay_sum",
         "stays",
         "update",
@@ -52,19 +52,19 @@ class ReadingStep:
         self.stay_sum = 0.0
         self.stays: list[tuple[Reading, float]] = []
         self.inner: list[tuple[Boundary, float]] = []
-        self.slots: list[int] = []  # where the probabilities of the wanted columns are
+        self.entries: list[int] = []  # where the probabilities of the wanted columns are
 
-    def choose(self, entries: Sequence[Entry], sums: Sequence[float], min_reading: float) -> None:
+    def choose(self, targets: Sequence[ReadingTarget], sums: Sequence[float], min_reading: float) -> None:
         """Sets the live path, before any forward pass.
 
         Args:
-            entries (`Sequence[Entry]`): the row's readings with their targets.
+            targets (`Sequence[ReadingTarget]`): the row's readings with their targets.
             sums (`Sequence[float]`): of the probabilities of all targets.
             min_reading (`float`): an end that is lighter is dropped, and costs no forward pass.
         """
         best_end: tuple[float, Reading | None, int] = (0.0, None, -1)
         best_path: tuple[float, Reading | None, Canonical | None] = (0.0, None, None)
-        for reading, target, scale, at in entries:
+        for reading, target, scale, at in targets:
             for offset, i in enumerate(target.ends):
                 value = scale * sums[at + offset]
                 self.end_sum += value
@@ -95,16 +95,16 @@ class ReadingStep:
         elif self.stays:
             pass
         else:
-            self._fall_back(max(entries, key=lambda entry: entry[0].weight))
+            self._fall_back(max(targets, key=lambda target: target[0].weight))
 
     def add_stay(self, reading: Reading, value: float) -> None:
         """The reading's unfinished token may go on past the new text."""
         self.stays.append((reading, value))
         self.stay_sum += value
 
-    def _fall_back(self, entry: Entry) -> None:
+    def _fall_back(self, target: ReadingTarget) -> None:
         """Nothing explains the new text: the heaviest reading ends by the canonical ids."""
-        self.base, self.canonical = entry[0], entry[1].canonical
+        self.base, self.canonical = target[0], target[1].canonical
         self.new_ids = self.canonical.ids
         self.first = len(self.new_ids)
         self.end = 1.0
@@ -150,15 +150,15 @@ class ReadingStep:
         """The new readings, not yet normalised; `pending` is text that came before the update's."""
         end, factor = self.end_weight()
         found: list[Candidate] = [
-            (reading.ids, reading.tail + pending + self.update.raw, value * factor, reading.slot)
+            (reading.ids, reading.tail + pending + self.update.raw, value * factor, reading.entry)
             for reading, value in self.stays
         ]
         if self.base is None:
             return found
         ids, canonical = self.base.ids, self.canonical
         for boundary, value in self.inner:
-            slot = self.place(boundary.after)
-            found.append((ids + self.new_ids[: boundary.after], boundary.rest, value * factor, slot))
+            entry = self.place(boundary.after)
+            found.append((ids + self.new_ids[: boundary.after], boundary.rest, value * factor, entry))
         if canonical is not None and canonical.open is not None:
             if not any(entry[2] > 0 for entry in found):  # not even half a character is expected here
                 found.append((ids + self.new_ids, canonical.open.rest, 1.0, self.place(len(self.new_ids))))
@@ -167,8 +167,8 @@ class ReadingStep:
         return found
 
     def place(self, after: int) -> int:
-        """The pool slot of the probabilities after `after` new ids."""
+        """The store entry of the probabilities after `after` new ids."""
         assert self.base is not None
         if after == 0:
-            return self.base.slot
-        return self.slots[after - self.first if self.canonical is not None else 0]
+            return self.base.entry
+        return self.entries[after - self.first if self.canonical is not None else 0]

@@ -1,4 +1,4 @@
-"""What a member says over the union vocabulary, given its readings of each row."""
+"""A member's next-token distribution over the union vocabulary, given its readings of each row."""
 
 from __future__ import annotations
 
@@ -6,111 +6,130 @@ from collections.abc import Sequence
 
 import torch
 
-from hf_rlae.members.readings.probability_store import ProbabilityPool, goes_row_by_row
-from hf_rlae.members.readings.state import Reading, Row
+from hf_rlae.members.readings.probability_store import ProbabilityStore, goes_row_by_row
+from hf_rlae.members.readings.state import Reading, RowReadings
 from hf_rlae.vocabulary import Alignment
 
 
 class UnionDistribution:
-    """Carries next-token probabilities from a member's own tokens over to the union vocabulary.
+    """Maps next-token probabilities from a member's own tokens to the union vocabulary.
 
-    Source: ours; see "Readings" in the documentation of concepts.
+    Source: ours; see "Readings" in docs/concepts.md.
 
     Args:
         alignment (`Alignment`): the member's vocabulary onto the union vocabulary.
-        pool (`ProbabilityPool`): where the readings' probabilities are kept.
+        store (`ProbabilityStore`): where the readings' probabilities are kept.
 
     Attributes:
         totals (`torch.FloatTensor` or `None`): `Z` of the readings with a tail, as the last call summed them.
     """
 
-    def __init__(self, alignment: Alignment, pool: ProbabilityPool) -> None:
+    def __init__(self, alignment: Alignment, store: ProbabilityStore) -> None:
         self.alignment = alignment
-        self.pool = pool
+        self.store = store
         self.totals: torch.Tensor | None = None
         self._places: dict[int, tuple[Reading, int]] = {}
         self._buffer: torch.Tensor | None = None
-        self._gather = alignment.gather.to(pool.device)
-        self._cleared = alignment.cleared.to(pool.device)
-        self._moved_from = alignment.moved_from.to(pool.device)
-        self._moved_to = alignment.moved_to.to(pool.device)
+        self._gather = alignment.gather.to(store.device)
+        self._cleared = alignment.cleared.to(store.device)
+        self._moved_from = alignment.moved_from.to(store.device)
+        self._moved_to = alignment.moved_to.to(store.device)
 
     def place_of(self, reading: Reading) -> int | None:
         """Where in `totals` a reading's `Z` is; `None` if the last call did not sum it."""
         known = self._places.get(id(reading))
         return known[1] if known is not None and known[0] is reading else None
 
-    def of(self, rows: Sequence[Row], in_place: bool = False) -> tuple[torch.Tensor, torch.Tensor]:
+    def of(self, rows: Sequence[RowReadings], in_place: bool = False) -> tuple[torch.Tensor, torch.Tensor]:
         """The member's next-token probabilities after each row.
 
         Rule 1: `P(u) = sum_i a_i / Z_i * sum_{v: bytes after tail_i -> u} p(v | ids_i)`.
 
         Args:
-            rows (`Sequence[Row]`): B rows.
+            rows (`Sequence[RowReadings]`): B rows.
             in_place (`bool`): whether the next call may write into the tensor that this one returns.
 
         Returns:
             fp32 probabilities of shape `(B, V)`, each row summing to 1, and the log of the sum of exponentials of the
-            heaviest reading's logits, shape `(B,)`. A row in which the member has nothing to say is all 0 with
-            `-inf`.
+            heaviest reading's logits, shape `(B,)`. A row without next-token mass is all 0 with `-inf`.
         """
-        pool, device = self.pool, self.pool.device
-        heads = [row.readings[0] if row.readings else None for row in rows]
         self._places, self.totals = {}, None
+        store, heads = self.store, [row.readings[0] if row.readings else None for row in rows]
         if all(head is not None and not head.tail and head.weight == 1.0 for head in heads):
-            slots = [head.slot for head in heads if head is not None]
-            return self._spread(slots, in_place), pool.log_z[slots]
-        ends = [next((r for r in row.readings if not r.tail), None) for row in rows]
-        probs = self._spread([0 if r is None else r.slot for r in ends], in_place)
-        weights = torch.tensor([0.0 if r is None else r.weight for r in ends], device=device)
-        tails = [(i, r) for i, row in enumerate(rows) for r in row.readings if r.tail]
-        slots = [0 if head is None else head.slot for head in heads]
+            # the common case: one reading per row, at a token's end
+            entries = [head.entry for head in heads if head is not None]
+            return self._spread(entries, in_place), store.log_z[entries]
+        log_z = store.log_z[[0 if head is None else head.entry for head in heads]]
+        ended = [next((reading for reading in row.readings if not reading.tail), None) for row in rows]
+        probs = self._spread([0 if reading is None else reading.entry for reading in ended], in_place)
+        tails = [(row, reading) for row, state in enumerate(rows) for reading in state.readings if reading.tail]
         if not tails:
-            silent = torch.tensor([head is None for head in heads], device=device)
-            return probs, pool.log_z[slots].masked_fill(silent, -torch.inf)
-        maps = [self.alignment.tail_map(r.tail) for _, r in tails]
-        counts = torch.tensor([len(m.member_ids) for m in maps])
-        table = torch.tensor([[r.slot * pool.width, i * probs.shape[1], i, k] for k, (i, r) in enumerate(tails)])
-        spread = table.repeat_interleave(counts, 0)
-        source = (torch.cat([m.member_ids for m in maps]) + spread[:, 0]).to(device)
-        target = (torch.cat([m.union_ids for m in maps]) + spread[:, 1]).to(device)
-        segment, row_of = spread[:, 3].to(device), table[:, 2].to(device)
-        values = pool.take(source)
-        z = torch.zeros(len(tails), device=device).index_add_(0, segment, values)
-        share = torch.tensor([r.weight for _, r in tails], device=device).masked_fill(z == 0, 0.0)
-        total = weights.index_add(0, row_of, share)
-        share = share / (z * total[row_of]).clamp(min=torch.finfo(z.dtype).tiny)
-        if any(r is not None for r in ends):
-            probs.mul_((weights / total.clamp(min=torch.finfo(z.dtype).tiny))[:, None])
-        probs.view(-1).index_add_(0, target, values * share[segment])
-        self._places = {id(r): (r, k) for k, (_, r) in enumerate(tails)}
-        self.totals = z
-        return probs, pool.log_z[slots].masked_fill(total == 0, -torch.inf)
+            is_empty = torch.tensor([head is None for head in heads], device=store.device)
+            return probs, log_z.masked_fill(is_empty, -torch.inf)
+        weights = torch.tensor([0.0 if reading is None else reading.weight for reading in ended], device=store.device)
+        total = self._add_tails(probs, weights, tails)
+        return probs, log_z.masked_fill(total == 0, -torch.inf)
 
-    def _spread(self, slots: Sequence[int], in_place: bool) -> torch.Tensor:
-        """The probabilities of slots over the union vocabulary: shape `(B, V)`."""
+    def _add_tails(
+        self, probs: torch.Tensor, weights: torch.Tensor, tails: Sequence[tuple[int, Reading]]
+    ) -> torch.Tensor:
+        """Adds the readings with a tail to the probabilities of those without, in place.
+
+        Args:
+            probs (`torch.FloatTensor` of shape `(B, V)`): of each row's reading without a tail, or 0.
+            weights (`torch.FloatTensor` of shape `(B,)`): its `a`, or 0.
+            tails (`Sequence[tuple[int, Reading]]`): row and reading of all others.
+
+        Returns:
+            `torch.FloatTensor` of shape `(B,)`: the `a` of each row that lie on readings which some token continues.
+        """
+        store, device = self.store, self.store.device
+        maps = [self.alignment.tail_map(reading.tail) for _, reading in tails]
+        counts = torch.tensor([len(tail_map.member_ids) for tail_map in maps])
+        # per reading: where its probabilities begin in the store, where its row begins in `probs`, row, number
+        table = torch.tensor(
+            [[r.entry * store.width, row * probs.shape[1], row, k] for k, (row, r) in enumerate(tails)]
+        )
+        spread = table.repeat_interleave(counts, 0)
+        source = (torch.cat([tail_map.member_ids for tail_map in maps]) + spread[:, 0]).to(device)
+        target = (torch.cat([tail_map.union_ids for tail_map in maps]) + spread[:, 1]).to(device)
+        segment, row_of = spread[:, 3].to(device), table[:, 2].to(device)
+        values = store.take(source)
+        z = torch.zeros(len(tails), device=device).index_add_(0, segment, values)
+        share = torch.tensor([reading.weight for _, reading in tails], device=device).masked_fill(z == 0, 0.0)
+        total = weights.index_add(0, row_of, share)
+        tiny = torch.finfo(z.dtype).tiny
+        probs.mul_((weights / total.clamp(min=tiny))[:, None])
+        share = share / (z * total[row_of]).clamp(min=tiny)
+        probs.view(-1).index_add_(0, target, values * share[segment])
+        self._places = {id(reading): (reading, k) for k, (_, reading) in enumerate(tails)}
+        self.totals = z
+        return total
+
+    def _spread(self, entries: Sequence[int], in_place: bool) -> torch.Tensor:
+        """The probabilities of entries over the union vocabulary: shape `(B, V)`."""
         probs = self._buffer
-        if not in_place or probs is None or len(probs) != len(slots):
-            probs = self.pool.probs.new_empty(len(slots), len(self._gather))  # memory that is new costs page faults
+        if not in_place or probs is None or len(probs) != len(entries):
+            probs = self.store.probs.new_empty(len(entries), len(self._gather))  # new memory costs page faults
             self._buffer = probs if in_place else None
         copied = self.alignment.copied
-        if not goes_row_by_row(self.pool.probs):
-            rows = self.pool.probs[torch.tensor(slots, device=self.pool.device)]
+        if not goes_row_by_row(self.store.probs):
+            rows = self.store.probs[torch.tensor(entries, device=self.store.device)]
             if copied:
                 probs[:, :copied] = rows[:, :copied]
             else:
                 torch.index_select(rows, 1, self._gather, out=probs)
         else:
-            for row, slot in enumerate(slots):
+            for row, entry in enumerate(entries):
                 if copied:
-                    probs[row, :copied] = self.pool.probs[slot, :copied]
+                    probs[row, :copied] = self.store.probs[entry, :copied]
                 else:
-                    torch.index_select(self.pool.probs[slot], 0, self._gather, out=probs[row])
+                    torch.index_select(self.store.probs[entry], 0, self._gather, out=probs[row])
         if copied:
             probs[:, copied:] = 0.0
             if len(self._cleared):
                 probs.index_fill_(1, self._cleared, 0.0)
         if len(self._moved_from):
-            places = torch.tensor(slots, device=self.pool.device)[:, None] * self.pool.width + self._moved_from
-            probs.index_add_(1, self._moved_to, self.pool.take(places))
+            places = torch.tensor(entries, device=self.store.device)[:, None] * self.store.width + self._moved_from
+            probs.index_add_(1, self._moved_to, self.store.take(places))
         return probs

@@ -1,4 +1,4 @@
-"""Reward functions that cannot hang, and whose output is checked before anything is computed from it."""
+"""Reward functions with a time limit and checked outputs."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ import numbers
 import os
 import threading
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any, NoReturn
+from collections.abc import Mapping, Sequence
+from functools import cache
+from typing import Any
 
 import numpy as np
 import torch
@@ -24,29 +24,33 @@ from hf_rlae.rewards import RewardError
 from hf_rlae.rewards.contract import is_async, name_of
 
 _NUM_SHOWN = 3
-# an event loop that nobody blocks answers within microseconds
+_MOST_LISTED = 10
+# an event loop that is not blocked answers within microseconds
 _ANSWER_S = 0.25
+
+Future = concurrent.futures.Future[Any] | asyncio.Future[Any]
 
 
 class GuardedReward:
-    """A reward function in TRL's form that cannot hang, and whose output is N numbers or an error that names it.
+    """A reward function in TRL's form with a time limit. It returns one number per completion or raises an error that
+    names it.
 
-    The function may be sync, `async def`, or an object whose `__call__` is either; where it is async, so is this
-    (`inspect.iscoroutinefunction(guarded.__call__)`, by which TRL decides). With a time limit, a sync function runs in
-    a worker thread; an async one runs in an event loop apart from TRL's. So neither can block training for ever; one
-    that passed its limit is abandoned where it is.
+    The function may be sync, `async def`, or an object whose `__call__` is either. If it is async, so is its guard
+    (`inspect.iscoroutinefunction(guarded.__call__)`, which is what TRL tests). With a time limit, a sync function runs
+    in a worker thread. An async one runs in an event loop of its own, so it cannot block TRL's. A call that exceeds its
+    limit is abandoned: training stops with an error, and the call may keep running in the background.
 
-    A function that needs the main thread (it sets signals, as some timeouts do) wants `timeout_s=None`.
+    A function that needs the main thread (it sets signals, as some timeouts do) needs `timeout_s=None`.
 
     Source: ours.
 
     Args:
         reward (callable): `reward(prompts, completions, completion_ids, **columns) -> list`.
-        name (`str`, *optional*): its `__name__`, for logs and messages; the function's own if not given.
-        timeout_s (`float`, *optional*, defaults to 60): seconds for one call; 0 or `None` for no limit and no thread.
+        name (`str`, *optional*): its `__name__`, for logs and messages; the function's own by default.
+        timeout_s (`float`, *optional*, defaults to 60): seconds per call; 0 or `None` for no limit and no thread.
 
     Raises:
-        ConfigError: not a callable, a class or model in place of one, or a limit that is not a number of at least 0.
+        ConfigError: not a callable, a class or model instead of one, or a limit that is not a number of at least 0.
 
     Example:
 
@@ -61,7 +65,7 @@ class GuardedReward:
 
     def __init__(self, reward: Any, name: str | None = None, timeout_s: float | None = 60.0) -> None:
         if inspect.isclass(reward):
-            raise ConfigError(f"the reward {reward.__name__} is a class; give an object of it: {reward.__name__}(...)")
+            raise ConfigError(f"the reward {reward.__name__} is a class; give an instance: {reward.__name__}(...)")
         if isinstance(reward, nn.Module) or not callable(reward):
             raise ConfigError(
                 f"a reward function must be a callable, got {type(reward).__name__}; "
@@ -77,98 +81,103 @@ class GuardedReward:
     def __call__(
         self, prompts: Sequence[Any], completions: Sequence[Any], completion_ids: Any = None, **columns: Any
     ) -> Any:
-        """N rewards.
+        """One reward per completion.
 
         Args:
             prompts (`Sequence`): N prompts.
             completions (`Sequence`): N completions.
             completion_ids (`Sequence[Sequence[int]]`, *optional*): N lists of token ids.
-            columns: whatever else TRL gives.
+            columns: all other arguments that TRL passes.
 
         Returns:
-            `list[float | None]`: finite numbers; `None` where a completion could not be judged. Where the function is
-            async, a coroutine that gives this.
+            `list[float | None]`: finite numbers; `None` where a completion could not be judged. If the function is
+            async, a coroutine that returns this list.
 
         Raises:
-            RewardError: the function raised, passed its time limit, or gave something else than N numbers.
+            RewardError: the function raised, exceeded its time limit, or did not return N numbers.
         """
-        arguments = {"prompts": prompts, "completions": completions, "completion_ids": completion_ids, **columns}
-        try:
-            output = self.reward(**arguments) if self.timeout_s is None else self._in_thread(arguments)
-        except _TimeLimit:
-            raise self._time_limit(prompts, completions) from None
-        except Exception as error:
-            self._fail(error)
-        return self._checked(output, completions)
+        columns |= {"prompts": prompts, "completions": completions, "completion_ids": completion_ids}
+        return self.finish(self.start(columns), columns, time.monotonic())
 
-    def _in_thread(self, arguments: dict[str, Any]) -> Any:
-        done: concurrent.futures.Future[Any] = concurrent.futures.Future()
-        context = contextvars.copy_context()
-        with_grad = torch.is_grad_enabled()
+    def start(self, arguments: Mapping[str, Any]) -> concurrent.futures.Future[Any]:
+        """Starts a call. Without a time limit, a sync function runs here, and its future is done."""
+        future: concurrent.futures.Future[Any] = concurrent.futures.Future()
+        future.set_running_or_notify_cancel()  # so that it cannot be cancelled: a thread cannot be stopped
+        context, with_grad = contextvars.copy_context(), torch.is_grad_enabled()
         device = torch.cuda.current_device() if torch.cuda.is_initialized() else None
 
         def work() -> None:
             try:
-                # both belong to a thread
+                # the current device and the gradient mode belong to a thread
                 if device is not None:
                     torch.cuda.set_device(device)
                 with torch.set_grad_enabled(with_grad):
-                    done.set_result(context.run(self.reward, **arguments))
+                    future.set_result(context.run(self.reward, **arguments))
             except BaseException as error:
-                done.set_exception(error)
+                future.set_exception(error)
 
-        threading.Thread(target=work, name=f"reward {self.__name__}", daemon=True).start()
-        concurrent.futures.wait([done], self.timeout_s)
-        if not done.done():
-            raise _TimeLimit
-        return done.result()
+        if self.timeout_s is None:
+            work()
+        else:
+            threading.Thread(target=work, name=f"reward {self.__name__}", daemon=True).start()
+        return future
 
-    def _time_limit(self, prompts: Sequence[Any], completions: Sequence[Any]) -> RewardError:
-        samples = [
-            f"{prompt!r:.60} -> {completion!r:.60}"
-            for prompt, completion in list(zip(prompts, completions, strict=False))[:_NUM_SHOWN]
-        ]
-        more = ", ..." if len(completions) > _NUM_SHOWN else ""
-        return RewardError(
-            f"the reward {self.__name__} passed its time limit of {self.timeout_s:g} s while it judged "
-            f"{len(completions)} samples ({', '.join(samples)}{more}); mend it, or give it more time"
-        )
+    def finish(
+        self, future: concurrent.futures.Future[Any], arguments: Mapping[str, Any], start_s: float
+    ) -> list[float | None]:
+        """Waits for a call that `start` began and returns its rewards; see `__call__`.
 
-    def _fail(self, error: Exception) -> NoReturn:
+        Args:
+            future (`concurrent.futures.Future`): what `start` returned.
+            arguments (`Mapping`): of the call.
+            start_s (`float`): when the call began, in seconds of the monotonic clock.
+        """
+        left = None if self.timeout_s is None else max(0.0, self.timeout_s - (time.monotonic() - start_s))
+        concurrent.futures.wait([future], left)
+        return self._result(future, arguments)
+
+    def _result(self, future: Future, arguments: Mapping[str, Any]) -> list[float | None]:
+        if not future.done():
+            if future.cancel():  # only the call of an async reward can be cancelled
+                _leave_blocked_loop()
+            raise self._time_limit_error(arguments["prompts"], arguments["completions"])
+        error = future.exception()
         if isinstance(error, HfRlaeError):
             error.add_note(f"raised in the reward {self.__name__}")
-            raise error
-        hint = ""
-        if self.timeout_s is not None and "main thread" in str(error):
-            hint = "; with timeout_s=None it runs in the main thread"
-        raise RewardError(f"the reward {self.__name__} raised {type(error).__name__}: {error}{hint}") from error
+        elif isinstance(error, Exception):
+            needs_main_thread = self.timeout_s is not None and "main thread" in str(error)
+            hint = "; with timeout_s=None it runs in the main thread" if needs_main_thread else ""
+            raise RewardError(f"the reward {self.__name__} raised {type(error).__name__}: {error}{hint}") from error
+        return self._checked(future.result(), arguments["completions"])
+
+    def _time_limit_error(self, prompts: Sequence[Any], completions: Sequence[Any]) -> RewardError:
+        pairs = list(zip(prompts, completions, strict=False))[:_NUM_SHOWN]
+        samples = [f"{prompt!r:.60} -> {completion!r:.60}" for prompt, completion in pairs]
+        more = ", ..." if len(completions) > _NUM_SHOWN else ""
+        return RewardError(
+            f"the reward {self.__name__} exceeded its time limit of {self.timeout_s:g} s while it judged "
+            f"{len(completions)} samples ({', '.join(samples)}{more}); make it faster, or increase the limit "
+            "(reward_timeout of a trainer)"
+        )
 
     def _checked(self, output: Any, completions: Sequence[Any]) -> list[float | None]:
+        given = f"the reward {self.__name__} returned"
+        expected = f"expected a list of {len(completions)} numbers, one per completion, None if it could not be judged"
         if isinstance(output, torch.Tensor | np.ndarray):
             if output.ndim != 1:
-                raise RewardError(
-                    f"the reward {self.__name__} returned an array of shape {tuple(output.shape)}; "
-                    f"expected ({len(completions)},), one number a completion"
-                )
+                raise RewardError(f"{given} an array of shape {tuple(output.shape)}; {expected}")
             output = output.tolist()
         if not isinstance(output, Sequence) or isinstance(output, str | bytes):
-            raise RewardError(
-                f"the reward {self.__name__} returned {_shown(output)}; expected a list of "
-                f"{len(completions)} numbers, one a completion"
-            )
+            raise RewardError(f"{given} {_shown(output)}; {expected}")
         if len(output) != len(completions):
-            raise RewardError(
-                f"the reward {self.__name__} returned {len(output)} rewards for {len(completions)} completions; "
-                f"expected one a completion, in their order, and None for one that could not be judged"
-            )
+            raise RewardError(f"{given} {len(output)} rewards for {len(completions)} completions; {expected}")
         values = [_number(entry) for entry in output]
         bad = [at for at, value in enumerate(values) if value is None and output[at] is not None]
         if bad:
-            places = ", ".join(str(at) for at in bad[:10]) + (", ..." if len(bad) > 10 else "")
+            places = ", ".join(map(str, bad[:_MOST_LISTED])) + (", ..." if len(bad) > _MOST_LISTED else "")
             raise RewardError(
-                f"the reward {self.__name__} returned {_shown(output[bad[0]])} for the completion "
-                f"{completions[bad[0]]!r:.80}; expected a finite number, or None for one that could not be judged. "
-                f"Samples: {places} of {len(output)}"
+                f"{given} {_shown(output[bad[0]])} for the completion {completions[bad[0]]!r:.80}; expected a finite "
+                f"number, or None if it could not be judged. Samples: {places} of {len(output)}"
             )
         return values
 
@@ -180,123 +189,61 @@ class GuardedReward:
 
 
 class GuardedAsyncReward(GuardedReward):
-    """What `GuardedReward` gives for an async function; see there."""
+    """What `GuardedReward` makes of an async function; see there."""
 
     async def __call__(
         self, prompts: Sequence[Any], completions: Sequence[Any], completion_ids: Any = None, **columns: Any
     ) -> list[float | None]:
         """See `GuardedReward.__call__`."""
-        running = self.start(prompts=prompts, completions=completions, completion_ids=completion_ids, **columns)
-        try:
-            outcome = await asyncio.wait_for(asyncio.wrap_future(running.future), self.timeout_s)
-        except TimeoutError:
-            raise self._late(running) from None
-        return self._finished(outcome, running)
+        columns |= {"prompts": prompts, "completions": completions, "completion_ids": completion_ids}
+        future = asyncio.wrap_future(self.start(columns))
+        await asyncio.wait([future], timeout=self.timeout_s)
+        return self._result(future, columns)
 
-    def start(self, **arguments: Any) -> RunningReward:
-        """Begins a call in the event loop of the rewards; `finish` waits for it.
+    def start(self, arguments: Mapping[str, Any]) -> concurrent.futures.Future[Any]:
+        """See `GuardedReward.start`; the call runs in the event loop of the rewards."""
 
-        Args:
-            arguments: those of `GuardedReward.__call__`.
-        """
-
-        async def outcome() -> tuple[Any, BaseException | None]:
+        async def output() -> Any:
             try:
-                return await self.reward(**arguments), None
-            except asyncio.CancelledError:
-                raise
-            except BaseException as error:
-                # one that is not an `Exception` would end the loop, and nobody would ever be told
-                return None, error
+                return await self.reward(**arguments)
+            except (KeyboardInterrupt, SystemExit) as error:
+                # it would end the loop, and the future would never be done
+                raise RewardError(f"the reward {self.__name__} raised {type(error).__name__}") from error
 
-        return RunningReward(asyncio.run_coroutine_threadsafe(outcome(), _loops.current()), arguments, time.monotonic())
-
-    def finish(self, running: RunningReward) -> list[float | None]:
-        """The rewards of a call that `start` began; see `GuardedReward.__call__`."""
-        left = None
-        if self.timeout_s is not None:
-            left = max(0.0, self.timeout_s - (time.monotonic() - running.since))
-        try:
-            outcome = running.future.result(left)
-        except TimeoutError:
-            raise self._late(running) from None
-        return self._finished(outcome, running)
-
-    def _late(self, running: RunningReward) -> RewardError:
-        running.future.cancel()
-        _loops.leave_if_blocked()
-        return self._time_limit(running.arguments["prompts"], running.arguments["completions"])
-
-    def _finished(self, outcome: tuple[Any, BaseException | None], running: RunningReward) -> list[float | None]:
-        output, error = outcome
-        if isinstance(error, Exception):
-            self._fail(error)
-        if error is not None:
-            raise RewardError(f"the reward {self.__name__} raised {type(error).__name__}") from error
-        return self._checked(output, running.arguments["completions"])
+        return asyncio.run_coroutine_threadsafe(output(), _reward_loop())
 
 
-@dataclass(frozen=True)
-class RunningReward:
-    """A call of an async reward that has begun.
+@cache
+def _reward_loop() -> asyncio.AbstractEventLoop:
+    """The event loop of all async rewards, in a daemon thread.
 
-    Args:
-        future (`concurrent.futures.Future`): of the output and what was raised.
-        arguments (`dict`): of the call.
-        since (`float`): when it began, on the monotonic clock, in seconds.
+    Rewards share one loop because what they hold (the client of a server) may be bound to it.
     """
-
-    future: concurrent.futures.Future[Any]
-    arguments: dict[str, Any]
-    since: float
-
-
-class _TimeLimit(Exception):
-    """Another class than the `TimeoutError` that a reward itself may raise."""
+    loop = asyncio.new_event_loop()
+    threading.Thread(target=loop.run_forever, name="async rewards", daemon=True).start()
+    return loop
 
 
-class _Loops:
-    """The event loop in which async rewards run, in a thread that ends with the process.
-
-    All share one, because what they hold (a client of a server) may be bound to it. One that a reward has blocked is
-    left behind.
-    """
-
-    def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self._loop: asyncio.AbstractEventLoop | None = None
-        self._pid = 0
-
-    def current(self) -> asyncio.AbstractEventLoop:
-        with self._lock:
-            # threads do not survive a fork
-            if self._loop is None or self._pid != os.getpid():
-                self._loop, self._pid = asyncio.new_event_loop(), os.getpid()
-                threading.Thread(target=self._loop.run_forever, name="async rewards", daemon=True).start()
-            return self._loop
-
-    def leave_if_blocked(self) -> None:
-        with self._lock:
-            if self._loop is None:
-                return
-            answer = threading.Event()
-            self._loop.call_soon_threadsafe(answer.set)
-            if not answer.wait(_ANSWER_S):
-                self._loop = None
+def _leave_blocked_loop() -> None:
+    """If a reward blocks the event loop, later calls get another one."""
+    answer = threading.Event()
+    _reward_loop().call_soon_threadsafe(answer.set)
+    if not answer.wait(_ANSWER_S):
+        _reward_loop.cache_clear()
 
 
-_loops = _Loops()
+if hasattr(os, "register_at_fork"):  # not on Windows
+    # threads do not survive a fork
+    os.register_at_fork(after_in_child=_reward_loop.cache_clear)
 
 
 def _number(entry: Any) -> float | None:
     """The value of a finite number of Python, numpy or torch; `None` for anything else."""
     if isinstance(entry, torch.Tensor | np.ndarray | np.generic):
-        count = entry.numel() if isinstance(entry, torch.Tensor) else entry.size
-        entry = entry.item() if count == 1 else None
+        entry = entry.reshape(-1).tolist()
+        entry = entry[0] if len(entry) == 1 else None
     # True and False are numbers too: right and wrong
-    if not isinstance(entry, numbers.Real) or not math.isfinite(entry):
-        return None
-    return float(entry)
+    return float(entry) if isinstance(entry, numbers.Real) and math.isfinite(entry) else None
 
 
 def _shown(value: Any) -> str:

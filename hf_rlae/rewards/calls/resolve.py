@@ -1,27 +1,27 @@
-"""Reward functions of a trainer: from what the user gave to a list of callables, and from these to numbers."""
+"""Resolves a trainer's `reward_funcs` to callables, and calls them."""
 
 from __future__ import annotations
 
 import importlib
-import inspect
 import logging
 import os
 import re
+import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import nn
-from transformers import AutoTokenizer, PreTrainedModel
 
 from hf_rlae.errors import ConfigError, nearest
+from hf_rlae.hub_ids import is_repo_id
 from hf_rlae.rewards import RewardError, get_reward, list_rewards, reward_model
 from hf_rlae.rewards.calls.guarded import GuardedAsyncReward, GuardedReward
+from hf_rlae.rewards.contract import columns_of
 
 logger = logging.getLogger(__name__)
 
 _DOTTED = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)+")
-_HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 _OWN_COLUMNS = ("prompt", "completion", "completion_ids")
 
 
@@ -32,9 +32,9 @@ def resolve_rewards(
     wrap_models: bool = False,
     reward_processing_classes: Any = None,
 ) -> list[Any]:
-    """What a trainer's `reward_funcs` may be, as a list in which every function is a `GuardedReward`.
+    """A trainer's `reward_funcs` as a list in which every function is a `GuardedReward`.
 
-    Source: ours; what may be given is TRL's `reward_funcs`, and names besides.
+    Source: ours; accepts what TRL's `reward_funcs` accepts, and the names of registered rewards.
 
     Args:
         reward_funcs: one of these, or a list of them: a registered name (`"gsm8k"`), a dotted path
@@ -42,15 +42,15 @@ def resolve_rewards(
             id or folder.
         timeout_s (`float`, *optional*, defaults to 60): see `GuardedReward`; models have no limit.
         wrap_models (`bool`, defaults to `False`): whether models become functions, by `hf_rlae.rewards.reward_model`.
-            TRL's trainers call models themselves: there they stay as they are.
-        reward_processing_classes (*optional*): a tokenizer, or a list with one or `None` for each reward; for models
-            that are wrapped.
+            TRL's trainers call models themselves, so for them models stay as they are.
+        reward_processing_classes (*optional*): a tokenizer, or a list with a tokenizer or `None` per reward; used for
+            models that are wrapped.
 
     Returns:
-        `list`: a new one, in the order given.
+        `list`: a new list in the same order.
 
     Raises:
-        ConfigError: names what can be none of these.
+        ConfigError: an entry is none of these; the message names it.
 
     Example:
 
@@ -60,16 +60,21 @@ def resolve_rewards(
     given = list(reward_funcs) if isinstance(reward_funcs, list | tuple) else [reward_funcs]
     if not given or reward_funcs is None:
         raise ConfigError(
-            f"reward_funcs is {reward_funcs!r}; give a function, a name ({', '.join(list_rewards())}), ..."
+            f"reward_funcs is {reward_funcs!r}; give one of these, or a list of them: a function, the dotted path of "
+            "a function (package.module.function), a sequence-classification model, its folder or Hub id (owner/name), "
+            f"or the name of a registered reward ({', '.join(list_rewards())})"
         )
     tokenizers = reward_processing_classes
     if not isinstance(tokenizers, list | tuple):
         tokenizers = [tokenizers] * len(given)
     if len(tokenizers) != len(given):
-        raise ConfigError(f"reward_processing_classes has {len(tokenizers)} entries for {len(given)} rewards")
+        raise ConfigError(
+            f"reward_processing_classes has {len(tokenizers)} entries for {len(given)} rewards; give one tokenizer or "
+            "None per reward"
+        )
     resolved = []
     for entry, tokenizer in zip(given, tokenizers, strict=True):
-        found = _by_name(entry) if isinstance(entry, str | os.PathLike) else entry
+        found = _by_name(os.fspath(entry)) if isinstance(entry, str | os.PathLike) else entry
         if isinstance(found, str | nn.Module):
             resolved.append(_of_model(found, tokenizer) if wrap_models else found)
         else:
@@ -83,23 +88,21 @@ def call_rewards(
     completions: Sequence[Any],
     completion_ids: Sequence[Sequence[int]] | None = None,
     columns: Mapping[str, Any] | None = None,
-    device: torch.device | str = "cpu",
 ) -> torch.Tensor:
-    """The rewards of one batch by every function; async ones run while the others do.
+    """The rewards of one batch by every function. Async functions run while the others do.
 
     Source: ours; the call is TRL's (`GRPOTrainer._calculate_rewards`).
 
     Args:
-        funcs (`Sequence[GuardedReward]`): F functions, as `resolve_rewards(..., wrap_models=True)` gives them.
+        funcs (`Sequence[GuardedReward]`): F functions, from `resolve_rewards(..., wrap_models=True)`.
         prompts (`Sequence`): N prompts.
         completions (`Sequence`): N completions.
         completion_ids (`Sequence[Sequence[int]]`, *optional*): N lists of token ids.
-        columns (`Mapping`, *optional*): columns of the data set with N values each, and whatever else is to be passed,
-            such as TRL's `trainer_state`, `log_extra` and `log_metric`.
-        device (`torch.device`, defaults to the CPU): of the result.
+        columns (`Mapping`, *optional*): columns of the dataset with N values each, and other arguments to pass on, such
+            as TRL's `trainer_state`, `log_extra` and `log_metric`.
 
     Returns:
-        `torch.FloatTensor` of shape `(N, F)`: NaN where a function could not judge.
+        `torch.FloatTensor` of shape `(N, F)`, on the CPU: NaN where a function could not judge the completion.
 
     Raises:
         RewardError: see `GuardedReward`.
@@ -113,27 +116,31 @@ def call_rewards(
             [0.]])
     """
     arguments = {**(columns or {}), "prompts": prompts, "completions": completions, "completion_ids": completion_ids}
-    running = {at: func.start(**arguments) for at, func in enumerate(funcs) if isinstance(func, GuardedAsyncReward)}
+    start_s = time.monotonic()
+    running = {at: func.start(arguments) for at, func in enumerate(funcs) if isinstance(func, GuardedAsyncReward)}
     rewards = torch.full((len(completions), len(funcs)), torch.nan)
     try:
-        # the others first, while these run
+        # sync functions first, while the async ones run
         for at in sorted(range(len(funcs)), key=lambda at: at in running):
-            func = funcs[at]
-            values = func.finish(running[at]) if isinstance(func, GuardedAsyncReward) else func(**arguments)
+            if at in running:
+                values = funcs[at].finish(running[at], arguments, start_s)
+            else:
+                values = funcs[at](**arguments)
             rewards[:, at] = torch.tensor([torch.nan if value is None else value for value in values])
     finally:
-        for begun in running.values():
-            begun.future.cancel()
+        for future in running.values():
+            future.cancel()
     unjudged = rewards.isnan().all(1).nonzero()[:, 0].tolist()
     if unjudged:
+        first = unjudged[0]
         logger.warning(
             "no reward could judge %d of %d samples, the first: %.80r -> %.80r",
             len(unjudged),
             len(completions),
-            prompts[unjudged[0]],
-            completions[unjudged[0]],
+            prompts[first],
+            completions[first],
         )
-    return rewards.to(device)
+    return rewards
 
 
 class RewardCalls:
@@ -141,12 +148,17 @@ class RewardCalls:
 
     Args:
         reward_funcs: see `resolve_rewards`.
-        weights (`Sequence[float]`, *optional*): one a function; `None` = all 1.
-        timeout_s (`float`): seconds that one may take; 0 for no limit.
+        weights (`Sequence[float]`, *optional*): one per function; all 1 by default.
+        timeout_s (`float`): seconds per call of one function; 0 for no limit.
         processing_classes (*optional*): tokenizers of reward models.
 
+    Attributes:
+        funcs (`list[GuardedReward]`): F functions.
+        names (`list[str]`): their names; functions of the same name are numbered.
+        weights (`torch.Tensor` of shape `(F,)`): their weights.
+
     Raises:
-        ConfigError: functions that are none, or another number of weights.
+        ConfigError: an entry is not a reward, or the number of weights differs from that of the functions.
     """
 
     def __init__(
@@ -160,15 +172,19 @@ class RewardCalls:
         if weights is not None and len(weights) != len(self.funcs):
             raise ConfigError(
                 f"reward_weights has {len(weights)} entries for {len(self.funcs)} reward functions "
-                f"({', '.join(self.names)}); give one a function"
+                f"({', '.join(self.names)}); give one weight per function"
             )
         self.weights = torch.ones(len(self.funcs)) if weights is None else torch.tensor(list(map(float, weights)))
 
     @property
     def columns(self) -> set[str]:
-        """The columns that the functions name among their arguments."""
-        called = [func.reward for func in self.funcs]
-        return {name for func in called for name in inspect.signature(func).parameters}
+        """The columns of the dataset that the functions are known to read."""
+        return set().union(*(columns_of(func.reward) for func in self.funcs))
+
+    @property
+    def required_columns(self) -> dict[str, str]:
+        """The columns of the dataset that a function declares as required, each with the function's name."""
+        return {column: func.__name__ for func in self.funcs for column in getattr(func.reward, "required_columns", ())}
 
     def __call__(
         self,
@@ -178,48 +194,42 @@ class RewardCalls:
         completion_ids: Sequence[Sequence[int]],
         **extras: Any,
     ) -> torch.Tensor:
-        """Rewards of shape `(N, F)`, NaN where a function could not judge.
+        """Rewards of shape `(N, F)`, NaN where a function could not judge the completion.
 
         Args:
             inputs (`Sequence[dict]`): N examples; their other columns are passed on.
-            prompts, completions, completion_ids: one a row.
+            prompts, completions, completion_ids: one per row.
             extras: `trainer_state`, `log_extra` and `log_metric`, as in TRL.
         """
         columns = {name: [example.get(name) for example in inputs] for name in inputs[0] if name not in _OWN_COLUMNS}
         return call_rewards(self.funcs, prompts, completions, completion_ids, {**columns, **extras})
 
-    def weighted(self, rewards_per_func: torch.Tensor) -> torch.Tensor:
-        """Weighted sums `(N,)` of what was judged; NaN where nothing was."""
-        total = (rewards_per_func * self.weights).nansum(1)
-        return total.masked_fill(rewards_per_func.isnan().all(1), torch.nan)
-
     def check(self, rewards: Any, count: int) -> torch.Tensor:
         """Rewards in fp32 on the CPU.
 
         Raises:
-            RewardError: something else than a tensor of shape `(count, F)`.
+            RewardError: not a tensor of shape `(count, F)`.
         """
         expected = (count, len(self.funcs))
         if not isinstance(rewards, torch.Tensor) or tuple(rewards.shape) != expected:
             given = tuple(rewards.shape) if isinstance(rewards, torch.Tensor) else type(rewards).__name__
             raise RewardError(
-                f"_calculate_rewards returned {given}; expected a tensor of shape (texts, reward functions) = "
+                f"_calculate_rewards returned {given}; expected a tensor of shape (completions, reward functions) = "
                 f"{expected}, NaN where a function could not judge"
             )
         return rewards.detach().to(dtype=torch.float32, device="cpu")
 
 
-def _by_name(given: str | os.PathLike[str]) -> Any:
-    name = os.fspath(given)
+def _by_name(name: str) -> Any:
     if name in list_rewards():
         return get_reward(name)
-    if os.path.isdir(name) or _HUB_ID.fullmatch(name):
+    if os.path.isdir(name) or ("/" in name and is_repo_id(name)):
         return name
     if _DOTTED.fullmatch(name):
         return _imported(name)
     raise ConfigError(
-        f"reward_funcs: {name!r} is no registered reward ({nearest(name, list_rewards())}), no dotted path of a "
-        f"function (package.module.function), no folder and no Hub id of a model (owner/name)"
+        f"reward_funcs: {name!r} is not a registered reward ({nearest(name, list_rewards())}), nor the dotted path of "
+        "a function (package.module.function), nor the folder or Hub id of a model (owner/name)"
     )
 
 
@@ -235,18 +245,7 @@ def _imported(path: str) -> Any:
     return getattr(module, attribute)
 
 
-def _of_model(model: str | nn.Module, tokenizer: Any) -> GuardedReward:
-    if isinstance(model, str):
-        return GuardedReward(reward_model(model, tokenizer, name=os.path.basename(model.rstrip("/"))), timeout_s=None)
-    if not isinstance(model, PreTrainedModel):
-        raise ConfigError(f"reward_funcs: expected a model of transformers, got {type(model).__name__}")
-    source = model.config.name_or_path or ""
-    if tokenizer is None:
-        if not source:
-            raise ConfigError(
-                "reward_funcs: the loaded reward model does not say where its tokenizer is; "
-                "give it as reward_processing_classes"
-            )
-        tokenizer = AutoTokenizer.from_pretrained(source)
+def _of_model(model: Any, tokenizer: Any) -> GuardedReward:
+    source = model if isinstance(model, str) else getattr(getattr(model, "config", None), "name_or_path", "")
     name = os.path.basename(source.rstrip("/")) or "reward_model"
     return GuardedReward(reward_model(model, tokenizer, name=name), timeout_s=None)

@@ -1,4 +1,4 @@
-"""The agents' adapters: one LoRA adapter an agent on one frozen base."""
+"""The agents' adapters: one LoRA adapter per agent on one frozen base model."""
 
 from __future__ import annotations
 
@@ -17,59 +17,55 @@ from hf_rlae.errors import CheckpointError, ConfigError
 from hf_rlae.trainers.cory.roles import draws_apart
 
 FIRST = "default"
-"""PEFT's name for the adapter of the first agent, which TRL makes."""
+"""PEFT's name for the first agent's adapter, which TRL creates."""
 
 
 class AgentAdapters:
-    """The adapters of all agents, of which one at a time is active.
+    """The adapters of all agents; one at a time is active.
 
-    The first agent has the adapter `default`. The others are added here, as copies of it under their agents' names,
-    since CORY begins with duplicates of one model.
+    The first agent has the adapter `default`. The others are added as copies of it under their agents' names, since
+    CORY starts with duplicates of one model.
 
-    All agents' parameters keep `requires_grad`, whichever is active: PEFT freezes an adapter that is added or left, and
-    an optimizer or DDP that is built then would never train it.
+    All agents' parameters keep `requires_grad`, whichever agent is active: PEFT freezes adapters that are added or
+    deactivated, and an optimizer or DDP that is built then would never train them.
 
-    Source: CORY (arXiv 2410.06101) for the duplicates; one adapter an agent is ours.
+    Source: CORY (arXiv 2410.06101) for the duplicates; one adapter per agent is ours.
 
     Args:
         model (`PeftModel`): with the adapter `default`.
         names (`Sequence[str]`): of the agents.
 
     Raises:
-        ConfigError: a name that the model uses for something else.
+        ConfigError: a name that the model already uses.
     """
 
     def __init__(self, model: PeftModel, names: Sequence[str]) -> None:
         self.model = model
         self.adapters = {name: FIRST if index == 0 else name for index, name in enumerate(names)}
-        named = [name for name, _ in [*model.named_modules(), *model.named_parameters()]]
-        taken = {part for name in named for part in name.split(".")} | set(model.peft_config)
-        for name in list(names)[1:]:
-            # a module dictionary, in which PEFT keeps adapters, has no room for the names of its methods
-            if name in taken or hasattr(nn.ModuleDict, name) or hasattr(nn.ParameterDict, name):
-                raise ConfigError(f"agent_names: the model has something named {name!r} already; take another name")
-        first = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
-        self._parameters = {names[0]: first}
-        for name in list(names)[1:]:
+        first, *others = names
+        _check_names(model, others)
+        trained = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
+        self._parameters = {first: trained}
+        for name in others:
             self._parameters[name] = self._added(name)
-        self.activate(names[0])
+        self.activate(first)
 
     def _added(self, name: str) -> dict[str, nn.Parameter]:
         """A copy of the first agent's adapter under another name."""
         known = {id(parameter) for parameter in self.model.parameters()}
-        with draws_apart(0):  # what PEFT draws is replaced by the copy
+        with draws_apart(0):  # the copy replaces what PEFT draws
             self.model.add_adapter(name, copy.deepcopy(self.model.peft_config[FIRST]))
         added = {key: value for key, value in self.model.named_parameters() if id(value) not in known}
         first = next(iter(self._parameters.values()))
         with torch.no_grad():
             for key, parameter in added.items():
                 source = ".".join(FIRST if part == name else part for part in key.split("."))
-                parameter.data = first[source].detach().clone()  # in its precision, too
+                parameter.data = first[source].detach().clone()  # copies the dtype as well
         return added
 
     @property
     def names(self) -> list[str]:
-        """The agents, in their first order."""
+        """The agents, in their initial order."""
         return list(self.adapters)
 
     @property
@@ -79,13 +75,13 @@ class AgentAdapters:
         return next(name for name, own in self.adapters.items() if own == adapter)
 
     def parameters(self, name: str) -> list[nn.Parameter]:
-        """What trains of an agent."""
+        """The trained parameters of an agent."""
         return list(self._parameters[name].values())
 
     def activate(self, name: str) -> None:
-        """Makes an agent's adapter the one that the model computes with; all stay trainable."""
+        """Activates an agent's adapter; all adapters stay trainable."""
         if name not in self.adapters:
-            raise ConfigError(f"there is no agent {name!r}; there are {', '.join(self.adapters)}")
+            raise ConfigError(f"there is no agent {name!r}; the agents are {', '.join(self.adapters)}")
         if self.model.active_adapter != self.adapters[name]:
             self.model.set_adapter(self.adapters[name])
         for own in self._parameters.values():
@@ -94,7 +90,7 @@ class AgentAdapters:
 
     @contextlib.contextmanager
     def acting(self, name: str) -> Iterator[None]:
-        """An agent is active inside, and the former one again afterwards."""
+        """Activates an agent inside, and the former one again afterwards."""
         former = self.active
         self.activate(name)
         try:
@@ -103,7 +99,7 @@ class AgentAdapters:
             self.activate(former)
 
     def folder(self, name: str, root: str | os.PathLike[str]) -> str:
-        """Where PEFT saves an agent's adapter: the first one in the folder itself, the others in one of their name."""
+        """PEFT's folder of an agent's adapter: `root` for the first agent, a folder of their name for the others."""
         return os.fspath(root) if self.adapters[name] == FIRST else os.path.join(root, name)
 
     def load(self, root: str | os.PathLike[str]) -> None:
@@ -123,11 +119,10 @@ class AgentAdapters:
             weights = load_peft_weights(self.folder(name, root), device=str(device))
             try:
                 result: Any = set_peft_model_state_dict(self.model, weights, adapter_name=adapter)
-            except RuntimeError as error:  # other shapes
-                fault = str(error).strip().splitlines()[-1].strip()
-            else:
                 absent = {key for key in result.missing_keys if adapter in key.split(".")} | set(result.unexpected_keys)
                 fault = ", ".join(sorted(absent)[:3])
+            except RuntimeError as error:  # other shapes
+                fault = str(error).strip().splitlines()[-1].strip()
             if fault:
                 raise CheckpointError(
                     f"{self.folder(name, root)} does not fit the adapter of {name}: {fault}; it was saved with another "
@@ -135,10 +130,19 @@ class AgentAdapters:
                 )
 
 
-def config_for_texts(peft_config: LoraConfig) -> LoraConfig:
-    """A copy of an adapter's configuration that says what the model is for, as `AutoPeftModelForCausalLM` asks.
+def _check_names(model: PeftModel, names: Sequence[str]) -> None:
+    named = [name for name, _ in [*model.named_modules(), *model.named_parameters()]]
+    taken = {part for name in named for part in name.split(".")} | set(model.peft_config)
+    for name in names:
+        # PEFT keeps adapters in module dictionaries, where keys cannot have the names of methods
+        if name in taken or hasattr(nn.ModuleDict, name) or hasattr(nn.ParameterDict, name):
+            raise ConfigError(f"agent_names: the model has something named {name!r} already; give another name")
 
-    It is a copy because PEFT writes into what it is given.
+
+def config_for_texts(peft_config: LoraConfig) -> LoraConfig:
+    """A copy of an adapter's configuration with the task type that `AutoPeftModelForCausalLM` needs.
+
+    It is a copy because PEFT changes the configuration that it is given.
 
     Example:
 
@@ -147,7 +151,7 @@ def config_for_texts(peft_config: LoraConfig) -> LoraConfig:
     """
     adapted = copy.deepcopy(peft_config)
     adapted.task_type = adapted.task_type or "CAUSAL_LM"
-    adapted.inference_mode = False  # which configurations that were published with an adapter set
+    adapted.inference_mode = False  # published adapters have True
     return adapted
 
 

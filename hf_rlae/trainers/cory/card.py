@@ -1,13 +1,12 @@
-"""What is saved and published of a team of agents: every adapter, each where it can be loaded from, and a card."""
+"""What a training of several agents saves and publishes: every adapter in its own folder, and a model card."""
 
 from __future__ import annotations
 
 import contextlib
-import importlib.metadata
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -18,15 +17,14 @@ from transformers.utils.hub import hf_api
 from hf_rlae.errors import ConfigError
 from hf_rlae.files import write_whole
 from hf_rlae.trainers.cory.agents import FIRST, AgentAdapters
-from hf_rlae.trainers.cory.checks import check_published_base, is_published
-
-_VERSIONS = ("torch", "transformers", "trl", "peft", "datasets")
+from hf_rlae.trainers.cory.checks import check_published_base
+from hf_rlae.trainers.model_cards import all_tags, is_hub_id, model_card
 
 
 class AgentPublisher(Trainer):
-    """A mixin for trainers of several adapters: what is saved, or pushed, holds all of them, and a card of its own.
+    """A mixin for trainers of several adapters: what is saved or pushed has all of them, and its own model card.
 
-    In a folder or repository the first agent lies at the root and each other one in a folder of its name.
+    In a folder or repository the first agent is at the root and each other agent in a folder of its name.
 
     Source: ours.
     """
@@ -40,8 +38,8 @@ class AgentPublisher(Trainer):
 
     def set_base_model_id(self) -> None:
         """Writes `base_model_id` into the adapters' configurations."""
-        for config in self.agents.model.peft_config.values():
-            if self.args.base_model_id is not None:
+        if self.args.base_model_id is not None:
+            for config in self.agents.model.peft_config.values():
                 config.base_model_name_or_path = self.args.base_model_id
 
     def _check_base(self) -> None:
@@ -50,13 +48,12 @@ class AgentPublisher(Trainer):
     def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
         with self._saveable_args():
             super()._save(output_dir, state_dict)
-        folder = str(output_dir or self.args.output_dir)
-        if self.args.should_save:  # PEFT has written a card about one adapter
-            write_whole(os.path.join(folder, "README.md"), cory_card(self._facts()))
+        if self.args.should_save:  # replaces PEFT's card, which describes one adapter
+            write_whole(Path(output_dir or self.args.output_dir, "README.md"), self._card())
 
     @contextlib.contextmanager
     def _saveable_args(self) -> Iterator[None]:
-        """Inside, `args` holds no function: transformers pickles it."""
+        """Inside, `args` has no function, because transformers pickles it."""
         template = self.args.observer_template
         self.args.observer_template = self.args.told_template
         try:
@@ -65,11 +62,11 @@ class AgentPublisher(Trainer):
             self.args.observer_template = template
 
     def save_agent(self, agent: str, folder: str | os.PathLike[str]) -> None:
-        """Saves one agent alone, to be loaded by `AutoPeftModelForCausalLM.from_pretrained(folder)`.
+        """Saves one agent alone, for `AutoPeftModelForCausalLM.from_pretrained(folder)`.
 
         Args:
             agent (`str`): its name.
-            folder (`str` or `PathLike`): is made if it is not there.
+            folder (`str` or `PathLike`): created if it does not exist.
 
         Raises:
             ConfigError: there is no such agent.
@@ -79,18 +76,14 @@ class AgentPublisher(Trainer):
             return
         with tempfile.TemporaryDirectory() as place:
             self.agents.model.save_pretrained(place, selected_adapters=[self.agents.adapters[agent]])
-            own = Path(self.agents.folder(agent, place))
-            os.makedirs(folder, exist_ok=True)
-            for path in own.glob("adapter_*"):
-                shutil.copy(path, Path(folder, path.name))
+            _copy_adapter(self.agents.folder(agent, place), folder)
         if self.processing_class is not None:
             self.processing_class.save_pretrained(folder)  # type: ignore[union-attr]
-        name = Path(folder).name
-        write_whole(Path(folder, "README.md"), cory_card({**self._facts(), "name": name, "alone": agent}))
+        write_whole(Path(folder, "README.md"), self._card(Path(folder).name, agent))
 
     def _check_agent(self, agent: str) -> None:
         if agent not in self.agents.adapters:
-            raise ConfigError(f"agent={agent!r}: there are {', '.join(self.agents.names)}")
+            raise ConfigError(f"agent={agent!r}: the agents are {', '.join(self.agents.names)}")
 
     def push_to_hub(
         self,
@@ -105,9 +98,9 @@ class AgentPublisher(Trainer):
         """Publishes all agents in one repository, or one alone in a repository of its own.
 
         Args:
-            commit_message, blocking, token, revision, private: as in transformers; one agent alone is always waited
-                for.
-            agent (`str`, *optional*): its name; it goes to a repository whose name ends in that name, and loads by
+            commit_message, blocking, token, revision, private: as in transformers; the upload of one agent alone
+                always blocks.
+            agent (`str`, *optional*): its name, which the name of its repository ends with. Load it with
                 `AutoPeftModelForCausalLM.from_pretrained(repository)`.
             kwargs: for `create_model_card`.
 
@@ -127,8 +120,7 @@ class AgentPublisher(Trainer):
         with tempfile.TemporaryDirectory() as place:
             folder = Path(place, repository.split("/")[-1])
             self.save_agent(agent, folder)
-            card = cory_card({**self._facts(), "name": folder.name, "source": repository, "alone": agent})
-            write_whole(folder / "README.md", card)
+            write_whole(folder / "README.md", self._card(folder.name, agent, repository))
             return hf_api().upload_folder(
                 repo_id=repository,
                 folder_path=str(folder),
@@ -138,115 +130,85 @@ class AgentPublisher(Trainer):
             )
 
     def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
-        """Stock transformers takes the first agent alone out of the checkpoint."""
+        """Copies the other agents too: transformers copies only the first one from the checkpoint."""
         self._check_base()
         uploads = getattr(self, "push_in_progress", None)
         is_busy = uploads is not None and not uploads.is_done() and not self.args.hub_always_push
         if self.is_world_process_zero() and self.args.hub_strategy != HubStrategy.END and not is_busy:
             for name in self.agents.names[1:]:
-                target = self.agents.folder(name, self.args.output_dir)
-                os.makedirs(target, exist_ok=True)
-                for path in Path(self.agents.folder(name, checkpoint_folder)).glob("adapter_*"):
-                    shutil.copy(path, Path(target, path.name))
+                _copy_adapter(
+                    self.agents.folder(name, checkpoint_folder), self.agents.folder(name, self.args.output_dir)
+                )
         with self._saveable_args():
             super()._push_from_checkpoint(checkpoint_folder)
 
     def create_model_card(  # type: ignore[override]  # as in TRL
         self, model_name: str | None = None, dataset_name: str | None = None, tags: str | list[str] | None = None
     ) -> None:
-        """Writes `README.md` into `output_dir`: the agents, how they were trained, how each is loaded."""
+        """Writes `README.md` into `output_dir`: the agents, how they were trained, and how to load each of them."""
         if not self.is_world_process_zero():
             return
-        facts = self._facts()
-        facts["name"] = model_name or facts["name"]
-        facts["dataset"] = dataset_name
-        facts["tags"] = {*facts["tags"], *([tags] if isinstance(tags, str) else tags or ())}
         os.makedirs(self.args.output_dir, exist_ok=True)
-        write_whole(os.path.join(self.args.output_dir, "README.md"), cory_card(facts))
+        card = self._card(model_name, dataset_name=dataset_name, tags=tags)
+        write_whole(os.path.join(self.args.output_dir, "README.md"), card)
 
-    def _facts(self) -> dict[str, Any]:
-        name = os.path.basename(os.path.abspath(str(self.args.output_dir)))
-        base = self.agents.model.peft_config[FIRST].base_model_name_or_path or ""
-        return {
-            "name": name,
-            "source": self.hub_model_id or self.args.hub_model_id or name,
-            "base": base if is_published(base) else None,
-            "agents": self.agents.names,
-            "alone": None,
-            "trainer": type(self).__name__,
-            "exchange_steps": self.exchange_steps,
-            "transfer": self.args.knowledge_transfer,
-            "observer_reward": self.args.observer_reward,
-            "steps": self.state.global_step,
-            "tags": {tag for owner in type(self).__mro__ for tag in vars(owner).get("_tag_names", ())},
-            "dataset": None,
-            "versions": {name: importlib.metadata.version(name) for name in _VERSIONS},
-            "paper": self._paper,
+    def _card(
+        self,
+        name: str | None = None,
+        agent: str | None = None,
+        source: str | None = None,
+        dataset_name: str | None = None,
+        tags: str | list[str] | None = None,
+    ) -> str:
+        """The model card of all agents, or of one that is published alone; `source` is the repository."""
+        folder = os.path.basename(os.path.abspath(str(self.args.output_dir)))
+        source = source or self.hub_model_id or self.args.hub_model_id or folder
+        base = self.agents.model.peft_config[FIRST].base_model_name_or_path
+        base = base if base and is_hub_id(base) else None
+        own_tags = {tag for owner in type(self).__mro__ for tag in vars(owner).get("_tag_names", ())}
+        data = {
+            "library_name": "peft",
+            "pipeline_tag": "text-generation",
+            "base_model": base,
+            "tags": all_tags(own_tags, tags),
         }
+        return model_card(data, name or folder, self._card_body(agent, source, base), self._paper, dataset_name)
 
-
-def cory_card(facts: Mapping[str, Any]) -> str:
-    """The model card of a team of agents, or of one of them.
-
-    Args:
-        facts: `name`, `source` (a repository), `base` (its name on the Hub, or `None`), `agents` (`list[str]`), `alone`
-            (the one agent that is published, or `None`), `trainer`, `exchange_steps`, `transfer`, `observer_reward`,
-            `steps`, `tags`, `dataset` (or `None`), `versions` (`dict[str, str]`), `paper` (`dict` with `title`, `id`).
-
-    Returns:
-        `str`: Markdown with a YAML head.
-    """
-    head = ["---", "library_name: peft", "tags:", *(f"- {tag}" for tag in sorted(facts["tags"]))]
-    if facts["base"]:
-        head += [f"base_model: {facts['base']}"]
-    if facts["dataset"] and not os.path.exists(facts["dataset"]):
-        head += ["datasets:", f"- {facts['dataset']}"]
-    head += ["pipeline_tag: text-generation", "---", ""]
-    exchange = f"every {facts['exchange_steps']} updates" if facts["exchange_steps"] else "never"
-    transfer = "had read the answers before its own" if facts["transfer"] else "answered without reading another answer"
-    versions = "\n".join(f"- {name}: {version}" for name, version in facts["versions"].items())
-    return (
-        "\n".join(head)
-        + f"""# {facts["name"]}
-
-{_what(facts)} by reinforcement learning with `{facts["trainer"]}` of `hf_rlae` ({facts["steps"]} updates). Together
-{len(facts["agents"])} agents answered every prompt: a pioneer first, then observers, each of whom {transfer}. Roles
-were exchanged: {exchange}. Rewards: `{facts["observer_reward"]}`. The base model was not trained.
+    def _card_body(self, agent: str | None, source: str, base: str | None) -> str:
+        names, args = self.agents.names, self.args
+        listed = ", ".join(f"`{name}`" for name in names)
+        what = f"The LoRA adapter `{agent}`" if agent else f"LoRA adapters, one per agent ({listed}),"
+        base_model = f"`{base}`" if base else "one base model"
+        exchange = f"every {self.exchange_steps} updates" if self.exchange_steps else "never"
+        reading = "after reading the earlier answers" if args.knowledge_transfer else "without reading another answer"
+        return f"""
+{what} on {base_model}, trained by reinforcement learning with `{type(self).__name__}` of `hf_rlae`
+({self.state.global_step} updates). {len(names)} agents answered every prompt: a pioneer first, then the observers,
+{reading}. Roles were exchanged: {exchange}. Rewards: `{args.observer_reward}`. The base model was not trained.
 
 ## Use
 
 ```python
-{_loading(facts)}
+{_loading(source, base or "BASE_MODEL", [agent] if agent else names)}
 ```
-
-## Versions
-
-{versions}
-
-## Paper
-
-{facts["paper"]["title"]}, arXiv {facts["paper"]["id"]}.
 """
-    )
 
 
-def _what(facts: Mapping[str, Any]) -> str:
-    base = f"`{facts['base']}`" if facts["base"] else "one base model"
-    if facts["alone"]:
-        return f"The LoRA adapter `{facts['alone']}` on {base}, trained"
-    listed = ", ".join(f"`{name}`" for name in facts["agents"])
-    return f"LoRA adapters on {base}, one an agent ({listed}), trained"
+def _copy_adapter(source: str | os.PathLike[str], target: str | os.PathLike[str]) -> None:
+    os.makedirs(target, exist_ok=True)
+    for path in Path(source).glob("adapter_*"):
+        shutil.copy(path, target)
 
 
-def _loading(facts: Mapping[str, Any]) -> str:
-    first = f'first = AutoPeftModelForCausalLM.from_pretrained("{facts["source"]}")'
-    if facts["alone"]:
-        return f"from peft import AutoPeftModelForCausalLM\n\n{first.replace('first', 'model', 1)}"
-    base = facts["base"] or "BASE_MODEL"
+def _loading(source: str, base: str, agents: Sequence[str]) -> str:
+    """Code that loads the agents of a repository, the first from its root and the others from their folders."""
+    imports = "from peft import AutoPeftModelForCausalLM"
+    first = f'model = AutoPeftModelForCausalLM.from_pretrained("{source}")  # {agents[0]}'
+    if len(agents) == 1:
+        return f"{imports}\n\n{first}"
     others = [
         f'base = AutoModelForCausalLM.from_pretrained("{base}")\n'
-        f'model = PeftModel.from_pretrained(base, "{facts["source"]}", subfolder="{name}")  # {name}'
-        for name in facts["agents"][1:]
+        f'model = PeftModel.from_pretrained(base, "{source}", subfolder="{name}")  # {name}'
+        for name in agents[1:]
     ]
-    imports = "from peft import AutoPeftModelForCausalLM, PeftModel\nfrom transformers import AutoModelForCausalLM"
-    return "\n\n".join([imports, f"{first}  # {facts['agents'][0]}", *others])
+    return "\n\n".join([f"{imports}, PeftModel\nfrom transformers import AutoModelForCausalLM", first, *others])

@@ -1,28 +1,29 @@
-"""Keeps TRL's metrics and tables of texts right while one agent's rollout runs inside another's."""
+"""TRL's metrics and tables of completions, while one agent's rollout runs inside another's."""
 
 from __future__ import annotations
 
 import contextlib
-from collections import defaultdict
+from collections import defaultdict, deque
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 from accelerate.utils import gather_object
 from transformers import Trainer
 
 from hf_rlae.errors import CheckpointError
+from hf_rlae.trainers.cory.agents import AgentAdapters
 from hf_rlae.trainers.durable.checkpoint_folders import check_plain
 
 _TOTALS = ("num_tokens",)
-"""Metrics that TRL replaces at each rollout, because they only grow."""
+"""Metrics that TRL replaces in each rollout, because they are totals."""
 
 
 def merge_metrics(outer: dict[str, list[float]], inner: Mapping[str, Sequence[float]]) -> None:
     """Adds one agent's metrics to those of all.
 
     Args:
-        outer (`dict[str, list[float]]`): changed.
-        inner (`Mapping[str, Sequence[float]]`): what was recorded for the agent.
+        outer (`dict[str, list[float]]`): changed in place.
+        inner (`Mapping[str, Sequence[float]]`): the metrics of one agent.
 
     Example:
 
@@ -37,7 +38,7 @@ def merge_metrics(outer: dict[str, list[float]], inner: Mapping[str, Sequence[fl
 
 
 def plain_logs(logs: Mapping[str, Any]) -> dict[str, Any]:
-    """TRL's tables of texts as plain lists, to be saved; what cannot be saved as it is becomes its text.
+    """TRL's tables of completions as plain lists, to be saved; other values are saved as strings.
 
     Args:
         logs (`Mapping`): TRL's `_logs`.
@@ -59,11 +60,11 @@ def _plain(entry: Any) -> Any:
 
 
 class NamedEvaluations(Trainer):
-    """A mixin for TRL trainers: where several datasets are evaluated, metrics have the name of the dataset.
+    """A mixin for TRL trainers: with several evaluation datasets, metrics have the name of their dataset.
 
-    With `eval_dataset={"easy": ..., "hard": ...}` transformers logs `eval_easy_loss` and `eval_hard_loss`; TRL gives
-    its own metrics of both the same names, so that `evaluate` returns those of the last one. Here they are
-    `eval_easy_reward` and `eval_hard_reward`.
+    With `eval_dataset={"easy": ..., "hard": ...}` transformers logs `eval_easy_loss` and `eval_hard_loss`, but TRL
+    gives its own metrics of both datasets the same names, so that `evaluate` returns those of the last one. Here they
+    are `eval_easy_reward` and `eval_hard_reward`.
 
     Source: ours.
     """
@@ -92,12 +93,56 @@ class NamedEvaluations(Trainer):
         super().log(logs, *args, **kwargs)
 
 
-class CompletionColumns:
-    """The further columns of TRL's table of texts (`log_extra` of reward functions), one agent after the other.
+class AgentMetrics(NamedEvaluations):
+    """A mixin for TRL trainers with several agents: metrics of each agent, besides their means.
 
-    TRL keeps what reward functions log until the rollout's end and then adds it to the table. Since the next agent's
-    rollout ends inside that of the one before, its rows would get the other's values; and a column that is logged for
-    one role alone would be shorter than the table.
+    Source: ours.
+    """
+
+    per_agent_metrics: ClassVar[tuple[str, ...]] = ("kl", "entropy")
+    """Metrics of the trainer that are also logged as `agent/<name>/<metric>`."""
+
+    args: Any
+    agents: AgentAdapters
+    _all_metrics: dict[str, list[float]] | None = None
+
+    @property
+    def _mode(self) -> str:
+        return "train" if self.model.training else "eval"  # type: ignore[union-attr]
+
+    @contextlib.contextmanager
+    def _metrics_of(self, agent: str) -> Iterator[None]:
+        """Inside, metrics are also recorded as the agent's."""
+        mode = self._mode
+        outer, outermost = self._metrics[mode], self._all_metrics
+        inner: dict[str, list[float]] = defaultdict(list)
+        # one agent's rollout runs inside another's: its metrics skip the other agent's and go to those of all
+        self._all_metrics = together = outer if outermost is None else outermost
+        self._metrics[mode] = inner
+        try:
+            yield
+        finally:
+            self._metrics[mode], self._all_metrics = outer, outermost
+        for name in self.per_agent_metrics:
+            if name in inner:
+                together[f"agent/{agent}/{name}"].extend(inner[name])
+        merge_metrics(together, inner)
+
+    def _widen_logs(self) -> None:
+        """Makes room in TRL's tables for the completions of all agents; TRL sizes them for one rollout."""
+        rows = self.args.generation_batch_size * len(self.agents.names)
+        self._logs: dict[str, Any] = {
+            **{name: deque(maxlen=rows) for name in ("images", "prompt", "completion", "advantages")},
+            **{name: defaultdict(lambda: deque(maxlen=rows)) for name in ("rewards", "extra")},
+        }
+
+
+class CompletionColumns:
+    """The extra columns of TRL's table of completions (`log_extra` of reward functions), one agent after the other.
+
+    TRL keeps the values that reward functions log and adds them to the table at the end of the rollout. Since the next
+    agent's rollout ends inside that of the agent before, its rows would receive the other's values; and a column that
+    is logged for one role alone would be shorter than the table.
 
     Args:
         trainer: a TRL trainer.
@@ -108,13 +153,13 @@ class CompletionColumns:
         self._aside: list[set[str]] = []
 
     def add(self, columns: Mapping[str, Sequence[Any]]) -> None:
-        """Adds columns for the rows of the present agent."""
+        """Adds columns for the rows of the current agent."""
         for name, values in columns.items():
             self.trainer._pending_extra_logs[name].extend(values)
 
     @contextlib.contextmanager
     def put_aside(self) -> Iterator[None]:
-        """Inside, what the present agent has logged is out of the way."""
+        """Inside, the values of the current agent are set aside."""
         trainer = self.trainer
         kept = trainer._pending_extra_logs, trainer._pending_metrics
         trainer._pending_extra_logs, trainer._pending_metrics = defaultdict(list), defaultdict(list)
@@ -126,17 +171,17 @@ class CompletionColumns:
             trainer._pending_extra_logs, trainer._pending_metrics = kept
 
     def complete(self, count: int) -> None:
-        """Gives the present agent's rows a value, if only `None`, in every column that the table has or will have.
+        """Fills the current agent's rows with `None` in all other columns that the table has or will have.
 
         Args:
-            count (`int`): rows of the present agent in this process.
+            count (`int`): rows of the current agent in this process.
         """
         pending, table = self.trainer._pending_extra_logs, self.trainer._logs
         rows = len(table["prompt"])
         known = gather_object([*set(pending).union(table["extra"], *self._aside)])
         for name in sorted(set(known)):
             column = table["extra"][name]
-            # TRL has added this rollout's prompts of later agents, which knew nothing of the column, and older ones
+            # older rows, and rows of later agents in this rollout, lack the column
             column.extendleft([None] * (rows - len(column)))
             values = pending[name]
             values.extend([None] * (count - len(values)))

@@ -1,4 +1,4 @@
-"""`CoryPPOTrainer`: CORY with PPO over tokens, as near to the paper as TRL's `GRPOTrainer` allows."""
+"""`CoryPPOTrainer`: CORY with PPO over tokens, as close to the paper as TRL's `GRPOTrainer` allows."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from hf_rlae.trainers.token_ppo.trainer import TokenPPOTrainer
 
 
 @dataclass
-class CoryPPOConfig(CoryArguments, TokenPPOConfig):
+class CoryPPOConfig(CoryArguments, TokenPPOConfig):  # type: ignore[misc]  # a narrower scale_rewards
     r"""Arguments of [`CoryPPOTrainer`]: those of [`CoryArguments`], [`TokenPPOArguments`] and `trl.GRPOConfig`.
 
-    `kl_target=None` keeps every agent's KL coefficient at `kl_coef`. `num_generations` says how many texts a prompt
-    gets in a rollout, at least 2, and nothing else: there is no group baseline.
+    `kl_target=None` keeps every agent's KL coefficient at `kl_coef`. `num_generations` is the number of completions per
+    prompt, at least 2; there is no group baseline.
 
     Example:
 
@@ -32,33 +32,33 @@ class CoryPPOConfig(CoryArguments, TokenPPOConfig):
 class CoryPPOTrainer(CoryMixin, TokenPPOTrainer):
     """[`CoryMixin`] on [`TokenPPOTrainer`]: every agent has its own value head and its own KL coefficient.
 
-    Values, the KL coefficient and its adaptation belong to the agent, not to the role: an exchange of roles resets
-    nothing. Each agent's head says the mean of what it is paid in the first rollout until it has learned.
+    Values, the KL coefficient and its adaptation belong to the agent, not to the role; an exchange of roles does not
+    reset them. Until it has learned, each agent's head predicts the mean reward of the agent's first rollout.
 
-    Where it departs from the paper and its public code:
+    Differences from the paper and its public code:
 
-    * one frozen base with a LoRA adapter and a linear value head an agent, instead of two full models with a head each;
-    * the heads begin at the mean reward and have no dropout, instead of a random beginning with dropout;
-    * nothing is reset at an exchange; the public code begins again with Adam, KL coefficient, reward statistics and
-      random seed;
+    * one frozen base model with a LoRA adapter and a linear value head per agent, instead of two full models with a
+      head each;
+    * the heads start at the mean reward and have no dropout, instead of a random start with dropout;
+    * an exchange resets nothing; the public code resets Adam, KL coefficient, reward statistics and random seed;
     * `role_exchange_steps` counts optimizer steps, of which a rollout serves `num_iterations * steps_per_generation /
       gradient_accumulation_steps`; an exchange takes effect with the next rollout;
-    * each prompt is answered `num_generations >= 2` times, as TRL's trainer asks; without a group baseline that only
-      lowers how many different prompts a rollout has;
+    * each prompt is answered `num_generations >= 2` times, as TRL's trainer requires; without a group baseline this
+      only lowers the number of different prompts of a rollout;
     * surrogate and value loss are means over the tokens of an optimizer step's share of the rollout
       (`loss_type="dapo"`), whatever micro-batches it is split into, instead of means over each minibatch;
-    * all passes over a rollout go through its micro-batches in one order, instead of a new order each time;
-    * a minibatch whose ratios are large is not left out; clipping alone bounds the step;
+    * all passes over a rollout have the same order of micro-batches, instead of a new order each time;
+    * a minibatch with large ratios is not skipped; clipping alone bounds the step;
     * gradients are clipped agent by agent (`max_grad_norm`);
-    * the optimizer is that of `args` (AdamW and a learning rate that falls linearly where nothing is said), instead of
-      Adam at a constant rate;
-    * rewards are neither scaled nor clipped, and whitening of advantages can be switched off (`whiten_advantages`);
-    * a text that no reward function could judge is left out of both losses.
+    * the optimizer is that of `args` (by default AdamW with a linearly decreasing learning rate), instead of Adam at a
+      constant rate;
+    * rewards are neither scaled nor clipped, and whitening of advantages is optional (`whiten_advantages`);
+    * a completion that no reward function could judge is left out of both losses.
 
-    See [`CoryMixin`] for arguments and errors, and [`CoryPPOConfig`] for settings. Beside what [`CoryMixin`] logs:
-    `kl_coef`, `text_kl`, `value/loss`, `value/clip_ratio`, `value/mean` and `value/explained_variance`, as means over
-    agents and, with `agent/<name>/` before it, of each agent. Value heads are kept in checkpoints and left out of what
-    is published, and of `load_best_model_at_end`: agents need none to write.
+    See [`CoryMixin`] for arguments and errors, and [`CoryPPOConfig`] for settings. Besides the metrics of
+    [`CoryMixin`], it logs `kl_coef`, `text_kl`, `value/loss`, `value/clip_ratio`, `value/mean` and
+    `value/explained_variance`, as means over agents and, with the prefix `agent/<name>/`, of each agent. Checkpoints
+    have the value heads; published adapters and `load_best_model_at_end` do not, since generation does not need them.
 
     Source: CORY (arXiv 2410.06101).
     """
@@ -81,7 +81,7 @@ class CoryPPOTrainer(CoryMixin, TokenPPOTrainer):
 
     @property
     def agent_name(self) -> str:
-        """The agent whose adapter is active; while the trainer is being made, the first."""
+        """The agent whose adapter is active; in the constructor, the first agent."""
         agents = vars(self).get("agents")
         return str(self.args.names[0] if agents is None else agents.active)
 
@@ -92,7 +92,7 @@ class CoryPPOTrainer(CoryMixin, TokenPPOTrainer):
         return [*adapter, *(own for own in self.value_head(agent).parameters() if id(own) not in known)]
 
     def _calculate_rewards(self, *args: Any, **kwargs: Any) -> torch.Tensor:
-        """What the agent learns from, which the team may have a share in."""
+        """The rewards that the agent learns from, possibly those of the team."""
         rewards = super()._calculate_rewards(*args, **kwargs)
         self._keep_rewards(rewards)
         return rewards

@@ -1,4 +1,4 @@
-"""What an observer reads: the prompt, and the answers of the agents before it, within the model's context."""
+"""Observers' prompts: the prompt and the answers of earlier agents, within the model's context."""
 
 from __future__ import annotations
 
@@ -13,25 +13,25 @@ from hf_rlae.errors import ConfigError, InputError
 Template = str | Callable[[Any, list[str]], Any]
 
 PLAIN_TEMPLATE = "A first text, for reference:\n{answers}\n\nThe text itself:\n{prompt}"
-"""The observer's prompt where prompts are plain strings, which it goes on with. Source: ours."""
+"""The observer's prompt if prompts are plain strings, which it continues. Source: ours."""
 
 CHAT_TEMPLATE = (
     "{prompt}\n\nSomebody has answered this before you:\n{answers}\n\nTake from it what is right, mend what is wrong, "
     "and give an answer of your own to the request above."
 )
-"""The content of the observer's last message where prompts are conversations. Source: ours."""
+"""The content of the observer's last message if prompts are conversations. Source: ours."""
 
 _SLOT = re.compile(r"\{(prompt|answers)\}")
 
 
 def check_template(template: Any) -> None:
-    """Raises where an `observer_template` cannot be used.
+    """Raises if an `observer_template` cannot be used.
 
     Args:
         template (`str` or callable): a text with the slots `{prompt}` and `{answers}`, or `f(prompt, answers)`.
 
     Raises:
-        ConfigError: a slot is missing, the function takes other arguments, or it is neither text nor function.
+        ConfigError: a slot is missing, the function takes other arguments, or it is neither a text nor a function.
 
     Example:
 
@@ -41,8 +41,8 @@ def check_template(template: Any) -> None:
         missing = [slot for slot in ("{prompt}", "{answers}") if slot not in template]
         if missing:
             raise ConfigError(
-                f"observer_template={template!r} lacks {' and '.join(missing)}; it must say where the prompt and the "
-                "earlier answers stand"
+                f"observer_template={template!r} lacks {' and '.join(missing)}; give a text with both "
+                "slots, {prompt} and {answers}"
             )
         return
     if not callable(template):
@@ -51,14 +51,14 @@ def check_template(template: Any) -> None:
         inspect.signature(template).bind("", [])
     except TypeError as error:
         raise ConfigError(
-            f"observer_template: the function is called as f(prompt, answers), but does not take that: {error}"
+            f"observer_template is called as f(prompt, answers), but does not take these arguments: {error}"
         ) from None
     except ValueError:
-        return  # a built-in that does not tell its arguments
+        return  # a built-in without a signature
 
 
 def joined_answers(answers: Sequence[str]) -> str:
-    """The answers as one text: one as it is, several with their numbers.
+    """The answers as one text: several answers are numbered.
 
     Example:
 
@@ -75,12 +75,12 @@ def joined_answers(answers: Sequence[str]) -> str:
 def observer_prompt(prompt: Any, answers: Sequence[str], template: Template | None = None) -> Any:
     """The prompt of an observer.
 
-    Source: CORY (arXiv 2410.06101): an observer answers the prompt with the pioneer's answer as a reference. The words
-    of the default templates are ours.
+    Source: CORY (arXiv 2410.06101): an observer answers the prompt with the pioneer's answer as a reference. The
+    default templates are ours.
 
     Args:
         prompt (`str` or `list[dict]`): the original prompt.
-        answers (`Sequence[str]`): of the agents before it, the earliest first.
+        answers (`Sequence[str]`): of earlier agents, the earliest first.
         template (`str` or callable, *optional*): see [`CoryArguments`]; `PLAIN_TEMPLATE` or `CHAT_TEMPLATE` if not
             given.
 
@@ -88,7 +88,7 @@ def observer_prompt(prompt: Any, answers: Sequence[str], template: Template | No
         The new prompt, of the same kind.
 
     Raises:
-        InputError: a callable gave something that is no prompt of this kind.
+        InputError: a callable returned something else than a prompt of this kind.
 
     Example:
 
@@ -100,43 +100,45 @@ def observer_prompt(prompt: Any, answers: Sequence[str], template: Template | No
     is_plain = isinstance(prompt, str)
     if template is not None and not isinstance(template, str):
         made = template(prompt, list(answers))
-        is_chat = isinstance(made, list) and bool(made) and all(isinstance(entry, dict) for entry in made)
-        if isinstance(made, str) != is_plain or not (is_plain or is_chat):
+        if not (isinstance(made, str) if is_plain else _is_chat(made)):
             kind = "a string" if is_plain else "a list of messages"
-            raise InputError(f"observer_template gave {made!r:.80} for the prompt {prompt!r:.80}; expected {kind}")
+            raise InputError(f"observer_template returned {made!r:.80} for the prompt {prompt!r:.80}; expected {kind}")
         return made
-    words = template or (PLAIN_TEMPLATE if is_plain else CHAT_TEMPLATE)
     if is_plain:
-        return _filled(words, prompt, answers)
+        return _filled(template or PLAIN_TEMPLATE, prompt, answers)
     last = prompt[-1]
     if not isinstance(last.get("content"), str):
         raise InputError(
             f"the last message of the prompt {prompt!r:.80} has no text as its content; give text, or an "
             "observer_template that is a function"
         )
-    return [*prompt[:-1], {**last, "content": _filled(words, last["content"], answers)}]
+    return [*prompt[:-1], {**last, "content": _filled(template or CHAT_TEMPLATE, last["content"], answers)}]
+
+
+def _is_chat(prompt: Any) -> bool:
+    return isinstance(prompt, list) and bool(prompt) and all(isinstance(entry, dict) for entry in prompt)
 
 
 def _filled(template: str, prompt: str, answers: Sequence[str]) -> str:
-    # in one pass, so that braces in prompts and answers stay text
+    # in one pass, so that braces in prompts and answers are not slots
     values = {"prompt": prompt, "answers": joined_answers(answers)}
     return _SLOT.sub(lambda slot: values[slot[1]], template)
 
 
 @dataclass(frozen=True)
 class ObserverPrompts:
-    """Makes observers' prompts that fit.
+    """Makes observers' prompts that fit into the context.
 
-    Where a prompt is too long, tokens are cut from the left of the answers, from the earliest answer first, until it
-    fits; where it does not fit without any, the observer gets the prompt alone.
+    If a prompt is too long, tokens are cut from the left of the answers, the earliest answer first, until it fits. If
+    it does not fit without any answer, the observer receives the prompt alone.
 
     Source: ours.
 
     Args:
         tokenizer: encodes and decodes answers.
-        lengths (callable): numbers of tokens of a list of prompts, as they will be generated from.
+        lengths (callable): returns the numbers of tokens of a list of prompts.
         template (`str` or callable, *optional*): see [`observer_prompt`].
-        max_length (`int`, *optional*): tokens of a prompt at most; `None` for no bound.
+        max_length (`int`, *optional*): maximum number of tokens of a prompt; `None` for no bound.
     """
 
     tokenizer: Any
@@ -145,11 +147,11 @@ class ObserverPrompts:
     max_length: int | None = None
 
     def __call__(self, prompts: Sequence[Any], answers: Sequence[Sequence[str]]) -> tuple[list[Any], list[bool]]:
-        """The observers' prompts, and which had to be cut.
+        """The observers' prompts, and which of them were cut.
 
         Args:
             prompts (`Sequence`): B prompts.
-            answers (`Sequence[Sequence[str]]`): for each, the answers before.
+            answers (`Sequence[Sequence[str]]`): the earlier answers to each prompt.
         """
         made = [observer_prompt(prompt, texts, self.template) for prompt, texts in zip(prompts, answers, strict=True)]
         if self.max_length is None:
@@ -161,7 +163,7 @@ class ObserverPrompts:
         return made, [extra > 0 for extra in excess]
 
     def _cut(self, prompt: Any, answers: list[str], excess: int) -> Any:
-        """The prompt with its answers cut; each turn of the loop takes at least one token away."""
+        """The prompt with its answers cut; each pass of the loop removes at least one token."""
         ids = [self.tokenizer(answer, add_special_tokens=False)["input_ids"] for answer in answers]
         while any(ids):
             for own in ids:

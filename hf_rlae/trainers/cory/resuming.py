@@ -1,4 +1,4 @@
-"""What a checkpoint of a CORY trainer holds, so that a run goes on to the bit."""
+"""The contents of a CORY trainer's checkpoint, with which a resumed run is bit-exact."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ logger = logging.getLogger(__name__)
 
 
 class ResumableRollouts(DurableTrainer):
-    """A mixin for TRL trainers with rollouts and agents: see `DurableTrainer`; the rollout in use is kept, too.
+    """A mixin for TRL trainers with rollouts and agents: a `DurableTrainer` that also saves the rollout in use.
 
-    TRL itself writes a new rollout after a resume, counts its micro-batches from 0 again, and begins with the order of
-    the first epoch's prompts.
+    After a resume, TRL itself generates a new rollout, counts micro-batches from 0 again, and starts with the prompt
+    order of the first epoch.
 
     Source: ours.
     """
@@ -34,30 +34,22 @@ class ResumableRollouts(DurableTrainer):
     _buffered_inputs: Any
 
     def _get_train_sampler(self, dataset: Any = None) -> EpochRepeatSampler:
-        return EpochRepeatSampler(
-            self.train_dataset if dataset is None else dataset,  # type: ignore[arg-type]
-            mini_repeat_count=self.args.num_generations,
-            batch_size=self.args.generation_batch_size // self.args.num_generations,
-            repeat_count=self.args.num_iterations * self.args.steps_per_generation,
-            shuffle=self.args.shuffle_dataset,
-            seed=self.args.seed,
-            epoch=lambda: int(self.state.epoch or 0),
-        )
+        return EpochRepeatSampler.of_rollouts(self, dataset)
 
     def train(self, *args: Any, **kwargs: Any) -> Any:
-        """See `DurableTrainer.train`; without a checkpoint to resume from, rollouts begin anew."""
+        """See `DurableTrainer.train`; without a checkpoint, rollouts start from the beginning."""
         self._step, self._buffered_inputs = 0, None
         self._metrics["train"].clear()
         return super().train(*args, **kwargs)
 
     @property
     def _batches(self) -> dict[str, int]:
-        """How a rollout is dealt out to updates."""
+        """How a rollout is split into updates."""
         names = ("per_device_train_batch_size", "steps_per_generation", "num_iterations", "num_generations")
         return {name: getattr(self.args, name) for name in names}
 
     def extra_state(self) -> dict[str, Any]:
-        """See `DurableTrainer`: the rollout that is being learned from, and what has not been logged yet."""
+        """See `DurableTrainer`: the rollout in use, and metrics that are not logged yet."""
         is_used_up = self._step % (self.args.steps_per_generation * self.args.num_iterations) == 0
         return {
             "agents": self.agents.names,
@@ -72,23 +64,15 @@ class ResumableRollouts(DurableTrainer):
         """See `DurableTrainer`.
 
         Raises:
-            CheckpointError: it was saved with other names of agents, or inside a rollout that had other batches.
+            CheckpointError: it was saved with other agent names, or inside a rollout with other batches.
         """
         if state["agents"] != self.agents.names:
             raise CheckpointError(
                 f"the checkpoint has the agents {', '.join(state['agents'])}, this run has "
-                f"{', '.join(self.agents.names)}; take the agent_names with which it was saved"
+                f"{', '.join(self.agents.names)}; give the agent_names with which it was saved"
             )
-        saved, own = state["batches"], self._batches
-        changed = [name for name in own if saved[name] != own[name]]
-        if state["buffer"] and changed:
-            raise CheckpointError(
-                "the checkpoint was saved inside a rollout with "
-                + ", ".join(f"{name}={saved[name]}" for name in changed)
-                + "; this run has "
-                + ", ".join(f"{name}={own[name]}" for name in changed)
-                + ", by which that rollout cannot be dealt out; take what it was saved with"
-            )
+        if state["buffer"]:
+            self._check_batches(state["batches"])
         device = self.accelerator.device
         self._step = state["step"]
         self._buffered_inputs = state["buffer"] and [
@@ -96,7 +80,20 @@ class ResumableRollouts(DurableTrainer):
             for batch in state["buffer"]
         ]
         self._metrics["train"] = defaultdict(list, {name: list(values) for name, values in state["metrics"].items()})
-        for name, values in (state["logs"] or {}).items():
+        self._load_logs(state["logs"] or {})
+
+    def _check_batches(self, saved: dict[str, int]) -> None:
+        own = self._batches
+        changed = [name for name in own if saved[name] != own[name]]
+        if changed:
+            before, now = (", ".join(f"{name}={sizes[name]}" for name in changed) for sizes in (saved, own))
+            raise CheckpointError(
+                f"the checkpoint was saved inside a rollout with {before}; this run has {now}, which do not fit that "
+                "rollout; give the values with which it was saved"
+            )
+
+    def _load_logs(self, logs: dict[str, Any]) -> None:
+        for name, values in logs.items():
             if isinstance(values, dict):
                 for column, entries in values.items():
                     self._logs[name][column].extend(entries)
@@ -107,5 +104,5 @@ class ResumableRollouts(DurableTrainer):
         self.agents.load(resume_from_checkpoint)
 
     def _load_best_model(self) -> None:
-        logger.info("loading the best agents, of %s", self.state.best_model_checkpoint)
+        logger.info("loading the best agents from %s", self.state.best_model_checkpoint)
         self.agents.load(str(self.state.best_model_checkpoint))

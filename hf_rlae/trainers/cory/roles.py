@@ -1,4 +1,4 @@
-"""Who is the pioneer, and which rewards each agent learns from."""
+"""The roles of agents, and the rewards that each of them learns from."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ SEPARATOR = "/"
 
 
 def role_names(count: int) -> list[str]:
-    """The roles of a chain, in the order in which the agents write.
+    """The roles of a chain, in the order of its agents.
 
     Args:
-        count (`int`): agents in the chain.
+        count (`int`): number of agents in the chain.
 
     Example:
 
@@ -30,16 +30,16 @@ def role_names(count: int) -> list[str]:
 
 
 def order_at(step: int, agents: Sequence[str], exchange_steps: int) -> list[str]:
-    """The agents in the order in which they write at an optimizer step: the first is the pioneer.
+    """The order of the agents in the chain at an optimizer step; the first is the pioneer.
 
-    After every `exchange_steps` the last one becomes the pioneer, and all others move one place on. With two agents
-    that is an exchange; N exchanges of N agents are the identity.
+    After every `exchange_steps` the last agent becomes the pioneer, and all others move one place down the chain. With
+    two agents that is an exchange; N exchanges of N agents restore the first order.
 
     Source: CORY (arXiv 2410.06101) for two agents.
 
     Args:
-        step (`int`): optimizer steps done.
-        agents (`Sequence[str]`): in their first order.
+        step (`int`): number of finished optimizer steps.
+        agents (`Sequence[str]`): in their initial order.
         exchange_steps (`int`): T; 0 for never.
 
     Example:
@@ -56,17 +56,18 @@ def order_at(step: int, agents: Sequence[str], exchange_steps: int) -> list[str]
 def learned_rewards(
     rewards: Sequence[torch.Tensor], position: int, observer_reward: str, knowledge_transfer: bool
 ) -> torch.Tensor:
-    """What the agent at one position of the chain learns from.
+    """The rewards that the agent at one position of the chain learns from.
 
-    `"team"` is the sum of all agents' rewards. `"own"` is the sum of those that the agent's answer can change: its own
-    and those of later agents, who have read it; without knowledge transfer its own alone. Both have the same expected
-    gradient, because what an agent cannot change is a constant to it; under a group baseline that constant is noise.
+    `"team"` is the sum of all agents' rewards. `"own"` is the sum of the rewards that the agent's answer can change:
+    its own and those of later agents, which have read it; without knowledge transfer, its own alone. Both have the same
+    expected gradient, because rewards that the agent cannot change are constants; under a group baseline they are
+    noise.
 
     Source: CORY (arXiv 2410.06101) for `"team"`; `"own"` is ours.
 
     Args:
-        rewards (`Sequence[torch.Tensor]` of shape `(B, F)`): one tensor an agent, in the order of the chain; NaN for
-            what could not be judged, which makes the sum NaN, too.
+        rewards (`Sequence[torch.Tensor]` of shape `(B, F)`): one tensor per agent, in the order of the chain; NaN
+            where a function could not judge, which makes the sum NaN.
         position (`int`): of the agent.
         observer_reward (`str`): `"team"` or `"own"`.
         knowledge_transfer (`bool`): whether later agents have read earlier answers.
@@ -80,45 +81,22 @@ def learned_rewards(
     >>> [learned_rewards(rewards, position, "own", True).item() for position in (0, 1)]
     [1.5, 0.5]
     """
-    if observer_reward == "team":
-        counted = rewards
-    elif knowledge_transfer:
-        counted = rewards[position:]
-    else:
-        counted = rewards[position : position + 1]
-    return torch.stack(list(counted)).sum(0)
-
-
-def weighted(rewards: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
-    """The weighted sums of rewards, as TRL makes them.
-
-    Args:
-        rewards (`torch.Tensor` of shape `(B, F)`): NaN for what a function could not judge, which it leaves out.
-        weights (`torch.Tensor` of shape `(F,)`): one a function.
-
-    Returns:
-        `torch.Tensor` of shape `(B,)`: NaN where no function could judge.
-
-    Example:
-
-    >>> weighted(torch.tensor([[1.0, torch.nan], [torch.nan, torch.nan]]), torch.tensor([2.0, 1.0]))
-    tensor([2., nan])
-    """
-    sums = (rewards * weights.to(rewards.device)).nansum(1)
-    return sums.masked_fill(rewards.isnan().all(1), torch.nan)
+    first = 0 if observer_reward == "team" else position
+    last = position if observer_reward == "own" and not knowledge_transfer else len(rewards) - 1
+    return torch.stack(list(rewards[first : last + 1])).sum(0)
 
 
 @contextlib.contextmanager
 def draws_apart(position: int) -> Iterator[None]:
-    """Random numbers of their own for one agent of the chain; afterwards the generators are as they were.
+    """Separate random numbers for one agent of the chain; afterwards the generators have their former state.
 
-    So the pioneer draws what it would draw alone, whatever follows it. The seed is a digest of the generators' state:
-    a resumed run draws the same.
+    The pioneer then draws the same numbers as without observers. The seed is a digest of the generators' state, so that
+    a resumed run draws the same numbers.
 
     Source: ours.
 
     Args:
-        position (`int`): in the chain.
+        position (`int`): of the agent in the chain.
 
     Example:
 
@@ -139,16 +117,16 @@ def draws_apart(position: int) -> Iterator[None]:
 
 @dataclass
 class Chain:
-    """One rollout of all agents while it is being made.
+    """The state of one rollout of all agents.
 
     Args:
-        agents (`list[str]`): in the order in which they write.
-        rows (`list[dict]`): B examples of the dataset, one a completion.
+        agents (`list[str]`): in the order of the chain.
+        rows (`list[dict]`): B examples of the dataset, one per completion.
         position (`int`, defaults to 0): of the agent whose turn it is.
-        completions (`list[list]`): one list of B completions for each agent that has written.
-        rewards (`list[torch.Tensor]`): the same for their own rewards, of all processes, shape `(B', F)`.
+        completions (`list[list]`): B completions for each agent that has finished.
+        rewards (`list[torch.Tensor]`): for each of these agents its own rewards, of all processes, shape `(B', F)`.
         learned (`dict[str, torch.Tensor]`): by agent, the rewards that it learns from.
-        batches (`dict[str, dict]`): by agent, what TRL made of its rollout.
+        batches (`dict[str, dict]`): by agent, TRL's batch of its rollout.
     """
 
     agents: list[str]
@@ -161,12 +139,12 @@ class Chain:
 
     @property
     def agent(self) -> str:
-        """Whose turn it is."""
+        """The agent whose turn it is."""
         return self.agents[self.position]
 
     @property
     def role(self) -> str:
-        """Of the agent whose turn it is."""
+        """The role of the agent whose turn it is."""
         return role_names(len(self.agents))[self.position]
 
     @property
@@ -175,7 +153,7 @@ class Chain:
         return [row["prompt"] for row in self.rows]
 
     def previous(self) -> list[list[Any]]:
-        """For each row, the completions so far, the earliest first."""
+        """For each row, the completions of earlier agents, the earliest first."""
         return [[texts[row] for texts in self.completions] for row in range(len(self.rows))]
 
     def merged(self, names: Sequence[str]) -> dict[str, Any]:
@@ -189,7 +167,7 @@ class Chain:
 
 
 def batch_of(agent: str, inputs: Mapping[str, Any]) -> dict[str, Any]:
-    """One agent's part of a batch that `Chain.merged` made; empty if it has none.
+    """One agent's part of a batch of `Chain.merged`; empty if it has none.
 
     Example:
 
@@ -204,7 +182,7 @@ def answer_text(completion: Any) -> str:
     """The text of a completion in TRL's form.
 
     Args:
-        completion (`str` or `list[dict]`): as reward functions get it.
+        completion (`str` or `list[dict]`): as reward functions receive it.
 
     Example:
 

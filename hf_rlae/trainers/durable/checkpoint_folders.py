@@ -1,4 +1,4 @@
-"""Folders of checkpoints: whole or not there, whatever happens while they are written, replaced or deleted."""
+"""Folders of checkpoints, which are written, replaced and deleted atomically."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from hf_rlae.errors import CheckpointError
 logger = logging.getLogger(__name__)
 
 MANIFEST = "hf_rlae_checkpoint.json"
-# transformers uploads nothing whose name begins with an underscore, and its searches for checkpoints do not find it
+# transformers neither uploads folders whose name begins with an underscore nor takes them for checkpoints
 UNFINISHED = "_unfinished"
 REPLACED = "_replaced-"
 _NAME = re.compile(r"checkpoint-(\d+)")
@@ -26,10 +26,10 @@ _PLAIN = (type(None), bool, int, float, str, bytes)
 
 
 def missing_parts(folder: str | Path) -> list[str]:
-    """What a folder lacks of a whole checkpoint; nothing for a whole one.
+    """The parts of a complete checkpoint that a folder lacks.
 
-    A checkpoint of `DurableTrainer` lists its own files and their sizes, so that a torn one is told apart also where
-    somebody else tore it: an interrupted copy, a full disk, a deletion that was not finished.
+    A checkpoint of `DurableTrainer` lists its own files and their sizes, so that an incomplete one is recognised
+    whatever the reason: an interrupted copy, a full disk, an interrupted deletion.
 
     Source: ours.
 
@@ -37,7 +37,7 @@ def missing_parts(folder: str | Path) -> list[str]:
         folder (`str` or `Path`): such as `out/checkpoint-100`.
 
     Returns:
-        `list[str]`: one part a line, empty if all is there.
+        `list[str]`: one entry per part; empty for a complete checkpoint.
 
     Example:
 
@@ -64,13 +64,13 @@ def missing_parts(folder: str | Path) -> list[str]:
 
 
 def whole_checkpoints(folder: str | Path) -> dict[int, str]:
-    """The whole checkpoints of an output folder; those that are not whole are logged with what they lack.
+    """The complete checkpoints of an output folder; the others are logged with the parts that they lack.
 
     Args:
-        folder (`str` or `Path`): the trainer's `output_dir`; it need not exist.
+        folder (`str` or `Path`): the trainer's `output_dir`; it may not exist.
 
     Returns:
-        `dict[int, str]`: optimizer step -> folder, in rising order.
+        `dict[int, str]`: optimizer step -> folder, in ascending order.
 
     Example:
 
@@ -84,21 +84,21 @@ def whole_checkpoints(folder: str | Path) -> dict[int, str]:
             continue
         reasons = missing_parts(path)
         if reasons:
-            logger.warning("%s is not whole and is left out: %s", path, "; ".join(reasons))
+            logger.warning("%s is incomplete and is ignored: %s", path, "; ".join(reasons))
         else:
             found[int(match[1])] = os.path.join(folder, path.name)
     return dict(sorted(found.items()))
 
 
 def check_plain(value: Any, place: str) -> None:
-    """Raises where something is not what `torch.load(weights_only=True)` gives back as it was.
+    """Raises for a value that `torch.load(weights_only=True)` does not restore exactly.
 
     Args:
-        value: what is to be saved.
-        place (`str`): what it is called in the message.
+        value: the value to be saved.
+        place (`str`): its name in the message.
 
     Raises:
-        CheckpointError: names the place of the first such thing.
+        CheckpointError: names the place of the first such value.
 
     Example:
 
@@ -117,13 +117,13 @@ def check_plain(value: Any, place: str) -> None:
             check_plain(entry, f"{place}[{index}]")
     else:
         raise CheckpointError(
-            f"{place} is a {kind.__module__}.{kind.__qualname__}; a checkpoint takes tensors, numbers, strings, bytes, "
-            f"None, and plain dicts, lists and tuples: convert it (`dict(...)`, `list(...)`, `.tolist()`)"
+            f"{place} is a {kind.__module__}.{kind.__qualname__}; a checkpoint may contain tensors, numbers, strings, "
+            f"bytes, None, and plain dicts, lists and tuples: convert it (`dict(...)`, `list(...)`, `.tolist()`)"
         )
 
 
 def settle(run_dir: Path) -> None:
-    """Puts right what a killed save left behind: puts back or deletes what was replaced, deletes what is unfinished."""
+    """Cleans up after an interrupted save: restores or deletes replaced folders, and deletes unfinished ones."""
     for aside in run_dir.glob(f"{REPLACED}checkpoint-*"):
         final = run_dir / aside.name.removeprefix(REPLACED)
         if final.exists():
@@ -135,13 +135,13 @@ def settle(run_dir: Path) -> None:
 
 
 def publish(staged: Path, final: Path) -> None:
-    """Gives a folder that is complete its name, in one step, after all of it is on the disk.
+    """Renames a complete folder to its final name, after all of it is on the disk.
 
-    What had the name before is put aside first; killed in between, `settle` puts it back.
+    A former folder of that name is moved aside first; after a kill in between, `settle` restores it.
 
     Args:
         staged (`Path`): on the same file system as `final`.
-        final (`Path`): such as `out/checkpoint-100`; it may be there.
+        final (`Path`): such as `out/checkpoint-100`; it may exist.
     """
     for root, _, names in os.walk(staged):
         for name in names:
@@ -164,13 +164,13 @@ def _sync(path: Path) -> None:
 
 
 def rotate(run_dir: str, newest: str, limit: int | None, best: str | None) -> None:
-    """Deletes the oldest checkpoints, as transformers does, but each loses its name before its files.
+    """Deletes the oldest checkpoints, as transformers does, but renames each of them first, so that none is incomplete.
 
     Args:
-        run_dir (`str`): where they lie.
-        newest (`str`): the one just written; it stays.
-        limit (`int`, *optional*): how many stay; all if not given or not above 0.
-        best (`str`, *optional*): another one that stays.
+        run_dir (`str`): their folder.
+        newest (`str`): the newest one; it is kept.
+        limit (`int`, *optional*): how many are kept; all if not given or not above 0.
+        best (`str`, *optional*): another one that is kept.
     """
     if limit is None or limit <= 0:
         return

@@ -1,4 +1,4 @@
-"""Checkpoints that are whole or not there, from which training goes on to the bit."""
+"""Checkpoints that are written atomically, and from which training resumes bit-exactly."""
 
 from __future__ import annotations
 
@@ -38,26 +38,26 @@ STATE = "hf_rlae_state"
 class DurableTrainer(Trainer):
     """A mixin for trainers: checkpoints are atomic, complete and saved at SIGTERM. Put it before the trainer's class.
 
-    * A checkpoint is written under `_unfinished/` in the output folder, flushed to disk, and then renamed. Whatever
-      happens, power loss included, `checkpoint-N` is whole or not there. With several processes, the one that saves
-      renames after all have written. Deleting an old checkpoint takes its name away first.
-    * `train(resume_from_checkpoint=True)` takes the newest whole checkpoint and leaves torn ones out. Where there is
-      none it starts afresh and says so, as a job wants it that may be started again at any time (transformers raises).
-      A run that is over takes no further step.
-    * Evaluation during training leaves the random number generators as they were, so that a run which was killed
-      between a step and its evaluation goes on like one which was not.
-    * SIGTERM while `train()` runs in the main thread: at the end of the optimizer step a checkpoint is saved, training
-      stops, and then the signal takes its former course (the handler that was there before, or the end of the
-      process). With several processes, all do so at the same step when one of them has the signal. Where an evaluation
-      is due at that step, a first checkpoint is saved before it and replaced after it.
+    * A checkpoint is written to `_unfinished/` in the output folder, flushed to disk, and then renamed, so that
+      `checkpoint-N` is always complete, even after a power loss. With several processes, the one that saves renames it
+      after all have written. An old checkpoint is renamed before it is deleted.
+    * `train(resume_from_checkpoint=True)` resumes from the newest complete checkpoint and ignores incomplete ones. If
+      there is none, it logs that and starts from the beginning, which suits jobs that may be restarted at any time
+      (transformers raises an error). A finished run takes no further step.
+    * Evaluation during training does not change the random number generators, so that a run that was killed between a
+      step and its evaluation continues like an uninterrupted one.
+    * At SIGTERM, while `train()` runs in the main thread, a checkpoint is saved at the end of the optimizer step,
+      training stops, and the signal is raised again (for the former handler, or to end the process). With several
+      processes, all do so at the same step when one of them receives the signal. If an evaluation is due at that step,
+      a first checkpoint is saved before it and replaced after it.
 
-    What else a subclass has to keep (a rollout buffer, counters, metrics) it gives in `extra_state` and takes in
-    `load_extra_state`. A checkpoint can be resumed from by as many processes as saved it.
+    A subclass returns further state (a rollout buffer, counters, metrics) from `extra_state`, and restores it in
+    `load_extra_state`. A checkpoint can be resumed by as many processes as saved it.
 
     Source: ours.
 
     Raises:
-        ConfigError: `enable_jit_checkpoint` is on, the way in which transformers itself saves at SIGTERM.
+        ConfigError: `enable_jit_checkpoint` is on, with which transformers itself saves at SIGTERM.
 
     Example:
 
@@ -76,15 +76,15 @@ class DurableTrainer(Trainer):
         super().__init__(*args, **kwargs)
         if self.args.enable_jit_checkpoint:
             raise ConfigError(
-                f"enable_jit_checkpoint=True, but {type(self).__name__} saves at SIGTERM by itself; leave it out"
+                f"enable_jit_checkpoint=True, but {type(self).__name__} already saves at SIGTERM; leave it out"
             )
         self._sigterm = _SaveAtSigterm(self)
         self.add_callback(self._sigterm)
 
     def extra_state(self) -> dict[str, Any]:
-        """What has to be saved besides model, optimizer, scheduler, generators and `TrainerState`; to be overridden.
+        """Further state besides model, optimizer, scheduler, generators and `TrainerState`. An override point.
 
-        It is called in every process, at each save, and each process gets its own back.
+        It is called in every process at each save, and each process receives its own state back.
 
         Returns:
             `dict`: of tensors, numbers, strings, bytes, `None`, and plain dicts, lists and tuples of these.
@@ -92,10 +92,10 @@ class DurableTrainer(Trainer):
         return {}
 
     def load_extra_state(self, state: dict[str, Any]) -> None:
-        """Takes back what `extra_state` gave, after optimizer and scheduler, before the first step; to be overridden.
+        """Restores what `extra_state` returned, after optimizer and scheduler. An override point.
 
         Args:
-            state (`dict`): equal to what was saved, with all tensors on the CPU.
+            state (`dict`): equal to the saved one, with all tensors on the CPU.
         """
 
     def train(
@@ -108,19 +108,19 @@ class DurableTrainer(Trainer):
 
         Args:
             resume_from_checkpoint (`str`, `Path` or `bool`, *optional*): a checkpoint's folder, or `True` for the
-                newest whole one in `output_dir`, or a fresh start where there is none.
+                newest complete one in `output_dir`, or a start from the beginning if there is none.
             trial: of a hyper-parameter search.
-            ignore_keys_for_eval (`list[str]`, *optional*): outputs of the model to leave out in evaluations.
+            ignore_keys_for_eval (`list[str]`, *optional*): outputs of the model that evaluations ignore.
 
         Raises:
-            CheckpointError: the folder is not a whole checkpoint, or was saved by another number of processes.
+            CheckpointError: the folder is not a complete checkpoint, or was saved by another number of processes.
         """
         checkpoint = self._checkpoint_to_resume(resume_from_checkpoint)
         with self._sigterm.caught():
             return super().train(checkpoint, trial, ignore_keys_for_eval)
 
     def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
-        """See `Trainer.evaluate`; during training, the random number generators are left as they were."""
+        """See `Trainer.evaluate`; during training, the random number generators do not change."""
         if not self.is_in_train:
             return super().evaluate(*args, **kwargs)
         with _unchanged_generators():
@@ -136,7 +136,7 @@ class DurableTrainer(Trainer):
         if asked is True:
             folder = self._newest_checkpoint()
             if folder is None:
-                logger.warning("%s holds no whole checkpoint; training starts afresh", output_dir)
+                logger.warning("%s has no complete checkpoint; training starts from the beginning", output_dir)
                 return None
         else:
             folder = os.fspath(asked)
@@ -144,15 +144,15 @@ class DurableTrainer(Trainer):
             if reasons:
                 whole = ", ".join(whole_checkpoints(output_dir).values()) or "none"
                 raise CheckpointError(
-                    f"resume_from_checkpoint={folder!r} is not a whole checkpoint: {'; '.join(reasons)}. "
-                    f"Whole ones in output_dir: {whole}; resume_from_checkpoint=True takes the newest"
+                    f"resume_from_checkpoint={folder!r} is not a complete checkpoint: {'; '.join(reasons)}. "
+                    f"Complete ones in output_dir: {whole}; resume_from_checkpoint=True takes the newest"
                 )
         self._check_resumable(Path(folder))
         logger.info("resuming from %s", folder)
         return folder
 
     def _newest_checkpoint(self) -> str | None:
-        """The newest one that is whole for every process (they may see different disks)."""
+        """The newest one that is complete for every process (they may have different disks)."""
         whole = whole_checkpoints(self._get_output_dir(None))
         common = set(whole).intersection(*gather_object([list(whole)]))
         return whole[max(common)] if common else None
@@ -161,14 +161,14 @@ class DurableTrainer(Trainer):
         manifest = json.loads((folder / MANIFEST).read_text())
         if not manifest["resumable"]:
             raise CheckpointError(
-                f"{folder} was saved with save_only_model=True: it has weights, but no optimizer, scheduler and random "
-                f"number generators. Load the weights and train from there without resume_from_checkpoint"
+                f"{folder} was saved with save_only_model=True: it has no optimizer, scheduler and random number "
+                f"generators. Load its weights and train without resume_from_checkpoint"
             )
         saved, now = manifest["num_processes"], self.args.world_size
         if saved != now:
             raise CheckpointError(
                 f"{folder} was saved by {saved} process(es) and this run has {now}; resume with "
-                f"`accelerate launch --num_processes {saved}`, or load the weights and train without "
+                f"`accelerate launch --num_processes {saved}`, or load its weights and train without "
                 f"resume_from_checkpoint"
             )
 
@@ -192,7 +192,7 @@ class DurableTrainer(Trainer):
             self.state.best_model_checkpoint = best
         self.accelerator.wait_for_everyone()
         if self.args.should_save:
-            # once more, now with the name under which the best checkpoint will be found
+            # again, with the final name of the best checkpoint
             self.state.save_to_json(str(staged / "trainer_state.json"))
             self._write_manifest(staged)
             publish(staged, Path(folder))
@@ -205,7 +205,7 @@ class DurableTrainer(Trainer):
     @contextlib.contextmanager
     def _writing_to(self, staging: Path) -> Iterator[None]:
         self._staging = staging
-        # on the instance, so that it holds wherever in the order of classes another override stands
+        # on the instance, so that it precedes overrides of all classes
         vars(self)["_push_from_checkpoint"] = lambda checkpoint_folder: None
         try:
             yield
@@ -230,19 +230,19 @@ class DurableTrainer(Trainer):
             self.load_extra_state(state["extra"])
 
     def _run_epoch(self, *args: Any, **kwargs: Any) -> None:
-        # transformers takes one step more where a run that is over is resumed inside an epoch
+        # transformers takes one step more if a finished run is resumed inside an epoch
         if self.state.global_step >= self.state.max_steps:
             self.control.should_training_stop = True
         else:
             super()._run_epoch(*args, **kwargs)
 
     def _restore_losses(self) -> None:
-        """The losses since the last log, so that the next log says what it would have said without the break."""
+        """Restores the losses since the last log, so that the next log is that of an uninterrupted run."""
         if self._loaded_losses is None:
             return
         self._tr_loss = self._loaded_losses["sum"].to(self.args.device)
         self._globalstep_last_logged = self._loaded_losses["logged_step"]
-        # `train_loss` is the mean over the steps of this call alone
+        # `train_loss` is the mean over the steps of this call only
         self._total_loss_scalar = -self._tr_loss.item()
         self._loaded_losses = None
 
@@ -260,7 +260,7 @@ class DurableTrainer(Trainer):
 
 
 class _SaveAtSigterm(TrainerCallback):
-    """Notes SIGTERM, and stops training at the next step's end with a checkpoint."""
+    """At SIGTERM, saves a checkpoint at the end of the step and stops training."""
 
     def __init__(self, trainer: DurableTrainer) -> None:
         self.trainer = trainer
@@ -275,7 +275,7 @@ class _SaveAtSigterm(TrainerCallback):
         former = None
         if threading.current_thread() is threading.main_thread():
             former = signal.getsignal(signal.SIGTERM)
-        # None: not set from Python, so it could not be put back; ignored signals stay ignored
+        # None: not set from Python, so it could not be restored; ignored signals stay ignored
         is_caught = former not in (None, signal.SIG_IGN)
         if is_caught:
             signal.signal(signal.SIGTERM, self._note)
@@ -283,7 +283,7 @@ class _SaveAtSigterm(TrainerCallback):
             yield
         except BaseException:
             if self.is_asked:
-                logger.error("training failed after SIGTERM had come", exc_info=True)
+                logger.error("training failed after SIGTERM", exc_info=True)
             raise
         finally:
             if is_caught:
@@ -307,7 +307,7 @@ class _SaveAtSigterm(TrainerCallback):
         if not self._is_asked_anywhere():
             return
         self.is_stopping = True
-        logger.warning("SIGTERM: a checkpoint is saved at step %d, and training stops", state.global_step)
+        logger.warning("SIGTERM: saving a checkpoint at step %d and stopping", state.global_step)
         control.should_training_stop = True
         if control.should_evaluate:
             self.trainer._save_checkpoint(self.trainer.model_wrapped, trial=None)
@@ -317,7 +317,7 @@ class _SaveAtSigterm(TrainerCallback):
         if not self.is_stopping:
             return
         if state.epoch % 1:
-            # the epoch was left, not ended: nothing is due
+            # the epoch was left, not finished: no evaluation or log is due
             control.should_evaluate = control.should_log = False
             control.should_save = self.saved_step != state.global_step
         elif control.should_evaluate or self.saved_step != state.global_step:

@@ -1,4 +1,4 @@
-"""NaN and infinite values stop training, with the name of what they were found in."""
+"""Stops training at NaN and infinite values, with the name of their owner."""
 
 from __future__ import annotations
 
@@ -22,20 +22,20 @@ def check_finite(
     *,
     allow_minus_inf: bool = False,
 ) -> None:
-    """Raises where a tensor has a value that is NaN or infinite.
+    """Raises if a tensor has a value that is NaN or infinite.
 
     Source: ours.
 
     Args:
         values (`torch.Tensor` of shape `(..., K)` or any shape): rewards, logits, log-probabilities, weights.
-        what (`str`): what they are, such as `"logits of the member small"`.
-        names (`Sequence[str]`, *optional*): what the K entries of the last dimension belong to (members, rewards).
+        what (`str`): their name in the message, such as `"logits of the member small"`.
+        names (`Sequence[str]`, *optional*): the owners of the K entries of the last dimension (members, rewards).
         step (`int`, *optional*): the optimizer step, for the message.
-        allow_minus_inf (`bool`, defaults to `False`): minus infinity is legal, as it is in logits of tokens that cannot
-            come and in logarithms of 0.
+        allow_minus_inf (`bool`, defaults to `False`): whether minus infinity is allowed, as in logits of tokens that
+            are ruled out and in logarithms of 0.
 
     Raises:
-        NonFiniteError: says how many values are bad, and where the first one is.
+        NonFiniteError: says how many values are not finite, and where the first one is.
 
     Example:
 
@@ -62,25 +62,24 @@ def check_finite(
 
 
 class FiniteCheck(TrainerCallback):
-    """Checks gradients before and parameters after each optimizer step, by one number each.
+    """Checks gradients before and parameters after each optimizer step.
 
-    The number is the norm of all; only where it is not finite are tensors looked at one by one, which also tells large
-    values, whose norm overflows, from infinite ones. It costs one wait for the device, and reading gradients and
-    parameters once.
+    It checks the norm of all tensors first. Only if the norm is not finite does it check each tensor, which also
+    distinguishes large values, whose norm overflows, from infinite ones. It costs one synchronisation with the device,
+    and one read of gradients and parameters.
 
-    Clipping multiplies all gradients by one factor, which is NaN if one gradient was: after it nobody can say whose
-    fault it was. `FiniteTrainer` therefore calls `check_gradients` before clipping; this callback alone, in another
-    trainer, finds the fault and names all groups. Under `fp16=True` gradients are left to the loss scaler, which leaves
-    out steps with infinite ones.
+    Clipping multiplies all gradients by one factor, which is NaN if one gradient was NaN, so that their origin is lost.
+    `FiniteTrainer` therefore calls `check_gradients` before clipping; this callback alone, in another trainer, names
+    all groups. With `fp16=True` gradients are not checked: the loss scaler skips steps with infinite ones.
 
     Source: ours.
 
     Args:
-        groups (callable): gives the parameters that train, by the name to be told, such as
+        groups (callable): returns the trained parameters by the name of their group, such as
             `{"pioneer": [...], "observer": [...]}`.
 
     Raises:
-        NonFiniteError: names groups, first parameter and step.
+        NonFiniteError: names the groups, the first parameter and the step.
 
     Example:
 
@@ -97,18 +96,18 @@ class FiniteCheck(TrainerCallback):
         self._checked_step = -1
 
     def check_gradients(self, step: int, model: nn.Module | None = None) -> None:
-        """Raises where a gradient is not finite.
+        """Raises if a gradient is not finite.
 
         Args:
-            step (`int`): the optimizer step that is about to be taken, counted from 1.
-            model (`nn.Module`, *optional*): whose names of parameters are told.
+            step (`int`): the next optimizer step, counted from 1.
+            model (`nn.Module`, *optional*): for the names of parameters.
         """
         groups = {name: [(p, p.grad) for p in group if p.grad is not None] for name, group in self.groups().items()}
         _check_groups("gradients", groups, step, model)
         self._checked_step = step
 
     def check_parameters(self, step: int, model: nn.Module | None = None) -> None:
-        """Raises where a parameter is not finite; see `check_gradients`."""
+        """Raises if a parameter is not finite; see `check_gradients`."""
         groups = {name: [(p, p.detach()) for p in group] for name, group in self.groups().items()}
         _check_groups("parameters", groups, step, model)
 
@@ -123,9 +122,9 @@ class FiniteCheck(TrainerCallback):
 
 
 class FiniteTrainer(Trainer):
-    """A mixin for trainers: gradients are checked before they are clipped, parameters after each step.
+    """A mixin for trainers that checks gradients before clipping, and parameters after each step.
 
-    Put it before the trainer's class. `finite_groups` says what is checked, and under which names.
+    Put it before the trainer's class. `finite_groups` returns the checked parameters by the name of their group.
 
     Source: ours.
 
@@ -142,7 +141,7 @@ class FiniteTrainer(Trainer):
         self.add_callback(self.finite_check)
 
     def finite_groups(self) -> Mapping[str, Iterable[nn.Parameter]]:
-        """The parameters that train, by the name to be told; to be overridden.
+        """The trained parameters by the name of their group. An override point.
 
         Returns:
             `Mapping[str, Iterable[nn.Parameter]]`: such as `{"policy": ...}`.
@@ -167,22 +166,23 @@ def _check_groups(
     tensors = [tensor for group in groups.values() for _, tensor in group]
     if bool(torch.nn.utils.get_total_norm(tensors).isfinite()):
         return
-    faults = {
-        name: [(parameter, tensor) for parameter, tensor in group if not bool(tensor.isfinite().all())]
+    faults = [
+        (name, parameter, tensor)
         for name, group in groups.items()
-    }
-    guilty = [name for name, group in faults.items() if group]
-    if not guilty:
-        # large values: the norm has overflowed
+        for parameter, tensor in group
+        if not bool(tensor.isfinite().all())
+    ]
+    if not faults:  # large values: the norm has overflowed
         return
-    parameter, tensor = next(group[0] for group in faults.values() if group)
+    guilty = dict.fromkeys(name for name, _, _ in faults)
+    _, parameter, tensor = faults[0]
     labels = {id(named): label for label, named in model.named_parameters()} if model is not None else {}
     label = labels.get(id(parameter), f"a parameter of shape {tuple(parameter.shape)}")
     count = int((~tensor.isfinite()).sum())
     raise NonFiniteError(
         f"{kind} of {', '.join(guilty)}{_at(step)}: {count} of {tensor.numel()} values of {label} are NaN or infinite. "
-        f"A smaller learning rate, or a look at the rewards and log-probabilities of this step, may help; the last "
-        f"checkpoint is from before it"
+        "Try a smaller learning rate, and check the rewards and log-probabilities of this step; the last checkpoint is "
+        "from an earlier step"
     )
 
 

@@ -1,8 +1,9 @@
-"""The order of the prompts as a function of seed and epoch, so that a resumed run sees the ones it would have seen."""
+"""The order of prompts as a function of seed and epoch, so that a resumed run continues with the same prompts."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sized
+from typing import Any
 
 import torch
 from trl.trainer.utils import RepeatSampler
@@ -11,24 +12,25 @@ from hf_rlae.errors import ConfigError
 
 
 class EpochRepeatSampler(RepeatSampler):
-    """TRL's `RepeatSampler`, whose order depends on nothing but `seed` and the epoch.
+    """TRL's `RepeatSampler`, with an order that depends on `seed` and the epoch alone.
 
-    TRL's own sampler draws each epoch's permutation from one generator that goes on from epoch to epoch: a run resumed
-    in epoch k begins with the permutation of epoch 0. Here epoch k has the generator's permutation number k, which is
-    also what an uninterrupted run of TRL's sampler has, so that runs can be compared with TRL's trainers prompt by
-    prompt. The epoch is asked for when iteration begins, because not every data loader passes `set_epoch` on to its
-    sampler (accelerate's does not for a resumed run with several processes).
+    TRL's own sampler draws the permutations of all epochs from one generator, so that a run resumed in epoch k starts
+    with the permutation of epoch 0. Here epoch k has permutation number k of the generator, as in an uninterrupted run
+    of TRL's sampler; runs can be compared with TRL's trainers prompt by prompt. `epoch` is called when iteration
+    starts, because not every data loader passes `set_epoch` on to its sampler (accelerate's does not in a resumed run
+    with several processes).
 
     Source: ours; the order within an epoch is TRL's.
 
     Args:
         data_source (`Sized`): N examples.
-        mini_repeat_count (`int`): how often each index is repeated in a row (G).
-        batch_size (`int`, defaults to 1): different indices in one chunk; an incomplete last chunk is left out.
-        repeat_count (`int`, defaults to 1): how often a chunk is repeated.
-        shuffle (`bool`, defaults to `True`): whether the order is drawn.
-        seed (`int`): of the generator; the same in every process.
-        epoch (callable): gives the epoch, 0 or more; in a trainer `lambda: int(self.state.epoch or 0)`.
+        mini_repeat_count (`int`): number of consecutive repeats of each index (G).
+        batch_size (`int`, defaults to 1): different indices in one chunk; an incomplete last chunk is
+            dropped.
+        repeat_count (`int`, defaults to 1): number of repeats of a chunk.
+        shuffle (`bool`, defaults to `True`): whether the order is random.
+        seed (`int`): seed of the generator; the same in every process.
+        epoch (callable): returns the epoch, 0 or more; in a trainer `lambda: int(self.state.epoch or 0)`.
 
     Raises:
         ConfigError: the seed is not a whole number, or the epoch is not one of 0 or more.
@@ -63,11 +65,30 @@ class EpochRepeatSampler(RepeatSampler):
         self.order_seed = seed
         self.epoch = epoch
 
+    @classmethod
+    def of_rollouts(cls, trainer: Any, dataset: Sized | None = None) -> EpochRepeatSampler:
+        """The sampler of a trainer with rollouts, whose batches are whole rollouts.
+
+        Args:
+            trainer (`Trainer`): its `args` have the fields of `GRPOConfig` that describe a rollout.
+            dataset (`Sized`, *optional*): the training dataset of the trainer if not given.
+        """
+        args = trainer.args
+        return cls(
+            trainer.train_dataset if dataset is None else dataset,
+            mini_repeat_count=args.num_generations,
+            batch_size=args.generation_batch_size // args.num_generations,
+            repeat_count=args.num_iterations * args.steps_per_generation,
+            shuffle=args.shuffle_dataset,
+            seed=args.seed,
+            epoch=lambda: int(trainer.state.epoch or 0),
+        )
+
     def __iter__(self) -> Iterator[int]:
         if self.shuffle:
             epoch = self.epoch()
             if isinstance(epoch, bool) or not isinstance(epoch, int) or epoch < 0:
-                raise ConfigError(f"epoch() must give a whole number of at least 0, got {epoch!r}")
+                raise ConfigError(f"epoch() must return a whole number of at least 0, got {epoch!r}")
             self.generator.manual_seed(self.order_seed)
             for _ in range(epoch):
                 torch.randperm(self.num_samples, generator=self.generator)

@@ -2,62 +2,74 @@
 
 import logging
 import math
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass, fields
+from typing import Literal
 
 from trl.trainer.base_config import _BaseConfig
 
 from hf_rlae.errors import ConfigError, nearest
 from hf_rlae.objectives import ObjectiveSettings, objectives
 from hf_rlae.objectives.advantages import SCALES
-from hf_rlae.trainers.precision import default_bf16
+from hf_rlae.trainers.bounds import Bounds, check_bounds, check_list
+from hf_rlae.trainers.defaults import option, set_defaults
 
 logger = logging.getLogger(__name__)
 
 ADVANTAGES = ("gae", "group_relative")
-_OPTIONAL_COUNTS = ("span_length", "generation_batch_size", "steps_per_generation", "num_completions_to_print")
-_COUNTS = (
-    *_OPTIONAL_COUNTS,
-    "num_generations",
-    "num_generations_eval",
-    "max_completion_length",
-    "num_iterations",
-    "per_device_train_batch_size",
-    "per_device_eval_batch_size",
-    "gradient_accumulation_steps",
-)
+
+_COUNT, _OPTIONAL_COUNT = Bounds(1, is_whole=True), Bounds(1, is_whole=True, is_optional=True)
+_BOUNDS = {
+    "span_length": _OPTIONAL_COUNT,
+    "generation_batch_size": _OPTIONAL_COUNT,
+    "steps_per_generation": _OPTIONAL_COUNT,
+    "num_completions_to_print": _OPTIONAL_COUNT,
+    "num_generations": _COUNT,
+    "num_generations_eval": _COUNT,
+    "max_completion_length": _COUNT,
+    "num_iterations": _COUNT,
+    "per_device_train_batch_size": _COUNT,
+    "per_device_eval_batch_size": _COUNT,
+    "gradient_accumulation_steps": _COUNT,
+    "gamma": Bounds(0, 1),
+    "lam": Bounds(0, 1),
+    "top_p": Bounds(0, 1, is_open=True),
+    "top_k": Bounds(0, is_whole=True, note="0 keeps all tokens"),
+    "temperature": Bounds(0, is_open=True),
+    "target_kl": Bounds(0, is_open=True, is_optional=True),
+    "reward_timeout": Bounds(0, note="0 is no limit"),
+}
 
 
 @dataclass
 class RLAEConfig(_BaseConfig):
-    r"""Arguments of [`RLAETrainer`]; those not listed here are `transformers.TrainingArguments`'.
+    r"""Arguments of [`RLAETrainer`]; all others are those of `transformers.TrainingArguments`.
 
-    One *rollout* writes `generation_batch_size` texts, `num_generations` for each prompt. An update takes
-    `per_device_train_batch_size * gradient_accumulation_steps` of them a process; `num_iterations` times over all of
-    them, in a new order each time, and the next rollout begins.
+    One *rollout* has `generation_batch_size` completions, `num_generations` per prompt. An update takes
+    `per_device_train_batch_size * gradient_accumulation_steps` of them per process. Updates go through the rollout
+    `num_iterations` times, each time in a new order; then the next rollout begins.
 
     Args:
-        objective (`str`, defaults to `"ppo"`): `"ppo"` (an actor of kind `"joint"`), `"mappo"` (`"per_member"`) or
-            `"mixture"` (either). Source: RLAE (arXiv 2506.00439) for the first two; the third is ours.
+        objective (`str`, defaults to `"ppo"`): `"ppo"` (for an actor of kind `"joint"`), `"mappo"` (`"per_member"`),
+            `"mixture"` (either), or any other registered objective. Source: RLAE (arXiv 2506.00439) for the first two;
+            the third is ours.
         span_length (`int`, *optional*): tokens that share one weight vector; `None` keeps the ensemble's. Source:
             public code of RLAE, 4 or 8.
-        num_generations (`int`, defaults to 8): G, texts per prompt.
-        num_generations_eval (`int`, defaults to 1): texts per prompt in evaluations.
-        max_completion_length (`int`, defaults to 256): tokens of a text at most.
-        generation_batch_size (`int`, *optional*): texts of one rollout, over all processes.
+        num_generations (`int`, defaults to 8): G, completions per prompt.
+        num_generations_eval (`int`, defaults to 1): completions per prompt in evaluations.
+        max_completion_length (`int`, defaults to 256): the largest number of tokens of a completion.
+        generation_batch_size (`int`, *optional*): completions of one rollout, over all processes.
         steps_per_generation (`int`, *optional*): the same, in micro-batches; `None` = `gradient_accumulation_steps`.
-        num_iterations (`int`, defaults to 3): how many times the texts of a rollout are gone through. Source: public
-            code of RLAE.
+        num_iterations (`int`, defaults to 3): passes over each rollout. Source: public code of RLAE.
         temperature (`float`, defaults to 1.0), top_p (`float`, defaults to 1.0), top_k (`int`, defaults to 0): of the
-            mixture that texts are sampled from. With `"mixture"` anything but these defaults biases the ratios.
-        eval_do_sample (`bool`, defaults to `False`): whether evaluations sample; else they write the likeliest tokens.
-            The weights of evaluations are always the deterministic ones.
-        advantages (`str`, *optional*): `"gae"` (over spans, with the critic) or `"group_relative"` (against the other
-            texts of the prompt, no critic); `None` = what the objective prefers.
+            mixture that completions are sampled from. With `"mixture"` any other value biases the ratios.
+        eval_do_sample (`bool`, defaults to `False`): whether evaluations sample; otherwise they are greedy. The weights
+            of evaluations are always the deterministic ones.
+        advantages (`str`, *optional*): `"gae"` (over spans, with the critic) or `"group_relative"` (relative to the
+            other completions of the prompt, without a critic); `None` takes the default of the objective.
         gamma (`float`, defaults to 0.99), lam (`float`, defaults to 0.95): of GAE, per span. Source: public code of
             RLAE.
-        whiten_advantages (`bool`, defaults to `True`): whether GAE's advantages get mean 0 and deviation 1 in each
-            rollout (ours).
+        whiten_advantages (`bool`, defaults to `True`): whether the advantages of GAE have mean 0 and deviation 1 in
+            each rollout (ours).
         scale_rewards (`str`, defaults to `"group"`): what group-relative advantages are divided by: `"group"`,
             `"batch"` or `"none"`. TRL's word.
         epsilon (`float`, defaults to 0.2), epsilon_high (`float`, *optional*): clipping of ratios. Source: public code
@@ -66,193 +78,113 @@ class RLAEConfig(_BaseConfig):
         value_coef (`float`, defaults to 0.5): weight of the critic's loss. Source: public code of RLAE.
         entropy_coef (`float`, *optional*): weight of the entropy bonus; `None` = 0.01 (source: public code of RLAE),
             and 0.03 for `"mixture"` (ours).
-        reduction (`str`, defaults to `"token"`): see [`ObjectiveSettings`].
-        target_kl (`float`, *optional*): once an update's estimate of the KL is larger, the rest of the rollout's
-            updates is left out.
-        reward_weights (`list[float]`, *optional*): one a reward function; `None` = all 1.
+        reduction (`str`, defaults to `"token"`): `"token"` or `"sequence"`; see [`ObjectiveSettings`].
+        target_kl (`float`, *optional*): once the estimated KL of an update exceeds it, the remaining updates of the
+            rollout are skipped.
+        reward_weights (`list[float]`, *optional*): one per reward function; `None` = all 1.
         reward_timeout (`float`, defaults to 60.0): seconds that a reward function may take; 0 for no limit.
         disable_dropout (`bool`, defaults to `True`): whether the policy's dropout is switched off. With dropout the
             ratios of an unchanged policy are not 1.
-        shuffle_dataset (`bool`, defaults to `True`): whether prompts come in a new order each epoch.
-        log_completions (`bool`, defaults to `False`): whether texts, rewards and weights are shown and kept as tables.
-        num_completions_to_print (`int`, *optional*): how many of them; `None` for all.
+        shuffle_dataset (`bool`, defaults to `True`): whether each epoch has a new order of prompts.
+        log_completions (`bool`, defaults to `False`): whether completions, rewards and weights are printed and saved as
+            tables.
+        num_completions_to_print (`int`, *optional*): how many of them are printed; `None` for all.
 
     Raises:
         ConfigError: a value that cannot be used; the message names the field.
     """
 
-    learning_rate: float = field(default=1e-4, metadata={"help": "Initial learning rate. Source: public code of RLAE."})
-    max_grad_norm: float = field(
-        default=1.0, metadata={"help": "Gradients are clipped to this norm. Source: public code of RLAE."}
+    learning_rate: float = option(default=1e-4, help="Initial learning rate. Source: public code of RLAE.")
+    max_grad_norm: float = option(default=1.0, help="Maximum norm of gradients. Source: public code of RLAE.")
+    gradient_checkpointing: bool | None = option(
+        default=None, help="Whether the backward pass recomputes activations. Off if not set."
+    )  # type: ignore[assignment]
+    remove_unused_columns: bool = option(default=False, help="Whether to drop columns that no reward function names.")
+    dataloader_pin_memory: bool = option(default=False, help="Off: batches are lists of examples, not tensors.")
+    objective: str = option(default="ppo", help="ppo, mappo, mixture, or another registered objective.")
+    span_length: int | None = option(default=None, help="Tokens per weight vector; None keeps the ensemble's.")
+    num_generations: int = option(default=8, help="Completions per prompt.")
+    num_generations_eval: int = option(default=1, help="Completions per prompt in evaluations.")
+    max_completion_length: int = option(default=256, help="Maximum number of tokens of a completion.")
+    generation_batch_size: int | None = option(default=None, help="Completions of one rollout, over all processes.")
+    steps_per_generation: int | None = option(default=None, help="Micro-batches per rollout; None: as accumulated.")
+    num_iterations: int = option(default=3, help="Passes over each rollout. Source: public code of RLAE.")
+    temperature: float = option(default=1.0, help="Temperature of the mixture in rollouts.")
+    top_p: float = option(default=1.0, help="Nucleus sampling from the mixture; 1 keeps all tokens.")
+    top_k: int = option(default=0, help="Top-k sampling from the mixture; 0 keeps all tokens.")
+    eval_do_sample: bool = option(default=False, help="Whether evaluations sample.")
+    advantages: Literal["gae", "group_relative"] | None = option(
+        default=None, help="None takes the objective's default."
     )
-    gradient_checkpointing: bool | None = field(  # type: ignore[assignment]
-        default=None,
-        metadata={"help": "Whether activations are computed anew in the backward pass. Off if not set."},
+    gamma: float = option(default=0.99, help="Discount per span, for GAE. Source: public code of RLAE.")
+    lam: float = option(default=0.95, help="Lambda of GAE. Source: public code of RLAE.")
+    whiten_advantages: bool = option(default=True, help="Whether to standardise GAE's advantages per rollout.")
+    scale_rewards: Literal["group", "batch", "none"] = option(
+        default="group", help="Divisor of group-relative advantages."
     )
-    remove_unused_columns: bool = field(
-        default=False, metadata={"help": "Whether columns that no reward function needs are dropped."}
-    )
-    dataloader_pin_memory: bool = field(
-        default=False, metadata={"help": "Batches are lists of examples, which have nothing to pin."}
-    )
-    objective: str = field(default="ppo", metadata={"help": "ppo, mappo or mixture."})
-    span_length: int | None = field(
-        default=None, metadata={"help": "Tokens that share one weight vector; None keeps the ensemble's."}
-    )
-    num_generations: int = field(default=8, metadata={"help": "Texts per prompt."})
-    num_generations_eval: int = field(default=1, metadata={"help": "Texts per prompt in evaluations."})
-    max_completion_length: int = field(default=256, metadata={"help": "Tokens of a text at most."})
-    generation_batch_size: int | None = field(
-        default=None, metadata={"help": "Texts of one rollout, over all processes."}
-    )
-    steps_per_generation: int | None = field(
-        default=None, metadata={"help": "Micro-batches of one rollout; None takes gradient_accumulation_steps."}
-    )
-    num_iterations: int = field(
-        default=3, metadata={"help": "How many times a rollout is gone through. Source: public code of RLAE."}
-    )
-    temperature: float = field(default=1.0, metadata={"help": "Of the mixture that texts are sampled from."})
-    top_p: float = field(default=1.0, metadata={"help": "Of the mixture that texts are sampled from; 1 for all."})
-    top_k: int = field(default=0, metadata={"help": "Of the mixture that texts are sampled from; 0 for all."})
-    eval_do_sample: bool = field(default=False, metadata={"help": "Whether evaluations sample."})
-    advantages: str | None = field(
-        default=None, metadata={"help": "gae or group_relative; None takes what the objective prefers."}
-    )
-    gamma: float = field(default=0.99, metadata={"help": "Discount per span, for GAE. Source: public code of RLAE."})
-    lam: float = field(default=0.95, metadata={"help": "Lambda of GAE. Source: public code of RLAE."})
-    whiten_advantages: bool = field(
-        default=True, metadata={"help": "Whether GAE's advantages are standardised in each rollout."}
-    )
-    scale_rewards: str = field(
-        default="group", metadata={"help": "What group-relative advantages are divided by: group, batch or none."}
-    )
-    epsilon: float = field(default=0.2, metadata={"help": "Ratios are clipped at 1 - epsilon and 1 + epsilon."})
-    epsilon_high: float | None = field(default=None, metadata={"help": "The upper bound, if it is another one."})
-    value_epsilon: float | None = field(default=0.2, metadata={"help": "Clipping of the critic; None for none."})
-    value_coef: float = field(default=0.5, metadata={"help": "Weight of the critic's loss."})
-    entropy_coef: float | None = field(
-        default=None, metadata={"help": "Weight of the entropy bonus; None takes 0.01, and 0.03 for mixture."}
-    )
-    reduction: str = field(default="token", metadata={"help": "token or sequence: what counts the same."})
-    target_kl: float | None = field(
-        default=None, metadata={"help": "Beyond this KL the rest of a rollout's updates is left out."}
-    )
-    reward_weights: list[float] | None = field(default=None, metadata={"help": "One a reward function."})
-    reward_timeout: float = field(
-        default=60.0, metadata={"help": "Seconds that a reward function may take; 0 for no limit."}
-    )
-    disable_dropout: bool = field(default=True, metadata={"help": "Whether the policy's dropout is switched off."})
-    shuffle_dataset: bool = field(default=True, metadata={"help": "Whether prompts come in a new order each epoch."})
-    log_completions: bool = field(
-        default=False, metadata={"help": "Whether texts, rewards and weights are shown and kept as tables."}
-    )
-    num_completions_to_print: int | None = field(default=None, metadata={"help": "How many texts are shown."})
+    epsilon: float = option(default=0.2, help="Ratios are clipped at 1 - epsilon and 1 + epsilon.")
+    epsilon_high: float | None = option(default=None, help="Upper clipping bound, if it differs.")
+    value_epsilon: float | None = option(default=0.2, help="Clipping of the critic; None for none.")
+    value_coef: float = option(default=0.5, help="Weight of the critic's loss.")
+    entropy_coef: float | None = option(default=None, help="Weight of the entropy bonus; None: 0.01, mixture 0.03.")
+    reduction: Literal["token", "sequence"] = option(default="token", help="What counts the same in the policy's loss.")
+    target_kl: float | None = option(default=None, help="KL above which the rest of a rollout is skipped.")
+    reward_weights: list[float] | None = option(default=None, help="One per reward function.")
+    reward_timeout: float = option(default=60.0, help="Seconds that a reward function may take; 0 for no limit.")
+    disable_dropout: bool = option(default=True, help="Whether the policy's dropout is switched off.")
+    shuffle_dataset: bool = option(default=True, help="Whether each epoch has a new order of prompts.")
+    log_completions: bool = option(default=False, help="Whether to print and save tables of completions.")
+    num_completions_to_print: int | None = option(default=None, help="How many completions are printed.")
 
     def __post_init__(self) -> None:
-        if self.bf16 is None:
-            self.bf16 = default_bf16(bool(self.fp16), bool(self.use_cpu))
-        if self.load_best_model_at_end and self.metric_for_best_model is None:
-            self.metric_for_best_model, self.greater_is_better = "reward", True
-        if self.ddp_find_unused_parameters is None:  # some parameters serve some objectives only
-            self.ddp_find_unused_parameters = True
+        set_defaults(self)
         super().__post_init__()
-        self._check_fields()
-        self._resolve_batches()
-
-    def _check_fields(self) -> None:
-        self._check_names()
-        for name in _COUNTS:
-            value = getattr(self, name)
-            if value is None and name in _OPTIONAL_COUNTS:
-                continue
-            if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-                raise ConfigError(f"{name}={value!r}: it must be a whole number of at least 1")
-        if self.advantages == "group_relative" and self.num_generations < 2:
-            raise ConfigError(
-                f"num_generations={self.num_generations} with group-relative advantages: a text is compared with the "
-                "others of its prompt; give at least 2, or advantages='gae'"
-            )
-        for name in ("gamma", "lam", "top_p"):
-            value = getattr(self, name)
-            if not _is_number(value) or not 0 <= value <= 1 or (name == "top_p" and value == 0):
-                raise ConfigError(
-                    f"{name}={value!r}: it must be a number from 0 to 1{' but not 0' * (name == 'top_p')}"
-                )
-        for name in ("temperature", "target_kl"):
-            value = getattr(self, name)
-            if (value is None and name == "target_kl") or (_is_number(value) and value > 0):
-                continue
-            raise ConfigError(f"{name}={value!r}: it must be finite and above 0")
-        if not isinstance(self.top_k, int) or isinstance(self.top_k, bool) or self.top_k < 0:
-            raise ConfigError(f"top_k={self.top_k!r}: it must be a whole number of at least 0 (0 keeps all tokens)")
-        if not _is_number(self.reward_timeout) or self.reward_timeout < 0:
-            raise ConfigError(f"reward_timeout={self.reward_timeout!r}: it must be a finite number of at least 0")
-        weights = self.reward_weights
-        if weights is not None and not (isinstance(weights, list | tuple) and all(map(_is_number, weights))):
-            raise ConfigError(f"reward_weights={weights!r}: give a list of one finite number a reward function")
-        self.objective_settings()
-
-    def _check_names(self) -> None:
         if self.objective not in objectives:
             raise ConfigError(f"objective={self.objective!r}: {nearest(str(self.objective), objectives)}")
         if self.advantages is None:
-            self.advantages = objectives[self.objective].default_advantages
+            self.advantages = objectives[self.objective].default_advantages  # type: ignore[assignment]
         for name, known in (("advantages", ADVANTAGES), ("scale_rewards", SCALES)):
             value = getattr(self, name)
             if value not in known:
                 raise ConfigError(f"{name}={value!r}: {nearest(str(value), known)}")
+        check_bounds(self, _BOUNDS)
+        check_list("reward_weights", self.reward_weights, Bounds(-math.inf))
+        self.objective_settings()  # checks the fields of the objective
+        self._resolve_batches()
 
     def objective_settings(self) -> ObjectiveSettings:
-        """What the objective is told."""
-        entropy_coef = self.entropy_coef
-        if entropy_coef is None:
-            entropy_coef = objectives[self.objective].defaults.entropy_coef
-        return ObjectiveSettings(
-            epsilon=self.epsilon,
-            epsilon_high=self.epsilon_high,
-            value_epsilon=self.value_epsilon,
-            value_coef=self.value_coef,
-            entropy_coef=entropy_coef,
-            reduction=self.reduction,
-        )
+        """The settings of the objective, with its default entropy bonus where `entropy_coef` is `None`."""
+        given = {entry.name: getattr(self, entry.name) for entry in fields(ObjectiveSettings)}
+        if self.entropy_coef is None:
+            given["entropy_coef"] = objectives[self.objective].defaults.entropy_coef
+        return ObjectiveSettings(**given)
 
     def _resolve_batches(self) -> None:
-        """Fills in how many texts a rollout has, and checks that updates, processes and groups come out even."""
-        micro_batch = self.per_device_train_batch_size * self.world_size
+        """Fills in the size of a rollout, and checks that updates, processes and groups divide it evenly."""
         if self.generation_batch_size is not None and self.steps_per_generation is not None:
-            raise ConfigError("generation_batch_size and steps_per_generation mean the same; give one of them")
+            raise ConfigError("generation_batch_size and steps_per_generation mean the same; give only one of them")
+        micro_batch = self.per_device_train_batch_size * self.world_size
         if self.generation_batch_size is None:
-            steps = self.steps_per_generation or self.gradient_accumulation_steps
-            self.generation_batch_size = micro_batch * steps
-        if self.generation_batch_size % micro_batch:
-            raise ConfigError(
-                f"generation_batch_size={self.generation_batch_size}: it must be a multiple of "
-                f"per_device_train_batch_size times the processes, {micro_batch}"
-            )
-        self.steps_per_generation = self.generation_batch_size // micro_batch
-        if self.steps_per_generation % self.gradient_accumulation_steps:
-            raise ConfigError(
-                f"steps_per_generation={self.steps_per_generation}: it must be a multiple of "
-                f"gradient_accumulation_steps={self.gradient_accumulation_steps}, so that an update is made of one "
-                "rollout"
-            )
-        if self.generation_batch_size % self.num_generations:
-            raise ConfigError(
-                f"num_generations={self.num_generations} does not divide the {self.generation_batch_size} texts of a "
-                "rollout (generation_batch_size); change one of them"
-            )
+            self.generation_batch_size = micro_batch * (self.steps_per_generation or self.gradient_accumulation_steps)
+        size = self.generation_batch_size
+        self.steps_per_generation = steps = size // micro_batch
         eval_batch = self.per_device_eval_batch_size * self.world_size
-        if eval_batch % self.num_generations_eval:
+        updates = "gradient_accumulation_steps, so that an update uses one rollout"
+        for name, value, divisor, meaning in (
+            ("generation_batch_size", size, micro_batch, "per_device_train_batch_size * processes"),
+            ("steps_per_generation", steps, self.gradient_accumulation_steps, updates),
+            ("generation_batch_size", size, self.num_generations, "num_generations"),
+            ("per_device_eval_batch_size * processes", eval_batch, self.num_generations_eval, "num_generations_eval"),
+        ):
+            if value % divisor:
+                raise ConfigError(f"{name}={value}: it must be a multiple of {divisor} ({meaning})")
+        if self.advantages == "group_relative" and self.num_generations < 2:
             raise ConfigError(
-                f"num_generations_eval={self.num_generations_eval} does not divide the {eval_batch} texts of an "
-                "evaluation's batch (per_device_eval_batch_size times the processes); change one of them"
+                f"num_generations={self.num_generations} with group-relative advantages, which compare a completion "
+                "with the others of its prompt; give at least 2, or advantages='gae'"
             )
         if self.num_generations_eval > 1 and not self.eval_do_sample:
             logger.warning(
-                "num_generations_eval=%d without eval_do_sample=True writes the same text of a prompt as often",
+                "num_generations_eval=%d without eval_do_sample=True writes the same greedy completion several times",
                 self.num_generations_eval,
             )
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)

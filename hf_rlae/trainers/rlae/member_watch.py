@@ -1,8 +1,9 @@
-"""Which member went wrong, if the numbers that members give are NaN or infinite."""
+"""Finds the member that is at fault when the logits of members are NaN or infinite."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
@@ -12,17 +13,18 @@ from hf_rlae.errors import NonFiniteError
 from hf_rlae.members import Member
 
 
-class MemberWatch:
-    """Within this context, members whose logits are NaN or plus infinity are noticed, and named at its end.
+@contextmanager
+def watch_members(members: Sequence[Member], step: int) -> Iterator[None]:
+    """Checks the logits of members within this context, and raises at its end if some were NaN or plus infinity.
 
-    What the last column of each forward pass says is looked at, the one that the next token is chosen by; the device is
-    waited for once, at the end. Without this a broken member looks like one that has nothing to say. Where such numbers
-    made something else fail on the way, that error is the cause of this one.
+    It checks the last column of each forward pass, which the next token is chosen by, and waits for the device only
+    once, at the end. Without this check a broken member looks like one that proposes no token. If such logits made
+    something else fail first, that error is the cause of this one.
 
     Source: ours.
 
     Args:
-        members (`Sequence[Member]`): whose forward passes are watched.
+        members (`Sequence[Member]`): whose forward passes are checked.
         step (`int`): the optimizer step, for the message.
 
     Raises:
@@ -33,35 +35,33 @@ class MemberWatch:
     >>> from hf_rlae import EnsembleForCausalLM, load_demo_members
     >>> ensemble = EnsembleForCausalLM.from_members(load_demo_members())
     >>> inputs = ensemble.tokenizer(["7+5="], return_tensors="pt")
-    >>> with MemberWatch(ensemble.members, step=3):
+    >>> with watch_members(ensemble.members, step=3):
     ...     _ = ensemble.generate(**inputs, max_new_tokens=2)
     """
+    highest: dict[nn.Module, torch.Tensor] = {}
 
-    def __init__(self, members: Sequence[Member], step: int) -> None:
-        self.members = members
-        self.step = step
-        self._highest: dict[int, torch.Tensor] = {}
-        self._handles: list[Any] = []
+    def look(model: nn.Module, _arguments: Any, output: Any) -> None:
+        newest = output.logits[:, -1].amax()
+        highest[model] = torch.maximum(highest.get(model, newest), newest)  # NaN stays NaN
 
-    def __enter__(self) -> MemberWatch:
-        for model in {id(member.model): member.model for member in self.members}.values():
-            self._handles.append(model.register_forward_hook(self._look))
-        return self
+    try:
+        with ExitStack() as hooks:
+            for model in {member.model: None for member in members}:
+                hooks.enter_context(model.register_forward_hook(look))
+            yield
+    except Exception as error:
+        _check_highest(members, highest, step, error)
+        raise
+    _check_highest(members, highest, step, None)
 
-    def _look(self, model: nn.Module, _arguments: Any, output: Any) -> None:
-        highest, before = output.logits[:, -1].amax(), self._highest.get(id(model))
-        self._highest[id(model)] = highest if before is None else torch.maximum(before, highest)  # NaN stays NaN
 
-    def __exit__(self, _kind: Any, error: BaseException | None, _traceback: Any) -> None:
-        for handle in self._handles:
-            handle.remove()
-        self._handles.clear()
-        if error is not None and not isinstance(error, Exception):
-            return
-        is_bad = {model: not bool(highest < torch.inf) for model, highest in self._highest.items()}
-        guilty = [str(member.name) for member in self.members if is_bad.get(id(member.model), False)]
-        if guilty:
-            raise NonFiniteError(
-                f"logits of {', '.join(guilty)} at step {self.step} are NaN or infinite while texts are written; look "
-                "at that member's weights and dtype (fp16 overflows where bf16 and fp32 do not)"
-            ) from error
+def _check_highest(
+    members: Sequence[Member], highest: dict[nn.Module, torch.Tensor], step: int, cause: Exception | None
+) -> None:
+    is_bad = {model: not bool(value < torch.inf) for model, value in highest.items()}
+    guilty = [str(member.name) for member in members if is_bad.get(member.model, False)]
+    if guilty:
+        raise NonFiniteError(
+            f"logits of {', '.join(guilty)} at step {step} are NaN or infinite in a rollout; check the weights and the "
+            "dtype of these members (fp16 overflows where bf16 and fp32 do not)"
+        ) from cause

@@ -1,4 +1,4 @@
-"""Texts that an ensemble writes, what they are worth, and evaluations of them."""
+"""Rollouts of an ensemble, their rewards, and evaluations."""
 
 from __future__ import annotations
 
@@ -11,17 +11,20 @@ from typing import Any
 import torch
 from accelerate.utils import gather_object
 from torch import nn
+from tqdm.auto import tqdm
 from transformers import Trainer
 from transformers.trainer_utils import EvalLoopOutput
 
 from hf_rlae.ensemble import EnsembleForCausalLM
 from hf_rlae.objectives import Objective
+from hf_rlae.reports import TokenCounter, short_names
 from hf_rlae.rewards.calls.resolve import RewardCalls
+from hf_rlae.rewards.weighted_sums import total_rewards
 from hf_rlae.trainers.durable.finite import check_finite
-from hf_rlae.trainers.rlae.checks import check_evaluated
+from hf_rlae.trainers.rlae.checks import check_eval_dataset
 from hf_rlae.trainers.rlae.configuration_rlae import RLAEConfig
-from hf_rlae.trainers.rlae.member_watch import MemberWatch
-from hf_rlae.trainers.rlae.reports import CompletionLog, RolloutProgress, rollout_metrics
+from hf_rlae.trainers.rlae.member_watch import watch_members
+from hf_rlae.trainers.rlae.reports import CompletionLog, rollout_metrics
 from hf_rlae.trainers.rlae.rollouts import Rollouts, Sampling, concatenate, write_rollouts
 from hf_rlae.trainers.rlae.row_noise import seed_of
 
@@ -29,7 +32,7 @@ EVAL_SEEDS, TRAIN_SEEDS = 0, 1
 
 
 class RolloutTrainer(Trainer):
-    """A mixin for trainers of policies: lets an ensemble write, has the texts judged, and evaluates.
+    """A mixin for trainers of policies: generates with an ensemble, calls reward functions, and evaluates.
 
     Source: ours.
     """
@@ -46,26 +49,24 @@ class RolloutTrainer(Trainer):
 
     @property
     def policy(self) -> Any:
-        """The policy, without wrappers of several processes."""
+        """The policy, unwrapped from DDP."""
         return self.accelerator.unwrap_model(self.model)
 
     @property
     def member_names(self) -> list[str]:
-        """How metrics call the members: the last part of their names, numbered where that is not unique."""
-        names = [str(member.name).rstrip("/").split("/")[-1] for member in self.ensemble.members]
-        return [name if names.count(name) == 1 else f"{name}-{index}" for index, name in enumerate(names)]
+        """The names of the members in metrics."""
+        return short_names(member.name for member in self.ensemble.members)
 
     def roll_out(self, inputs: list[dict[str, Any]], seeds: Sequence[int] | None, explores: bool) -> Rollouts:
-        """Writes one text for each example. An override point.
+        """Generates one completion per example. An override point.
 
         Args:
-            inputs (`list[dict]`): examples, each with `prompt`; samples of one prompt are several equal examples.
-            seeds (`Sequence[int]`, *optional*): one a row, from which everything random is drawn; `None` for the
-                likeliest tokens.
-            explores (`bool`): whether the policy draws its actions, or acts with its deterministic weights.
+            inputs (`list[dict]`): examples, each with `prompt`; several samples of one prompt are equal examples.
+            seeds (`Sequence[int]`, *optional*): one per row, for everything random; `None` is greedy decoding.
+            explores (`bool`): whether the policy samples its actions, or gives its deterministic weights.
 
         Returns:
-            `Rollouts`: one row an example.
+            `Rollouts`: one row per example.
         """
         args = self.args
         prompts = [example["prompt"] for example in inputs]
@@ -81,8 +82,15 @@ class RolloutTrainer(Trainer):
         was_training = self.policy.training
         self.policy.eval()
         try:
-            with RolloutProgress(args, self.is_local_process_zero()) as progress:
-                return write_rollouts(self.ensemble, self.policy, self._encode(prompts), prompts, sampling, progress)
+            with tqdm(
+                total=args.max_completion_length,
+                desc="rollout",
+                unit="token",
+                leave=False,
+                disable=args.disable_tqdm or not self.is_local_process_zero(),
+            ) as bar:
+                streamer = TokenCounter(bar.update)
+                return write_rollouts(self.ensemble, self.policy, self._encode(prompts), prompts, sampling, streamer)
         finally:
             self.policy.train(was_training)
 
@@ -103,10 +111,10 @@ class RolloutTrainer(Trainer):
         completions: list[Any],
         completion_ids_list: list[list[int]],
     ) -> torch.Tensor:
-        """Rewards of shape `(N, F)`, of this process's texts; NaN where a function returned `None`. An override point.
+        """Rewards of this process's completions, `(N, F)`; NaN where a function returned `None`. An override point.
 
         Args:
-            inputs (`list[dict]`): the examples, whose columns reward functions get.
+            inputs (`list[dict]`): the examples, whose columns reward functions receive.
             prompts, completions (`list`): strings, or messages.
             completion_ids_list (`list[list[int]]`): union ids, without padding.
         """
@@ -124,10 +132,10 @@ class RolloutTrainer(Trainer):
     def _mode(self) -> str:
         return "eval" if self._is_evaluating else "train"
 
-    def _written(self, inputs: list[dict[str, Any]], seeds: Sequence[int] | None, explores: bool) -> Rollouts:
-        """`roll_out`, by members and a policy that are looked at."""
-        step = self._next_step
-        with MemberWatch(self.ensemble.members, step):
+    def _checked_rollouts(self, inputs: list[dict[str, Any]], seeds: Sequence[int] | None, explores: bool) -> Rollouts:
+        """`roll_out`, with checks of members and policy."""
+        step = self.state.global_step + 1
+        with watch_members(self.ensemble.members, step):
             rollouts = self.roll_out(inputs, seeds, explores)
         mask = rollouts.span_mask
         check_finite(rollouts.weights[mask], "weights", self.member_names, step)
@@ -135,13 +143,14 @@ class RolloutTrainer(Trainer):
         return rollouts
 
     def _score(self, inputs: list[dict[str, Any]], rollouts: Rollouts) -> torch.Tensor:
-        """Rewards of all processes' texts, `(N, F)`."""
+        """Rewards of the completions of all processes, `(N, F)`."""
         lengths = rollouts.completion_mask.sum(1).tolist()
         ids = [row[:length] for row, length in zip(rollouts.completion_ids.tolist(), lengths, strict=True)]
         given = self._calculate_rewards(inputs, rollouts.prompts, rollouts.completions, ids)
         rewards = self.reward_calls.check(given, len(rollouts))
-        check_finite(rewards.masked_fill(rewards.isnan(), 0.0), "rewards", self.reward_calls.names, self._next_step)
-        parts = self._gathered((rewards, self.completion_log.taken(), dict(self._reported)))
+        judged, step = rewards.masked_fill(rewards.isnan(), 0.0), self.state.global_step + 1
+        check_finite(judged, "rewards", self.reward_calls.names, step)
+        parts = self._gather_objects((rewards, self.completion_log.take(), dict(self._reported)))
         self._reported.clear()
         self.completion_log.gather([(extra, len(rows)) for rows, extra, _ in parts])
         for _, _, reported in parts:
@@ -149,21 +158,19 @@ class RolloutTrainer(Trainer):
                 self._metrics[self._mode][name].extend(values)
         return torch.cat([rows for rows, _, _ in parts])
 
-    @property
-    def _next_step(self) -> int:
-        return self.state.global_step + 1
-
-    def _gathered(self, value: Any) -> list[Any]:
-        """What every process has, in their order."""
+    def _gather_objects(self, value: Any) -> list[Any]:
+        """The values of all processes, in their order."""
         return gather_object([value]) if self.accelerator.num_processes > 1 else [value]
 
     def _seeds(self, kind: int, number: int, rows: int) -> list[int]:
         start = self.accelerator.process_index * rows
         return [seed_of(self.args.seed, kind, number, row) for row in range(start, start + rows)]
 
-    def _described(self, rollouts: Rollouts, rewards_per_func: torch.Tensor, num_generations: int) -> dict[str, float]:
-        """Metrics of what all processes wrote."""
-        rewards = self.reward_calls.weighted(rewards_per_func)
+    def _rollout_metrics(
+        self, rollouts: Rollouts, rewards_per_func: torch.Tensor, num_generations: int
+    ) -> dict[str, float]:
+        """Metrics of the rollouts of all processes."""
+        rewards = total_rewards(rewards_per_func, self.reward_calls.weights)
         return rollout_metrics(
             rollouts, rewards_per_func, rewards, num_generations, self.reward_calls.names, self.member_names
         )
@@ -179,19 +186,19 @@ class RolloutTrainer(Trainer):
             self._is_evaluating = before
 
     def evaluate(self, eval_dataset: Any = None, *args: Any, **kwargs: Any) -> dict[str, float]:
-        """See `Trainer.evaluate`: rewards of texts that are written with deterministic weights.
+        """See `Trainer.evaluate`: the rewards of completions with deterministic weights.
 
         Raises:
             ConfigError: the dataset is empty, or has no column `prompt`.
-            InputError: an empty prompt, or one that leaves a member's context no room.
+            InputError: an empty prompt, or one that fills a member's context.
         """
         if eval_dataset is not None and not isinstance(eval_dataset, str):
-            check_evaluated(self.ensemble, self.args, eval_dataset)
+            check_eval_dataset(self.ensemble, self.args, eval_dataset)
         with self._evaluation():
             return super().evaluate(eval_dataset, *args, **kwargs)
 
     def predict(self, *args: Any, **kwargs: Any) -> Any:
-        """See `Trainer.predict`: its `metrics` are those of an evaluation."""
+        """See `Trainer.predict`: `metrics` are those of an evaluation."""
         with self._evaluation():
             return super().predict(*args, **kwargs)
 
@@ -203,7 +210,7 @@ class RolloutTrainer(Trainer):
         ignore_keys: list[str] | None = None,
         metric_key_prefix: str = "eval",
     ) -> EvalLoopOutput:
-        """See `Trainer.evaluation_loop`; metrics are those of the whole dataset, each text counted once."""
+        """See `Trainer.evaluation_loop`; metrics are means over the whole dataset, each completion counted once."""
         self._evaluated.clear()
         self._metrics["eval"].clear()
         output = super().evaluation_loop(dataloader, description, prediction_loss_only, ignore_keys, metric_key_prefix)
@@ -211,10 +218,10 @@ class RolloutTrainer(Trainer):
         rewards_per_func = torch.cat([rewards for _, rewards in self._evaluated])
         self._evaluated.clear()
         wanted = self.num_examples(dataloader) * self.args.num_generations_eval
-        if len(rollouts) > wanted:  # several processes repeat the first texts to fill their last batches
+        if len(rollouts) > wanted:  # several processes repeat the first examples to fill the last batch
             rollouts, rewards_per_func = rollouts.select(range(wanted)), rewards_per_func[:wanted]
             self.completion_log.keep(wanted)
-        metrics = self._described(rollouts, rewards_per_func, self.args.num_generations_eval)
+        metrics = self._rollout_metrics(rollouts, rewards_per_func, self.args.num_generations_eval)
         metrics |= {name: mean_of(values) for name, values in self._metrics["eval"].items()}
         named: dict[str, Any] = {f"{metric_key_prefix}_{name}": or_none(value) for name, value in metrics.items()}
         output = output._replace(metrics={**(output.metrics or {}), **named})
@@ -223,7 +230,7 @@ class RolloutTrainer(Trainer):
         return output
 
     def _determine_best_metric(self, metrics: dict[str, Any], trial: Any) -> bool:
-        """See `Trainer`; an evaluation in which nothing could be judged is never the best."""
+        """See `Trainer`; an evaluation without any judged completion is never the best."""
         name = str(self.args.metric_for_best_model).removeprefix("eval_")
         if f"eval_{name}" in metrics and metrics[f"eval_{name}"] is None:
             return False
@@ -232,21 +239,21 @@ class RolloutTrainer(Trainer):
     def prediction_step(
         self, model: nn.Module, inputs: Any, prediction_loss_only: bool, ignore_keys: list[str] | None = None
     ) -> tuple[None, None, None]:
-        """Writes one batch's texts and keeps their rewards."""
+        """Generates one batch of completions and keeps their rewards."""
         seeds = self._seeds(EVAL_SEEDS, len(self._evaluated), len(inputs)) if self.args.eval_do_sample else None
-        rollouts = self._written(inputs, seeds, explores=False)
+        rollouts = self._checked_rollouts(inputs, seeds, explores=False)
         rewards_per_func = self._score(inputs, rollouts)
         rollouts = replace(rollouts, observation={}, member_logps=None, old_mixture_logps=None)
-        self._evaluated.append((concatenate(self._gathered(rollouts.to("cpu"))), rewards_per_func))
+        self._evaluated.append((concatenate(self._gather_objects(rollouts.to("cpu"))), rewards_per_func))
         return None, None, None
 
 
 def mean_of(values: Sequence[float]) -> float:
-    """Of those that are numbers; NaN if there are none."""
+    """The mean of all values that are not NaN; NaN if there are none."""
     valid = [value for value in values if not math.isnan(value)]
     return sum(valid) / len(valid) if valid else math.nan
 
 
 def or_none(value: float) -> float | None:
-    """As TRL logs what is not known: some loggers refuse NaN."""
+    """`None` for NaN, as in TRL: some loggers do not accept NaN."""
     return None if math.isnan(value) else value

@@ -1,46 +1,51 @@
-"""Rollouts: texts that an ensemble wrote, with what an update of its policy needs. Nothing of the vocabulary's size."""
+"""Rollouts: completions of an ensemble with the data of an update of its policy, none of it of vocabulary size."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 import torch
+from torch import nn
 from transformers import LogitsProcessorList, TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
 from transformers.generation.streamers import BaseStreamer
 
 from hf_rlae.ensemble import EnsembleForCausalLM
 from hf_rlae.ensemble.member_scores import score_members
 from hf_rlae.objectives import mixture_logps, spans_of_tokens
-from hf_rlae.trainers.rlae.batch_shrinking import Written, end_ids_of, write_in_waves
+from hf_rlae.trainers.rlae.batch_shrinking import Completions, end_ids_of, generate_shrinking
 from hf_rlae.trainers.rlae.row_noise import RowSampler, row_uniforms, seed_of
-from hf_rlae.trainers.rlae.span_recorder import SpanRecorder, recording
+from hf_rlae.trainers.rlae.span_recorder import SpanRecorder
 
 _PADDING = {"span_index": -1, "member_logps": torch.nan, "old_mixture_logps": torch.nan}
 
 
 @dataclass
 class Rollouts:
-    """N texts with what the policy saw, said and led to. Axes: N rows, T tokens, S spans, M members.
+    """N completions with the policy's observations, outputs and results. Axes: N rows, T tokens, S spans, M members.
 
     Attributes:
-        prompts (`list[str]` or `list[list[dict]]`), completions (the same form): one a row.
+        prompts (`list[str]` or `list[list[dict]]`), completions (the same form): one per row.
         completion_ids (`torch.LongTensor` of shape `(N, T)`): union ids, padded on the right.
-        completion_mask (`torch.BoolTensor` of shape `(N, T)`): the tokens up to and with the one that ends a text.
-        span_index (`torch.LongTensor` of shape `(N, T)`): the span of each token; -1 where there is none.
+        completion_mask (`torch.BoolTensor` of shape `(N, T)`): the tokens up to and including the one that ends a
+            completion.
+        span_index (`torch.LongTensor` of shape `(N, T)`): the span of each token; -1 past the end.
         span_mask (`torch.BoolTensor` of shape `(N, S)`): which spans exist.
-        observation (`dict[str, torch.Tensor]`, each of shape `(N, S, ...)`): what the policy saw.
-        weights (`torch.FloatTensor` of shape `(N, S, M)`): what the policy gave, before the ensemble cut small ones.
-        actions (`torch.FloatTensor` of shape `(N, S, M)`, *optional*): what was drawn.
+        observation (`dict[str, torch.Tensor]`, each of shape `(N, S, ...)`): the inputs of the policy.
+        weights (`torch.FloatTensor` of shape `(N, S, M)`): the outputs of the policy, before the ensemble cuts
+            small weights.
+        actions (`torch.FloatTensor` of shape `(N, S, M)`, *optional*): the sampled actions.
         old_log_probs (`torch.FloatTensor` of shape `(N, S)` or `(N, S, M)`, *optional*): their log-densities, in nats.
         old_values (`torch.FloatTensor` of shape `(N, S)`): the critic's estimates.
-        is_ended (`torch.BoolTensor` of shape `(N,)`): whether a text ended by itself, not for want of tokens.
-        member_logps (`torch.FloatTensor` of shape `(N, T, M)`, *optional*): what each member gave to each token, in
-            nats; NaN where it had no weight, minus infinity where it could not propose it.
-        old_mixture_logps (`torch.FloatTensor` of shape `(N, T)`, *optional*): of each token in the mixture, in nats.
+        is_ended (`torch.BoolTensor` of shape `(N,)`): whether a completion ended by itself, not at
+            `max_completion_length`.
+        member_logps (`torch.FloatTensor` of shape `(N, T, M)`, *optional*): each member's log-probability of each
+            token, in nats; NaN where it had no weight, minus infinity where it could not propose the token.
+        old_mixture_logps (`torch.FloatTensor` of shape `(N, T)`, *optional*): the mixture's log-probability of each
+            token, in nats.
         advantages (`torch.FloatTensor` of shape `(N,)` or `(N, S)`, *optional*): added once rewards are known.
-        returns (`torch.FloatTensor` of shape `(N, S)`, *optional*): what the critic learns; added with them.
+        returns (`torch.FloatTensor` of shape `(N, S)`, *optional*): the targets of the critic; added with them.
     """
 
     prompts: list[Any]
@@ -68,34 +73,25 @@ class Rollouts:
         values = {entry.name: getattr(self, entry.name) for entry in fields(self)}
         return {name: value for name, value in values.items() if isinstance(value, torch.Tensor)}
 
+    def _map(self, change: Callable[[torch.Tensor], torch.Tensor], **others: Any) -> Rollouts:
+        """A copy with every tensor changed."""
+        changed: dict[str, Any] = {name: change(tensor) for name, tensor in self.tensors().items()}
+        observation = {name: change(tensor) for name, tensor in self.observation.items()}
+        return replace(self, observation=observation, **changed, **others)
+
     def select(self, rows: Sequence[int]) -> Rollouts:
-        """Some of the rows, in the order given."""
-        index = torch.tensor(list(rows), dtype=torch.long)
-        changed: dict[str, Any] = {name: tensor[index.to(tensor.device)] for name, tensor in self.tensors().items()}
-        changed["observation"] = {name: tensor[index.to(tensor.device)] for name, tensor in self.observation.items()}
-        changed["prompts"] = [self.prompts[row] for row in rows]
-        changed["completions"] = [self.completions[row] for row in rows]
-        return Rollouts(**changed)
+        """Some of the rows, in the given order."""
+        prompts, completions = [self.prompts[row] for row in rows], [self.completions[row] for row in rows]
+        return self._map(lambda tensor: tensor[list(rows)], prompts=prompts, completions=completions)
 
     def to(self, device: torch.device | str) -> Rollouts:
-        """The same on another device."""
-        moved: dict[str, Any] = {name: tensor.to(device) for name, tensor in self.tensors().items()}
-        moved["observation"] = {name: tensor.to(device) for name, tensor in self.observation.items()}
-        return Rollouts(self.prompts, self.completions, **moved)
+        """A copy on another device."""
+        return self._map(lambda tensor: tensor.to(device))
 
     def state(self) -> dict[str, Any]:
-        """Plain containers of tensors, to be saved; see `from_state`."""
-        return {
-            "prompts": self.prompts,
-            "completions": self.completions,
-            "observation": self.observation,
-            **self.tensors(),
-        }
-
-    @classmethod
-    def from_state(cls, state: dict[str, Any]) -> Rollouts:
-        """What `state` was made of."""
-        return cls(**state)
+        """The fields that are not `None`, as plain containers to be saved; `Rollouts(**state)` restores them."""
+        values = {entry.name: getattr(self, entry.name) for entry in fields(self)}
+        return {name: value for name, value in values.items() if value is not None}
 
 
 def concatenate(parts: Sequence[Rollouts]) -> Rollouts:
@@ -118,28 +114,24 @@ def concatenate(parts: Sequence[Rollouts]) -> Rollouts:
 
 
 def _joined(tensors: Sequence[torch.Tensor], value: float) -> torch.Tensor:
-    shape = [max(sizes) for sizes in zip(*(tensor.shape[1:] for tensor in tensors), strict=True)]
+    largest = [max(sizes) for sizes in zip(*(tensor.shape[1:] for tensor in tensors), strict=True)]
     padded = []
     for tensor in tensors:
-        if list(tensor.shape[1:]) != shape:
-            wide = tensor.new_full((len(tensor), *shape), value)
-            wide[tuple(slice(size) for size in tensor.shape)] = tensor
-            tensor = wide
-        padded.append(tensor)
+        missing = [full - size for full, size in zip(largest, tensor.shape[1:], strict=True)]
+        padded.append(nn.functional.pad(tensor, [n for gap in reversed(missing) for n in (0, gap)], value=value))
     return torch.cat(padded)
 
 
 @dataclass(frozen=True)
 class Sampling:
-    """How texts are written.
+    """How completions are generated.
 
     Attributes:
-        max_completion_length (`int`): tokens at most.
-        seeds (`tuple[int, ...]` or `None`): one a row, from which tokens and actions are drawn; `None` writes the
-            likeliest tokens.
-        explores (`bool`): whether actions are drawn.
-        temperature (`float`), top_p (`float`), top_k (`int`): as in transformers; 0 leaves all tokens.
-        keeps_logps (`bool`): whether the members' log-probabilities are wanted.
+        max_completion_length (`int`): maximum number of tokens.
+        seeds (`tuple[int, ...]` or `None`): one per row, for tokens and actions; `None` is greedy decoding.
+        explores (`bool`): whether actions are sampled.
+        temperature (`float`), top_p (`float`), top_k (`int`): as in transformers; 0 keeps all tokens.
+        keeps_logps (`bool`): whether to keep the members' log-probabilities.
     """
 
     max_completion_length: int
@@ -159,21 +151,21 @@ def write_rollouts(
     sampling: Sampling,
     streamer: BaseStreamer | None = None,
 ) -> Rollouts:
-    """Lets an ensemble continue prompts and keeps what the policy did.
+    """Continues prompts with an ensemble and records what the policy does.
 
-    The policy is asked at every span's first token about the text as it stands. A prompt that several rows share is
-    read once, and texts that have ended are not run on (see `write_in_waves`). Where the ensemble draws members, their
-    log-probabilities come from one more pass over the finished texts. With different tokenizers that pass costs as much
-    as writing with all members, so instead of drawn tokens those of the mixture itself are sampled there.
+    The policy is called at the first token of every span, with the sequence so far. A prompt that several rows share is
+    read once, and completions that have ended leave the batch (see `generate_shrinking`). If the ensemble draws
+    members, their log-probabilities come from one more pass over the finished completions. With different tokenizers
+    that pass would cost as much as generation with all members, so tokens are sampled from the mixture itself there.
 
     Args:
-        ensemble (`EnsembleForCausalLM`): that writes; its own policy is not asked.
-        policy (`PolicyModel`): that is.
-        inputs: `input_ids` and `attention_mask` of shape `(N, L)`, and `member_input_ids` and `member_attention_mask`
-            of chats.
-        prompts: one a row, strings or messages, as they were given.
-        sampling (`Sampling`): how.
-        streamer (*optional*): told of every step.
+        ensemble (`EnsembleForCausalLM`): generates; its own policy is not called.
+        policy (`PolicyModel`): is called instead.
+        inputs: `input_ids` and `attention_mask` of shape `(N, L)`, and for chats `member_input_ids` and
+            `member_attention_mask`.
+        prompts: one per row, strings or messages, as in the dataset.
+        sampling (`Sampling`): how to generate.
+        streamer (*optional*): receives every step.
     """
     seeds = sampling.seeds
     seeds_of = None
@@ -182,44 +174,45 @@ def write_rollouts(
     recorder = SpanRecorder(policy, len(prompts), seeds_of)
     columns = inputs["input_ids"].shape[1]
     draws = seeds is not None and _draws(ensemble, sampling)
-    uniforms = None
-    if seeds is not None:
-        uniforms = row_uniforms([seed_of(seed, 0) for seed in seeds], sampling.max_completion_length)
-    with torch.no_grad(), recording(ensemble, recorder, draws), torch.random.fork_rng(devices=[]):
+    with torch.no_grad(), torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed_of(*(seeds or ()), 2))
-        written = write_in_waves(
+        completions = generate_shrinking(
             ensemble,
-            ensemble.new_cache(record=sampling.keeps_logps and not draws),
+            ensemble.new_cache(record=sampling.keeps_logps and not draws, policy=recorder, may_draw=draws),
             inputs,
             sampling.max_completion_length,
             recorder,
             lambda rows: {
-                "logits_processor": _processors(sampling, None if uniforms is None else uniforms[rows], columns),
-                "do_sample": False,  # a processor draws
+                "logits_processor": _processors(sampling, rows, columns),
+                "do_sample": False,  # a processor samples
                 "streamer": streamer,
             },
         )
         if not sampling.keeps_logps:
-            written.member_logps = None
+            completions.member_logps = None
         elif draws:
-            mask = torch.cat([inputs["attention_mask"], torch.ones_like(written.completion_ids)], dim=1)
-            sequences = torch.cat([inputs["input_ids"], written.completion_ids], dim=1)
-            written.member_logps = score_members(ensemble, sequences, mask, columns, inputs, written.span_weights)
-    return _rollouts(ensemble, recorder, written, prompts)
+            ids = completions.completion_ids
+            mask = torch.cat([inputs["attention_mask"], torch.ones_like(ids)], dim=1)
+            sequences = torch.cat([inputs["input_ids"], ids], dim=1)
+            completions.member_logps = score_members(
+                ensemble, sequences, mask, columns, inputs, completions.span_weights
+            )
+    return _rollouts(ensemble, recorder, completions, prompts)
 
 
 def _draws(ensemble: EnsembleForCausalLM, sampling: Sampling) -> bool:
-    """Whether one drawn member is run at a time."""
+    """Whether each token comes from one drawn member, the only one that runs."""
     is_plain = sampling.temperature == 1.0 and sampling.top_p >= 1.0 and not sampling.top_k
-    has_same_law = is_plain and ensemble.config.draw == "token"  # as the mixture
+    is_mixture = is_plain and ensemble.config.draw == "token"  # the draws have the mixture's distribution
     reads_twice = sampling.keeps_logps and ensemble.union is not None
-    return ensemble.config.draw is not None and not (has_same_law and reads_twice)
+    return ensemble.config.draw is not None and not (is_mixture and reads_twice)
 
 
-def _processors(sampling: Sampling, uniforms: torch.Tensor | None, columns: int) -> LogitsProcessorList:
+def _processors(sampling: Sampling, rows: torch.Tensor, columns: int) -> LogitsProcessorList:
     processors = LogitsProcessorList()
-    if uniforms is None:
+    if sampling.seeds is None:
         return processors
+    uniforms = row_uniforms([seed_of(sampling.seeds[row], 0) for row in rows.tolist()], sampling.max_completion_length)
     if sampling.temperature != 1.0:
         processors.append(TemperatureLogitsWarper(float(sampling.temperature)))
     if sampling.top_k:
@@ -231,7 +224,7 @@ def _processors(sampling: Sampling, uniforms: torch.Tensor | None, columns: int)
 
 
 def _rollouts(
-    ensemble: EnsembleForCausalLM, recorder: SpanRecorder, written: Written, prompts: Sequence[Any]
+    ensemble: EnsembleForCausalLM, recorder: SpanRecorder, written: Completions, prompts: Sequence[Any]
 ) -> Rollouts:
     ids, member_logps = written.completion_ids, written.member_logps
     is_end = torch.isin(ids, end_ids_of(ensemble))
@@ -263,7 +256,7 @@ def _rollouts(
 
 
 def _with_weight(member_logps: torch.Tensor, span_weights: torch.Tensor, span_index: torch.Tensor) -> torch.Tensor:
-    """NaN where there is no token, and where the weight of a member was cut that was run for other rows."""
+    """NaN past the end, and where a member that ran for other rows had no weight."""
     rows = torch.arange(len(span_index), device=span_index.device)[:, None]
     held = span_weights.to(span_index.device)[rows, span_index.clamp(min=0)]
     return member_logps.masked_fill((span_index < 0)[..., None] | (held == 0), torch.nan)

@@ -1,4 +1,4 @@
-"""Randomness that belongs to a row, so that a rollout is the same in any batch, and on any number of processes."""
+"""Random numbers per row, so that a rollout is the same in any batch and on any number of processes."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ def seed_of(*parts: int) -> int:
 
 
 def row_uniforms(seeds: Sequence[int], length: int) -> torch.Tensor:
-    """Numbers from 0 to below 1, `length` from each row's own seed.
+    """Uniform numbers in [0, 1), `length` from each row's own seed.
 
     Args:
-        seeds (`Sequence[int]`): one a row, B.
+        seeds (`Sequence[int]`): one per row, B.
         length (`int`): T.
 
     Returns:
@@ -36,16 +36,16 @@ def row_uniforms(seeds: Sequence[int], length: int) -> torch.Tensor:
 
 
 class RowSampler(LogitsProcessor):
-    """Samples a token for every row from the row's own numbers, and leaves nothing else to choose from.
+    """Samples a token for every row from the row's own numbers, and rules out all other tokens.
 
-    The token is the first one at which the cumulated probability passes the number of the row and step. It comes last
-    among the processors of a `generate` without sampling of its own; temperature and the like come before it.
+    The token is the first one whose cumulative probability exceeds the number of the row and step. Use it as the last
+    processor of a greedy `generate`, after temperature and the like.
 
     Source: inverse transform sampling.
 
     Args:
         uniforms (`torch.DoubleTensor` of shape `(B, T)`): see `row_uniforms`.
-        prompt_columns (`int`): columns of the prompt.
+        prompt_columns (`int`): number of columns of the prompt.
     """
 
     draws_tokens = True
@@ -55,12 +55,12 @@ class RowSampler(LogitsProcessor):
         self.prompt_columns = prompt_columns
 
     def __call__(self, input_ids: torch.LongTensor, scores: torch.FloatTensor) -> torch.FloatTensor:
-        """Scores of shape `(B, V)`: 0 for the token that was drawn, minus infinity for all others."""
+        """Scores of shape `(B, V)`: 0 for the sampled token, minus infinity for all others."""
         probs = scores.double().softmax(-1)
         cumulated = probs.cumsum(-1)
         number = self.uniforms[:, input_ids.shape[1] - self.prompt_columns, None].to(scores.device)
         total = cumulated[:, -1:]
-        # the product may be rounded up to the total, which no token passes
+        # rounding may make the product equal to the total, which no token exceeds
         passed = torch.minimum(number * total, torch.nextafter(total, torch.zeros_like(total)))
         token = torch.searchsorted(cumulated, passed, right=True).clamp(max=scores.shape[1] - 1)  # scores may be NaN
         drawn = torch.full_like(scores, -torch.inf)

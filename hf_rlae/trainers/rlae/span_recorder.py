@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 
-from hf_rlae.ensemble import EnsembleForCausalLM
 from hf_rlae.policies import PolicyOutput, PolicyState
 
 
@@ -80,24 +78,3 @@ class SpanRecorder:
         spread = tensor.new_zeros(self.num_rows, spans, *tensor.shape[1:])
         spread[rows, span] = tensor
         return spread
-
-
-@contextmanager
-def recording(ensemble: EnsembleForCausalLM, recorder: Any, draws: bool = True) -> Iterator[None]:
-    """Within this context the ensemble asks the recorder instead of its policy.
-
-    Args:
-        ensemble (`EnsembleForCausalLM`): that writes.
-        recorder (`SpanRecorder`): that is asked.
-        draws (`bool`, defaults to `True`): whether members are drawn, where the ensemble does so; the likeliest tokens
-            are the mixture's.
-    """
-    policy, draw = ensemble.policy, ensemble.config.draw
-    ensemble.set_policy(recorder)
-    if not draws:
-        ensemble.config.draw = None
-    try:
-        yield
-    finally:
-        ensemble.set_policy(policy)
-        ensemble.config.draw = draw

@@ -1,10 +1,10 @@
-"""`RLAETrainer`: reinforcement learning of the weights that an ensemble gives its members."""
+"""`RLAETrainer`: reinforcement learning of the weights of an ensemble's members."""
 
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Mapping
-from typing import Any
+from collections.abc import Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
@@ -14,16 +14,24 @@ from trl.trainer.utils import disable_dropout_in_model, identity
 from hf_rlae.ensemble import EnsembleForCausalLM
 from hf_rlae.objectives import gae, group_relative, objectives, scatter_spans, terminal_rewards, whiten
 from hf_rlae.rewards.calls.resolve import RewardCalls
+from hf_rlae.rewards.weighted_sums import total_rewards
 from hf_rlae.trainers.durable.checkpoints import DurableTrainer
 from hf_rlae.trainers.durable.finite import FiniteTrainer
 from hf_rlae.trainers.durable.prompt_order import EpochRepeatSampler
 from hf_rlae.trainers.rlae.card import PolicyPublisher
-from hf_rlae.trainers.rlae.checks import check_datasets, check_policy, wrap_policy
+from hf_rlae.trainers.rlae.checks import check_policy, check_reward_columns, check_rlae_datasets, wrap_policy
 from hf_rlae.trainers.rlae.configuration_rlae import RLAEConfig
 from hf_rlae.trainers.rlae.reports import CompletionLog
 from hf_rlae.trainers.rlae.rollout_buffer import RolloutBuffer
 from hf_rlae.trainers.rlae.rollout_trainer import TRAIN_SEEDS, RolloutTrainer, mean_of, or_none
 from hf_rlae.trainers.rlae.rollouts import Rollouts, concatenate
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+    from peft import PeftConfig
+    from transformers import PreTrainedTokenizerBase, TrainerCallback
+
+    from hf_rlae.trainers.rewards import RewardFunc
 
 _LABELS = {
     "clip_ratio": "clip_ratio",
@@ -31,24 +39,23 @@ _LABELS = {
     "value_clip_ratio": "value/clip_ratio",
     "explained_variance": "value/explained_variance",
 }
-"""How the metrics of objectives are called in logs, where that is not `policy/` and the name."""
+"""Names in logs of the objectives' metrics; all others are logged as `policy/` and their name."""
 
 
 class RLAETrainer(PolicyPublisher, RolloutTrainer, DurableTrainer, FiniteTrainer, _BaseTrainer):
-    """Trains the policy of an ensemble on rewards for finished texts; the members stay as they are.
+    """Trains the policy of an ensemble on rewards for completions; the members stay frozen.
 
-    For every prompt the ensemble writes `num_generations` texts; at each span's first token the policy is asked for
-    weights about the text as it stands. Each text gets one reward, at its end. The policy is then updated by one of
-    three objectives: `ppo`, `mappo`, `mixture` (see [`RLAEConfig`]).
+    The ensemble generates `num_generations` completions per prompt. At the first token of each span the policy gives
+    weights for the sequence so far. Each completion receives one reward, at its end. One of three objectives then
+    updates the policy: `ppo`, `mappo` or `mixture` (see [`RLAEConfig`]).
 
-    `trainer.model` is the policy: optimizer, checkpoints and several processes see nothing else. `trainer.ensemble`
-    is the whole.
+    `trainer.model` is the policy: optimizer, checkpoints and DDP know nothing else. `trainer.ensemble` is the ensemble.
 
-    Random numbers belong to rows: a rollout is the same whatever it is batched with, so that two processes learn what
-    one learns from the same global batch, and a resumed run what an uninterrupted one learns. (Where the ensemble
-    draws members, rows share the numbers of those draws.)
+    Every row has its own random numbers. A rollout does not depend on its batches, so that two processes learn what one
+    process learns from the same global batch, and a resumed run learns what an uninterrupted one learns. (If the
+    ensemble draws members, rows share the numbers of those draws.)
 
-    Override points: `roll_out` (texts), `_calculate_rewards` (rewards), `compute_loss` (the update).
+    Override points: `roll_out` (completions), `_calculate_rewards` (rewards), `compute_loss` (the update).
 
     Source: RLAE (arXiv 2506.00439).
 
@@ -56,21 +63,22 @@ class RLAETrainer(PolicyPublisher, RolloutTrainer, DurableTrainer, FiniteTrainer
         model (`EnsembleForCausalLM`): whose policy is a [`PolicyModel`].
         reward_funcs (`str`, callable, `PreTrainedModel` or a list of these): a registered name (see
             `hf_rlae.rewards`), a function in TRL's form, sync or async, or a reward model.
-        args (`RLAEConfig`, *optional*): how.
-        train_dataset (`datasets.Dataset`): with a column `prompt`, strings or messages; all other columns are handed
-            to the reward functions.
+        args (`RLAEConfig`, *optional*): the configuration.
+        train_dataset (`datasets.Dataset`): with a column `prompt`, strings or messages; reward functions receive
+            all other columns.
         eval_dataset (`datasets.Dataset` or `dict` of these, *optional*): the same.
-        reward_processing_classes (*optional*): tokenizers of reward models, one a reward function.
+        reward_processing_classes (*optional*): tokenizers of reward models, one per reward
+            function.
         callbacks, optimizers: as in transformers.
-        peft_config (`peft.PeftConfig`, *optional*): LoRA on the policy's encoder; its heads are trained fully.
+        peft_config (`peft.PeftConfig`, *optional*): LoRA on the policy's encoder; its heads are fully trained.
 
     Raises:
-        ConfigError: something that does not fit: an ensemble without a learned policy, an actor that the objective
-            cannot train, an empty dataset, no column `prompt`.
-        InputError: a prompt that is longer than a member's context.
-        RewardError: a reward function that returns something else than one number or `None` for each text, or takes
-            too long.
-        NonFiniteError: NaN or infinity in rewards, members' probabilities, gradients or weights.
+        ConfigError: for example an ensemble without a `PolicyModel`, an actor that the objective cannot train, an
+            empty dataset, or no column `prompt`.
+        InputError: a prompt that fills a member's context.
+        RewardError: a reward function that does not return one number or `None` per completion, or exceeds its time
+            limit.
+        NonFiniteError: NaN or infinity in rewards, members' logits, gradients or parameters.
     """
 
     _tag_names = ["rlae", "hf_rlae"]  # noqa: RUF012
@@ -85,25 +93,30 @@ class RLAETrainer(PolicyPublisher, RolloutTrainer, DurableTrainer, FiniteTrainer
     def __init__(
         self,
         model: EnsembleForCausalLM,
-        reward_funcs: Any,
+        reward_funcs: RewardFunc | Sequence[RewardFunc],
         args: RLAEConfig | None = None,
-        train_dataset: Any = None,
-        eval_dataset: Any = None,
-        reward_processing_classes: Any = None,
-        callbacks: list[Any] | None = None,
-        optimizers: tuple[Any, Any] = (None, None),
-        peft_config: Any = None,
+        train_dataset: Dataset | None = None,
+        eval_dataset: Dataset | Mapping[str, Dataset] | None = None,
+        reward_processing_classes: PreTrainedTokenizerBase | list[PreTrainedTokenizerBase | None] | None = None,
+        callbacks: list[TrainerCallback] | None = None,
+        optimizers: tuple[torch.optim.Optimizer | None, torch.optim.lr_scheduler.LRScheduler | None] = (None, None),
+        peft_config: PeftConfig | None = None,
     ) -> None:
         args = RLAEConfig("rlae-policy") if args is None else args
         check_policy(model, args)
-        check_datasets(model, args, train_dataset, eval_dataset)
+        check_rlae_datasets(model, args, train_dataset, eval_dataset)
         self.ensemble = model
         self.objective = objectives[args.objective]()
         self.settings = args.objective_settings()
         self.reward_calls = RewardCalls(
             reward_funcs, args.reward_weights, args.reward_timeout, reward_processing_classes
         )
+        if type(self)._calculate_rewards is RolloutTrainer._calculate_rewards:
+            check_reward_columns(self.reward_calls.required_columns, train_dataset, eval_dataset)
+        if args.span_length is not None:
+            model.config.span_length = args.span_length
         policy = wrap_policy(model, peft_config)
+        policy.config.span_length = model.config.span_length
         if args.disable_dropout:
             disable_dropout_in_model(policy)
         self._metrics: dict[str, dict[str, list[float]]] = {"train": defaultdict(list), "eval": defaultdict(list)}
@@ -114,7 +127,7 @@ class RLAETrainer(PolicyPublisher, RolloutTrainer, DurableTrainer, FiniteTrainer
         self._evaluated: list[tuple[Rollouts, torch.Tensor]] = []
         self._reported: dict[str, list[float]] = defaultdict(list)
         self.completion_log = CompletionLog(args)
-        if args.n_gpu > 1:  # members may lie on several devices; the policy lies on one, and is not split by rows
+        if args.n_gpu > 1:  # no DataParallel: members may be on several devices, and the policy is on one
             args._n_gpu = 1
         super().__init__(
             model=policy,
@@ -146,14 +159,14 @@ class RLAETrainer(PolicyPublisher, RolloutTrainer, DurableTrainer, FiniteTrainer
     # -- data ---------------------------------------------------------------------------------------------
 
     def _set_signature_columns_if_needed(self) -> None:
-        """What `remove_unused_columns=True` keeps: prompts, and what reward functions name among their arguments."""
+        """With `remove_unused_columns=True`, keeps prompts and the columns that reward functions name as arguments."""
         if self._signature_columns is None:
             self._signature_columns = sorted({"prompt", *self.reward_calls.columns})  # type: ignore[assignment]
 
     def get_train_dataloader(self) -> Any:
-        """Batches of prompts for whole rollouts; each comes as often as its texts are used.
+        """Batches of row numbers of whole rollouts, one batch for each micro-batch of a rollout.
 
-        What is loaded are places in the dataset: rows are read when a rollout is due, not for every micro-batch of it.
+        Rows of the dataset are read once per rollout, not for every micro-batch of it.
         """
         self._train_rows: Any = self._remove_unused_columns(self.train_dataset, "Training")  # type: ignore[arg-type]
         return self._get_dataloader(
@@ -165,15 +178,7 @@ class RLAETrainer(PolicyPublisher, RolloutTrainer, DurableTrainer, FiniteTrainer
         )
 
     def _get_train_sampler(self, dataset: Any = None) -> EpochRepeatSampler:
-        return EpochRepeatSampler(
-            self.train_dataset if dataset is None else dataset,  # type: ignore[arg-type]
-            mini_repeat_count=self.args.num_generations,
-            batch_size=self.args.generation_batch_size // self.args.num_generations,  # type: ignore[operator]
-            repeat_count=self.args.num_iterations * self.buffer.steps,
-            shuffle=self.args.shuffle_dataset,
-            seed=self.args.seed,
-            epoch=lambda: int(self.state.epoch or 0),
-        )
+        return EpochRepeatSampler.of_rollouts(self, dataset)
 
     def _get_eval_sampler(self, eval_dataset: Any) -> EpochRepeatSampler:
         return EpochRepeatSampler(
@@ -185,15 +190,15 @@ class RLAETrainer(PolicyPublisher, RolloutTrainer, DurableTrainer, FiniteTrainer
         )
 
     def _fill_buffer(self, inputs: list[dict[str, Any]]) -> None:
-        """The next rollout: texts, rewards and advantages of all processes."""
+        """Fills the buffer with the next rollout: completions, rewards and advantages of all processes."""
         seeds = self._seeds(TRAIN_SEEDS, self.buffer.number, len(inputs))
-        rollouts = self._written(inputs, seeds, self.objective.explores)
+        rollouts = self._checked_rollouts(inputs, seeds, self.objective.explores)
         rewards_per_func = self._score(inputs, rollouts)
-        rollouts = concatenate(self._gathered(rollouts.to("cpu")))
-        rewards = self.reward_calls.weighted(rewards_per_func)
+        rollouts = concatenate(self._gather_objects(rollouts.to("cpu")))
+        rewards = total_rewards(rewards_per_func, self.reward_calls.weights)
         rollouts.advantages, rollouts.returns = self._advantages(rollouts, rewards)
         self._num_tokens += int(rollouts.completion_mask.sum())
-        for name, value in self._described(rollouts, rewards_per_func, self.args.num_generations).items():
+        for name, value in self._rollout_metrics(rollouts, rewards_per_func, self.args.num_generations).items():
             self._metrics["train"][name].append(value)
         self.completion_log.add(rollouts, rewards_per_func, self.reward_calls.names, self.member_names)
         is_judged = ~rewards.isnan()[:, None]
@@ -207,14 +212,14 @@ class RLAETrainer(PolicyPublisher, RolloutTrainer, DurableTrainer, FiniteTrainer
         if args.advantages == "group_relative":
             return group_relative(rewards, args.num_generations, args.scale_rewards), None
         mask = rollouts.span_mask & ~rewards.isnan()[:, None]
-        paid = terminal_rewards(rewards.nan_to_num(), mask)
-        advantages, returns = gae(paid, rollouts.old_values, mask, args.gamma, args.lam)
+        span_rewards = terminal_rewards(rewards.nan_to_num(), mask)
+        advantages, returns = gae(span_rewards, rollouts.old_values, mask, args.gamma, args.lam)
         return (whiten(advantages, mask) if args.whiten_advantages else advantages), returns
 
     # -- updates ------------------------------------------------------------------------------------------
 
     def train(self, *args: Any, **kwargs: Any) -> Any:
-        """See `DurableTrainer.train`; without a checkpoint to resume from, rollouts begin anew."""
+        """See `DurableTrainer.train`; without a checkpoint, rollouts start from the beginning."""
         self.buffer.clear()
         self._num_tokens, self._is_stopped = 0, False
         for kept in (self._metrics["train"], self._update_metrics, self._kls):
@@ -222,9 +227,10 @@ class RLAETrainer(PolicyPublisher, RolloutTrainer, DurableTrainer, FiniteTrainer
         return super().train(*args, **kwargs)
 
     def _prepare_inputs(self, inputs: Any) -> Any:
-        """This process's micro-batch of the buffer, after a new rollout if one is due; `inputs` if it is one.
+        """This process's micro-batch of the buffer, after a new rollout if one is due.
 
-        In training `inputs` are places in the dataset, one a text of the rollout.
+        In training `inputs` are row numbers of the dataset, one per completion of the rollout; a micro-batch (a `dict`)
+        and the examples of an evaluation are returned unchanged.
         """
         if self._is_evaluating or isinstance(inputs, dict):
             return inputs
@@ -234,20 +240,20 @@ class RLAETrainer(PolicyPublisher, RolloutTrainer, DurableTrainer, FiniteTrainer
         return {"rollouts": self.buffer.micro_batch().to(self.accelerator.device), "num_items": num_items}
 
     def _batch(self, rollouts: Rollouts) -> dict[str, torch.Tensor]:
-        """What the objective takes from rollouts."""
+        """The tensors of rollouts that the objective uses."""
         tensors = rollouts.tensors()
         return {name: tensors[name] for name in self.objective.batch_axes if name in tensors}
 
     def training_step(self, model: nn.Module, inputs: Any, num_items_in_batch: Any = None) -> torch.Tensor:
-        """One micro-batch; nothing is learned from it once the KL of this rollout has passed `target_kl`.
+        """One micro-batch. It is skipped once the KL of this rollout exceeds `target_kl`.
 
-        Nor is anything learned from an update in which no text could be judged.
+        It is also skipped in an update in which no completion could be judged.
         """
         model.train()
         prepared = self._prepare_inputs(inputs)
         if self._is_stopped or not int(prepared["num_items"]["spans"]):
             loss = torch.zeros((), device=self.accelerator.device)
-            if self.accelerator.scaler is not None:  # it refuses an update without any gradient
+            if self.accelerator.scaler is not None:  # it raises in an update without any gradient
                 for parameter in self.policy.parameters():
                     if parameter.requires_grad and parameter.grad is None:
                         parameter.grad = torch.zeros_like(parameter)
@@ -259,8 +265,8 @@ class RLAETrainer(PolicyPublisher, RolloutTrainer, DurableTrainer, FiniteTrainer
         return loss
 
     def _end_update(self) -> None:
-        """Puts together what the micro-batches of an update said, in all processes, and looks at the KL."""
-        parts = self._gathered((dict(self._update_metrics), list(self._kls)))
+        """Collects the metrics of an update's micro-batches in all processes, and compares the KL with `target_kl`."""
+        parts = self._gather_objects((dict(self._update_metrics), list(self._kls)))
         self._update_metrics.clear()
         self._kls.clear()
         for metrics, _ in parts:
@@ -284,31 +290,41 @@ class RLAETrainer(PolicyPublisher, RolloutTrainer, DurableTrainer, FiniteTrainer
         """The objective's loss for one micro-batch. An override point.
 
         Args:
-            model (`nn.Module`): the policy, perhaps wrapped.
-            inputs (`dict`): `rollouts` ([`Rollouts`], one row a text) and `num_items`, what the whole update counts.
-            return_outputs (`bool`, defaults to `False`): whether the policy's output is wanted, too.
+            model (`nn.Module`): the policy, possibly wrapped by DDP.
+            inputs (`dict`): `rollouts` ([`Rollouts`], one row per completion) and `num_items`, the counts of the whole
+                update.
+            return_outputs (`bool`, defaults to `False`): whether to return the policy's output as well.
             num_items_in_batch: not used; see `num_items`.
         """
         rollouts: Rollouts = inputs["rollouts"]
+        output, zero = self._policy_output(model, rollouts)
+        if not bool(rollouts.span_mask.any()):
+            return (zero, output) if return_outputs else zero
+        batch = self._batch(rollouts)
+        found = self.objective.loss(batch, output, self.settings, inputs.get("num_items"))
+        self._keep_metrics(found.metrics, self.objective.num_items(batch))
+        loss = found.loss * self.accelerator.num_processes + zero  # DDP takes the mean of the processes' gradients
+        return (loss, output) if return_outputs else loss
+
+    def _policy_output(self, model: nn.Module, rollouts: Rollouts) -> tuple[dict[str, torch.Tensor], torch.Tensor]:
+        """The outputs of the policy that the objective uses, `(N, S, ...)`, and a 0 that depends on all outputs.
+
+        The 0 is part of the loss, so that the same parameters have gradients in all processes.
+        """
         mask = rollouts.span_mask
-        if not bool(mask.any()):  # other processes have something to learn from, and wait for this one's gradients
+        if not bool(mask.any()):  # other processes have spans, and DDP waits for gradients of this one
             mask = torch.zeros_like(mask)
             mask[0, 0] = True
-        seen = {name: tensor[mask] for name, tensor in rollouts.observation.items()}
+        observation = {name: tensor[mask] for name, tensor in rollouts.observation.items()}
         actions = None if rollouts.actions is None else rollouts.actions[mask]
-        output = model(seen, actions=actions)
-        names = ("weights", "log_probs", "entropies", "values")
-        said = {name: getattr(output, name) for name in names if getattr(output, name) is not None}
-        # what the objective does not look at has gradients of 0, so that several processes agree on who has any
-        nothing = sum(value.sum() for value in said.values()) * 0.0
-        said = {name: scatter_spans(value, mask) for name, value in said.items() if name in self.objective.output_axes}
-        if not bool(rollouts.span_mask.any()):
-            return (nothing, said) if return_outputs else nothing
-        batch = self._batch(rollouts)
-        found = self.objective.loss(batch, said, self.settings, inputs.get("num_items"))
-        self._keep_metrics(found.metrics, self.objective.num_items(batch))
-        loss = found.loss * self.accelerator.num_processes + nothing  # processes take the mean of their gradients
-        return (loss, said) if return_outputs else loss
+        output = model(observation, actions=actions)
+        values = {name: getattr(output, name) for name in ("weights", "log_probs", "entropies", "values")}
+        values = {name: value for name, value in values.items() if value is not None}
+        zero = sum(value.sum() for value in values.values()) * 0.0
+        used = {
+            name: scatter_spans(value, mask) for name, value in values.items() if name in self.objective.output_axes
+        }
+        return used, zero
 
     def _keep_metrics(self, metrics: Mapping[str, torch.Tensor], num_items: Mapping[str, torch.Tensor]) -> None:
         values = torch.stack([value.float() for value in metrics.values()]).tolist()
@@ -320,7 +336,7 @@ class RLAETrainer(PolicyPublisher, RolloutTrainer, DurableTrainer, FiniteTrainer
     # -- evaluation and logs ------------------------------------------------------------------------------
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """Adds the means of what was recorded since the last log."""
+        """Adds the means of the metrics since the last log."""
         if not self._is_evaluating:
             for name, values in self._metrics["train"].items():
                 logs[name] = or_none(mean_of(values))  # type: ignore[assignment]
@@ -331,13 +347,13 @@ class RLAETrainer(PolicyPublisher, RolloutTrainer, DurableTrainer, FiniteTrainer
             self.completion_log.show(self.state.global_step)
 
     def floating_point_ops(self, inputs: Any) -> int:
-        """Not counted: members and policy differ in size, and most of the work is decoding."""
+        """Not counted: members and policy differ in size, and most operations are those of generation."""
         return 0
 
-    # -- what is kept -------------------------------------------------------------------------------------
+    # -- checkpoints -------------------------------------------------------------------------------------
 
     def extra_state(self) -> dict[str, Any]:
-        """See `DurableTrainer`: the rollout that is being learned from, and counters."""
+        """See `DurableTrainer`: the rollout in use, counters and metrics."""
         return {
             "buffer": self.buffer.state(),
             "num_tokens": self._num_tokens,

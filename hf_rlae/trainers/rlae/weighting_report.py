@@ -1,17 +1,17 @@
-"""`WeightingReport`: pictures of the weights while a policy is trained."""
+"""`WeightingReport`: pictures of the weights during training."""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from transformers import TrainerCallback
 
 from hf_rlae.ensemble import EnsembleForCausalLM
 from hf_rlae.errors import ConfigError
-from hf_rlae.reports import colour_of, plot_token_weights, save_figure, trace_tokens
+from hf_rlae.reports import colour_of, plot_token_weights, save_figure, short_names, trace_tokens
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -22,20 +22,20 @@ class WeightingReport(TrainerCallback):
 
     * `weights_over_training.FORMAT`: the mean weight of each member, and the entropy of the weights;
     * `reward_over_training.FORMAT`: the reward of rollouts and of evaluations, with baselines as lines;
-    * `sample_N_step_S.FORMAT`: the weights over the tokens of a sample text, written with the likeliest tokens.
+    * `sample_N_step_S.FORMAT`: the weights over the tokens of a sample completion, from greedy decoding.
 
     Source: ours.
 
     Args:
-        ensemble (`EnsembleForCausalLM`): that is trained.
-        prompts (`Sequence[str]`, *optional*): of the sample texts.
+        ensemble (`EnsembleForCausalLM`): the one whose policy is trained.
+        prompts (`Sequence[str]`, *optional*): of the sample completions.
         baselines (`Mapping[str, float]`, *optional*): rewards to compare with, by name.
         folder (`str`, *optional*): `weighting/` in the trainer's output folder if not given.
-        max_new_tokens (`int`, defaults to 64): of sample texts.
+        max_new_tokens (`int`, defaults to 64): of a sample completion.
         picture_format (`str`, defaults to `"png"`): or `"svg"`, `"pdf"`.
 
     Raises:
-        ConfigError: another format, or prompts that are no strings.
+        ConfigError: another format, or prompts that are not strings.
 
     Example:
 
@@ -50,7 +50,7 @@ class WeightingReport(TrainerCallback):
         baselines: Mapping[str, float] | None = None,
         folder: str | None = None,
         max_new_tokens: int = 64,
-        picture_format: str = "png",
+        picture_format: Literal["png", "svg", "pdf"] = "png",
     ) -> None:
         if picture_format not in ("png", "svg", "pdf"):
             raise ConfigError(f"picture_format={picture_format!r}: give 'png', 'svg' or 'pdf'")
@@ -65,17 +65,6 @@ class WeightingReport(TrainerCallback):
 
     def on_evaluate(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """See `TrainerCallback`."""
-        self._write(args, state)
-
-    def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """See `TrainerCallback`."""
-        self._write(args, state)
-
-    def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """See `TrainerCallback`."""
-        self._write(args, state)
-
-    def _write(self, args: Any, state: Any) -> None:
         if not state.is_world_process_zero:
             return
         folder = self.folder or os.path.join(args.output_dir, "weighting")
@@ -88,6 +77,9 @@ class WeightingReport(TrainerCallback):
         save(plot_reward_over_training(state.log_history, self.baselines), "reward_over_training")
         for number, prompt in enumerate(self.prompts):
             save(self._plot_sample(prompt), f"sample_{number}_step_{state.global_step:06d}")
+
+    on_save = on_evaluate
+    on_train_end = on_evaluate
 
     def _plot_sample(self, prompt: str) -> Figure:
         ensemble = self.ensemble
@@ -106,7 +98,7 @@ class WeightingReport(TrainerCallback):
                 )
         finally:
             ensemble.train(was_training)
-        names = [str(member.name).rstrip("/").split("/")[-1] for member in ensemble.members]
+        names = short_names(member.name for member in ensemble.members)
         return plot_token_weights(names, trace_tokens(ensemble, out, ids.shape[1])[0], prompt)
 
 
@@ -116,10 +108,7 @@ def plot_weights_over_training(log_history: Sequence[Mapping[str, Any]]) -> Figu
     Args:
         log_history (`Sequence[Mapping]`): of a trainer's state, with `weights/NAME/mean` and `weights/entropy`.
     """
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(7, 3.6), layout="constrained")
-    axes = figure.subplots()
+    figure, axes = _empty_figure()
     names = sorted({key for entry in log_history for key in entry if _is_weight(key)})
     for member, name in enumerate(names):
         axes.plot(
@@ -140,10 +129,7 @@ def plot_reward_over_training(log_history: Sequence[Mapping[str, Any]], baseline
         log_history (`Sequence[Mapping]`): of a trainer's state, with `reward` and `eval_reward`.
         baselines (`Mapping[str, float]`): by name.
     """
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(7, 3.6), layout="constrained")
-    axes = figure.subplots()
+    figure, axes = _empty_figure()
     axes.plot(*_series(log_history, "reward"), color="#9fc9d1", label="rollouts")
     steps, rewards = _series(log_history, "eval_reward")
     if steps:
@@ -153,6 +139,13 @@ def plot_reward_over_training(log_history: Sequence[Mapping[str, Any]], baseline
     axes.set(xlabel="update", ylabel="reward")
     figure.legend(loc="outside upper center", ncols=4, frameon=False)
     return figure
+
+
+def _empty_figure() -> tuple[Figure, Any]:
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(7, 3.6), layout="constrained")
+    return figure, figure.subplots()
 
 
 def _is_weight(key: str) -> bool:

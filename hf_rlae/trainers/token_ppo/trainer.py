@@ -1,13 +1,13 @@
-"""`TokenPPOTrainer`: PPO over tokens on TRL's `GRPOTrainer`, with a value head and the KL to the base in the reward."""
+"""`TokenPPOTrainer`: PPO over tokens on TRL's `GRPOTrainer`, with a value head and a KL reward."""
 
 from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
@@ -19,12 +19,18 @@ from hf_rlae.objectives import gae, whiten
 from hf_rlae.objectives.reductions import explained_variance, masked_mean
 from hf_rlae.objectives.surrogate import density_ratio, kl_estimate
 from hf_rlae.objectives.token_ppo import adapted_kl_coef, token_kls, token_rewards, token_value_loss
-from hf_rlae.trainers.cory.checks import check_adapter
+from hf_rlae.rewards.weighted_sums import total_rewards
+from hf_rlae.trainers.adapter_checks import check_adapter
 from hf_rlae.trainers.durable.finite import check_finite
+from hf_rlae.trainers.rewards import RewardFunc
 from hf_rlae.trainers.token_ppo.configuration_token_ppo import TokenPPOArguments, TokenPPOConfig
 
+if TYPE_CHECKING:
+    from peft import LoraConfig
+    from transformers import PreTrainedModel
+
 STATE = "token_ppo.pt"
-"""The file of a checkpoint that holds value heads and KL coefficients."""
+"""The file of a checkpoint with value heads and KL coefficients."""
 
 _TEXT_ONLY = {
     "prompt_ids", "prompt_mask", "completion_ids", "completion_mask", "advantages", "num_items_in_batch",
@@ -34,38 +40,39 @@ _TEXT_ONLY = {
 
 @dataclass
 class _Rollout:
-    """What is seen on the way while TRL generates and scores: of all processes, and of this one."""
+    """Values that TRL computes during a rollout: rewards of all processes, and value estimates of this one."""
 
     rewards_per_func: torch.Tensor | None = None
     old_values: torch.Tensor | None = None
 
 
 class TokenPPOTrainer(GRPOTrainer):
-    """PPO with one value head on the adapter's own last hidden state; generation, rewards and surrogate are TRL's.
+    """PPO with a value head on the last hidden state of the adapted model; generation, rewards and surrogate are TRL's.
 
-    Each token is rewarded with `-kl_coef * (log pi - log pi_base)` and the text's own reward is paid at its last token;
-    GAE over tokens gives advantages of shape `(B, T)`, which TRL's clipped surrogate takes; the value head and the
-    adapter learn the returns by half of the clipped squared error. The group of a prompt is no baseline: texts of a
-    group that all get the same reward still teach something.
+    Each token has the reward `-kl_coef * (log pi - log pi_base)`, and the last token also has the reward of the
+    completion. GAE over tokens gives advantages of shape `(B, T)` for TRL's clipped surrogate. The value head and the
+    adapter learn the returns with half of the clipped squared error. The group of a prompt is not a baseline:
+    completions of a group with equal rewards still have advantages.
 
-    The value head is linear, says the mean reward of the first rollout until it has learned, and reads the state before
-    each token, so values cost no forward pass of their own. (A head that begins at 0 is off by more than rewards
-    differ; the first advantages then say little but how far a token is from the end of its text.) It stands beside the
-    adapter in `model.value_heads`: it is trained by the same optimizer, kept in checkpoints (`token_ppo.pt`, with the
-    KL coefficient), and left out of saved and published adapters, which need none to write texts.
+    The value head is linear and predicts the mean reward of the first rollout until it has learned. It reads the state
+    before each token, so values need no extra forward pass. (The error of a head that starts at 0 is larger than the
+    differences between rewards; the first advantages then mainly depend on a token's distance from the end.) It is in
+    `model.value_heads`, beside the adapter: the same optimizer trains it, checkpoints have it (`token_ppo.pt`, with the
+    KL coefficient), and saved and published adapters do not, since generation does not need it.
 
     Source: CORY (arXiv 2410.06101), whose agents learn by PPO; Ziegler et al. (arXiv 1909.08593) for the KL in the
     reward and its adaptive coefficient; PPO (arXiv 1707.06347).
 
-    Logged beside TRL's metrics: `kl` (nats a token, to the base, as in TRL), `text_kl` (nats a text, what `kl_target`
-    is about), `kl_coef`, `value/loss`, `value/clip_ratio`, `value/mean`, `value/explained_variance`.
+    Logged besides TRL's metrics: `kl` (to the base model, in nats per token, as in TRL), `text_kl` (in nats per
+    completion, the quantity that `kl_target` refers to), `kl_coef`, `value/loss`, `value/clip_ratio`, `value/mean`,
+    `value/explained_variance`.
 
     Args:
         model, reward_funcs, args, train_dataset, and others: as in `GRPOTrainer`; `args` is a `TokenPPOConfig`.
-        peft_config (`peft.PeftConfig`): required; the base model is the one without it.
+        peft_config (`peft.LoraConfig`): of the trained adapter; the base model is the model without it.
 
     Raises:
-        ConfigError: no `peft_config`, or arguments that are no `TokenPPOConfig`.
+        ConfigError: no usable `peft_config`, or `args` that are not a `TokenPPOConfig`.
         NonFiniteError: NaN or infinity in rewards, log-probabilities or values of a rollout.
     """
 
@@ -75,24 +82,27 @@ class TokenPPOTrainer(GRPOTrainer):
         "title": "Proximal Policy Optimization Algorithms",
         "id": "1707.06347",
     }
-    # what transformers and TRL declare more widely than what is there
+    # narrower than the declarations of transformers and TRL
     args: Any
     model: Any
     _logs: Any
 
-    def __init__(self, model: Any, reward_funcs: Any, args: Any = None, **kwargs: Any) -> None:
+    def __init__(
+        self,
+        model: str | PreTrainedModel,
+        reward_funcs: RewardFunc | Sequence[RewardFunc],
+        args: TokenPPOArguments | None = None,
+        *,
+        peft_config: LoraConfig | None = None,
+        **kwargs: Any,
+    ) -> None:
         args = TokenPPOConfig("token-ppo") if args is None else args
-        if not issubclass(type(args), TokenPPOArguments):
-            raise ConfigError(
-                f"args is a {type(args).__name__}; PPO needs its own arguments, such as TokenPPOConfig(output_dir)"
-            )
-        if kwargs.get("peft_config") is None:
-            raise ConfigError(
-                "peft_config is missing: the adapter is what learns and the base model is what the KL is measured to; "
-                "give peft_config=LoraConfig(r=16, target_modules='all-linear')"
-            )
-        check_adapter(kwargs["peft_config"])
-        super().__init__(model, reward_funcs, args=args, **kwargs)
+        if not isinstance(args, TokenPPOArguments):
+            raise ConfigError(f"args is a {type(args).__name__}; give a TokenPPOConfig(output_dir)")
+        check_adapter(peft_config)
+        settings: Any = args
+        funcs: Any = reward_funcs
+        super().__init__(model, funcs, args=settings, peft_config=peft_config, **kwargs)
         self._rollouts: list[_Rollout] = []
         self._present: dict[str, torch.Tensor] = {}
         self.kl_coefs: dict[str, float] = {}
@@ -101,27 +111,23 @@ class TokenPPOTrainer(GRPOTrainer):
 
     @property
     def peft_model(self) -> Any:
-        """The model with its adapters, without what several processes wrap it in."""
+        """The model with its adapters, unwrapped from DDP."""
         return self.accelerator.unwrap_model(self.model)
 
     @property
     def agent_name(self) -> str:
-        """Whose head and KL coefficient are used: the active adapter's."""
+        """The agent whose value head and KL coefficient are used: the active adapter."""
         return str(self.peft_model.active_adapter)
 
     def value_head(self, name: str) -> nn.Linear:
-        """What turns an agent's last hidden states into values.
-
-        Args:
-            name (`str`): of the agent.
-        """
+        """The value head of an agent."""
         return self.peft_model.value_heads[_key(name)]
 
     def add_value_heads(self, names: Iterable[str]) -> None:
-        """Gives agents a value head of zeros, and the first KL coefficient; before the optimizer is made.
+        """Adds a value head of zeros and a KL coefficient for each agent. Call it before the optimizer exists.
 
         Args:
-            names (iterable of `str`): of agents that have none.
+            names (iterable of `str`): of agents without a value head.
         """
         base = self.peft_model.get_base_model()
         hidden_size = getattr(base.get_output_embeddings(), "in_features", base.config.get_text_config().hidden_size)
@@ -148,11 +154,11 @@ class TokenPPOTrainer(GRPOTrainer):
         return rewards
 
     def _keep_rewards(self, rewards_per_func: torch.Tensor) -> None:
-        """Remembers the rewards of the rollout that is being scored, before TRL compares groups."""
+        """Keeps the rewards of the current rollout, before TRL compares groups."""
         self._rollouts[-1].rewards_per_func = rewards_per_func
 
     def _get_per_token_logps_and_entropies(self, model: Any, *args: Any, **kwargs: Any) -> Any:
-        """TRL's, which also puts the log-probabilities and the active adapter's values aside."""
+        """As in TRL; also keeps the log-probabilities and the active adapter's values."""
         values: list[torch.Tensor] = []
         logits_to_keep = args[2] if len(args) > 2 else kwargs["logits_to_keep"]
         with self._reading_values(values, logits_to_keep):
@@ -164,7 +170,7 @@ class TokenPPOTrainer(GRPOTrainer):
 
     @contextlib.contextmanager
     def _reading_values(self, values: list[torch.Tensor], logits_to_keep: int) -> Iterator[None]:
-        """Adds the values `(B, T)` of each forward pass: at each completion token, of the text before it."""
+        """Collects the values `(B, T)` of each forward pass: at each completion token, of the sequence before it."""
         head, model = self.value_head(self.agent_name), self.peft_model
 
         def read(module: nn.Module, args: Any, output: Any) -> None:
@@ -173,16 +179,13 @@ class TokenPPOTrainer(GRPOTrainer):
                 values.append(head(states.float()).squeeze(-1))
 
         def tie(module: nn.Module, args: Any, output: Any) -> None:
-            # DDP looks for parameters that take part in what `forward` returns, and waits for no others
+            # DDP waits only for gradients of parameters on which the output of `forward` depends
             if torch.is_grad_enabled():
                 output.log_probs = output.log_probs + 0.0 * values[-1].sum()
 
-        hooks = [model.get_base_model().base_model.register_forward_hook(read), model.register_forward_hook(tie)]
-        try:
+        inner = model.get_base_model().base_model
+        with inner.register_forward_hook(read), model.register_forward_hook(tie):
             yield
-        finally:
-            for hook in hooks:
-                hook.remove()
 
     @torch.no_grad()
     def _score_tokens(self, output: dict[str, Any], rollout: _Rollout) -> tuple[torch.Tensor, ...]:
@@ -203,25 +206,25 @@ class TokenPPOTrainer(GRPOTrainer):
         return logps, values, ref_logps  # type: ignore[return-value]
 
     def _with_token_advantages(self, output: dict[str, Any], rollout: _Rollout) -> dict[str, Any]:
-        """Puts advantages of tokens in the place of TRL's, with what the value loss needs beside them."""
+        """Replaces TRL's advantages by those of tokens, and adds the inputs of the value loss."""
         unknown = sorted(output.keys() - _TEXT_ONLY)
         if unknown:
             raise ConfigError(
-                f"the rollout has {', '.join(unknown)}: images, tools and other samplers are not supported by "
-                f"{type(self).__name__}; train on texts"
+                f"the rollout has {', '.join(unknown)}: {type(self).__name__} supports neither images nor tools nor "
+                "other samplers; train on text alone"
             )
         logps, values, ref_logps = self._score_tokens(output, rollout)
         rewards, is_judged = self._own_rewards(rollout, len(logps))
         tokens = output["completion_mask"] != 0
         where = f"of {self.agent_name} in the rollout of step {self.state.global_step}"
         check_finite(rewards, f"rewards {where}")
-        values = values + self._begin_value_head(rollout)
+        values = values + self._start_value_head(rollout)
         for name, tensor in (("log-probabilities", logps), ("base log-probabilities", ref_logps), ("values", values)):
             check_finite(torch.where(tokens, tensor, 0), f"{name} {where}")
         mask = tokens & is_judged[:, None]
         kls = token_kls(logps, ref_logps, tokens)
-        paid = token_rewards(rewards, kls, mask, self.kl_coefs[self.agent_name])
-        advantages, returns = gae(paid, torch.where(mask, values, 0), mask, self.args.gamma, self.args.lam)
+        rewards_per_token = token_rewards(rewards, kls, mask, self.kl_coefs[self.agent_name])
+        advantages, returns = gae(rewards_per_token, torch.where(mask, values, 0), mask, self.args.gamma, self.args.lam)
         self._describe_rollout(kls, values, returns, mask)
         if self.args.whiten_advantages:
             advantages = self._whitened(advantages, mask)
@@ -235,8 +238,8 @@ class TokenPPOTrainer(GRPOTrainer):
             "base_per_token_logps": ref_logps,
         }
 
-    def _begin_value_head(self, rollout: _Rollout) -> float:
-        """What a head of zeros says from now on: the mean reward of all processes' texts; 0 for any other head."""
+    def _start_value_head(self, rollout: _Rollout) -> float:
+        """Sets the bias of a head of zeros to the mean reward of all processes and returns it; else returns 0."""
         head = self.value_head(self.agent_name)
         if not self.model.training or any(bool(parameter.any()) for parameter in head.parameters()):
             return 0.0
@@ -247,10 +250,11 @@ class TokenPPOTrainer(GRPOTrainer):
         return float(mean)
 
     def _weighted_rewards(self, rollout: _Rollout) -> tuple[torch.Tensor, torch.Tensor]:
-        """Weighted sums of all processes' rewards, and which texts could be judged by any reward function."""
+        """Weighted sums of all processes' rewards, 0 where no function could judge, and where any function could."""
         given = rollout.rewards_per_func
         assert given is not None
-        return (given * self.reward_weights.to(given.device)).nansum(dim=1), ~given.isnan().all(dim=1)
+        is_judged = ~given.isnan().all(dim=1)
+        return total_rewards(given, self.reward_weights).masked_fill(~is_judged, 0.0), is_judged
 
     def _own_rewards(self, rollout: _Rollout, num_rows: int) -> tuple[torch.Tensor, torch.Tensor]:
         """The rows of `_weighted_rewards` that are this process's."""
@@ -258,24 +262,24 @@ class TokenPPOTrainer(GRPOTrainer):
         rewards, is_judged = self._weighted_rewards(rollout)
         return rewards[rows], is_judged[rows]
 
-    def _gathered(self, rows: torch.Tensor) -> torch.Tensor:
-        """The rows `(B, T)` of all processes, filled up with 0 to the longest T."""
+    def _gather_rows(self, rows: torch.Tensor) -> torch.Tensor:
+        """The rows `(B, T)` of all processes, padded with 0 to the largest T."""
         return self.accelerator.gather(self.accelerator.pad_across_processes(rows, dim=1))
 
     def _whitened(self, advantages: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
         """Standardised over the tokens of all processes."""
         rows, length = advantages.shape
         first = self.accelerator.process_index * rows
-        white = whiten(self._gathered(advantages), self._gathered(mask))
+        white = whiten(self._gather_rows(advantages), self._gather_rows(mask))
         return white[first : first + rows, :length].contiguous()
 
     def _describe_rollout(
         self, kls: torch.Tensor, values: torch.Tensor, returns: torch.Tensor, mask: torch.Tensor
     ) -> None:
-        """Logs what a rollout says about KL and critic, and adapts the KL coefficient to it."""
+        """Logs the KL and the critic's metrics of a rollout, and adapts the KL coefficient."""
         name = self.agent_name
-        text_kls = self.accelerator.gather(kls.sum(1))[self.accelerator.gather(mask.any(1))]  # others are left out
-        values, returns, mask = self._gathered(values), self._gathered(returns), self._gathered(mask)
+        text_kls = self.accelerator.gather(kls.sum(1))[self.accelerator.gather(mask.any(1))]  # only judged ones
+        values, returns, mask = self._gather_rows(values), self._gather_rows(returns), self._gather_rows(mask)
         if len(text_kls):
             self._log_ppo("text_kl", float(text_kls.mean()))
         self._log_ppo("kl_coef", self.kl_coefs[name])
@@ -291,14 +295,14 @@ class TokenPPOTrainer(GRPOTrainer):
             )
 
     def _relabel_advantages(self, advantages: torch.Tensor, mask: torch.Tensor) -> None:
-        """The table of completions shows each text's mean advantage, in the place of TRL's group advantages."""
+        """Shows each completion's mean advantage in the table of completions, instead of TRL's group advantages."""
         means = torch.where(mask, advantages, 0).sum(1) / mask.sum(1).clamp(min=1)
         logged, own = self._logs["advantages"], self.accelerator.gather(means).tolist()
         for back, mean in enumerate(reversed(own[-len(logged) :]), start=1):
             logged[-back] = mean
 
     def _log_ppo(self, name: str, value: float) -> None:
-        """Adds to a metric of the agent that acts or learns."""
+        """Adds a value to a metric of the active agent."""
         self._metrics["train" if self.model.training else "eval"][name].append(value)
 
     # -- updates ------------------------------------------------------------------------------------------
@@ -365,5 +369,5 @@ class TokenPPOTrainer(GRPOTrainer):
 
 
 def _key(name: str) -> str:
-    """A name that no method of `ModuleDict` has, and in which PEFT and TRL find no adapter's."""
+    """A key that is neither a method of `ModuleDict` nor, for PEFT and TRL, the name of an adapter."""
     return f"head_{name}"

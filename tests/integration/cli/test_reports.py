@@ -23,7 +23,7 @@ def generate(*arguments: str) -> int:
 
 @pytest.fixture
 def terminal(monkeypatch):
-    """A stdout that calls itself a terminal with colours."""
+    """A stdout that is a terminal with colours."""
     monkeypatch.setattr(type(sys.stdout), "isatty", lambda self: True, raising=False)
     monkeypatch.setenv("TERM", "xterm-256color")
     monkeypatch.setenv("COLUMNS", "100")

@@ -17,7 +17,7 @@ from hf_rlae.errors import ConfigError
 from tests.studies import cory as study
 from tests.studies import cory_runs as runs
 from tests.studies import cory_tables as tables
-from tests.studies.cory_watch import COLUMNS, Watch, sample_texts
+from tests.studies.cory_watch import COLUMNS, Watch, sample_with_kls
 from tests.studies.results import ResultFolder
 from tests.support.cory import adapters_of, trainer_of
 from tests.support.models import pair
@@ -57,7 +57,7 @@ def entry(method, *curves, rate=1e-3, seed=0, seconds=1.0):
 def test_kls_and_entropies_are_sums_over_the_vocabulary():
     model, tokenizer = adapted()
     torch.manual_seed(1)
-    texts = sample_texts(model, tokenizer, PROMPTS, 9)
+    texts = sample_with_kls(model, tokenizer, PROMPTS, 9)
     torch.manual_seed(1)
     inputs = tokenizer(PROMPTS, return_tensors="pt", padding=True)
     ids = model.generate(
@@ -86,7 +86,7 @@ def test_nothing_counts_behind_the_end_of_a_text(monkeypatch):
     prompts = tokenizer(["The dogs"] * 3, return_tensors="pt")["input_ids"]
     written = torch.tensor([[40, 41, end, 43], [end, end, end, end], [40, 41, 42, 43]])
     monkeypatch.setattr(model, "generate", lambda **_: torch.cat([prompts, written], 1))
-    texts = sample_texts(model, tokenizer, ["The dogs"] * 3, 4)
+    texts = sample_with_kls(model, tokenizer, ["The dogs"] * 3, 4)
     assert texts.mask.tolist() == [[1, 1, 1, 0], [1, 0, 0, 0], [1, 1, 1, 1]]
     assert texts.completions[1] == ""
     means = texts.means()
@@ -99,7 +99,7 @@ def test_nothing_counts_behind_the_end_of_a_text(monkeypatch):
 def test_a_new_adapter_has_no_kl_to_its_base():
     model, tokenizer = pair("llama", 0, byte_level_bpe())
     peft = get_peft_model(model, LoraConfig(r=2, target_modules="all-linear"))
-    assert sample_texts(peft, tokenizer, PROMPTS, 5).kls.abs().max() < 1e-6
+    assert sample_with_kls(peft, tokenizer, PROMPTS, 5).kls.abs().max() < 1e-6
 
 
 def test_watching_changes_nothing_and_tells_agents_apart(tmp_path):
@@ -125,7 +125,7 @@ def test_watching_changes_nothing_and_tells_agents_apart(tmp_path):
     assert watch.training_seconds > 0 < watch.evaluation_seconds
     with watched.alone("agent-2"), torch.random.fork_rng():
         torch.manual_seed(0)
-        last = sample_texts(watched.model.eval(), watched.processing_class, PROMPTS, 6)
+        last = sample_with_kls(watched.model.eval(), watched.processing_class, PROMPTS, 6)
     assert len(watch.samples["agent-2"]) == len(last.completions) == 3
 
 

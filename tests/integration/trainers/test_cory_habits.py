@@ -1,4 +1,4 @@
-"""What users of TRL's trainers are used to goes on working."""
+"""Habits of users of TRL's trainers."""
 
 from __future__ import annotations
 
@@ -37,6 +37,17 @@ def assert_learned(trainer):
     for name, parameters in before.items():
         assert any(not torch.equal(after[name][key], value) for key, value in parameters.items()), name
     return [entry for entry in trainer.state.log_history if "loss" in entry]
+
+
+def test_columns_of_a_rule_are_no_unused_ones(tmp_path):
+    """`remove_unused_columns=True` keeps what reward functions declare or name, and the rule finds its ground truth."""
+    train = data(answer=["#### 3"] * 6, other=["x"] * 6)
+    trainer = trainer_of(tmp_path, rewards=["number", vowels], train=train, max_steps=1, remove_unused_columns=True)
+    (batch,) = [batch for batch, _ in zip(trainer.get_train_dataloader(), range(1), strict=False)]
+    assert "answer" in batch[0]
+    assert "other" not in batch[0]
+    trainer.train()
+    assert "rewards/number_reward/mean" in trainer.state.log_history[0]
 
 
 def test_another_trainer_of_trl_in_ten_lines(tmp_path):
@@ -96,7 +107,7 @@ def test_conversations(tmp_path):
 
 
 def test_many_kinds_of_rewards(tmp_path):
-    """A function, an async one, a model, and one that judges some texts only; weighted."""
+    """A function, an async one, a model, and one that judges only some completions; weighted."""
     roles = []
 
     async def later(completions, role, **_):
@@ -134,17 +145,17 @@ def test_many_kinds_of_rewards(tmp_path):
     )
     [logs] = assert_learned(trainer)
     assert roles == ["pioneer", "observer"]
-    # the model judges the original prompt and the text, not what the observer has read
+    # the model judges the original prompt and the completion, not the observer's prompt
     assert len(judged) == 16
     assert all(text.startswith(tuple(data()["prompt"])) for text in judged)
     assert logs["rewards/later/mean"] == pytest.approx(2 * logs["rewards/vowels/mean"], rel=1e-5)
     weights = {"vowels": 1.0, "later": 0.5, "judge": 0.1}
     total = sum(weight * logs[f"rewards/{name}/mean"] for name, weight in weights.items())
     odd = sum(number % 2 for number in numbers) / len(numbers)
-    assert logs["reward"] == pytest.approx(total + 2.0 * 2 * odd, rel=1e-4)  # weight 2, paid to both agents
+    assert logs["reward"] == pytest.approx(total + 2.0 * 2 * odd, rel=1e-4)  # weight 2, a reward of both agents
 
 
-def test_texts_that_nobody_could_judge_teach_nothing(tmp_path):
+def test_unjudged_completions_are_not_learned_from(tmp_path):
     trainer = trainer_of(tmp_path, rewards=lambda completions, role, **_: [
         None if at < 2 and role[0] == "observer" else value for at, value in enumerate(vowels(completions))
     ])  # fmt: skip
@@ -179,7 +190,7 @@ def test_evaluations(tmp_path):
 
 @pytest.mark.slow
 def test_evaluations_leave_training_as_it_is(tmp_path):
-    """Also those inside a rollout that is being learned from, and across an exchange."""
+    """Including those inside a rollout in use, and across an exchange."""
     ends = []
     for folder in ("without", "with"):
         evaluated = {"eval_dataset": {"one": data(2), "two": data(3)}, "eval_strategy": "steps", "eval_steps": 1}
@@ -199,7 +210,7 @@ def test_evaluations_leave_training_as_it_is(tmp_path):
 
 @pytest.mark.slow
 def test_the_best_of_one_of_several_datasets(tmp_path):
-    """TRL gives the rewards of all datasets one name, so the last one would decide."""
+    """TRL gives the rewards of all datasets the same name, so the last one would decide."""
 
     def reward(completions, number, **_):
         if trainer.model.training:
@@ -253,7 +264,7 @@ def test_progress_and_tables(tmp_path, capsys):
 
 
 def test_a_column_that_appears_late(tmp_path):
-    """TRL's own table breaks where a column is not logged each time."""
+    """TRL's own table breaks if a column is not logged every time."""
 
     def reward(completions, role, log_extra, trainer_state, **_):
         if trainer_state.global_step == 1 and role[0] == "observer":
@@ -268,7 +279,7 @@ def test_a_column_that_appears_late(tmp_path):
     trainer.train()
     tables = [pd.read_parquet(path) for path in sorted((tmp_path / "completions").glob("*.parquet"))]
     assert len(tables) == 3
-    # the table of a step ends as that of its evaluation
+    # the evaluation replaces the table of its step
     for table, is_late in zip(tables, (True, False, False), strict=True):
         assert ((table["late"] == "x") == ((table["role"] == "observer") & is_late)).all()
 
@@ -306,7 +317,7 @@ def test_yaml(tmp_path, monkeypatch):
 
 @pytest.mark.slow
 def test_a_real_model(tmp_path, shared):
-    """Loaded by its folder; both agents learn to write more vowels than the base does."""
+    """Loaded from a folder; both agents learn to write more vowels than the base model."""
     trainer = CoryTrainer(
         str(shared("models", "stories260K")),
         vowels,

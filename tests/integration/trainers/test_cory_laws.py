@@ -1,4 +1,4 @@
-"""What holds for CORY whatever the numbers are."""
+"""Guarantees of CORY."""
 
 from __future__ import annotations
 
@@ -8,8 +8,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from trl import GRPOConfig, GRPOTrainer, RLOOConfig, RLOOTrainer
 
+from hf_rlae.rewards.weighted_sums import total_rewards
 from hf_rlae.trainers import CoryRLOOTrainer, CoryTrainer
-from hf_rlae.trainers.cory.roles import draws_apart, learned_rewards, order_at, role_names, weighted
+from hf_rlae.trainers.cory.roles import draws_apart, learned_rewards, order_at, role_names
 from tests.support.cory import adapters_of, base_of, gradients_of, in_training, lora, rollout, trainer_of
 from tests.support.rlae import assert_same, vowels
 
@@ -53,17 +54,17 @@ def test_rewards_of_a_team(values):
     for position in range(len(rewards)):
         torch.testing.assert_close(learned_rewards(rewards, position, "team", True), total)
         later = learned_rewards(rewards, position, "own", True)
-        # what an agent cannot change is what is left out
+        # rewards that an agent cannot change are left out
         earlier = sum(rewards[:position], torch.zeros(3, 1))
         torch.testing.assert_close(later + earlier, total)
         assert torch.equal(learned_rewards(rewards, position, "own", False), rewards[position])
 
 
-def test_what_nobody_could_judge_makes_no_sum():
+def test_unjudged_rewards_have_no_sum():
     rewards = [torch.tensor([[torch.nan, 1.0]]), torch.tensor([[1.0, 1.0]])]
     assert learned_rewards(rewards, 0, "team", True).isnan().tolist() == [[True, False]]
     assert learned_rewards(rewards, 1, "own", True).tolist() == [[1.0, 1.0]]
-    assert weighted(torch.tensor([[torch.nan, 2.0]]), torch.tensor([1.0, 0.5])).tolist() == [1.0]
+    assert total_rewards(torch.tensor([[torch.nan, 2.0]]), torch.tensor([1.0, 0.5])).tolist() == [1.0]
 
 
 def test_draws_apart_repeat_and_differ():
@@ -82,7 +83,7 @@ def test_draws_apart_repeat_and_differ():
     ids=["GRPO", "RLOO"],
 )
 def test_an_agent_that_shares_nothing_learns_what_it_would_learn_alone(tmp_path, plain, config, cory):
-    """To the bit: rollouts, advantages, KL, clipping, optimizer, order of prompts, buffer."""
+    """Bit-exactly: rollouts, advantages, KL, clipping, optimizer, order of prompts, buffer."""
     options = {"gradient_accumulation_steps": 2, "max_steps": 5, "max_grad_norm": 0.05, "weight_decay": 0.01}
     alone = trainer_of(
         tmp_path / "alone", plain, config_class=config, bf16=False, disable_dropout=True,
@@ -133,7 +134,7 @@ def test_the_team_is_paid_the_sum(tmp_path):
 
 
 def test_equal_policies_have_no_kl(tmp_path):
-    """Agents begin as duplicates of each other and of the base, dropout or not."""
+    """Agents start as duplicates of each other and of the base model, with or without dropout."""
     trainer = trainer_of(tmp_path, max_steps=1, peft_config=lora(lora_dropout=0.5), steps_per_generation=1)
     found = adapters_of(trainer)
     assert_same(found["agent-1"], found["agent-2"])
@@ -143,7 +144,7 @@ def test_equal_policies_have_no_kl(tmp_path):
 
 
 def test_an_absolute_last_learning_rate_is_of_the_agents_rates(tmp_path):
-    """Schedules measure it by the optimizer's default rate, which would be one that no agent has."""
+    """Schedules relate it to the optimizer's default rate, which must be the rate of an agent."""
     trainer = trainer_of(
         tmp_path, agent_learning_rates=[1e-3, 5e-4], learning_rate=1e-6, lr_scheduler_type="cosine_with_min_lr",
         lr_scheduler_kwargs={"min_lr": 1e-4}, max_steps=4,
@@ -169,7 +170,7 @@ def test_an_agent_without_a_learning_rate_stays(tmp_path, resting):
 
 
 def test_exchanging_the_agents_exchanges_what_is_learned(tmp_path):
-    """The pioneer is whoever has the role: with the other's order, each learns what the other learned."""
+    """Only the role makes a pioneer: with exchanged roles, each agent learns what the other learned."""
     one = trainer_of(tmp_path / "one", role_exchange_steps=0)
     one.train()
     other = trainer_of(tmp_path / "other", role_exchange_steps=0)
@@ -182,7 +183,7 @@ def test_exchanging_the_agents_exchanges_what_is_learned(tmp_path):
 
 
 def test_a_chain_of_three(tmp_path):
-    """Each agent sees all answers before its own, and all learn."""
+    """Each agent reads all answers before its own, and all learn."""
     calls = []
 
     def reward(completions, role, agent, previous_completions, prompts, **_):
@@ -206,7 +207,7 @@ def test_a_chain_of_three(tmp_path):
 
 
 def test_a_constant_of_earlier_agents_is_noise_and_nothing_else(tmp_path):
-    """Shifting all texts of a prompt by the pioneer's mean changes nothing; its spread is what `own` leaves out."""
+    """A shift of all completions by the pioneer's mean changes nothing; `own` leaves out its variance."""
     trainer = trainer_of(tmp_path, observer_reward="own")
     with in_training(trainer):
         batch = rollout(trainer)
@@ -222,7 +223,7 @@ def test_a_constant_of_earlier_agents_is_noise_and_nothing_else(tmp_path):
 
 
 def test_the_longest_texts_come_first_in_a_step(tmp_path, monkeypatch):
-    """Their activations are the largest: no other agent's gradients should stand beside them."""
+    """Their activations are the largest, so that no other agent's gradients should exist yet."""
     asked = []
     original = CoryTrainer.agent_loss
 
@@ -233,6 +234,6 @@ def test_the_longest_texts_come_first_in_a_step(tmp_path, monkeypatch):
     monkeypatch.setattr(CoryTrainer, "agent_loss", watched)
     trainer_of(tmp_path, max_steps=2, role_exchange_steps=1, steps_per_generation=1, num_iterations=1).train()
     (first, second) = asked[:2], asked[2:4]
-    assert [agent for agent, _ in first] == ["agent-2", "agent-1"]  # the observer, whose prompts hold answers
+    assert [agent for agent, _ in first] == ["agent-2", "agent-1"]  # the observer, whose prompts have answers
     assert [agent for agent, _ in second] == ["agent-1", "agent-2"]
     assert all(longer > shorter for (_, longer), (_, shorter) in (first, second))

@@ -1,4 +1,4 @@
-"""CORY with PPO: every agent's loss against loops, what belongs to an agent, and going on to the bit."""
+"""CORY with PPO: every agent's loss against loops, the state of an agent, and bit-exact resumes."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ SAVES = {
 
 
 def made(folder, rewards=vowels, **options):
-    """Rollouts of 8 texts an agent, two updates each, two passes; the KL of single texts moves the coefficients."""
+    """Rollouts of 8 completions per agent, two updates each, two passes; the KL of each changes the coefficients."""
     options = {"given": ending_pair(), "beta": 0.0, "kl_target": 1e-3, "kl_horizon": 16, **options}
     return cory.trainer_of(folder, CoryPPOTrainer, rewards, **options)
 
@@ -50,7 +50,7 @@ def rollout(trainer, step=0):
 
 @pytest.mark.parametrize("step", [0, 5])
 def test_every_agents_loss_and_gradient(tmp_path, step):
-    """Against loops over texts and tokens; both ways round."""
+    """Against loops over completions and tokens, in both orders."""
     given = ending_pair()
     base = copy.deepcopy(given[0])
     trainer = made(tmp_path, given=given, kl_coef=0.3, value_epsilon=0.05)
@@ -91,14 +91,14 @@ def test_an_agents_loss_leaves_the_other_alone(tmp_path):
 
 
 def test_agents_learn_from_the_team(tmp_path):
-    """Without KL, discount and critic, what is still paid at every token is the sum of both rewards."""
+    """Without KL, discount and critic, the return of every token is the sum of both rewards."""
 
-    def paid(completions, role, **_):
+    def rewarded(completions, role, **_):
         return [1.0 if role[0] == "pioneer" else 10.0] * len(completions)
 
     expected = {"team": {"agent-1": 11.0, "agent-2": 11.0}, "own": {"agent-1": 11.0, "agent-2": 10.0}}
     for kind, sums in expected.items():
-        trainer = made(tmp_path / kind, paid, kl_coef=0.0, lam=1.0, observer_reward=kind)
+        trainer = made(tmp_path / kind, rewarded, kl_coef=0.0, lam=1.0, observer_reward=kind)
         output = rollout(trainer)
         for name, total in sums.items():
             mask = output[f"{name}/completion_mask"] != 0
@@ -130,7 +130,7 @@ def test_values_are_each_agents_own(tmp_path):
 
 
 def test_coefficients_belong_to_agents_and_outlive_exchanges(tmp_path):
-    """One agent is far from the base, the other is the base; roles change, neither coefficient begins anew."""
+    """One agent is far from the base, the other is the base; roles change, neither coefficient is reset."""
     trainer = made(tmp_path, kl_target=0.05)
     with torch.no_grad():
         for parameter in trainer.agents.parameters("agent-2"):
@@ -243,7 +243,7 @@ def test_resumed_to_the_bit(alone, tmp_path, stop):
     parameters, moments, logs, coefficients = alone
     made(tmp_path, callbacks=[StopAt(stop)], **SAVES).train()
     resumed = made(tmp_path, **SAVES)
-    unsettle(resumed)  # what a resumed run begins with does not matter
+    unsettle(resumed)  # the initial parameters of a resumed run do not matter
     resumed.kl_coefs.update(dict.fromkeys(resumed.kl_coefs, 9.0))
     resumed.train(resume_from_checkpoint=True)
     found = end_of(resumed)

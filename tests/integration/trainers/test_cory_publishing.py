@@ -1,4 +1,4 @@
-"""What is saved and pushed of a team: every agent, where it can be loaded from, and a card."""
+"""Saving and pushing of all agents, with a model card."""
 
 from __future__ import annotations
 
@@ -13,7 +13,6 @@ from peft import AutoPeftModelForCausalLM, PeftModel
 from transformers import AutoModelForCausalLM
 
 from hf_rlae.errors import ConfigError
-from hf_rlae.trainers.cory.card import cory_card
 from tests.support.cory import base, lora, trainer_of
 
 
@@ -135,7 +134,7 @@ def test_a_base_in_a_folder_is_no_base_for_others(tmp_path, hub):
         with pytest.raises(ConfigError, match="base_model_id='owner/name'"):
             trainer.push_to_hub(**options)
     assert not hub.calls
-    with pytest.raises(ConfigError, match=r"agent='agent-9': there are agent-1, agent-2"):
+    with pytest.raises(ConfigError, match=r"agent='agent-9': the agents are agent-1, agent-2"):
         trainer_of(tmp_path / "other", base_model_id="me/base").push_to_hub(agent="agent-9")
     assert not hub.calls
 
@@ -166,9 +165,9 @@ def test_every_save_uploads_all_agents(tmp_path, hub, strategy):
     assert not list((hub.root / "team").glob("checkpoint-*"))
 
 
-@pytest.mark.parametrize("case", ["at the end", "while another upload goes on"])
+@pytest.mark.parametrize("case", ["at the end", "during another upload"])
 def test_no_agent_is_copied_where_nothing_is_uploaded(tmp_path, hub, case):
-    """`output_dir` never holds a part of a team: transformers would not copy the first agent."""
+    """`output_dir` never has only some of the agents: transformers would not copy the first one."""
     trainer = trainer_of(
         tmp_path / "team", base_model_id="me/base", push_to_hub=True, hub_model_id="me/team",
         hub_strategy="end" if case == "at the end" else "every_save", save_strategy="steps", save_steps=1, max_steps=1,
@@ -202,4 +201,4 @@ def test_the_card_of_a_base_without_a_name(tmp_path):
     assert card.text.lstrip().startswith("# mine")
     assert "exchanged: never" in " ".join(card.text.split())
     assert "without reading another answer" in card.text
-    assert str(tmp_path) not in cory_card(trainer._facts())
+    assert str(tmp_path) not in trainer._card()

@@ -1,4 +1,4 @@
-"""A run that was stopped anywhere and resumed ends where one that was left alone ends, to the bit."""
+"""A stopped and resumed run is bit-exactly an uninterrupted one."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ SAVES = {
     "role_exchange_steps": 3, "agent_learning_rates": [1e-2, 5e-3], "gradient_accumulation_steps": 2,
     "steps_per_generation": 4,
 }  # fmt: skip
-"""A rollout serves 4 updates; roles change after 3 and 6, which is noticed by the rollouts of steps 4 and 8."""
+"""A rollout serves 4 updates; roles change after 3 and 6, with effect in the rollouts of steps 4 and 8."""
 
 
 def end_of(trainer):
@@ -83,7 +83,7 @@ def test_resumed_runs_end_alike(alone, tmp_path, trainer_class, stop):
 
 @pytest.mark.slow
 def test_across_the_border_of_an_epoch(tmp_path):
-    """6 prompts, 2 a rollout, one update each: an epoch is 3 updates."""
+    """6 prompts, 2 per rollout, one update each: an epoch is 3 updates."""
     options = {**SAVES, "max_steps": 7, "steps_per_generation": 2, "num_iterations": 1, "role_exchange_steps": 2}
     whole = trainer_of(tmp_path / "whole", **{**options, "save_strategy": "no"})
     whole.train()
@@ -122,7 +122,7 @@ def test_logs_are_saved_as_what_can_be_saved():
 
 
 def test_a_torn_checkpoint_is_left_out(tmp_path):
-    """Also where it is the second agent's file that is torn."""
+    """Even if the second agent's file is the incomplete one."""
     options = {**SAVES, "max_steps": 3, "save_steps": 1}
     trainer_of(tmp_path, callbacks=[StopAt(2)], **options).train()
     torn = tmp_path / "checkpoint-2" / "agent-2" / "adapter_model.safetensors"
@@ -138,7 +138,7 @@ def test_a_torn_checkpoint_is_left_out(tmp_path):
 
 
 def test_agents_of_other_names_are_refused(tmp_path):
-    """The first one's adapter has no name in a checkpoint, but its rollout has."""
+    """A checkpoint has no name of the first agent's adapter, but of its rollout."""
     options = {**SAVES, "max_steps": 2, "save_steps": 1}
     trainer_of(tmp_path, callbacks=[StopAt(1)], agent_names=["ada", "bob"], **options).train()
     other = trainer_of(tmp_path, agent_names=["eve", "bob"], **options)
@@ -157,7 +157,7 @@ def test_a_rollout_is_not_dealt_out_in_other_batches(tmp_path, changed):
 
 @pytest.mark.slow
 def test_a_template_that_cannot_be_pickled(tmp_path):
-    """Nor written as JSON, as reports to trackers are."""
+    """Nor can it be written as JSON for trackers."""
     template = lambda prompt, answers: f"{answers[0]} {prompt}"  # noqa: E731
     options = {**SAVES, "max_steps": 2, "save_steps": 1, "observer_template": template}
     trainer = trainer_of(tmp_path, **options)
@@ -181,7 +181,7 @@ def test_a_second_training_begins_with_a_new_rollout(tmp_path):
 
 
 def test_the_best_agents_are_loaded_at_the_end(tmp_path):
-    """All of them, each into its own adapter; stock transformers loads the first into the one that is active."""
+    """Each into its own adapter; transformers would load the first one into the active adapter."""
     kept = {}
 
     class Keep(TrainerCallback):
@@ -214,7 +214,7 @@ def test_the_best_agents_are_loaded_at_the_end(tmp_path):
 
 @pytest.mark.slow
 def test_a_table_of_texts_survives(tmp_path):
-    """A run resumed within a rollout shows the texts of that rollout, as the one that was left alone."""
+    """A run resumed within a rollout shows the completions of that rollout, like an uninterrupted one."""
     options = {**SAVES, "max_steps": 3, "logging_steps": 1, "log_completions": True, "num_completions_to_print": 0}
     options["save_steps"] = 2
     whole = trainer_of(tmp_path / "whole", **options)

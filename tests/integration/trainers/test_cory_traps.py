@@ -1,4 +1,4 @@
-"""Ways in which several adapters in one trainer go wrong without an error, each shut by a test."""
+"""Silent errors of several adapters in one trainer, with a test for each."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from tests.support.rlae import vowels
 
 
 def gradients(folder, checkpointing, joint=False, agents=("agent-1", "agent-2"), trainer_class=CoryTrainer):
-    """All agents' gradients for one fixed rollout, after adapters have moved apart."""
+    """All agents' gradients for one fixed rollout, with different adapters."""
     trainer = trainer_of(folder, trainer_class, gradient_checkpointing=checkpointing)
     generator = torch.Generator().manual_seed(1)
     with torch.no_grad():
@@ -52,12 +52,12 @@ def distance(one, other):
 
 
 @pytest.mark.parametrize("trainer_class", [CoryTrainer, CoryRLOOTrainer])
-def test_gradients_are_the_same_when_activations_are_computed_anew(tmp_path, trainer_class):
-    """And one joint loss, which looks as good, is wrong."""
+def test_gradients_are_the_same_with_gradient_checkpointing(tmp_path, trainer_class):
+    """One joint loss would be wrong."""
     plain = gradients(tmp_path, False, trainer_class=trainer_class)
-    anew = gradients(tmp_path, True, trainer_class=trainer_class)
+    recomputed = gradients(tmp_path, True, trainer_class=trainer_class)
     for name, expected in plain.items():
-        assert all(torch.equal(one, other) for one, other in zip(anew[name], expected, strict=True))
+        assert all(torch.equal(one, other) for one, other in zip(recomputed[name], expected, strict=True))
     wrong = gradients(tmp_path, True, joint=True, trainer_class=trainer_class)
     assert distance(wrong["agent-1"], plain["agent-1"]) > 0.1
 
@@ -87,7 +87,7 @@ def test_both_agents_train_and_the_base_does_not(tmp_path, reentrant):
     assert all(torch.equal(value, frozen[key]) for key, value in base_of(trainer).items())
 
 
-def test_every_agent_keeps_its_gradients_whoever_is_active(tmp_path):
+def test_every_agent_keeps_its_gradients_whichever_is_active(tmp_path):
     trainer = trainer_of(tmp_path)
 
     def trainable():
@@ -98,7 +98,7 @@ def test_every_agent_keeps_its_gradients_whoever_is_active(tmp_path):
 
     everyone = dict.fromkeys(trainer.agents.names, True)
     assert trainable() == everyone
-    rollout(trainer)  # the reference is the base: PEFT freezes what it switches off
+    rollout(trainer)  # the reference is the base model: PEFT freezes disabled adapters
     for name in trainer.agents.names:
         trainer.agents.activate(name)
         assert trainable() == everyone
@@ -182,7 +182,7 @@ def test_metrics_belong_to_the_agent_that_they_name(tmp_path, trainer_class):
         assert entry["entropy"] == pytest.approx(
             (entry["agent/agent-1/entropy"] + entry["agent/agent-2/entropy"]) / 2, abs=1e-5
         )
-    # equal rewards teach nothing, so only the KL could move anything
+    # with equal rewards only the KL has gradients
     assert all(entry["agent/agent-1/kl"] == 0 for entry in logs)
 
 
@@ -209,7 +209,7 @@ def test_tokens_are_counted_once(tmp_path):
 
 
 def test_the_table_of_texts_has_rows_of_one_piece(tmp_path):
-    """Every agent's texts, each with its own reward and what its own reward function call has logged."""
+    """Every agent's completions, each with its own reward and the columns of its own call."""
 
     def reward(completions, role, log_extra, log_metric, **_):
         log_extra("echo", list(completions))
@@ -248,7 +248,7 @@ def test_the_table_of_texts_has_rows_of_one_piece(tmp_path):
 
 @pytest.mark.parametrize("steps", [1, 2, 3])
 def test_every_rollout_that_serves_more_steps_than_an_exchange_takes_exchanges_roles(tmp_path, steps):
-    """Two exchanges inside one rollout of four steps would cancel each other, and the pioneer be the same for ever."""
+    """Two exchanges inside one rollout of four steps would cancel each other, and the pioneer would never change."""
     trainer = trainer_of(tmp_path, role_exchange_steps=steps)
     assert trainer.exchange_steps == 4
     assert [trainer.order(step)[0] for step in range(0, 17, 4)] == ["agent-1", "agent-2"] * 2 + ["agent-1"]
@@ -256,7 +256,7 @@ def test_every_rollout_that_serves_more_steps_than_an_exchange_takes_exchanges_r
 
 
 def test_roles_hold_for_a_whole_rollout(tmp_path):
-    """A rollout serves four steps here; the exchange that is due after three waits for the next one."""
+    """A rollout serves four steps here; the exchange after three takes effect with the next one."""
     seen = []
 
     def reward(completions, agent, role, **_):

@@ -1,4 +1,4 @@
-"""What cannot be trained is refused before anything is run; what goes wrong on the way has a name."""
+"""Bad input raises an error before anything runs; later errors name their origin."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from transformers import TrainerCallback
 
 from hf_rlae import EnsembleForCausalLM, StaticPolicy
 from hf_rlae.errors import ConfigError, InputError, NonFiniteError, PolicyError
-from hf_rlae.rewards import RewardError
+from hf_rlae.rewards import RewardError, weighted_sum
 from hf_rlae.trainers import RLAEConfig, RLAETrainer
 from hf_rlae.trainers.rlae.checks import wrap_policy
 from tests.support.models import pair, pairs
@@ -237,6 +237,21 @@ def test_a_reward_that_hangs(tmp_path):
     assert time.monotonic() - started < 5
 
 
+@pytest.mark.parametrize("reward", ["number", weighted_sum(["number", vowels])], ids=["rule", "sum"])
+def test_a_column_that_a_reward_needs(reward, tmp_path):
+    """It is refused before any work if it is missing, unless the trainer calls no reward functions."""
+
+    class Judged(RLAETrainer):
+        def _calculate_rewards(self, inputs, prompts, completions, completion_ids_list):
+            return torch.zeros((len(prompts), 1))
+
+    with pytest.raises(ConfigError, match=r"train_dataset has no column 'answer', which the reward \w+ needs"):
+        trainer_of(tmp_path, reward=reward)
+    with pytest.raises(ConfigError, match="eval_dataset has no column 'answer'"):
+        trainer_of(tmp_path, reward=reward, train=data(answer=["3"] * 6), eval_dataset=data())
+    trainer_of(tmp_path, reward=reward, trainer_class=Judged)
+
+
 def test_an_override_that_gives_no_rewards(tmp_path):
     class Flat(RLAETrainer):
         def _calculate_rewards(self, inputs, prompts, completions, completion_ids_list):
@@ -256,7 +271,7 @@ def test_an_override_that_gives_no_rewards(tmp_path):
 @pytest.mark.parametrize("kind", ["shared", "different"])
 @pytest.mark.parametrize("objective", ["ppo", "mixture"])
 def test_a_member_that_goes_wrong_is_named(objective, kind, value, tmp_path):
-    """In the second rollout, at step 5; with the other member's numbers alone, nothing would be noticed."""
+    """In the second rollout, at step 5; the other member's probabilities alone would hide it."""
     ensemble = ensemble_of(objective, kind)
     trainer = trainer_of(tmp_path, objective, ensemble=ensemble, max_steps=8)
     head = ensemble.members[1].model.get_output_embeddings()
@@ -274,7 +289,7 @@ def test_a_member_that_goes_wrong_is_named(objective, kind, value, tmp_path):
 
 
 def test_hidden_states_that_go_wrong_are_the_members_fault(tmp_path):
-    """NaN hidden states make the policy's weights NaN, which is noticed first; the member is named all the same."""
+    """NaN hidden states first make the policy's weights NaN; the error still names the member."""
     ensemble = ensemble_of("mixture")
     with torch.no_grad():
         ensemble.members[0].model.model.norm.weight.fill_(torch.nan)
@@ -332,14 +347,14 @@ FIELDS = {
     "num_iterations": ("3", "whole number"),
     "generation_batch_size": (-8, "at least 1"),
     "num_completions_to_print": (0, "at least 1"),
-    "gamma": (1.5, "from 0 to 1"),
-    "lam": (None, "from 0 to 1"),
-    "top_p": (0, "but not 0"),
+    "gamma": (1.5, "of at least 0 and at most 1"),
+    "lam": (None, "of at least 0 and at most 1"),
+    "top_p": (0, "above 0 and at most 1"),
     "top_k": (2.5, "whole number of at least 0"),
     "temperature": (0, "above 0"),
     "target_kl": (float("nan"), "above 0"),
     "reward_timeout": (-1, "at least 0"),
-    "reward_weights": (1.0, "list of one finite number"),
+    "reward_weights": (1.0, "list of numbers, each a finite number"),
     "epsilon": (0, "above 0"),
     "epsilon_high": (float("nan"), "finite"),
     "value_epsilon": (-0.1, "above 0"),
@@ -361,9 +376,9 @@ def test_a_bad_field_is_named(name):
         ({"generation_batch_size": 8, "steps_per_generation": 1}, "generation_batch_size and steps_per_generation"),
         ({"generation_batch_size": 12}, "generation_batch_size=12: .* 8"),
         ({"gradient_accumulation_steps": 2, "steps_per_generation": 3}, "steps_per_generation=3"),
-        ({"num_generations": 3}, "num_generations=3 does not divide the 8 texts"),
+        ({"num_generations": 3}, r"generation_batch_size=8: .* multiple of 3 \(num_generations\)"),
         ({"num_generations": 1, "advantages": "group_relative"}, "num_generations=1 with group-relative"),
-        ({"num_generations_eval": 3}, "num_generations_eval=3 does not divide the 8"),
+        ({"num_generations_eval": 3}, r"per_device_eval_batch_size \* processes=8: .* 3 \(num_generations_eval\)"),
     ],
 )
 def test_batches_that_do_not_come_out_even(options, message):
@@ -372,7 +387,7 @@ def test_batches_that_do_not_come_out_even(options, message):
 
 
 def test_prompts_are_all_there_after_a_refusal(tmp_path):
-    """A refused training leaves the ensemble usable."""
+    """After an error of the trainer the ensemble is still usable."""
     ensemble = ensemble_of()
     with pytest.raises(ConfigError):
         trainer_of(tmp_path, ensemble=ensemble, train=data(0))

@@ -1,4 +1,4 @@
-"""Evaluations: deterministic, of the whole dataset, and of no consequence to training."""
+"""Evaluations are deterministic, cover the whole dataset, and do not change training."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from tests.support.rlae import PROMPTS, assert_same, data, ensemble_of, paramete
 
 
 def expected(ensemble, count):
-    """Rewards of the likeliest tokens under the deterministic weights, one prompt at a time."""
+    """Rewards of greedy decoding with the deterministic weights, one prompt at a time."""
     found = []
     for index in range(count):
         inputs = encode(PROMPTS[index % len(PROMPTS)])
@@ -27,7 +27,7 @@ def expected(ensemble, count):
 
 @pytest.mark.parametrize("objective", ["ppo", "mappo", "mixture"])
 def test_metrics_are_means_over_all_texts(tmp_path, objective):
-    """Five texts in batches of two: each text counts the same, the last batch too."""
+    """Five completions in batches of two: all count the same, including the last batch."""
     trainer = trainer_of(tmp_path, objective, eval_dataset=data(5), per_device_eval_batch_size=2)
     found = trainer.evaluate()
     rewards = torch.tensor(expected(trainer.ensemble, 5))
@@ -103,7 +103,7 @@ def test_evaluating_does_not_change_training(tmp_path, objective):
 
 
 def test_the_best_policy_is_loaded_at_the_end(tmp_path):
-    """Evaluations give 0.1, 0.7, 0.3: the second one's weights come back."""
+    """Evaluations give 0.1, 0.7, 0.3: the parameters of the second one are loaded."""
 
     class Scripted(RLAETrainer):
         scores = (0.1, 0.7, 0.3)
@@ -134,8 +134,8 @@ def test_the_best_policy_is_loaded_at_the_end(tmp_path):
     assert_same(parameters_of(trainer.model), trainer.kept[1])
 
 
-def test_an_evaluation_that_nobody_could_judge_is_never_the_best(tmp_path):
-    """A judge that is down during the second evaluation costs that evaluation, not the training."""
+def test_an_unjudged_evaluation_is_never_the_best(tmp_path):
+    """If the judge fails during the second evaluation, training continues without that evaluation."""
     calls = []
 
     def judge(completions, trainer_state, **_):

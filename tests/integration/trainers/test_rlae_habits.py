@@ -1,4 +1,4 @@
-"""What users of TRL expect: rewards, logs, tables, YAML, override points, saving, the Hub, silence."""
+"""Habits of TRL users: rewards, logs, tables, YAML, override points, saving, the Hub, no warnings."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from transformers import AutoModelForSequenceClassification, LlamaConfig, Traine
 from trl import RichProgressCallback, TrlParser
 
 from hf_rlae import EnsembleForCausalLM, PolicyModel
+from hf_rlae.rewards import weighted_sum
 from hf_rlae.trainers import RLAEConfig, RLAETrainer
 from tests.support.rlae import (
     CHAT_TEMPLATES,
@@ -139,6 +140,16 @@ def test_unused_columns_are_dropped_if_that_is_wanted(tmp_path):
     assert "other" not in seen[1]
 
 
+def test_columns_of_a_rule_are_no_unused_ones(tmp_path):
+    """A rule takes its columns by `**columns`, but declares them, so they are kept."""
+    train = data(answer=["#### 3"] * 6, other=["x"] * 6)
+    for reward in ("number", weighted_sum(["number", vowels])):
+        trainer = trainer_of(tmp_path, reward=reward, train=train, max_steps=1, remove_unused_columns=True)
+        trainer.train()
+        assert "answer" in trainer._train_rows.column_names
+        assert "other" not in trainer._train_rows.column_names
+
+
 def test_completions_are_shown_with_weights_and_kept(tmp_path, capsys):
     trainer = trainer_of(tmp_path, max_steps=4, logging_steps=2, log_completions=True, num_completions_to_print=2)
     trainer.train()
@@ -256,7 +267,7 @@ def test_saved_and_loaded(tmp_path):
 
 
 class Hub:
-    """What would have been uploaded."""
+    """Records uploads instead of doing them."""
 
     def __init__(self):
         self.uploads = []
@@ -300,7 +311,7 @@ def test_pushed_with_a_card_that_names_no_folder_of_this_machine(tmp_path, hub):
 
 @pytest.fixture
 def heard():
-    """Lets `caplog` hear transformers."""
+    """Lets `caplog` record logs of transformers."""
     logging.enable_propagation()
     yield
     logging.disable_propagation()
@@ -308,7 +319,7 @@ def heard():
 
 @pytest.mark.usefixtures("heard")
 def test_training_is_quiet(tmp_path, caplog, capfd):
-    """No warning of ours, of transformers or of torch, from making the config to the end of training."""
+    """No warning of this package, transformers or torch, from the config to the end of training."""
     with warnings.catch_warnings(), caplog.at_level("WARNING"):
         warnings.simplefilter("error")
         for objective in ("ppo", "mixture"):

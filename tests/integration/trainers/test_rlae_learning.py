@@ -1,4 +1,4 @@
-"""Learning, shown: the member that writes what is rewarded gets the weight."""
+"""Training learns: the member with the rewarded token receives the weight."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def share_of_a(completions, **_):
 @pytest.mark.parametrize("seed", [0, *slow(1, 2)])
 @pytest.mark.parametrize("objective", ["ppo", "mappo", "mixture"])
 def test_the_right_member_gets_the_weight(tmp_path, objective, seed):
-    """The first member writes `a`, the second `b`; `a` is what counts. Deterministic weights, before and after."""
+    """The first member writes `a`, the second `b`; `a` is rewarded. Deterministic weights before and after."""
     pairs = [favouring("a"), favouring("b")]
     right = seed % 2
     given = pairs[::-1] if right else pairs
@@ -40,7 +40,7 @@ def test_the_right_member_gets_the_weight(tmp_path, objective, seed):
 
 @pytest.mark.slow
 def test_with_shuffled_rewards_nothing_is_learned(tmp_path):
-    """The control: rewards that have nothing to do with the texts leave the weights where they were, on average."""
+    """Control: rewards that do not depend on the completions do not change the weights, on average."""
     moved = []
     for seed in range(2):
         generator = torch.Generator().manual_seed(seed)

@@ -14,7 +14,6 @@ from hf_rlae.errors import ConfigError
 from tests.integration.trainers.test_rlae_habits import hub  # noqa: F401
 from tests.support.policies import encoder
 from tests.support.rlae import assert_same, data, ensemble_of, members, parameters_of, trainer_of
-from tests.support.tiers import slow
 from tests.support.tokenizers import byte_level_bpe
 
 peft = pytest.importorskip("peft")
@@ -25,7 +24,7 @@ TARGETS = {
     "a list": (["query", "value"], ("query", "value")),
     "an expression": (r".*attention.*query", ("query",)),
 }
-"""What is asked for, and how the names of the layers end that are meant."""
+"""The given target modules, and the endings of the names of their layers."""
 
 
 def lora(target="all-linear", **options):
@@ -93,8 +92,8 @@ def test_all_linear_finds_the_layers_of_other_encoders(tmp_path, make):
     trainer.train()
 
 
-@pytest.mark.parametrize("stop", [2, *slow(5)])
-def test_resumed_to_the_bit(tmp_path, stop):
+@pytest.mark.parametrize("stop", [2, 5])
+def test_a_resumed_run_is_bit_exact(tmp_path, stop):
     class Stop(TrainerCallback):
         def on_step_end(self, args, state, control, **kwargs):
             control.should_training_stop = state.global_step == stop
@@ -104,7 +103,7 @@ def test_resumed_to_the_bit(tmp_path, stop):
     whole.train()
     made(tmp_path / "part", callbacks=[Stop()], **options).train()
     resumed = made(tmp_path / "part", **options)
-    with torch.no_grad():  # what a resumed run begins with does not matter
+    with torch.no_grad():  # the initial parameters of a resumed run do not matter
         for parameter in resumed.model.parameters():
             if parameter.requires_grad:
                 parameter.add_(1.0)

@@ -1,4 +1,4 @@
-"""A run that was stopped anywhere and resumed ends where one that was left alone ends, to the bit."""
+"""A stopped and resumed run is bit-exactly an uninterrupted one."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def alone(request, tmp_path_factory):
 
 @pytest.mark.parametrize("stop", [6, *slow(1, 3, 8)])
 def test_resumed_runs_end_alike(alone, tmp_path, stop):
-    """A rollout serves 4 updates: within the first pass, within the second, within the next rollout, at its border."""
+    """A rollout serves 4 updates: stops in the first pass, in the second, in the next rollout, and at its end."""
     objective, (parameters, moments, logs, tokens) = alone
     first = trainer_of(tmp_path, objective, callbacks=[StopAt(stop)], **SAVES)
     first.train()
@@ -48,7 +48,7 @@ def test_resumed_runs_end_alike(alone, tmp_path, stop):
 
 @pytest.mark.slow
 def test_across_the_border_of_an_epoch(tmp_path):
-    """6 prompts, 2 a rollout, one update a pass: an epoch is 6 updates, 3 rollouts."""
+    """6 prompts, 2 per rollout, one update per pass: an epoch is 6 updates, 3 rollouts."""
     options = {**SAVES, "max_steps": 14, "per_device_train_batch_size": 8, "steps_per_generation": 1}
     whole = trainer_of(tmp_path / "whole", **options)
     whole.train()

@@ -1,4 +1,4 @@
-"""What an update of `RLAETrainer` does to the policy, and to nothing else."""
+"""Updates of `RLAETrainer` change the policy, and nothing else."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def logged(trainer, name):
 
 @pytest.mark.parametrize("objective", OBJECTIVES)
 def test_the_first_ratio_is_1_and_gradients_are_those_of_the_whole_update(tmp_path, objective):
-    """One update of 8 texts: at once, in micro-batches of 2, and of 1; and the objective itself, without a trainer."""
+    """One update of 8 completions: at once, in micro-batches of 2 and of 1, and with the objective alone."""
     runs = []
     for size, accumulated in ((8, 1), (2, 4), (1, 8)):
         trainer = trainer_of(
@@ -76,7 +76,7 @@ def test_the_first_ratio_is_1_and_gradients_are_those_of_the_whole_update(tmp_pa
 
 
 def naive_loss(objective, settings, rollouts, output, mask):
-    """At ratios of 1 nothing is clipped: the plain policy gradient, with the critic's and the entropy's terms."""
+    """At ratios of 1 nothing is clipped: the policy gradient, with the terms of critic and entropy."""
     if objective == "mixture":
         rows, _ = mask.nonzero(as_tuple=True)
         weights = torch.zeros(*mask.shape, 2).index_put(tuple(mask.nonzero(as_tuple=True)), output.weights)
@@ -170,25 +170,11 @@ def test_a_rollout_is_gone_through_in_a_new_order_each_time(tmp_path):
 
 
 def test_the_buffer_deals_out_every_row_to_one_process_in_every_pass():
-    rollouts = Rollouts.from_state(
-        {
-            "prompts": list(range(12)),
-            "completions": [""] * 12,
-            "observation": {},
-            **{
-                name: torch.zeros(12, 1)
-                for name in (
-                    "completion_ids",
-                    "completion_mask",
-                    "span_index",
-                    "span_mask",
-                    "weights",
-                    "old_values",
-                    "is_ended",
-                )
-            },
-        }
-    )
+    names = (
+        "completion_ids", "completion_mask", "span_index", "span_mask", "weights", "old_values", "is_ended",
+    )  # fmt: skip
+    tensors = {name: torch.zeros(12, 1) for name in names}
+    rollouts = Rollouts(prompts=list(range(12)), completions=[""] * 12, observation={}, **tensors)
 
     def dealt(processes, index):
         buffer = RolloutBuffer(3, 4, 2, 2, processes, index)
@@ -235,7 +221,7 @@ def test_target_kl_stops_the_updates_of_a_rollout(tmp_path, objective):
     after = trainer.after
     assert len(after) == 12
     for rollout in range(3):
-        # the second update sees what the first one did, is taken, and is the last one
+        # the second update has the KL after the first one, is taken, and is the last one
         start = 4 * rollout
         assert not torch.equal(after[start + 1]["heads.trunks.0.weight"], after[start]["heads.trunks.0.weight"])
         assert_same(after[start + 2], after[start + 1])
@@ -250,10 +236,10 @@ def test_target_kl_stops_the_updates_of_a_rollout(tmp_path, objective):
 
 @pytest.mark.parametrize(("theirs", "stops"), [((1.0, 1), False), ((1.0, 20), True)])
 def test_the_kl_is_the_mean_over_what_all_processes_count(tmp_path, theirs, stops):
-    """Of 60 actions here with 0 and some elsewhere with 1: 1/61 is below the limit of 0.2, 20/80 is above it."""
+    """60 actions of this process with KL 0, others with KL 1: 1/61 is below the limit of 0.2, 20/80 above it."""
     trainer = trainer_of(tmp_path, target_kl=0.2)
     trainer._kls = [(0.0, 40.0), (0.0, 20.0)]
-    trainer._gathered = lambda value: [value, ({"clip_ratio": [0.5]}, [theirs])]
+    trainer._gather_objects = lambda value: [value, ({"clip_ratio": [0.5]}, [theirs])]
     trainer._end_update()
     assert trainer._is_stopped == stops
     assert trainer._kls == []
@@ -272,7 +258,7 @@ def test_without_target_kl_nothing_is_stopped(tmp_path):
 
 @pytest.mark.parametrize("objective", OBJECTIVES)
 def test_texts_that_could_not_be_judged_are_left_out(tmp_path, objective):
-    """Gradients are those of the judged texts alone; the counts are theirs."""
+    """Gradients and counts are those of the judged completions alone."""
 
     def partly(completions, **_):
         return [None if index in (1, 6) else reward for index, reward in enumerate(vowels(completions))]
@@ -288,7 +274,7 @@ def test_texts_that_could_not_be_judged_are_left_out(tmp_path, objective):
     assert rollouts.span_mask.any(1).tolist() == [True, False, *[True] * 4, False, True]
     assert rollouts.advantages.isfinite().all()
     assert logged(trainer, "rewards/unjudged_ratio") == [0.25]
-    assert logged(trainer, "completions/mean_length") == [5.0]  # they were written, though
+    assert logged(trainer, "completions/mean_length") == [5.0]  # all were generated
     assert logged(trainer, "num_tokens")[0] == 40
 
 
@@ -319,11 +305,11 @@ def test_rows_are_read_once_a_rollout(tmp_path, monkeypatch):
     trainer = trainer_of(tmp_path, max_steps=8)  # two rollouts, four updates of each
     trainer.train()
     assert [len(places) for places in read] == [8, 8]
-    assert all(places == sorted(places, key=places.index) for places in read)  # the texts of a prompt stand together
+    assert all(places == sorted(places, key=places.index) for places in read)  # prompts are adjacent
 
 
 def test_a_loss_scaler_finds_gradients_also_where_nothing_is_learned(tmp_path):
-    """In fp16 the scaler refuses an update of parameters without gradients; they are 0 then."""
+    """In fp16 the scaler raises for parameters without gradients; they are set to 0."""
     trainer = trainer_of(tmp_path, reward=lambda completions, **_: [None] * len(completions))
     trainer.accelerator.scaler = torch.amp.GradScaler("cpu")
     loss = trainer.training_step(trainer.model, next(iter(trainer.get_train_dataloader())))
@@ -332,7 +318,7 @@ def test_a_loss_scaler_finds_gradients_also_where_nothing_is_learned(tmp_path):
 
 
 def test_the_policy_is_on_one_device_where_several_are_seen(tmp_path):
-    """A batch of prompts is not multiplied by the devices of the machine, and the policy is not split by rows."""
+    """The batch size is not multiplied by the number of devices, and there is no DataParallel."""
     args = config(tmp_path, max_steps=2)
     assert args.n_gpu == 0
     args._n_gpu = 2
@@ -342,7 +328,7 @@ def test_the_policy_is_on_one_device_where_several_are_seen(tmp_path):
     assert len(trainer.buffer.rollouts) == 8
 
 
-def test_training_twice_begins_anew(tmp_path):
+def test_a_second_training_starts_from_the_beginning(tmp_path):
     trainer = trainer_of(tmp_path, max_steps=3)
     trainer.train()
     assert trainer.buffer.position == 3

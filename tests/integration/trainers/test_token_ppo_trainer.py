@@ -1,4 +1,4 @@
-"""PPO over tokens of one agent: the whole loss against loops, what rollouts keep, and what checkpoints hold."""
+"""PPO over tokens of one agent: the loss against loops, the data of rollouts, and checkpoints."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from tests.support.token_ppo import LORA, StopAt, data, ending_pair, naive_loss,
 
 
 def config(folder, **options):
-    """A rollout of 8 texts of 5 tokens, G = 2, in two micro-batches of one update, two passes."""
+    """A rollout of 8 completions of 5 tokens, G = 2, in two micro-batches of one update, two passes."""
     defaults = {
         "num_generations": 2, "per_device_train_batch_size": 4, "gradient_accumulation_steps": 2, "num_iterations": 2,
         "per_device_eval_batch_size": 4, "max_completion_length": 5, "max_steps": 4, "learning_rate": 1e-2,
@@ -42,7 +42,7 @@ def made(folder, reward=vowels, callbacks=None, model=None, eval_dataset=None, t
 
 
 def rollout_of(trainer, rows=8):
-    """What TRL makes of the first prompts, each `num_generations` times."""
+    """TRL's rollout of the first prompts, each `num_generations` times."""
     trainer.model.train()
     trainer.current_gradient_accumulation_steps = trainer.args.gradient_accumulation_steps
     return trainer._generate_and_score_completions([data()[index // 2] for index in range(rows)])
@@ -50,7 +50,7 @@ def rollout_of(trainer, rows=8):
 
 @pytest.mark.parametrize("fields", [{"init_lora_weights": "pissa"}, {"bias": "all"}])
 def test_adapters_that_change_the_base_are_refused(tmp_path, fields):
-    """The base is what the KL is measured to."""
+    """The KL refers to the base model."""
     model, tokenizer = ending_pair()
     with pytest.raises(ConfigError, match=f"{next(iter(fields))}=.*base"):
         TokenPPOTrainer(
@@ -60,7 +60,7 @@ def test_adapters_that_change_the_base_are_refused(tmp_path, fields):
 
 
 def test_texts_that_are_left_out_do_not_move_the_kl_coefficient(tmp_path):
-    """A rollout of which every text was truncated, and is masked, says nothing about the KL."""
+    """A rollout of truncated, masked completions has no KL."""
     options = {"max_completion_length": 2, "mask_truncated_completions": True, "kl_target": 1.0, "kl_coef": 0.2}
     trainer = made(tmp_path, model=pair("llama"), kl_horizon=8, **options)
     unsettle(trainer)
@@ -142,7 +142,7 @@ def test_the_value_loss_alone_reaches_the_adapter(tmp_path):
 
 
 def test_values_and_old_log_probabilities_come_from_one_forward(tmp_path):
-    """A rollout is scored by one forward pass of the agent and one of the base, an update is one more."""
+    """A rollout needs one forward pass of the agent and one of the base model; an update needs one more."""
     trainer = made(tmp_path)
     calls = []
     backbone = trainer.peft_model.get_base_model().base_model
@@ -159,7 +159,7 @@ def test_values_and_old_log_probabilities_come_from_one_forward(tmp_path):
 
 
 def test_kept_log_probabilities_change_nothing(tmp_path):
-    """With one pass TRL keeps none, and the trainer computes them: the same advantages."""
+    """With one pass TRL keeps none, and the trainer computes them; advantages are the same."""
     one, two = (made(tmp_path / str(passes), num_iterations=passes) for passes in (1, 2))
     outputs = []
     for trainer in (one, two):
@@ -172,7 +172,7 @@ def test_kept_log_probabilities_change_nothing(tmp_path):
 
 
 def test_there_is_no_group_baseline(tmp_path):
-    """Texts of a group that all earn the same: GRPO learns nothing from them, PPO does."""
+    """From groups with equal rewards GRPO learns nothing, but PPO does."""
     trainer = made(tmp_path, lambda number, **_: [float(value) for value in number], whiten_advantages=False)
     output = rollout_of(trainer)
     mask = output["completion_mask"] != 0
@@ -186,15 +186,15 @@ def test_there_is_no_group_baseline(tmp_path):
 
 
 def test_a_new_value_head_says_the_mean_reward(tmp_path):
-    """Of the texts that were judged, in the first rollout of a training; later ones and evaluation leave it alone."""
-    paid = [[None, 1.0, 0.5, None, 0.25, 0.75, 0.0, 1.0], [3.0] * 8]
-    trainer = made(tmp_path, lambda completions, **_: paid[0][: len(completions)], eval_dataset=data())
+    """The mean over judged completions of the first rollout; later ones and evaluations do not change it."""
+    rewards = [[None, 1.0, 0.5, None, 0.25, 0.75, 0.0, 1.0], [3.0] * 8]
+    trainer = made(tmp_path, lambda completions, **_: rewards[0][: len(completions)], eval_dataset=data())
     trainer.evaluate()
     assert not trainer.value_head("default").bias.any()
     for _ in range(2):
         assert rollout_of(trainer)["old_values"].unique().tolist() == pytest.approx([3.5 / 6])
         assert trainer.value_head("default").bias.tolist() == pytest.approx([3.5 / 6])
-        paid.reverse()
+        rewards.reverse()
 
 
 def test_texts_that_cannot_be_judged_teach_nothing(tmp_path):
@@ -287,7 +287,7 @@ def test_an_untrained_agent_has_no_kl(tmp_path):
 
 
 def test_learning_is_shown(tmp_path):
-    """The share of vowels rises, and the critic comes to know it."""
+    """The share of vowels rises, and the critic learns to predict it."""
     trainer = made(
         tmp_path, max_steps=24, num_iterations=1, per_device_train_batch_size=16, gradient_accumulation_steps=1,
         num_generations=4, kl_coef=0.01, kl_target=None, learning_rate=3e-2, max_completion_length=3,
@@ -305,14 +305,14 @@ def test_learning_is_shown(tmp_path):
 
 
 def test_resumed_between_rollouts_to_the_bit(tmp_path):
-    """Within an epoch: TRL's own sampler begins each run with the first epoch's order."""
+    """Within an epoch: TRL's own sampler starts each run with the first epoch's order."""
     options = {"save_strategy": "steps", "save_steps": 2, "max_steps": 6, "kl_target": 1e-3, "train": data(4)}
     whole = made(tmp_path / "whole", **options)
     whole.train()
     part = made(tmp_path / "part", callbacks=[StopAt(2)], **options)
     part.train()
     resumed = made(tmp_path / "part", **options)
-    unsettle(resumed)  # what a resumed run begins with does not matter
+    unsettle(resumed)  # the initial parameters of a resumed run do not matter
     resumed.kl_coefs["default"] = 9.0
     resumed.train(resume_from_checkpoint=str(tmp_path / "part" / "checkpoint-2"))
     assert_same(parameters_of(resumed.model), parameters_of(whole.model))
@@ -403,12 +403,12 @@ def test_a_config_needs_no_accelerator_and_reads_yaml(tmp_path):
     path = tmp_path / "ppo.yaml"
     path.write_text(f"output_dir: {tmp_path}\nkl_target: null\nkl_coef: 0.07\nuse_cpu: true\nlam: 0.9\n")
     (read,) = TrlParser((TokenPPOConfig,)).parse_args_and_config(["--config", str(path)])
-    assert config(tmp_path, kl_target=None, kl_horizon=1).kl_horizon == 1  # of no use where nothing adapts
+    assert config(tmp_path, kl_target=None, kl_horizon=1).kl_horizon == 1  # unused without an adaptive coefficient
     assert (read.kl_target, read.kl_coef, read.lam, read.bf16, read.num_iterations) == (None, 0.07, 0.9, False, 4)
 
 
 def test_borrowed_members_of_trl_are_as_they_were():
-    """The private members that are overridden or called, with the arguments that are relied on."""
+    """The private members that are overridden or called, with the arguments that are used."""
     borrowed = {
         "_generate_and_score_completions": ["self", "inputs"],
         "_calculate_rewards": ["self", "inputs", "prompts", "completions", "completion_ids_list"],

@@ -1,4 +1,4 @@
-"""Pictures of weights while a policy is trained."""
+"""Pictures of weights during training."""
 
 from __future__ import annotations
 

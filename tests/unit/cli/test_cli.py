@@ -1,4 +1,4 @@
-"""`hf-rlae`: texts, errors, exit codes, and what `--help` costs."""
+"""`hf-rlae`: texts, errors, exit codes, and the imports of `--help`."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def generate(*arguments: str) -> int:
 
 
 def expected(folders, prompt: str, weights: list[float]) -> str:
-    """The same text by the Python interface."""
+    """The same text from the Python API."""
     ensemble = EnsembleForCausalLM.from_members(folders, policy=StaticPolicy(weights))
     inputs = ensemble.tokenizer([prompt], return_tensors="pt")
     ids = ensemble.generate(**inputs, max_new_tokens=12, do_sample=False)

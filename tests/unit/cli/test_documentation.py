@@ -1,4 +1,4 @@
-"""Commands and figures in the documentation are true."""
+"""Commands and figures in the documentation are correct."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Streamed text: whole characters, no space lost, nothing taken back."""
+"""Streamed text: complete characters, no lost space, no corrections."""
 
 from __future__ import annotations
 
@@ -7,7 +7,8 @@ import torch
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from hf_rlae.cli.streaming import ContinuationDecoder, ContinuationStreamer, TokenCounter
+from hf_rlae.cli.streaming import ContinuationDecoder, ContinuationStreamer
+from hf_rlae.reports import TokenCounter
 from tests.support.tokenizers import byte_level_bpe, characters, raw_bytes, sentencepiece_bpe, wordpiece
 
 TOKENIZERS = {

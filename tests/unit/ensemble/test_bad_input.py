@@ -353,7 +353,7 @@ def test_nobody_can_end_a_text(tokenizer):
         model.generation_config.eos_token_id = model.config.eos_token_id = None
         own.eos_token = None
     try:
-        with refused(ConfigError, "end_token_ids", "one list a member"):
+        with refused(ConfigError, "end_token_ids", "one list per member"):
             EnsembleForCausalLM.from_members(members)
         assert EnsembleForCausalLM.from_members(members, end_token_ids=[[7], []]) is not None
     finally:

@@ -132,14 +132,14 @@ def test_kept_probabilities_are_those_of_a_run_from_scratch():
         **encoded(ensemble, *TEXTS), max_new_tokens=20, do_sample=True, top_k=0, past_key_values=cache_of_call
     )
     compared = 0
-    for relay in cache_of_call.relays:
-        for row in relay.rows:
+    for run in cache_of_call.runs:
+        for row in run.rows:
             for reading in row.readings:
                 ids = row.settled.after(0) + reading.ids
                 with torch.no_grad():
-                    logits = relay.member.model(torch.tensor([ids])).logits[0, -1].float()
-                logits[relay.alignment.silent_ids] = -torch.inf
-                kept = relay.pool.probs[reading.slot, :-1]
+                    logits = run.member.model(torch.tensor([ids])).logits[0, -1].float()
+                logits[run.alignment.excluded_ids] = -torch.inf
+                kept = run.store.probs[reading.entry, :-1]
                 torch.testing.assert_close(kept, logits.softmax(-1), atol=1e-5, rtol=0)
                 compared += 1
     assert compared >= 9
@@ -475,7 +475,7 @@ def test_a_member_drops_out_at_the_end_of_its_context(caplog):
     raw = b"Once upon a time" + b"".join(ensemble.union.pieces[i] for i in out.sequences[0, 16:-1].tolist())
     with torch.no_grad():
         own = members[0][0](torch.tensor([ensemble.engine.vocabularies[0].canonical_ids(raw)])).logits[0, -1]
-    own[ensemble.engine.alignments[0].silent_ids] = -torch.inf
+    own[ensemble.engine.alignments[0].excluded_ids] = -torch.inf
     torch.testing.assert_close(last[:256].exp(), own.softmax(-1)[:256], atol=1e-4, rtol=0)
 
 

@@ -12,6 +12,8 @@ import pytest
 import torch
 
 from hf_rlae import EnsembleForCausalLM, StaticPolicy
+from hf_rlae.ensemble.draws import MemberDraws
+from hf_rlae.ensemble.spans import SpanWeights
 from hf_rlae.errors import ConfigError, InputError
 from tests.support.ensembles import TEXTS, Schedule, columns_read, encode, endless
 from tests.support.models import pair
@@ -329,3 +331,26 @@ def test_warping_is_logged(caplog):
     with caplog.at_level(logging.INFO, logger="hf_rlae"):
         ensemble.generate(**encode(TEXTS[0]), max_new_tokens=2, do_sample=True, top_p=0.9, temperature=0.7, top_k=0)
     assert "temperature=0.7, top_p=0.9 act on the drawn member" in caplog.text
+
+
+def test_a_member_drawn_for_a_word_is_drawn_no_longer_than_it_has_weight():
+    """Law: a draw holds for a word, but never for a token for which the member has no weight."""
+    draws = MemberDraws("word", "row", torch.zeros(9, dtype=torch.bool))  # no id begins a word
+    spans = SpanWeights(2, torch.tensor([2]), torch.tensor([0]))
+    for column, weights in ((1, [1.0, 0.0]), (2, [1.0, 0.0]), (3, [0.0, 1.0]), (4, [0.0, 1.0])):
+        for query in spans.queries(column, column + 1):
+            spans.set(query, torch.tensor([weights]))
+        draws.choose(spans, torch.zeros(1, column + 1, dtype=torch.long), column)
+    assert [(column, members.tolist()) for column, members in draws.drawn] == [(2, [0]), (3, [0]), (4, [1]), (5, [1])]
+
+
+def test_a_member_drawn_for_a_span_is_replaced_where_it_is_excluded():
+    """Law: within a span the draw holds, except in the rows in which the drawn member cannot continue the text."""
+    draws = MemberDraws("span", "row")
+    spans = SpanWeights(4, torch.tensor([2, 2, 2]), torch.tensor([0, 0, 0]))
+    (query,) = spans.queries(1, 2)
+    spans.set(query, torch.full((3, 2), 0.5))
+    draws.choose(spans, torch.zeros(3, 2, dtype=torch.long), 1)
+    before = draws.drawn[-1][1].tolist()
+    draws.choose(spans, torch.zeros(3, 3, dtype=torch.long), 2, [[before[0]], [], [1 - before[2]]])
+    assert draws.drawn[-1][1].tolist() == [1 - before[0], before[1], before[2]]

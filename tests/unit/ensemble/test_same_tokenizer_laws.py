@@ -444,3 +444,19 @@ def test_gradients_reach_the_weights_of_the_policy():
             losses.append(float(other(input_ids=ids, labels=ids).loss))
     assert float(scores.grad[0]) == pytest.approx((losses[0] - losses[1]) / 2e-2, abs=2e-3)
     assert abs(float(scores.grad[0])) > 1e-3
+
+
+@pytest.mark.parametrize("mixing", ["linear", "log"])
+@pytest.mark.parametrize("kind", OUTGROWN)
+def test_the_others_share_the_weight_of_a_member_that_drops_out(kind, mixing):
+    """Law: once a member's context is outgrown, the ensemble is what the others are without it.
+
+    In a product of experts the weights are exponents: left as they were, they would flatten the distribution.
+    """
+    members = OUTGROWN[kind]()
+    ensemble = endless(members, StaticPolicy([0.4, 0.6]), mixing=mixing)
+    ids = text_ids(22)
+    with torch.no_grad():
+        got = ensemble(input_ids=ids).logits[0, -1].double().softmax(-1)
+    expected = own_logits(members[0][0], ids[0])[-1].softmax(-1)
+    torch.testing.assert_close(got, expected, atol=1e-6, rtol=0)

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hf_rlae import StaticPolicy
-from hf_rlae.ensemble.spans import SpanClock
+from hf_rlae.ensemble.spans import SpanWeights
 from tests.support.ensembles import (
     TEXTS,
     Recorder,
@@ -242,9 +242,50 @@ def test_rows_that_have_ended():
 def test_reordering_keeps_the_spans_of_rows_that_lag_behind():
     """Rows whose completions begin in different columns keep their weights when rows are selected."""
     starts = torch.tensor([1, 9])
-    clock = SpanClock(4, starts, torch.tensor([0, 0]))
+    spans = SpanWeights(4, starts, torch.tensor([0, 0]))
     for column in range(16):
-        for query in clock.queries(column, column + 1):
-            clock.answer(query, torch.tensor([[0.1, 0.9], [0.3, 0.7]]))
-    clock.select(torch.tensor([1, 0]))
-    assert clock.host_weights(15) == [pytest.approx([0.3, 0.7]), pytest.approx([0.1, 0.9])]
+        for query in spans.queries(column, column + 1):
+            weights = torch.tensor([[0.1, 0.9], [0.3, 0.7]])
+            spans.set(query, weights if query.rows is None else weights[query.rows])
+    spans.select(torch.tensor([1, 0]))
+    assert spans.as_lists(15) == [pytest.approx([0.3, 0.7]), pytest.approx([0.1, 0.9])]
+
+
+def spans_of(starts, firsts, span_length=4, members=2):
+    """Spans whose weights say to which span they belong: span `s` gives `1 / (s + 2)` to the first member."""
+    spans = SpanWeights(span_length, torch.tensor(starts), torch.tensor(firsts))
+
+    def answer(low, high):
+        for query in spans.queries(low, high):
+            rows = len(starts) if query.rows is None else len(query.rows)
+            first = torch.full((rows, 1), 1 / (query.span + 2))
+            spans.set(query, torch.cat([first, 1 - first], dim=1))
+
+    return spans, answer
+
+
+def test_selecting_rows_keeps_the_span_that_ends_and_the_one_that_begins():
+    """Law: after rows are selected, the weights of the newest column are known, and so are those of the column before.
+
+    A step that begins a span still needs the shares of the token before it, which has the weights of the span before.
+    """
+    spans, answer = spans_of([3, 3], [0, 0])
+    answer(2, 12)
+    assert spans.as_lists(10)[0] == pytest.approx([1 / 4, 3 / 4])  # span 2
+    assert spans.as_lists(9)[0] == pytest.approx([1 / 3, 2 / 3])  # span 1
+    spans.select(torch.tensor([1, 1, 0]))
+    assert spans.as_lists(10) == [pytest.approx([1 / 4, 3 / 4])] * 3
+    assert spans.as_lists(9) == [pytest.approx([1 / 3, 2 / 3])] * 3
+    torch.testing.assert_close(spans.weights(9, 11)[2], torch.tensor([[1 / 3, 2 / 3], [1 / 4, 3 / 4]]))
+
+
+@pytest.mark.parametrize(("starts", "firsts"), [([9, 9], [0, 2]), ([9, 5], [0, 2])], ids=["alike", "ragged"])
+def test_tokens_of_the_prompt_have_the_weights_of_the_first_span(starts, firsts):
+    """Law: there is no span before the first; the columns far inside a prompt have its weights, too."""
+    spans, answer = spans_of(starts, firsts)
+    answer(0, 9)
+    assert spans.span_of(0).tolist() == [0, 0]
+    assert spans.span_of(2).tolist() == [0, 0]
+    for column in range(min(starts) - 1):
+        assert spans.as_lists(column) == [pytest.approx([1 / 2, 1 / 2])] * 2
+        torch.testing.assert_close(spans.weights(column, column + 1)[:, 0], torch.full((2, 2), 0.5))

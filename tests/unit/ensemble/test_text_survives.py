@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hf_rlae import EnsembleForCausalLM, StaticPolicy
-from hf_rlae.members import Member, ReadingsRelay, SlotRunner, Update
+from hf_rlae.members import BatchRunner, Member, ReadingsRun, Update
 from hf_rlae.vocabulary import Alignment, ByteVocabulary, UnionVocabulary
 from tests.support.models import pair
 from tests.support.tokenizers import LOSSLESS, byte_level_bpe, raw_bytes, sentencepiece_bpe
@@ -113,15 +113,15 @@ def test_what_a_member_heard_is_what_was_written(seed, name, shares):
     member, vocabulary, alignment = listener(name)
     rng = random.Random(seed)
     prompt = tuple(vocabulary.canonical_ids(b"the"))
-    relay = ReadingsRelay(member, vocabulary, alignment, runner=SlotRunner)
+    run = ReadingsRun(member, vocabulary, alignment, runner=BatchRunner)
     with torch.inference_mode():
-        relay.begin([prompt])
+        run.begin([prompt])
         written = b""
         for _ in range(12):
             piece = rng.choice([random_text(rng).encode(), bytes([rng.randrange(256)]), b" the", b"re", b"\xf0\x9f"])
-            relay.advance([Update(piece, *shares)])
+            run.advance([Update(piece, *shares)])
             written += piece
-            readings = relay.readings(0)
+            readings = run.readings(0)
             assert sum(a for _, _, a in readings) == pytest.approx(1, abs=1e-6)
             heard = {vocabulary.to_bytes(ids[len(prompt) :]) + tail for ids, tail, _ in readings}
             if name in ("byte_level_bpe", "sentencepiece_bpe", "wordpiece", "raw_bytes"):

@@ -1,4 +1,4 @@
-"""Rewards as metrics: what `evaluate` promises of every metric, and numbers counted by hand."""
+"""Rewards as metrics: guarantees of `evaluate`, and values counted by hand."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ METRICS = {
 
 @pytest.fixture(autouse=True)
 def home(tmp_path, monkeypatch):
-    """Nothing may be written where evaluate keeps its files."""
+    """Nothing is written to the cache of evaluate."""
     monkeypatch.setattr(evaluate.config, "HF_METRICS_CACHE", str(tmp_path / "cache"))
     yield
     assert not (tmp_path / "cache").exists()
@@ -70,13 +70,13 @@ class TestEveryMetric:
         assert metric.compute(predictions=predictions[1:], references=references[1:]) == pytest.approx(expected)
 
     def test_nothing_stays_behind(self, make, predictions, references, expected):
-        """A second `compute` knows nothing of the first."""
+        """A second `compute` is independent of the first."""
         metric = make()
         metric.compute(predictions=predictions[-1:], references=references[-1:])
         assert metric.compute(predictions=predictions, references=references) == pytest.approx(expected)
 
     def test_two_at_a_time(self, make, predictions, references, expected):
-        """Two objects of one class do not share what was added."""
+        """Two objects of one class do not share data."""
         one, other = make(), make()
         one.add_batch(predictions=predictions, references=references)
         other.add_batch(predictions=predictions[:1], references=references[:1])
@@ -84,7 +84,7 @@ class TestEveryMetric:
         assert other.compute()["num_judged"] == 1
 
     def test_in_files(self, make, predictions, references, expected, tmp_path):
-        """With a folder of one's own, the data go through it and are deleted afterwards."""
+        """With an own folder, the data are written to it and deleted afterwards."""
         metric = make(keep_in_memory=False, cache_dir=str(tmp_path / "own"), experiment_id="run-1")
         metric.add_batch(predictions=predictions, references=references)
         assert list((tmp_path / "own").rglob("*.arrow"))

@@ -8,10 +8,9 @@ from collections.abc import Sequence
 import pytest
 import torch
 
-from hf_rlae.members import Member
-from hf_rlae.members import ragged_run as runners
+from hf_rlae.members import Member, ragged_run
 from hf_rlae.members.ragged_cache import shared_columns
-from hf_rlae.members.ragged_run import Chain, Path, SlotRunner
+from hf_rlae.members.ragged_run import BatchRunner, Chain, Path
 from hf_rlae.members.shared_run import captured_head_input
 from tests.support.models import ARCHITECTURES, RECURRENT, tiny
 from tests.support.tiers import slow
@@ -64,9 +63,9 @@ def _close(one: torch.Tensor, other: torch.Tensor) -> None:
 @pytest.mark.parametrize("least_saved", [1, 1000, *slow(3)])
 @pytest.mark.parametrize("seed", [0, *slow(1, 2)])
 def test_every_row_is_read_as_if_it_were_alone(member, monkeypatch, least_saved, seed):
-    monkeypatch.setattr(runners, "_LEAST_SAVED", least_saved)
+    monkeypatch.setattr(ragged_run, "_LEAST_SAVED", least_saved)
     rng = random.Random(seed)
-    runner = SlotRunner(member, hidden_tokens=rng.choice([2, 5]))
+    runner = BatchRunner(member, hidden_tokens=rng.choice([2, 5]))
     texts = [tuple(rng.choices(range(20, 300), k=rng.choice([2, 3, 12]))) for _ in range(6)]
     with torch.no_grad():
         first = runner.run([Path(Chain(None, ids), (), 0, 1) for ids in texts])
@@ -102,7 +101,7 @@ def test_every_row_is_read_as_if_it_were_alone(member, monkeypatch, least_saved,
 
 @pytest.mark.parametrize("kind", ["longrope", "dynamic"])
 def test_positions_that_depend_on_the_longest_row_are_read_in_one_pass(monkeypatch, kind):
-    monkeypatch.setattr(runners, "_LEAST_SAVED", 1)
+    monkeypatch.setattr(ragged_run, "_LEAST_SAVED", 1)
     rope = {"rope_type": kind, "rope_theta": 10000.0, "factor": 2.0, "original_max_position_embeddings": 8}
     if kind == "longrope":
         rope |= {"long_factor": [2.0] * 4, "short_factor": [1.0] * 4}
@@ -112,7 +111,7 @@ def test_positions_that_depend_on_the_longest_row_are_read_in_one_pass(monkeypat
     )
     texts = [tuple(range(30, 30 + length)) for length in (2, 2, 2, 12)]
     for member, passes in ((turned, 1), (plain, 2)):
-        runner = SlotRunner(member)
+        runner = BatchRunner(member)
         with torch.no_grad():
             runner.run([Path(Chain(None, ids), (), 0, 1) for ids in texts])
         assert runner.forward_calls == passes
@@ -138,3 +137,20 @@ def test_no_other_number_of_columns_has_fewer_cells(seed):
 
     found = shared_columns(lengths, 1, 0.0)
     assert cells(found) == min(cells(columns) for columns in range(1, max(lengths) + 1))
+
+
+@pytest.mark.parametrize("hidden_tokens", [0, 3])
+def test_rows_of_different_lengths_that_all_advance_by_one(member, hidden_tokens):
+    """Law: the commonest step. Each row has its own positions, and its new token lies behind its own last one."""
+    runner = BatchRunner(member, hidden_tokens=hidden_tokens)
+    rng = random.Random(0)
+    texts = [tuple(rng.choices(range(20, 300), k=length)) for length in (2, 7, 4)]
+    with torch.no_grad():
+        runner.run([Path(Chain(None, ids), (), 0, 1) for ids in texts])
+        for _ in range(3):
+            new = [tuple(rng.choices(range(20, 300), k=1)) for _ in texts]
+            output = runner.run(
+                [Path(Chain(None, ids), more, len(ids), 1) for ids, more in zip(texts, new, strict=True)]
+            )
+            texts = [ids + more for ids, more in zip(texts, new, strict=True)]
+            _close(output.logits, _read_alone(member, texts, [1] * 3))

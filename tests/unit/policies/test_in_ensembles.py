@@ -182,7 +182,7 @@ def test_agreement_inside_a_token():
     answers = []
 
     def read(state):
-        answers.append(state._read_next(state.observations, state._best_ids.tolist()))
+        answers.append(state._read_next(state.observations, state._best_ids))
         return torch.full((1, 2), 0.5)
 
     ensemble.set_policy(read)

@@ -99,7 +99,7 @@ def test_agreement_of_different_tokenizers():
     asked = []
 
     def read_next(seen, best):
-        asked.append((len(seen), best))
+        asked.append((len(seen), best.tolist()))
         return [pieces]
 
     agreement = state_of(*logits, read_next=read_next).agreement[0]

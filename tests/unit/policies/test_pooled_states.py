@@ -202,7 +202,7 @@ def test_the_tap_changes_nothing_that_callers_of_the_host_get():
         assert torch.equal(one, other)
     with torch.no_grad():
         model(ids, logits_to_keep=1)
-    assert processor._tap.take().hidden.shape[1] == POOLED
+    assert processor._capture.take().hidden.shape[1] == POOLED
 
 
 def test_a_host_that_has_shown_too_little_is_refused():
@@ -256,7 +256,7 @@ def test_a_cache_of_another_policy_is_refused():
     inputs = encode(TEXTS[0])
     out = ensemble.generate(**inputs, max_new_tokens=3, return_dict_in_generate=True)
     ensemble.set_policy(Looker())
-    with pytest.raises(InputError, match=f"newest 0 tokens.*sees {POOLED} now"):
+    with pytest.raises(InputError, match=f"newest 0 tokens.*reads {POOLED} now"):
         ensemble.generate(input_ids=out.sequences, past_key_values=out.past_key_values, max_new_tokens=2)
     out = ensemble.generate(**inputs, max_new_tokens=3, return_dict_in_generate=True)
     ensemble.set_policy(UniformPolicy())
@@ -271,7 +271,7 @@ def test_a_policy_of_newest_states_goes_on_with_a_cache_of_a_static_one_where_me
     out = ensemble.generate(**encode(TEXTS[0]), max_new_tokens=3, return_dict_in_generate=True)
     ensemble.set_policy(PolicyModel(PolicyConfig.for_members(ensemble.members, pooled_tokens=1)))
     if kind == "different":
-        with pytest.raises(InputError, match=r"newest 0 tokens.*sees 1 now.*new_cache"):
+        with pytest.raises(InputError, match=r"newest 0 tokens.*reads 1 now.*new_cache"):
             ensemble.generate(input_ids=out.sequences, past_key_values=out.past_key_values, max_new_tokens=2)
         return
     again = ensemble.generate(input_ids=out.sequences, past_key_values=out.past_key_values, max_new_tokens=2)

@@ -1,4 +1,4 @@
-"""Pictures show the weights that they were given, and are written whole."""
+"""Pictures show the given weights, and are written atomically."""
 
 from __future__ import annotations
 

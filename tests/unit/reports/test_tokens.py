@@ -1,4 +1,4 @@
-"""Traces of texts: they say what the outputs say, and survive being written."""
+"""Traces of completions agree with the outputs, and can be written and read."""
 
 from __future__ import annotations
 
@@ -112,7 +112,7 @@ def test_the_carrier_has_the_largest_share():
     assert carrier((0.9, 0.1), (-5.0, -0.1)) == 1
     assert carrier((0.9, 0.1), (-1.0, -0.1)) == 0
     assert carrier((0.2, 0.8), (-1.0, math.nan)) == 0
-    assert carrier((0.2, 0.8), (-math.inf, -math.inf)) == 1  # forced by somebody else
+    assert carrier((0.2, 0.8), (-math.inf, -math.inf)) == 1  # forced by a processor
 
 
 def test_a_written_trace_is_json_without_numbers_that_are_none(ensemble, written, tmp_path):

@@ -1,4 +1,4 @@
-"""What holds for every reward: TRL's contract, names, pickling, errors; and every registered one obeys it."""
+"""Guarantees of every registered reward: TRL's contract, names, pickling, errors."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ TASKS = {
     "sentiment": ["story_sentiment"],
 }
 ROWS = {"letter": "B", "number": "12", "exact_match": "Paris", "sentiment": None}
-"""By rule, an answer that is right for itself."""
+"""By rule, an answer that is right as a completion."""
 
 NAMES = [(name, rule) for rule, tasks in TASKS.items() for name in (rule, *tasks)]
 
@@ -32,7 +32,7 @@ NAMES = [(name, rule) for rule, tasks in TASKS.items() for name in (rule, *tasks
 @pytest.mark.parametrize(("name", "rule"), NAMES)
 class TestEveryReward:
     def test_name(self, name, rule):
-        """Each task has its own, which TRL logs and with which runs can be told apart."""
+        """Each task has its own name, which TRL logs."""
         assert get_reward(name).__name__ == f"{name}_reward" == name_of(get_reward(name))
         assert type(get_reward(name)) is type(get_reward(rule))
         assert get_reward(name) is get_reward(name)
@@ -52,7 +52,7 @@ class TestEveryReward:
         assert {reward: 1}[reward] == 1
 
     def test_what_trl_gives(self, name, rule):
-        """Keywords as TRL's trainers use them, messages, and columns that nobody asked for."""
+        """The keywords of TRL's trainers, messages, and columns that the reward does not read."""
         reward = get_reward(name)
         text = ROWS[rule] or "happy"
         kwargs = {"trainer_state": object(), "log_extra": print, "log_metric": print, "environments": None}
@@ -76,7 +76,8 @@ class TestEveryReward:
 def test_ground_truths_that_are_not_there(name, rule):
     reward = get_reward(name)
     assert reward([""] * 2, [ROWS[rule]] * 2, answer=[None, ROWS[rule]]) == [None, 1.0]
-    with pytest.raises(RewardError, match=r"column 'answer' is missing; .* completions, prompts, solution"):
+    expected = r"column 'answer' is missing; .* completions, prompts, solution\. .* set remove_unused_columns=False"
+    with pytest.raises(RewardError, match=expected):
         reward(prompts=[""], completions=["x"], solution=["x"])
 
 
@@ -108,7 +109,7 @@ def test_options():
 
 
 def test_a_rule_is_one_file(tmp_path):
-    """A module whose name ends in `_rule`, put where the package looks, is found without a change elsewhere."""
+    """A module on the package's path whose name ends in `_rule` is found without any other change."""
     (tmp_path / "brevity_rule.py").write_text(
         textwrap.dedent(
             """

@@ -1,4 +1,4 @@
-"""The rule for short answers: a case table and laws."""
+"""The rule for short answers: a case table and properties."""
 
 from __future__ import annotations
 

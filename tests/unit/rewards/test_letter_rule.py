@@ -1,4 +1,4 @@
-"""The rule for multiple choice: a case table, laws, and the ground truths that data sets have."""
+"""The rule for multiple choice: a case table, properties, and the ground truths of datasets."""
 
 from __future__ import annotations
 
@@ -127,7 +127,7 @@ def test_cases(text, expected):
 
 @pytest.mark.parametrize("name", [name for name in CASES if "text" not in name and "article" not in name])
 def test_cases_without_the_options_texts(name):
-    """The letter alone is read in the same way."""
+    """A single letter is read in the same way."""
     text, expected = CASES[name]
     assert extract_letter(text, num_choices=4) == expected
 
@@ -193,7 +193,7 @@ def test_unreadable_options(choices):
 
 
 def test_rows_without_options():
-    """`None` in the column is a row without it; `num_choices` then says what counts."""
+    """`None` in the column means a row without options; `num_choices` then applies."""
     assert letter([""] * 2, ["F", "F"], answer=["F", "B"], choices=[None, OPTIONS]) == [1.0, 0.0]
     four = get_reward("letter", num_choices=4)
     assert four.__name__ == letter.__name__
@@ -223,7 +223,7 @@ def test_every_letter_in_every_form(index, form):
 
 @given(st.permutations(range(4)), st.integers(0, 3), st.sampled_from(FORMS[4:7]))
 def test_texts_follow_their_option(order, index, form):
-    """Whatever the order of the options, the text names the one it belongs to."""
+    """The text of an option names it, whatever the order of the options."""
     options = [OPTIONS[at] for at in order]
     assert extract_letter(form.format(OPTIONS[index]), options) == "ABCD"[options.index(OPTIONS[index])]
 

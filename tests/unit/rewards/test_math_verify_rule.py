@@ -1,4 +1,4 @@
-"""math-verify in a process of its own: verdicts, the time limit off the main thread, and what happens without it."""
+"""math-verify in its own process: verdicts, the time limit outside the main thread, and errors without the package."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ needs_math_verify = pytest.mark.skipif(
     importlib.util.find_spec("math_verify") is None, reason="math-verify is not installed (hf_rlae[math])"
 )
 ENDLESS = r"$\boxed{9^{9^{9^{9}}}}$"
-"""Sympy takes longer than anybody would wait."""
+"""Sympy does not finish on this in any reasonable time."""
 
 
 @pytest.fixture(scope="module")

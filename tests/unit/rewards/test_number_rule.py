@@ -1,4 +1,4 @@
-"""The rule for numbers: a case table, laws, and the data sets' own answers."""
+"""The rule for numbers: a case table, properties, and the datasets' own answers."""
 
 from __future__ import annotations
 
@@ -250,7 +250,7 @@ def test_the_prompt_changes_nothing(text, one, other):
 
 
 def test_gsm8k_solves_itself(shared):
-    """Every solution of the data set is right for its own answer, and wrong for one more."""
+    """Every solution of the dataset is right for its own answer, and wrong for that answer plus 1."""
     lines = shared("data", "gsm8k", "test.jsonl").read_text(encoding="utf-8").splitlines()
     answers = [json.loads(line)["answer"] for line in lines]
     bare = [answer.rpartition("####")[2] for answer in answers]

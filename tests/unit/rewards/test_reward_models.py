@@ -52,7 +52,7 @@ def alone(model, ids):
 @pytest.mark.parametrize("side", ["left", "right"])
 @pytest.mark.parametrize(("kind", "pad"), [("bert", 0), ("llama", 0), ("llama", None)])
 def test_padding_changes_nothing(kind, pad, side):
-    """A batch of rows with different lengths gives what each row gives alone; a row without tokens gives nothing."""
+    """Rows of different lengths get the same rewards in a batch as alone; a row without tokens gets `None`."""
     model, tokenizer = classifier(kind, pad_token_id=pad, max_position_embeddings=64), tokenizer_of(padding_side=side)
     prompts, texts = [*PROMPTS, ""], [*TEXTS, ""]
     found = reward_model(model, tokenizer, batch_size=3)(prompts, texts)
@@ -64,7 +64,7 @@ def test_padding_changes_nothing(kind, pad, side):
 
 
 def test_the_newest_text_stays():
-    """What is too long is cut on the left, and the caller's tokenizer keeps its own setting."""
+    """Long texts are cut on the left, and the caller's tokenizer keeps its setting."""
     model, tokenizer = classifier("llama"), tokenizer_of(truncation_side="right")
     text = "the other girl walked to the house. " * 20
     ids = tokenizer(text, verbose=False)["input_ids"]
@@ -97,7 +97,7 @@ def test_labels_and_sigmoid():
 
 
 def test_messages():
-    """They are rendered by the chat template, without the special tokens of plain texts."""
+    """Messages are rendered by the chat template, without the special tokens of plain texts."""
     model, tokenizer = classifier("llama"), tokenizer_of(chat_template=TEMPLATE)
     prompt = [{"role": "user", "content": "the dog?"}]
     completion = [{"role": "assistant", "content": "ran"}]

@@ -1,4 +1,4 @@
-"""The rule for how a text feels: the formula by hand, its bounds, and lexicon files."""
+"""The rule for sentiment: the formula by hand, its bounds, and lexicon files."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ def test_opposite_lexicons_give_opposite_scores(text):
 
 @given(st.integers(1, 50))
 def test_length_alone_pays_little(count):
-    """The score of repeated words grows towards their valence and never past it."""
+    """The score of repeated words approaches their valence and never exceeds it."""
     once, more = sentiment_score("good " * count, LEXICON), sentiment_score("good " * (count + 1), LEXICON)
     assert once < more < 0.5 + 2 / 8
 
@@ -88,7 +88,7 @@ def test_reward():
 
 
 def test_vader(shared):
-    """The real lexicon is read whole, and agrees with the embedded one on which words are glad."""
+    """The real lexicon is read completely and agrees with the embedded one on which words are positive."""
     path = shared("data", "vader_lexicon", "vader_lexicon.txt")
     lexicon = load_lexicon(path)
     assert len(lexicon) > 7_000

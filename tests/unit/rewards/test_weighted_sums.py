@@ -28,7 +28,7 @@ numbers = st.one_of(st.none(), st.just(math.nan), st.floats(-1e3, 1e3))
 
 @given(st.data(), st.integers(1, 4), st.integers(0, 5))
 def test_sums_are_those_of_trl(data, num_parts, size):
-    """`nansum` of weights times rewards, and nothing where nobody could judge (trl.GRPOTrainer, `reward_weights`)."""
+    """`nansum` of weights times rewards, and NaN where no reward could judge (trl.GRPOTrainer, `reward_weights`)."""
     table = [data.draw(st.lists(numbers, min_size=size, max_size=size)) for _ in range(num_parts)]
     weights = data.draw(st.lists(st.floats(-10, 10), min_size=num_parts, max_size=num_parts))
     found = weighted_sum([fixed(values) for values in table], weights)([""] * size, [""] * size)
@@ -86,7 +86,7 @@ def test_async_parts_run_at_the_same_time():
         (["gsm8k"], ["1"], "finite"),
         (["gsm8k"], [True], "finite"),
         (["gsm9k"], None, "no reward named"),
-        ([7], None, "int is no reward function"),
+        ([7], None, "int is not a reward function"),
         ([torch.nn.Linear(1, 1)], None, r"reward_model\(\.\.\.\)"),
     ],
 )
@@ -100,7 +100,7 @@ def test_parts_that_misbehave(values):
     def broken(prompts, completions, **columns):
         return values
 
-    with pytest.raises(RewardError, match="broken gave"):
+    with pytest.raises(RewardError, match="broken returned"):
         weighted_sum([broken])(["", ""], ["", ""])
 
 

@@ -1,4 +1,4 @@
-"""A plain trainer of TRL takes a reward of this package as it is."""
+"""A trainer of TRL accepts a reward of this package."""
 
 from __future__ import annotations
 

@@ -29,7 +29,7 @@ def drawn(seed: int, num_steps: int, form: str) -> Question:
 
 @given(SEEDS, st.integers(1, 4), st.sampled_from(FORMS))
 def test_the_answer_is_the_value_of_the_expression(seed, num_steps, form):
-    """Law: solving step by step gives what Python gives, and every number on the way is small."""
+    """Solving step by step gives the same value as Python, and every intermediate result is small."""
     question = drawn(seed, num_steps, form)
     assert question.answer == eval(question.expression)
     assert question.is_solved_by(question.solution)
@@ -38,7 +38,7 @@ def test_the_answer_is_the_value_of_the_expression(seed, num_steps, form):
 
 @given(SEEDS, st.integers(1, 4), st.sampled_from(FORMS))
 def test_the_current_operator_follows_the_steps(seed, num_steps, form):
-    """Law: at every cut of a solution the operator is that of the step whose result ends next."""
+    """At every cut of a solution, the operator is that of the step whose result is completed next."""
     question = drawn(seed, num_steps, form)
     text = question.solution
     mark = "=" if form == "symbolic" else " is "
@@ -53,7 +53,7 @@ def test_the_current_operator_follows_the_steps(seed, num_steps, form):
 
 
 def test_a_seed_gives_the_same_questions():
-    """Law: the same arguments give the same questions, another seed gives others."""
+    """The same arguments give the same questions; another seed gives others."""
     assert draw_questions(50, 3) == draw_questions(50, 3)
     assert draw_questions(50, 3) != draw_questions(50, 4)
     assert [q.prompt for q in draw_questions(3)] == [
@@ -64,7 +64,7 @@ def test_a_seed_gives_the_same_questions():
 
 
 def test_held_out_chains_are_not_taught():
-    """Law: a chain is held out or taught, never both, and its form does not matter."""
+    """A chain is either held out or taught, whatever its form."""
     held = {q.expression for q in draw_questions(300, num_steps=(1, 2, 3), is_mixed=False)}
     taught = {q.expression for q in draw_questions(300, num_steps=(1, 2, 3), is_mixed=False, is_held_out=False)}
     assert not held & taught
@@ -73,7 +73,7 @@ def test_held_out_chains_are_not_taught():
 
 
 def test_mixed_chains_have_two_operators():
-    """Law: no mixed chain can be solved by one specialist alone."""
+    """No mixed chain can be solved by one specialist alone."""
     assert all(len(set(question.operators)) > 1 for question in draw_questions(200))
 
 
@@ -89,7 +89,7 @@ def test_an_answer_stands_at_the_end(text):
 
 @given(SEEDS, st.integers(13, 60), st.sampled_from(FORMS))
 def test_long_chains(seed, num_steps, form):
-    """Law: chains that are drawn step by step are valid, too, and use every operator."""
+    """Chains that are drawn step by step are valid too, and use every operator."""
     question = drawn(seed, num_steps, form)
     assert len(question.operators) == num_steps
     assert question.is_valid
@@ -97,7 +97,7 @@ def test_long_chains(seed, num_steps, form):
 
 
 def test_splits():
-    """Law: what is held out is one in eight, half of it for validation; a split can be asked for."""
+    """One chain in eight is held out, half of these for validation; a split can be requested."""
     questions = [drawn(seed, 3, "symbolic") for seed in range(4000)]
     counts = {split: sum(question.split == split for question in questions) for split in SPLITS}
     assert counts["train"] == sum(not question.is_held_out for question in questions)

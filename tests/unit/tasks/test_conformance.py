@@ -1,4 +1,4 @@
-"""What holds for every task that is registered."""
+"""Guarantees of every registered task."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ READ = [name for name in NAMES if get_task(name).read is not None]
 
 @pytest.fixture(autouse=True)
 def no_network(monkeypatch):
-    """Whatever these tests load, nobody opens a connection."""
+    """Fails a test that opens a connection."""
 
     def refuse(*args, **kwargs):
         raise AssertionError("a connection was opened")
@@ -40,7 +40,7 @@ def examples(name):
 
 @pytest.fixture
 def folder(tmp_path):
-    """Makes a folder with one JSONL file a split, each with the examples of a task."""
+    """Makes a folder with one JSONL file per split, each with the examples of a task."""
 
     def make(name):
         for split in get_task(name).splits:
@@ -91,7 +91,7 @@ def test_a_task_says_what_it_is(name):
 
 @pytest.mark.parametrize("name", NAMES)
 def test_columns_and_prompts(name, folder):
-    """The columns are those that the task declares; both forms of prompt hold what is asked, once."""
+    """The columns are those that the task declares; both prompt formats contain the question once."""
     task = get_task(name)
     chat = loaded(name, folder, prompt_format="conversational")
     plain = loaded(name, folder, prompt_format="standard")
@@ -117,7 +117,7 @@ def test_columns_and_prompts(name, folder):
 
 @pytest.mark.parametrize("name", NAMES)
 def test_templates(name, folder):
-    """A template of the user's stands in the place of the task's own, braces and all."""
+    """A user's template replaces the task's own, including other braces."""
     text = loaded(name, folder, prompt_format="standard", template="{x} {question} {y}")[0]
     assert text["prompt"].startswith("{x} ")
     assert text["prompt"].endswith(" {y}")
@@ -126,7 +126,7 @@ def test_templates(name, folder):
 
 @pytest.mark.parametrize("name", NAMES)
 def test_draws_depend_on_the_seed_alone(name, folder):
-    """Law: equal seeds give equal rows, another seed another order, and a smaller limit the beginning of a larger."""
+    """Equal seeds give equal rows, another seed another order, and a smaller limit a prefix of a larger one."""
     three = loaded(name, folder, limit=3, seed=1, num_few_shot=1).to_list()
     assert three == loaded(name, folder, limit=3, seed=1, num_few_shot=1).to_list()
     two = loaded(name, folder, limit=2, seed=1, num_few_shot=1).to_list()
@@ -137,7 +137,7 @@ def test_draws_depend_on_the_seed_alone(name, folder):
 
 @pytest.mark.parametrize("name", READ)
 def test_all_rows_come_in_order(name, folder):
-    """Without a limit nothing is shuffled; with one that is too large nothing is lost."""
+    """Without a limit nothing is shuffled; with a limit that is too large nothing is lost."""
     rows = loaded(name, folder)["question"]
     fields = get_task(name).fields
     column = fields["question" if "question" in fields else "text"][0]
@@ -168,7 +168,7 @@ def test_every_kind_of_file_gives_the_same(name, folder, tmp_path):
 
 @pytest.mark.parametrize("name", NAMES)
 def test_unknown_splits(name, folder):
-    """The message names the splits that there are, whatever the source."""
+    """The message names the existing splits, whatever the source."""
     task = get_task(name)
     sources = [None] if task.generate else [folder(name), BUILT_IN]
     for source in sources:
@@ -179,7 +179,7 @@ def test_unknown_splits(name, folder):
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("prompt_format", ["conversational", "standard"])
 def test_shots(name, folder, prompt_format):
-    """Law: a prompt with shots ends as the one without, holds so many questions and replies before, and not its own."""
+    """A prompt with shots ends like the one without and holds the right number of other questions with replies."""
     plain = loaded(name, folder, prompt_format=prompt_format, seed=3).to_list()
     rows = loaded(name, folder, prompt_format=prompt_format, num_few_shot=2, seed=3).to_list()
     others = loaded(name, folder, prompt_format=prompt_format, num_few_shot=2, seed=4).to_list()
@@ -200,7 +200,7 @@ def test_shots(name, folder, prompt_format):
 
 @pytest.mark.parametrize("name", NAMES)
 def test_customary_shots(name, tmp_path):
-    """`None` is the task's own number; where the source lacks the split of the shots, its own examples are taken."""
+    """`None` is the task's own number; if the source lacks the split of the shots, the task's examples are used."""
     task = get_task(name)
     source = None
     if task.read is not None:
@@ -215,7 +215,7 @@ def test_customary_shots(name, tmp_path):
 
 @pytest.mark.parametrize("name", READ)
 def test_missing_columns(name, tmp_path):
-    """Law: without any one column that it needs, a file is refused; the message names file, field and columns."""
+    """A file that lacks a required column is refused; the message names file, field and columns."""
     task = get_task(name)
     split = task.splits[0]
     for field in task.fields:
@@ -237,7 +237,7 @@ def test_missing_columns(name, tmp_path):
 @pytest.mark.parametrize("name", READ)
 @pytest.mark.parametrize("bad", [None, "", "  ", 3.5, [], {}, float("nan"), "\ud800"], ids=repr)
 def test_bad_values(name, bad, tmp_path):
-    """Law: one bad value anywhere, and nothing is loaded; the message names file, line and column, of GPQA no value."""
+    """One bad value prevents loading; the message names file, line and column, and for GPQA no value."""
     task = get_task(name)
     split = task.splits[0]
     for field in task.fields:
@@ -272,7 +272,7 @@ def test_empty_files(name, tmp_path):
 
 
 def test_gated_values_are_in_no_log(tmp_path, caplog):
-    """Not even at the most talkative level."""
+    """Not even at the level DEBUG."""
     caplog.set_level(logging.DEBUG)
     task = get_task("gpqa")
     load_task("gpqa", "train", write_lines(tmp_path / "train.jsonl", task.examples), num_few_shot=2)

@@ -1,4 +1,4 @@
-"""What each task makes of its rows, one by one."""
+"""The rows of each task."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ def test_arc_rows_that_are_refused(row, tmp_path):
 
 
 def test_arc_in_columns(tmp_path, caplog):
-    """Options in columns: empty ones at the end are none; rows that lost all are kept, or dropped on request."""
+    """Options in columns: empty ones at the end are ignored; rows without any are kept, or dropped on request."""
     rows = [
         {"question": "Q1?", "A": "w", "B": "x", "C": "y", "D": "z", "answer": "3"},
         {"question": "Q2?", "A": "w", "B": "x", "C": "y", "D": "", "answer": "A"},
@@ -95,7 +95,7 @@ def test_arc_in_columns(tmp_path, caplog):
 
 
 def test_user_columns(tmp_path):
-    """Any column can stand for a field, several for a list; names of fields are checked."""
+    """Any column can stand for a field, and several for a list; field names are checked."""
     rows = [{"stem": "Q?", "one": "w", "two": "x", "three": "y", "key": "B"}]
     columns = {"question": "stem", "choices": ["one", "two", "three"], "answer": "key"}
     (row,) = load("arc_challenge", rows, tmp_path, columns=columns)
@@ -121,7 +121,7 @@ def test_mmlu_answers(answer, letter, tmp_path):
 
 
 def test_mmlu_shots_are_of_the_same_subject(tmp_path):
-    """Law: every shot has the subject of the question, and too few of them are an error."""
+    """Every shot has the subject of the question, and too few shots are an error."""
     rows = [
         {"question": f"{subject} {i}?", "subject": subject, "choices": list("wxyz"), "answer": i % 4}
         for i in range(4)
@@ -141,9 +141,9 @@ def test_mmlu_shots_are_of_the_same_subject(tmp_path):
 
 @given(st.text(min_size=1).filter(str.strip), st.integers(0, 5))
 def test_gpqa_options(question, seed):
-    """Law: the letter is that of the right option, and the order depends on question and seed alone."""
+    """The letter is that of the right option, and the order depends only on question and seed."""
     from hf_rlae.tasks.gpqa import gpqa
-    from hf_rlae.tasks.row import Binding, Row
+    from hf_rlae.tasks.task_row import Binding, TaskRow
 
     values = {"q": question, "c": "right", "i": ["w", "x", "y"]}
     binding = Binding({"question": "q", "correct": "c", "incorrect": "i"}, seed=seed)
@@ -151,15 +151,15 @@ def test_gpqa_options(question, seed):
         question.encode()
     except UnicodeEncodeError:
         return
-    example = gpqa(Row(values, "here", binding))
+    example = gpqa(TaskRow(values, "here", binding))
     choices = example.columns["choices"]
     assert choices[LETTERS.index(example.answer)] == "right"
     assert sorted(choices) == ["right", "w", "x", "y"]
-    assert example == gpqa(Row(values, "elsewhere", binding))
+    assert example == gpqa(TaskRow(values, "elsewhere", binding))
 
 
 def test_gpqa_letters_are_spread(tmp_path):
-    """No letter is right much more often than another, and a limit does not change a row's options."""
+    """All letters are right about equally often, and a limit does not change a row's options."""
     wrong = {f"Incorrect Answer {n}": f"wrong {n}" for n in (1, 2, 3)}
     rows = [{"Question": f"Q{i}?", "Correct Answer": "right", **wrong} for i in range(400)]
     loaded = load("gpqa", rows, tmp_path, "train")
@@ -174,7 +174,7 @@ def test_gpqa_letters_are_spread(tmp_path):
 @pytest.mark.parametrize("column", ["Question", "Correct Answer", "Incorrect Answer 2"])
 @pytest.mark.parametrize("bad", [["SECRET"], {"SECRET": 1}, "SECRET\ud800"])
 def test_gated_values_are_in_no_message(column, bad, tmp_path):
-    """What is wrong with a row of GPQA is said without its words; elsewhere they help."""
+    """Messages about a row of GPQA do not quote it; other messages do."""
     wrong = {f"Incorrect Answer {n}": f"SECRET {n}" for n in (1, 2, 3)}
     row = {"Question": "SECRET?", "Correct Answer": "SECRET", **wrong}
     with pytest.raises(TaskError, match=f"line 1, columns?.*{column}") as raised:
@@ -192,7 +192,7 @@ def test_piqa(tmp_path):
 
 
 def test_triviaqa(tmp_path):
-    """The aliases begin with the answer and hold nothing twice."""
+    """The aliases begin with the answer and contain no duplicates."""
     full = {"question": "Q?", "answer": {"value": "X", "aliases": ["X", "Y"], "normalized_aliases": ["x", "Y"]}}
     plain = {"question": "[Q]?", "answer": "X", "aliases": ["Y"]}
     bare = {"question": "Q?", "answer": "[X"}
@@ -256,7 +256,7 @@ def test_svamp(tmp_path):
 
 
 def test_mbpp(tmp_path):
-    """Both schemas; one file with numbers holds four splits; indentation stays."""
+    """Both schemas; one numbered file holds four splits; indentation is kept."""
     code = "    pass\n"
     rows = [{"text": f"T{i}", "code": code, "test_list": ["assert f()"], "task_id": i} for i in (10, 11, 510, 511, 601)]
     path = tmp_path / "all.jsonl"
@@ -273,13 +273,13 @@ def test_mbpp(tmp_path):
     assert (row["question"], row["test_list"], row["test_setup_code"]) == ("P", ["assert f()"], "")
     assert "assert f()" in row["prompt"][0]["content"]
     path.write_text(json.dumps(rows[0]) + "\n")
-    with pytest.raises(TaskError, match=r"none of its 1 rows gives a question of the split 'test'"):
+    with pytest.raises(TaskError, match=r"none of its 1 rows gives a question of split 'test'"):
         load_task("mbpp", "test", path)
 
 
 @given(st.integers(0, 1000), st.integers(1, 40))
 def test_chains(seed, num_steps):
-    """Law: any number of steps; the answer is the value; the operators are those of the chain."""
+    """For any number of steps, the answer is the value and the operators are those of the chain."""
     for form in ("symbolic", "worded"):
         row = load_task("arithmetic_chain", "train", limit=1, seed=seed, num_steps=num_steps, forms=form)[0]
         signs = row["question"].replace("plus", "+").replace("minus", "-").replace("times", "*")
@@ -290,7 +290,7 @@ def test_chains(seed, num_steps):
 
 
 def test_splits_of_chains_share_none():
-    """Law: the three splits are disjoint, whatever the seeds, in both forms."""
+    """The three splits are disjoint for all seeds and both forms."""
     seen = {}
     for split in SPLITS:
         for form in ("symbolic", "worded"):
@@ -335,7 +335,7 @@ def test_options_that_are_refused(options):
 
 
 def test_stories(tmp_path):
-    """The prompt is the opening; one file holds all splits, and none shares an opening with another."""
+    """The prompt is the opening; one file holds all splits, and no two splits share an opening."""
     lines = [f"Story {i // 2} has a very {i} long beginning, and an end." for i in range(200)]
     path = tmp_path / "stories.txt"
     path.write_text("\n\n".join([*lines, "<|endoftext|>", "Too short to cut."]))

@@ -1,4 +1,4 @@
-"""The real files, in the schemas in which they are passed around."""
+"""The real files, in the schemas in which they are distributed."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from hf_rlae.tasks import load_task
 
 @pytest.mark.parametrize(("split", "count", "by_number"), [("train", 1119, 23), ("test", 1172, 22)])
 def test_arc_challenge(split, count, by_number, shared):
-    """45 rows have the answers 1 to 4, which mean A to D; these are the rows that lost their options."""
+    """45 rows have the answers 1 to 4 (for A to D); these rows lost their options."""
     path = shared("data", "arc_challenge", f"{split}.jsonl")
     raw = [json.loads(line) for line in path.open()]
     rows = load_task("arc_challenge", split, path.parent).to_list()
@@ -31,7 +31,7 @@ def test_arc_challenge(split, count, by_number, shared):
 
 @pytest.mark.parametrize(("split", "count"), [("train", 7473), ("test", 1319)])
 def test_gsm8k(split, count, shared):
-    """Every answer is the number at the end of the raw field, and no annotation is left in a solution."""
+    """Every answer is the number at the end of the raw field, and no solution contains an annotation."""
     path = shared("data", "gsm8k", f"{split}.jsonl")
     raw = [json.loads(line) for line in path.open()]
     rows = load_task("gsm8k", split, path).to_list()

@@ -1,4 +1,4 @@
-"""Every task names a reward that takes its columns as they are."""
+"""Every task names a reward that accepts its columns."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ WITH_REWARD = [name for name in tasks if get_task(name).reward is not None]
 @pytest.mark.parametrize("prompt_format", ["conversational", "standard"])
 @pytest.mark.parametrize("name", [name for name in WITH_REWARD if name != "story_sentiment"])
 def test_replies_are_right(name, prompt_format):
-    """Law: the reply that a few-shot prompt shows is worth 1.0, and the reply to another answer 0.0."""
+    """The reply in a few-shot prompt gets the reward 1.0, and the reply to another answer 0.0."""
     task = get_task(name)
     source = None if task.generate else "built_in"
     rows = load_task(name, task.splits[0], source, 5, prompt_format=prompt_format)
@@ -29,7 +29,7 @@ def test_replies_are_right(name, prompt_format):
 
 
 def test_stories():
-    """A friendly continuation is worth more than a gloomy one, and both lie in [0, 1]."""
+    """A happy continuation gets a higher reward than a sad one, and both are in [0, 1]."""
     columns = load_task("story_sentiment", "train", limit=2).to_dict()
     prompts = columns.pop("prompt")
     completions = ["was happy and loved the wonderful party.", "was sad and hated the terrible pain."]

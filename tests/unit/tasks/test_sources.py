@@ -1,4 +1,4 @@
-"""Files, folders and the Hub: what is found, and what is said of what is not."""
+"""Files, folders and the Hub: what is found, and the errors for what is not."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def write(path, rows=ROWS):
 
 @pytest.fixture(autouse=True)
 def cache(monkeypatch, tmp_path_factory):
-    """A cache of its own, which local files must leave empty."""
+    """A separate cache, which local files must leave empty."""
     folder = tmp_path_factory.mktemp("cache")
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", folder)
     yield folder
@@ -49,7 +49,7 @@ def cache(monkeypatch, tmp_path_factory):
     ],
 )
 def test_names_of_files(file, split, tmp_path):
-    """A file named after a split is that one; any other stands for the split that is asked for."""
+    """A file named after a split holds that split; any other file stands for the requested one."""
     path = write(tmp_path / file)
     assert len(load_task("gsm8k", split, path)) == 5
     assert len(load_task("gsm8k", split, tmp_path)) == 5
@@ -102,7 +102,7 @@ def test_folders(tmp_path):
         ("t.jsonl", '{"question": "Q", "answer": "1"}\n[1]\n', r"line 2 is not an object"),
         ("t.jsonl", "[" * 100_000, r"line 1 is not JSON"),
         ("t.jsonl", '{"question": "Q", "answer": ' + "1" * 10_000 + "}", r"line 1 is not JSON"),
-        ("t.json", '{"data": [\n{"question": "Q"}]}', r"expected a list of objects"),
+        ("t.json", '{"data": [\n{"question": "Q"}]}', r"line 1 is not JSON .* a list of objects"),
         ("t.json", '[{"question": "Q", "answer": "1"}, 3]', r"row 2 is not an object"),
         ("t.json", "[1, 2", r"is not JSON"),
         ("t.csv", "question,answer\nQ,1\nQ\n", r"line 3 has 1 values"),
@@ -123,7 +123,7 @@ def test_files_that_are_refused(file, text, message, tmp_path):
 
 
 def test_bytes(tmp_path):
-    """A byte-order mark is no part of the text, a separator of Unicode no end of line; what is not UTF-8 is refused."""
+    """A byte-order mark is not part of the text, a Unicode separator does not end a line; only UTF-8 is accepted."""
     line = json.dumps({"question": "1\u2028+ 1?", "answer": "2"}, ensure_ascii=False)
     for file, text in (("a.jsonl", line), ("a.json", f"[{line}]"), ("a.csv", 'question,answer\n"1\u2028+ 1?",2\n')):
         (tmp_path / file).write_bytes(b"\xef\xbb\xbf" + text.encode())
@@ -134,7 +134,7 @@ def test_bytes(tmp_path):
 
 
 def test_long_fields_of_csv(tmp_path):
-    """Longer than what the `csv` module takes by default, which stays as it was."""
+    """Fields longer than the default limit of the `csv` module, which is restored."""
     before = csv.field_size_limit(1000)
     (tmp_path / "a.csv").write_text(f"question,answer\n{'x' * 200_000},2\n")
     assert len(load_task("gsm8k", "test", tmp_path / "a.csv")[0]["question"]) == 200_000
@@ -161,7 +161,7 @@ class Answers:
 
 @pytest.fixture
 def hub(monkeypatch):
-    """Puts what `datasets.load_dataset` gives or raises in the place of the Hub."""
+    """Replaces the Hub by a result or an error of `datasets.load_dataset`."""
     calls = []
 
     def put(result):
@@ -180,7 +180,7 @@ def hub(monkeypatch):
 
 
 def test_the_hub(hub, tmp_path):
-    """Id, config, split and no invented revision go to `datasets`; columns that nobody reads are left alone."""
+    """Id, config, split and the given revision are passed to `datasets`; columns that are not read do not matter."""
     calls = hub(datasets.Dataset.from_list([{**row, "more": 1} for row in ROWS]))
     drawn = load_task("gsm8k", "test", limit=3)
     assert drawn.to_list() == load_task("gsm8k", "test", write(tmp_path / "test.jsonl"), limit=3).to_list()
@@ -207,7 +207,7 @@ def test_shots_of_the_hub(hub):
 
 
 def test_gated_data(hub):
-    """How to get access is said, and nothing of the original message, which might hold a row."""
+    """The message says how to get access and does not quote the original one, which might contain a row."""
     hub(datasets.exceptions.DatasetNotFoundError("Dataset is a gated dataset. SECRET"))
     with pytest.raises(TaskError, match="hf auth login") as raised:
         load_task("gpqa", "train")
@@ -224,7 +224,7 @@ def test_other_failures_of_the_hub(hub):
 
 
 def test_no_network(monkeypatch):
-    """Said at once, with what to do."""
+    """The error comes at once and says what to do."""
 
     class Silent:
         def head(self, *args, **kwargs):
@@ -256,7 +256,7 @@ def test_without_datasets(monkeypatch):
 
 
 def test_one_file_gives_shots_when_asked(tmp_path):
-    """Two questions in one file: each is the other's shot, and there is no third."""
+    """Two questions in one file: each is the other's only shot."""
     path = write(tmp_path / "rows.jsonl", ROWS[:2])
     rows = load_task("gsm8k", "test", path, num_few_shot=1, few_shot_split="test")
     assert ["1 + 1?" in row["prompt"][0]["content"] for row in rows] == [False, True]
@@ -281,7 +281,7 @@ def test_the_same_question_in_another_split_is_no_shot(tmp_path):
 
 
 def test_own_tasks(tmp_path):
-    """A function is a task; what it declares is checked."""
+    """A decorated function is a task; its declarations are checked."""
     from hf_rlae.tasks import Example, task
 
     try:

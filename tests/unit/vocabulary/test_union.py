@@ -99,3 +99,18 @@ def test_vocabularies_are_compared_not_byte_maps():
     assert len(ByteVocabulary(tokenizer).ids_of) < len(tokenizer) - 3  # duplicates by byte fallback
     assert same_vocabulary(tokenizer.get_vocab(), sentencepiece_bpe().get_vocab())
     assert not same_vocabulary(tokenizer.get_vocab(), byte_level_bpe().get_vocab())
+
+
+def test_end_ids_that_are_text_are_no_stays(vocabularies):
+    """Law: an end id ends the text, also if it has bytes: no reading waits for it, inside or at the end of a token."""
+    tokenizer = byte_level_bpe()
+    vocabulary = ByteVocabulary(tokenizer)
+    union = UnionVocabulary([vocabulary, *vocabularies])
+    longer = next(i for piece, ids in vocabulary.ids_of.items() if len(piece) > 2 for i in ids)
+    begun = vocabulary.pieces[longer][:1]
+    plain, ending = (Alignment(vocabulary, union, ends) for ends in ([], [longer]))
+    assert longer in plain.stay_ids(begun).tolist()
+    assert longer not in ending.stay_ids(begun).tolist()
+    assert set(plain.stay_ids(begun).tolist()) - set(ending.stay_ids(begun).tolist()) == {longer}
+    assert longer in plain.tail_map(begun).member_ids.tolist()
+    assert longer not in ending.tail_map(begun).member_ids.tolist()

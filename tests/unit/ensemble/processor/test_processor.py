@@ -179,7 +179,7 @@ class Restriction:
 
         The ensemble may read the text anew in other ids of the host, which `generate` cannot.
         """
-        readings = [own for own, _, _ in cache.relays[0].readings(0)]
+        readings = [own for own, _, _ in cache.runs[0].readings(0)]
         return all(own == tuple(ids[: len(own)]) for own in readings)
 
     def __call__(self, ids, start):
@@ -542,7 +542,7 @@ def test_the_members_caches_go_with_the_call():
     host, processor = same()[0][0], processor_of(same())
     host.generate(**encode(*TEXTS), **GREEDY, logits_processor=[processor])
     gc.collect()
-    assert processor._seat().call is None
+    assert processor._of_thread().call is None
 
 
 def test_hooks_go_with_the_processor():

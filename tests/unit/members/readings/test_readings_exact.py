@@ -12,7 +12,7 @@ from tests.support.readings_reference import sampled_states
 from tests.support.worlds import build, pieces_only, world
 
 EXACT = {"max_readings": 100_000, "min_reading": 1e-12}
-ENGINES = ["rules", "relay"]
+ENGINES = ["rules", "run"]
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -25,13 +25,13 @@ def one_thread():
 
 
 def engine(name, place, k, **options):
-    """The rules as the references have them, or the package's relay: every number holds for both."""
-    return place.reference_relay(k, **options) if name == "rules" else place.relay(k, **options)
+    """The rules as the references have them, or the package's run: every number holds for both."""
+    return place.reference_run(k, **options) if name == "rules" else place.run(k, **options)
 
 
-def table(relay, row=0):
+def table(run, row=0):
     """The readings of a row by ids and tail."""
-    return {(tuple(ids), tail): a for ids, tail, a in relay.readings(row)}
+    return {(tuple(ids), tail): a for ids, tail, a in run.readings(row)}
 
 
 # all segmentations
@@ -86,8 +86,8 @@ def test_equal_to_all_segmentations_while_one_reaches_the_end(name):
             rng = random.Random(10 * seed + k)
             voice = place.voices[k]
             prompts = [[rng.choice(voice.text_ids) for _ in range(2)] for _ in range(6)]
-            relay = engine(name, place, k, **EXACT)
-            relay.begin(prompts)
+            run = engine(name, place, k, **EXACT)
+            run.begin(prompts)
             exact = [place.segmentations(k, prompt) for prompt in prompts]
             before = [one.state() for one in exact]
             running = set(range(6))
@@ -106,11 +106,11 @@ def test_equal_to_all_segmentations_while_one_reaches_the_end(name):
                         running.discard(row)
                 if not running:
                     break
-                relay.advance(updates)
-                probs = relay.distribution()
+                run.advance(updates)
+                probs = run.distribution()
                 for row in running:
                     steps += 1
-                    got = {key: a for key, a in table(relay, row).items() if a > 1e-10}
+                    got = {key: a for key, a in table(run, row).items() if a > 1e-10}
                     assert set(got) == {key for key, a in before[row].items() if a > 1e-10}
                     for key, a in got.items():
                         assert a == pytest.approx(before[row][key], abs=3e-6)
@@ -147,13 +147,13 @@ SP = 0
 
 
 def begun(name, kind, k, *pieces, **options):
-    """A world, a voice, the ids of its prompt, and a relay that has read it."""
+    """A world, a voice, the ids of its prompt, and a run that has read it."""
     place = world(kind)
     voice = place.voices[k]
     ids = voice.ids(*pieces)
-    relay = engine(name, place, k, **options)
-    relay.begin([ids])
-    return place, voice, ids, relay
+    run = engine(name, place, k, **options)
+    run.begin([ids])
+    return place, voice, ids, run
 
 
 def close(expected):
@@ -161,12 +161,12 @@ def close(expected):
 
 
 def test_the_prompt_is_one_reading(name):
-    place, voice, ids, relay = begun(name, "th", TH, "the", "y")
-    assert table(relay) == {(ids, b""): 1.0}
+    place, voice, ids, run = begun(name, "th", TH, "the", "y")
+    assert table(run) == {(ids, b""): 1.0}
     # Z leaves out the unknown and the padding token; every other token is itself a union token
     p = voice.next_probs(ids)
     z = 1 - p[0] - p[3]
-    probs = relay.distribution()[0]
+    probs = run.distribution()[0]
     for piece in ("t", "th", "there"):
         assert probs[place.union.id_of[piece.encode()]] == close(voice.p(piece, ids) / z)
     assert probs[place.union.id_of[b" the"]] == 0
@@ -174,40 +174,40 @@ def test_the_prompt_is_one_reading(name):
 
 
 def test_a_one_token_end_and_a_stay(name):
-    _, voice, ids, relay = begun(name, "th", TH, "y")
-    relay.advance([(b"th", 0.0, 0.0)])
+    _, voice, ids, run = begun(name, "th", TH, "y")
+    run.advance([(b"th", 0.0, 0.0)])
     # `th` is a token: E = p(th). the, they and there begin with it and are longer: S = p(the) + p(they) + p(there).
     # Both are divided by the same Z. o = 1: a(end) = E / (E + S).
     e = voice.p("th", ids)
     s = voice.p("the", ids) + voice.p("they", ids) + voice.p("there", ids)
-    assert table(relay) == {
+    assert table(run) == {
         ((*ids, voice.id("th")), b""): close(e / (e + s)),
         (ids, b"th"): close(s / (e + s)),
     }
 
 
 def test_shares_of_the_proposers(name):
-    _, voice, ids, relay = begun(name, "th", TH, "y")
-    relay.advance([(b"th", 0.2, 0.3)])
+    _, voice, ids, run = begun(name, "th", TH, "y")
+    run.advance([(b"th", 0.2, 0.3)])
     # r = 0.2 ended, q = 0.3 went on, of the other 0.5 nothing is known:
     # a(end) = 0.2 + 0.5 E / (E + S), a(stay) = 0.3 S / S + 0.5 S / (E + S)
     e = voice.p("th", ids)
     s = voice.p("the", ids) + voice.p("they", ids) + voice.p("there", ids)
-    assert table(relay) == {
+    assert table(run) == {
         ((*ids, voice.id("th")), b""): close(0.2 + 0.5 * e / (e + s)),
         (ids, b"th"): close(0.3 + 0.5 * s / (e + s)),
     }
 
 
 def test_q_is_shared_in_proportion_to_the_stays(name):
-    _, voice, ids, relay = begun(name, "th", SP, "y")
-    relay.advance([(b" ", 0.0, 0.0)])
+    _, voice, ids, run = begun(name, "th", SP, "y")
+    run.advance([(b" ", 0.0, 0.0)])
     # two readings: `_` ended (1), or is the beginning of _t, _th, _the or _there (2)
     spaced = ("y", " ")
     e = voice.p(" ", ids)
     s = sum(voice.p(piece, ids) for piece in (" t", " th", " the", " there"))
     a1, a2 = e / (e + s), s / (e + s)
-    relay.advance([(b"t", 0.1, 0.6)])
+    run.advance([(b"t", 0.1, 0.6)])
     # (1) no token is longer than `t` and begins with it: one end, a1 / Z1 * p(t | y _).
     # (2) _th, _the, _there stay; _t ends. Z2 = s, as all four remainders are begun by union tokens.
     p1 = voice.next_probs(voice.ids(*spaced))
@@ -216,22 +216,22 @@ def test_q_is_shared_in_proportion_to_the_stays(name):
     s2 = a2 / s * sum(voice.p(piece, ids) for piece in (" th", " the", " there"))
     path = voice.ids("y", " ", "t") if e1 > e2 else voice.ids("y", " t")
     # the likelier end is read, and has the weight of both; r = 0.1, q = 0.6, o = 0.3
-    assert table(relay) == {
+    assert table(run) == {
         (path, b""): close(0.1 + 0.3 * (e1 + e2) / (e1 + e2 + s2)),
         (ids, b" t"): close(0.6 + 0.3 * s2 / (e1 + e2 + s2)),
     }
 
 
 def test_canonical_end_with_a_stay_at_an_inner_boundary(name):
-    _, voice, ids, relay = begun(name, "th", SP, "y")
-    relay.advance([(b"e e t", 0.0, 0.0)])
+    _, voice, ids, run = begun(name, "th", SP, "y")
+    run.advance([(b"e e t", 0.0, 0.0)])
     # `e e t` is no token and begins none; the tokenizer writes e _ e _t. Three inner boundaries:
     # after e (`_e_t` begins no token), after e _ (`e_t` neither), after e _ e (`_t` begins _th, _the, _there).
     path = [ids, (*ids, voice.id("e")), (*ids, *voice.ids("e", " ")), (*ids, *voice.ids("e", " ", "e"))]
     inner = voice.p("e", path[0]) * voice.p(" ", path[1]) * voice.p("e", path[2])
     e = inner * voice.p(" t", path[3])
     s = inner * sum(voice.p(piece, path[3]) for piece in (" th", " the", " there"))
-    assert table(relay) == {
+    assert table(run) == {
         ((*path[3], voice.id(" t")), b""): close(e / (e + s)),
         (path[3], b" t"): close(s / (e + s)),
     }
@@ -239,20 +239,20 @@ def test_canonical_end_with_a_stay_at_an_inner_boundary(name):
 
 def canonical_case(name, prompt, r):
     """After `th`, two readings; then `ey`, which ends `they` for one, and is two tokens for the other."""
-    _, voice, ids, relay = begun(name, "th", TH, *prompt)
-    relay.advance([(b"th", 0.5, 0.25)])
+    _, voice, ids, run = begun(name, "th", TH, *prompt)
+    run.advance([(b"th", 0.5, 0.25)])
     e = voice.p("th", ids)
     s = voice.p("the", ids) + voice.p("they", ids) + voice.p("there", ids)
     a1, a2 = 0.5 + 0.25 * e / (e + s), 0.25 + 0.25 * s / (e + s)
     ended = (*ids, voice.id("th"))
     p1 = voice.next_probs(ended)
     z1 = 1 - p1[0] - p1[3]
-    relay.advance([(b"ey", r, 0.0)])
+    run.advance([(b"ey", r, 0.0)])
     # (1) th|ey: not one token, canonical e y, known before the forward pass: a1 / Z1 * p(e | th)
     # (2) they: one token, a2 / Z2 * p(they), Z2 = s
     canonical = a1 / z1 * voice.p("e", ended)
     one_token = a2 / s * voice.p("they", ids)
-    return voice, ids, table(relay), canonical > one_token
+    return voice, ids, table(run), canonical > one_token
 
 
 def canonical_prompts(wanted):
@@ -284,116 +284,116 @@ def test_unfinished_mass_goes_to_the_longest_union_token_that_begins_the_rest(na
     place = build([pieces_only("t", "h", "e", "y", "they", "tee"), pieces_only("t", "h", "he", "e", "y")], 2)
     voice = place.voices[0]
     ids = voice.ids("y")
-    relay = engine(name, place, 0)
-    relay.begin([ids])
-    relay.advance([(b"t", 0.0, 1.0)])
+    run = engine(name, place, 0)
+    run.begin([ids])
+    run.advance([(b"t", 0.0, 1.0)])
     # only the stay is left: the tail is `t`, and they or tee will come of it. `hey` is no union token; h and he
     # begin it, and he is longer. `ee` is none either; e begins it.
-    assert table(relay) == {(ids, b"t"): close(1.0)}
+    assert table(run) == {(ids, b"t"): close(1.0)}
     z = voice.p("they", ids) + voice.p("tee", ids)
     expected = np.zeros(place.union.size)
     expected[place.union.id_of[b"he"]] = voice.p("they", ids) / z
     expected[place.union.id_of[b"e"]] = voice.p("tee", ids) / z
-    np.testing.assert_allclose(relay.distribution()[0], expected, atol=2e-6)
-    whole, unfinished = relay.proposed([place.union.id_of[b"he"]])
+    np.testing.assert_allclose(run.distribution()[0], expected, atol=2e-6)
+    whole, unfinished = run.proposed([place.union.id_of[b"he"]])
     assert whole[0] == 0
     assert unfinished[0] == close(voice.p("they", ids) / z)
 
 
 def test_whole_and_unfinished_parts_of_one_union_token(name):
-    place, voice, ids, relay = begun(name, "th", TH, "y")
-    relay.advance([(b"th", 0.0, 1.0)])
+    place, voice, ids, run = begun(name, "th", TH, "y")
+    run.advance([(b"th", 0.0, 1.0)])
     # tail `th`: the gives `e` whole; they (`ey`) and there (`ere`) are no union tokens after the tail and lend to `e`
     e, y, ere = (voice.p(piece, ids) for piece in ("the", "they", "there"))
-    whole, unfinished = relay.proposed([place.union.id_of[b"e"]])
+    whole, unfinished = run.proposed([place.union.id_of[b"e"]])
     assert whole[0] == close(e / (e + y + ere))
     assert unfinished[0] == close((y + ere) / (e + y + ere))
-    assert relay.distribution()[0, place.union.id_of[b"e"]] == close(1.0)
+    assert run.distribution()[0, place.union.id_of[b"e"]] == close(1.0)
 
 
 def test_a_forced_token_counts_like_another_tokenizers(name):
-    _, voice, ids, relay = begun(name, "th", TH, "re")
-    relay.advance([(b"here", 0.0, 0.0)])
+    _, voice, ids, run = begun(name, "th", TH, "re")
+    run.advance([(b"here", 0.0, 0.0)])
     # nobody proposed it: r = q = 0, o = 1. No token begins with here; the tokenizer writes h e re; no inner
     # boundary has a longer token (`ere` and `re` begin none), so the end has it all
-    assert table(relay) == {((*ids, *voice.ids("h", "e", "re")), b""): close(1.0)}
+    assert table(run) == {((*ids, *voice.ids("h", "e", "re")), b""): close(1.0)}
 
 
 def test_what_the_member_cannot_represent_is_not_read(name):
-    _, voice, ids, relay = begun(name, "accent", 0, "h", "b")
-    before = relay.distribution()
-    relay.advance([("é".encode(), 0.0, 0.0)])
+    _, voice, ids, run = begun(name, "accent", 0, "h", "b")
+    before = run.distribution()
+    run.advance([("é".encode(), 0.0, 0.0)])
     # no token of this member has an `é`: no end, no stay, and no canonical ids to add
-    assert table(relay) == {(ids, b""): 1.0}
-    np.testing.assert_allclose(relay.distribution(), before, atol=1e-6)
-    relay.advance([(b"h", 0.0, 0.0)])
+    assert table(run) == {(ids, b""): 1.0}
+    np.testing.assert_allclose(run.distribution(), before, atol=1e-6)
+    run.advance([(b"h", 0.0, 0.0)])
     # it goes on with the text behind: h ended, or is the beginning of ha
     e, s = voice.p("h", ids), voice.p("ha", ids)
-    assert table(relay) == {((*ids, voice.id("h")), b""): close(e / (e + s)), (ids, b"h"): close(s / (e + s))}
+    assert table(run) == {((*ids, voice.id("h")), b""): close(e / (e + s)), (ids, b"h"): close(s / (e + s))}
 
 
 def test_an_unfinished_token_ends_before_what_cannot_be_represented(name):
-    _, voice, ids, relay = begun(name, "accent", 0, "b")
-    relay.advance([(b"h", 0.0, 1.0)])
-    assert table(relay) == {(ids, b"h"): 1.0}
-    relay.advance([("é".encode(), 0.0, 0.0)])
+    _, voice, ids, run = begun(name, "accent", 0, "b")
+    run.advance([(b"h", 0.0, 1.0)])
+    assert table(run) == {(ids, b"h"): 1.0}
+    run.advance([("é".encode(), 0.0, 0.0)])
     # E + S = 0: the canonical ids of `hé`, less the é
-    assert table(relay) == {((*ids, voice.id("h")), b""): 1.0}
-    relay.advance([("aé€b".encode(), 0.0, 0.0)])
+    assert table(run) == {((*ids, voice.id("h")), b""): 1.0}
+    run.advance([("aé€b".encode(), 0.0, 0.0)])
     # `aé€b`, less é and €, is written as ab (one token, though `aé€b` is none)
-    assert table(relay) == {((*ids, *voice.ids("h", "ab")), b""): close(1.0)}
+    assert table(run) == {((*ids, *voice.ids("h", "ab")), b""): close(1.0)}
 
 
 def test_half_a_character_is_the_beginning_of_a_token(name):
-    _, voice, ids, relay = begun(name, "accent", 1, "b")
+    _, voice, ids, run = begun(name, "accent", 1, "b")
     e, f = (bytes([byte]) for byte in "é".encode())
-    relay.advance([(e, 0.0, 0.0)])
+    run.advance([(e, 0.0, 0.0)])
     # no token is this byte; the token é begins with it
-    assert table(relay) == {(ids, e): close(1.0)}
-    relay.advance([(f, 0.0, 0.0)])
-    assert table(relay) == {((*ids, voice.id("é")), b""): close(1.0)}
+    assert table(run) == {(ids, e): close(1.0)}
+    run.advance([(f, 0.0, 0.0)])
+    assert table(run) == {((*ids, voice.id("é")), b""): close(1.0)}
 
 
 def test_stop_is_the_sum_of_all_end_ids_at_an_empty_tail(name):
-    place, voice, ids, relay = begun(name, "th", TH, "there")
+    place, voice, ids, run = begun(name, "th", TH, "there")
     ends = voice.member.end_ids
     assert len(ends) == 2
-    relay.advance([(b"th", 0.25, 0.25)])
-    readings = table(relay)
+    run.advance([(b"th", 0.25, 0.25)])
+    readings = table(run)
     ended = (*ids, voice.id("th"))
     p = voice.next_probs(ended)
     # the reading that is inside a longer token cannot end the text here: it has no part in STOP
     stop = readings[(ended, b"")] * (p[ends[0]] + p[ends[1]]) / (1 - p[0] - p[3])
-    assert relay.distribution()[0, place.union.stop_id] == close(stop)
-    relay.begin([ids])
-    relay.advance([(b"th", 0.0, 1.0)])
-    assert relay.distribution()[0, place.union.stop_id] == 0
+    assert run.distribution()[0, place.union.stop_id] == close(stop)
+    run.begin([ids])
+    run.advance([(b"th", 0.0, 1.0)])
+    assert run.distribution()[0, place.union.stop_id] == 0
 
 
 def test_without_an_end_or_a_stay_the_heaviest_reading_ends_by_its_canonical_ids(name):
-    _, voice, ids, relay = begun(name, "th", TH, "y")
-    relay.advance([(b"th", 0.0, 1.0)])
-    assert table(relay) == {(ids, b"th"): close(1.0)}
-    relay.advance([(b" h", 0.0, 0.0)])
+    _, voice, ids, run = begun(name, "th", TH, "y")
+    run.advance([(b"th", 0.0, 1.0)])
+    assert table(run) == {(ids, b"th"): close(1.0)}
+    run.advance([(b" h", 0.0, 0.0)])
     # no token begins with `th h`; its canonical ids th _ h do not go beyond the tail `th` with their first token,
     # so they are no end of this reading by the rule for ends: E + S = 0
-    assert table(relay) == {((*ids, *voice.ids("th", " ", "h")), b""): 1.0}
+    assert table(run) == {((*ids, *voice.ids("th", " ", "h")), b""): 1.0}
 
 
 def test_unfinished_shares_count_as_an_end_where_nothing_can_stay(name):
-    _, voice, ids, relay = begun(name, "th", TH, "y")
-    relay.advance([(b"e", 0.0, 1.0)])
+    _, voice, ids, run = begun(name, "th", TH, "y")
+    run.advance([(b"e", 0.0, 1.0)])
     # no token is longer than `e` and begins with it: S = 0, and q = 1 goes to the end
-    assert table(relay) == {((*ids, voice.id("e")), b""): 1.0}
+    assert table(run) == {((*ids, voice.id("e")), b""): 1.0}
 
 
 def test_one_tokenizer_keeps_one_reading(name):
-    _, voice, ids, relay = begun(name, "th", TH, "y")
+    _, voice, ids, run = begun(name, "th", TH, "y")
     written = list(ids)
     for piece in ("th", "e", "there", " ", "t", "he"[:1], "they"):
-        relay.advance([(piece.encode(), 1.0, 0.0)])
+        run.advance([(piece.encode(), 1.0, 0.0)])
         written.append(voice.id(piece))
-        assert table(relay) == {(tuple(written), b""): close(1.0)}
+        assert table(run) == {(tuple(written), b""): close(1.0)}
 
 
 def test_ids_with_the_same_bytes_count_together_and_the_likeliest_is_read(name):
@@ -403,13 +403,13 @@ def test_ids_with_the_same_bytes_count_together_and_the_likeliest_is_read(name):
     paths = set()
     for prompt in [("a",), ("b",), ("ab",), ("abab",), ("a", "a"), ("b", "b"), ("ab", "b"), ("a", "b")]:
         ids = voice.ids(*prompt)
-        relay = engine(name, place, 3)
-        relay.begin([ids])
-        relay.advance([(b"a", 0.0, 0.0)])
+        run = engine(name, place, 3)
+        run.begin([ids])
+        run.advance([(b"a", 0.0, 0.0)])
         e, s = voice.p("a", ids), voice.p("ab", ids) + voice.p("abab", ids)
         likeliest = max(voice.vocabulary.ids_of[b"a"], key=lambda v: voice.next_probs(ids)[v])
         paths.add(likeliest)
-        assert table(relay) == {((*ids, likeliest), b""): close(e / (e + s)), (ids, b"a"): close(s / (e + s))}
+        assert table(run) == {((*ids, likeliest), b""): close(e / (e + s)), (ids, b"a"): close(s / (e + s))}
     assert len(paths) == 2
 
 
@@ -417,13 +417,13 @@ def test_a_reading_that_no_union_token_can_continue_is_dropped(name):
     place = build([pieces_only("t", "h", "a", "thx"), pieces_only("t", "h", "a", "th")], 1)
     voice = place.voices[0]
     ids = voice.ids("a")
-    relay = engine(name, place, 0)
-    relay.begin([ids])
-    relay.advance([(b"th", 0.0, 0.0)])
+    run = engine(name, place, 0)
+    run.begin([ids])
+    run.advance([(b"th", 0.0, 0.0)])
     # (1) t h, canonical; (2) the beginning of thx, but nobody has a token that begins with x: Z2 = 0
     ended = (*ids, *voice.ids("t", "h"))
     p = voice.next_probs(ended)
-    probs = relay.distribution()[0]
+    probs = run.distribution()[0]
     z = 1 - p[0] - p[3]
     for piece in ("t", "h", "a", "thx"):
         assert probs[place.union.id_of[piece.encode()]] == close(voice.p(piece, ended) / z)
@@ -431,14 +431,14 @@ def test_a_reading_that_no_union_token_can_continue_is_dropped(name):
 
 
 def test_rare_readings_are_dropped_and_four_are_kept(name):
-    _, voice, ids, relay = begun(name, "th", TH, "y")
+    _, voice, ids, run = begun(name, "th", TH, "y")
     e = voice.p("th", ids)
     s = voice.p("the", ids) + voice.p("they", ids) + voice.p("there", ids)
     # o = 2e-4: the stay gets o * S / (E + S); below 1e-4 it is dropped and the end is certain
     assert 0.05 < s / (e + s) < 0.45
-    relay.advance([(b"th", 1 - 2e-4, 0.0)])
-    assert table(relay) == {((*ids, voice.id("th")), b""): 1.0}
+    run.advance([(b"th", 1 - 2e-4, 0.0)])
+    assert table(run) == {((*ids, voice.id("th")), b""): 1.0}
     # the same for an end: with q = 1 - 1e-4 its share is below o = 1e-4
-    relay.begin([ids])
-    relay.advance([(b"th", 0.0, 1 - 1e-4)])
-    assert table(relay) == {(ids, b"th"): 1.0}
+    run.begin([ids])
+    run.advance([(b"th", 0.0, 1 - 1e-4)])
+    assert table(run) == {(ids, b"th"): 1.0}

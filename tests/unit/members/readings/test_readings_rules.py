@@ -1,4 +1,4 @@
-"""The relay of readings does what its rules say, on random texts with random shares."""
+"""The run of readings does what its rules say, on random texts with random shares."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hf_rlae.members import ragged_run as runners
-from hf_rlae.members.readings import probability_store as pool
+from hf_rlae.members import ragged_run
+from hf_rlae.members.readings import probability_store
 from tests.support.readings_reference import Reading
 from tests.support.tiers import slow
-from tests.support.worlds import PackageRelay, World, accent_world, build, pieces_only, th_world, world
+from tests.support.worlds import PackageRun, World, accent_world, build, pieces_only, th_world, world
 
 CLOSE = 1e-5
 UNDECIDED = 1e-4
@@ -38,10 +38,10 @@ def one_thread():
     torch.set_num_threads(threads)
 
 
-def same_readings(relay: PackageRelay, reference, row: int) -> None:
+def same_readings(run: PackageRun, reference, row: int) -> None:
     """Readings are equal as sets; those with no token to go on with count on neither side."""
     rules = reference.rows[row]
-    given_readings = relay.readings(row)
+    given_readings = run.readings(row)
     weights = [a for _, _, a in given_readings]
     assert weights == sorted(weights, reverse=True)
     assert sum(weights) == pytest.approx(1, abs=CLOSE)
@@ -56,11 +56,11 @@ def same_readings(relay: PackageRelay, reference, row: int) -> None:
         assert got[key] == pytest.approx(a, abs=CLOSE), key
 
 
-def same_everything(relay: PackageRelay, reference) -> None:
+def same_everything(run: PackageRun, reference) -> None:
     """Readings and distributions."""
     for row in range(len(reference.rows)):
-        same_readings(relay, reference, row)
-    got = relay.distribution()
+        same_readings(run, reference, row)
+    got = run.distribution()
     np.testing.assert_allclose(got.sum(1), 1, atol=CLOSE)
     np.testing.assert_allclose(got, reference.distribution(), atol=CLOSE)
 
@@ -119,48 +119,48 @@ def one_row(draw):
 def test_one_row_follows_the_rules(case):
     kind, k, prompt, steps = case
     place = world(kind)
-    relay, reference = place.relay(k), place.reference_relay(k)
-    relay.begin([prompt])
+    run, reference = place.run(k), place.reference_run(k)
+    run.begin([prompt])
     reference.begin([prompt])
-    same_everything(relay, reference)
+    same_everything(run, reference)
     for step in steps:
-        relay.advance([step])
+        run.advance([step])
         reference.advance([step])
         if reference.rows[0].margin < UNDECIDED or not has_a_voice(reference.rows[0]):
             return
-        same_everything(relay, reference)
+        same_everything(run, reference)
 
 
 def follow(place: World, k: int, seed: int, steps: int, batch: int, realistic: bool, **options) -> int:
     """Rows of a batch advance unevenly and are reordered; returns how many states were compared."""
     rng = random.Random(seed)
-    relay = place.relay(k, **options)
+    run = place.run(k, **options)
     options.pop("use_cache", None)
-    reference = place.reference_relay(k, **options)
+    reference = place.reference_run(k, **options)
     prompts = [random_prompt(rng, place, k) for _ in range(batch)]
-    relay.begin(prompts)
+    run.begin(prompts)
     reference.begin(prompts)
-    same_everything(relay, reference)
+    same_everything(run, reference)
     compared = 0
     for step in range(steps):
         chosen = [random_step(rng, place, rules, realistic) for rules in reference.rows]
         ids = [place.union_text_ids[0] if u is None else u for u, _ in chosen]
-        np.testing.assert_allclose(relay.proposed(ids), reference.proposed(ids), atol=CLOSE)
+        np.testing.assert_allclose(run.proposed(ids), reference.proposed(ids), atol=CLOSE)
         updates = [None if rng.random() < 0.25 else update for _, update in chosen]
         before = list(reference.rows)
         if any(updates):
-            relay.advance(updates)
+            run.advance(updates)
             reference.reorder(range(len(before)))
             reference.advance(updates)
         if any(row.margin < UNDECIDED or not has_a_voice(row) for row in reference.rows):
             return compared
-        same_everything(relay, reference)
+        same_everything(run, reference)
         compared += len(reference.rows)
         if step % 3 == 2:
             rows = [rng.randrange(len(reference.rows)) for _ in range(rng.choice((batch, batch, batch + 1, batch - 1)))]
-            relay.reorder(rows)
+            run.reorder(rows)
             reference.reorder(rows)
-            same_everything(relay, reference)
+            same_everything(run, reference)
     return compared
 
 
@@ -171,7 +171,7 @@ def test_batches_follow_the_rules(kind, k, realistic):
     assert compared >= 12
 
 
-@pytest.mark.parametrize("switch", [(pool, "WIDE"), (runners, "_LEAST_SAVED")], ids=["row by row", "rows apart"])
+@pytest.mark.parametrize("switch", [(probability_store, "WIDE"), (ragged_run, "_LEAST_SAVED")], ids=["by row", "apart"])
 @pytest.mark.parametrize(("kind", "k"), VOICES)
 def test_what_only_large_members_and_batches_do_follows_the_rules_too(monkeypatch, kind, k, switch):
     monkeypatch.setattr(*switch, 1)
@@ -193,22 +193,22 @@ def test_without_a_cache(kind):
 @pytest.mark.parametrize("k", range(3))
 def test_with_and_without_a_cache_are_the_same(k):
     place, rng = world("ab", 2), random.Random(k)
-    relays = [place.relay(k, use_cache=use_cache) for use_cache in (True, False)]
+    runs = [place.run(k, use_cache=use_cache) for use_cache in (True, False)]
     prompts = [random_prompt(rng, place, k) for _ in range(3)]
-    for relay in relays:
-        relay.begin(prompts)
+    for run in runs:
+        run.begin(prompts)
     for step in range(8):
         updates = [
             None if rng.random() < 0.3 else (place.union.pieces[rng.choice(place.union_text_ids)], *rng.choice(SHARES))
             for _ in prompts
         ]
-        for relay in relays:
-            relay.advance(updates)
+        for run in runs:
+            run.advance(updates)
             if step == 4:
-                relay.reorder([2, 2, 0])
-        np.testing.assert_allclose(relays[0].distribution(), relays[1].distribution(), atol=CLOSE)
+                run.reorder([2, 2, 0])
+        np.testing.assert_allclose(runs[0].distribution(), runs[1].distribution(), atol=CLOSE)
         for row in range(len(prompts)):
-            first, second = (relay.readings(row) for relay in relays)
+            first, second = (run.readings(row) for run in runs)
             assert {one[:2] for one in first} == {one[:2] for one in second}
 
 
@@ -224,21 +224,21 @@ def test_models_that_take_no_mask_or_cannot_go_back(architecture, k):
 def test_kept_probabilities_are_those_of_a_run_from_scratch(kind, k):
     """Whatever the readings are, the distribution is the one that the model itself gives for their ids."""
     place, rng = world(kind, 3), random.Random(k)
-    relay = place.relay(k)
+    run = place.run(k)
     prompts = [random_prompt(rng, place, k) for _ in range(3)]
-    relay.begin(prompts)
+    run.begin(prompts)
     uncertain = 0
     for _ in range(8):
-        got = relay.distribution()
+        got = run.distribution()
         for row in range(3):
             rules = place.reference(k, prompts[row])
-            rules.readings = [Reading(tuple(ids), tail, a) for ids, tail, a in relay.readings(row)]
-            assert all(ids[: len(prompts[row])] == tuple(prompts[row]) for ids, _, _ in relay.readings(row))
+            rules.readings = [Reading(tuple(ids), tail, a) for ids, tail, a in run.readings(row)]
+            assert all(ids[: len(prompts[row])] == tuple(prompts[row]) for ids, _, _ in run.readings(row))
             uncertain += len(rules.readings) > 1
             np.testing.assert_allclose(got[row], rules.distribution(), atol=CLOSE)
         choices = [rng.choices(range(place.union.size), np.maximum(row, 0))[0] for row in got]
         choices = [u if place.union.pieces[u] else rng.choice(place.union_text_ids) for u in choices]
-        relay.advance([(place.union.pieces[u], *rng.choice(SHARES[-8:])) for u in choices])
+        run.advance([(place.union.pieces[u], *rng.choice(SHARES[-8:])) for u in choices])
     assert uncertain or kind == "pieces"
 
 
@@ -246,15 +246,15 @@ def test_readings_spell_the_text():
     """The ids and the tail of every reading are the text, less what the member cannot represent."""
     place, rng = th_world(4), random.Random(0)
     for k, voice in enumerate(place.voices):
-        relay = place.relay(k)
+        run = place.run(k)
         prompt = random_prompt(rng, place, k)
-        relay.begin([prompt])
+        run.begin([prompt])
         text = voice.vocabulary.to_bytes(prompt)
         for _ in range(12):
             b = place.union.pieces[rng.choice(place.union_text_ids)]
-            relay.advance([(b, *rng.choice(SHARES))])
+            run.advance([(b, *rng.choice(SHARES))])
             text += b
-            for ids, tail, _ in relay.readings(0):
+            for ids, tail, _ in run.readings(0):
                 assert voice.vocabulary.to_bytes(ids) + tail == text
                 assert not tail or tail == text[-len(tail) :]
 
@@ -262,11 +262,11 @@ def test_readings_spell_the_text():
 def test_nothing_is_ever_read_as_unknown():
     place, rng = accent_world(5), random.Random(1)
     for k, voice in enumerate(place.voices):
-        relay = place.relay(k)
-        relay.begin([random_prompt(rng, place, k)])
+        run = place.run(k)
+        run.begin([random_prompt(rng, place, k)])
         for _ in range(12):
-            relay.advance([(rng.choice([*FOREIGN, b"h", b"a", b"ab"]), *rng.choice(SHARES))])
-            for ids, _, _ in relay.readings(0):
+            run.advance([(rng.choice([*FOREIGN, b"h", b"a", b"ab"]), *rng.choice(SHARES))])
+            for ids, _, _ in run.readings(0):
                 assert not set(ids) & set(voice.vocabulary.special_ids)
 
 
@@ -280,7 +280,7 @@ def test_an_update_is_a_function_of_ids_and_shares():
         (b"y", 0.0, 0.5),
         (b" th", 0.25, 0.0),
     ]
-    alone, beside = place.relay(1), place.relay(1)
+    alone, beside = place.run(1), place.run(1)
     alone.begin([place.voices[1].ids("y")])
     beside.begin([place.voices[1].ids("t", "he"[:1]), place.voices[1].ids("y"), place.voices[1].ids("there", "r")])
     for n, step in enumerate(steps):
@@ -294,10 +294,10 @@ def test_an_update_is_a_function_of_ids_and_shares():
 def test_a_member_without_any_token_to_go_on_with_gives_no_nan():
     """Only `thx` begins with the tail `th`, and nobody has a token that begins with `x`."""
     place = build([pieces_only("t", "h", "a", "thx"), pieces_only("t", "h", "a", "th")], 1)
-    relay = place.relay(0)
-    relay.begin([place.voices[0].ids("a")])
-    relay.advance([(b"th", 0.0, 1.0)])
-    assert np.isfinite(relay.distribution()).all()
-    relay.advance([(b"a", 0.0, 0.0)])
-    assert [one[:2] for one in relay.readings(0)] == [(place.voices[0].ids("a", "t", "h", "a"), b"")]
-    np.testing.assert_allclose(relay.distribution().sum(1), 1, atol=CLOSE)
+    run = place.run(0)
+    run.begin([place.voices[0].ids("a")])
+    run.advance([(b"th", 0.0, 1.0)])
+    assert np.isfinite(run.distribution()).all()
+    run.advance([(b"a", 0.0, 0.0)])
+    assert [one[:2] for one in run.readings(0)] == [(place.voices[0].ids("a", "t", "h", "a"), b"")]
+    np.testing.assert_allclose(run.distribution().sum(1), 1, atol=CLOSE)

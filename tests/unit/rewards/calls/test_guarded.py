@@ -1,4 +1,4 @@
-"""A reward gives N numbers, or an error that names it; in time."""
+"""A guarded reward returns N numbers within its time limit, or raises an error that names it."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import asyncio
 import functools
 import inspect
 import math
+import multiprocessing
 import pickle
 import signal
 import threading
@@ -26,7 +27,7 @@ PROMPTS, COMPLETIONS = ["p0", "p1", "p2"], ["c0", "c1", "c2"]
 
 
 def called(reward, **columns):
-    """Its output, of whichever kind it is."""
+    """The output of a sync or async reward."""
     output = reward(prompts=PROMPTS, completions=COMPLETIONS, completion_ids=[[1], [2], [3]], **columns)
     return asyncio.run(output) if inspect.iscoroutine(output) else output
 
@@ -77,7 +78,7 @@ class AsyncLength:
     ],
 )
 def test_trl_sees_what_it_would_see_without(reward, name, is_async):
-    """The kind and the name of it; and it can be pickled."""
+    """A guard has the kind and name of its reward, and can be pickled."""
     guarded = GuardedReward(reward)
     assert is_async_callable(guarded) is is_async_callable(reward) is is_async
     assert get_callable_name(guarded) == guarded.__name__ == name
@@ -90,7 +91,7 @@ number = st.floats(allow_nan=False, allow_infinity=False, width=32)
 
 @given(st.lists(st.one_of(number, st.none(), st.booleans(), st.integers(-5, 5)), min_size=3, max_size=3))
 def test_good_outputs(values):
-    """Lists and tuples of all kinds of numbers come out as floats, `None` as it is."""
+    """Lists and tuples of all kinds of numbers become floats; `None` stays."""
     expected = [None if value is None else float(value) for value in values]
     kinds = [float, np.float32, np.float64, torch.tensor, np.array, lambda value: torch.tensor([float(value)])]
     for kind in kinds:
@@ -132,7 +133,7 @@ def test_good_arrays():
     ],
 )
 def test_bad_outputs(output, told):
-    """The name of the function, what came, what was expected, and where."""
+    """The message gives the function, its output, what was expected, and where."""
 
     def bad_reward(**columns):
         return output
@@ -143,7 +144,7 @@ def test_bad_outputs(output, told):
 
 
 def test_exceptions():
-    """Named, chained; typed ones as they are; a `TimeoutError` of the reward's own is no time limit."""
+    """Errors are named and chained, typed errors stay, and a reward's own `TimeoutError` is not the limit."""
 
     def broken(**columns):
         return {}["key"]
@@ -168,7 +169,7 @@ def test_exceptions():
 
 
 def test_what_is_no_exception_passes_through():
-    """Of a sync reward; an async one could not hand it on through an event loop and is named instead."""
+    """For a sync reward. An async one cannot pass it through the event loop, so a named error is raised."""
 
     def stopping(**columns):
         raise KeyboardInterrupt
@@ -183,7 +184,7 @@ def test_what_is_no_exception_passes_through():
 
 
 def test_an_interrupt_while_it_waits():
-    """Control-C ends the waiting, not the limit."""
+    """Ctrl-C ends the wait before the limit does."""
 
     def endless(**columns):
         time.sleep(5)
@@ -214,12 +215,12 @@ async def blocking(**columns):
 
 @pytest.mark.parametrize("reward", [sleeping, waiting, blocking])
 def test_time_limits(reward):
-    """Names function, limit, number and samples; an async one that blocks its loop does not block training."""
+    """The message gives function, limit and samples; an async reward that blocks its loop does not block training."""
     start = time.monotonic()
     with pytest.raises(RewardError) as error:
         called(GuardedReward(reward, timeout_s=0.15))
     assert time.monotonic() - start < 1
-    told = f"the reward {reward.__name__} passed its time limit of 0.15 s while it judged 3 samples ('p0' -> 'c0', "
+    told = f"the reward {reward.__name__} exceeded its time limit of 0.15 s while it judged 3 samples ('p0' -> 'c0', "
     assert told in str(error.value)
     # and another reward can be asked at once
     assert called(GuardedReward(async_lengths, timeout_s=1)) == [2.0, 2.0, 2.0]
@@ -227,7 +228,7 @@ def test_time_limits(reward):
 
 
 def test_threads():
-    """A worker with a limit, the caller's own thread without; gradients on or off as outside."""
+    """A worker thread with a limit, the caller's thread without; the gradient mode is the caller's."""
     seen = []
 
     def watching(completions, **columns):
@@ -245,7 +246,7 @@ def test_threads():
 
 
 def test_rewards_that_need_the_main_thread():
-    """The hint says how; and it is right."""
+    """The hint says how, and works."""
 
     def alarmed(completions, **columns):
         former = signal.signal(signal.SIGALRM, signal.SIG_DFL)
@@ -258,7 +259,7 @@ def test_rewards_that_need_the_main_thread():
 
 
 def test_arguments_go_through():
-    """All of them, as they were given."""
+    """All arguments reach the reward unchanged."""
     seen = []
 
     def watching(prompts, completions, completion_ids, **columns):
@@ -280,3 +281,25 @@ def test_rewards_that_are_refused(reward):
 def test_limits_that_are_refused(limit):
     with pytest.raises(ConfigError, match="timeout_s"):
         GuardedReward(lengths, timeout_s=limit)
+
+
+async def loop_of(**columns):
+    return [float(id(asyncio.get_running_loop()))] * 3
+
+
+@pytest.mark.parametrize(("late", "is_kept"), [(waiting, True), (sleeping, True), (blocking, False)])
+def test_async_rewards_share_a_loop_unless_it_is_blocked(late, is_kept):
+    """A client that is bound to the loop survives a time limit; a blocked loop is replaced."""
+    guard = GuardedReward(loop_of)
+    before = called(guard)
+    assert called(guard) == before
+    with pytest.raises(RewardError, match="exceeded its time limit"):
+        called(GuardedReward(late, timeout_s=0.1))
+    assert (called(guard) == before) is is_kept
+
+
+def test_after_a_fork():
+    """The child has no thread for the loop of its parent, and starts another one."""
+    expected = called(GuardedReward(async_lengths))
+    with multiprocessing.get_context("fork").Pool(1) as pool:
+        assert pool.apply_async(called, (GuardedReward(async_lengths, timeout_s=5),)).get(timeout=20) == expected

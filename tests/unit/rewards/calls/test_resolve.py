@@ -31,7 +31,7 @@ def classifier(**options):
 
 
 def test_what_may_be_given():
-    """Alone or in a list: a name, a dotted path, a function, a guard; the order stays, the list is new."""
+    """A name, a dotted path, a function or a guard, alone or in a list; the order is kept, the list is new."""
     path = f"{__name__}.shortness"
     guard = GuardedReward(shortness, "mine", 3)
     given = ["gsm8k", path, answered, guard, get_reward("number")]
@@ -47,13 +47,13 @@ def test_what_may_be_given():
 
 
 def test_models_stay_for_trl(tmp_path):
-    """Objects, Hub ids and folders."""
+    """Models, Hub ids and folders are not wrapped."""
     model = classifier()
     assert resolve_rewards(["owner/judge", model, str(tmp_path)]) == ["owner/judge", model, str(tmp_path)]
 
 
 def test_models_that_are_wrapped(tmp_path):
-    """From a folder, from memory with a tokenizer, from memory with the folder it came from: the same rewards."""
+    """Loaded from a folder, given with a tokenizer, or given with the folder in its config: the same rewards."""
     torch.manual_seed(0)
     tokenizer = byte_level_bpe()
     classifier().save_pretrained(tmp_path / "judge")
@@ -73,10 +73,10 @@ def test_models_that_are_wrapped(tmp_path):
 @pytest.mark.parametrize(
     ("given", "told"),
     [
-        (None, "reward_funcs is None"),
+        (None, r"reward_funcs is None; give .* a function, the dotted path .*, a .* model, its folder .*gsm8k.*\)$"),
         ([], r"reward_funcs is \[\]"),
         ("gsm8", "did you mean 'gsm8k'"),
-        ("two words", "no registered reward"),
+        ("two words", "not a registered reward"),
         ("no_such_module.reward", "no_such_module"),
         (f"{__name__}.shortnes", "did you mean 'shortness'"),
         ([shortness, 3], "got int"),
@@ -91,7 +91,7 @@ def test_nonsense(given, told):
 
 
 def test_calls():
-    """N rows, F columns, NaN for `None`, whatever the order of sync and async ones."""
+    """N rows, F columns, NaN for `None`, for any order of sync and async functions."""
     prompts, completions, columns = ["p"] * 3, ["a", "bb", "cccc"], {"answer": ["a", "x", "cccc"], "trainer_state": 0}
     expected = torch.tensor([[-1.0, 1.0], [-2.0, 0.0], [torch.nan, 1.0]])
     for order in ([0, 1], [1, 0], [1, 0, 1]):
@@ -106,7 +106,7 @@ def test_samples_that_nobody_judged(caplog):
 
 
 def test_async_rewards_run_at_once():
-    """Two of them, and a sync one, take as long as one."""
+    """Two async rewards and a sync one take as long as one."""
 
     async def slow(completions, **columns):
         await asyncio.sleep(0.4)
@@ -122,7 +122,7 @@ def test_async_rewards_run_at_once():
 
 
 def test_the_limit_of_each_counts_from_its_start():
-    """And a failure of one does not wait for the others."""
+    """A failure of one reward does not wait for the others."""
 
     async def hanging(completions, **columns):
         await asyncio.sleep(9)
@@ -135,7 +135,7 @@ def test_the_limit_of_each_counts_from_its_start():
         raise ValueError("broken")
 
     start = time.monotonic()
-    with pytest.raises(RewardError, match=r"hanging passed its time limit of 0\.4 s"):
+    with pytest.raises(RewardError, match=r"hanging exceeded its time limit of 0\.4 s"):
         call_rewards([GuardedReward(hanging, timeout_s=0.4), GuardedReward(slow)], ["p"], ["c"])
     assert time.monotonic() - start < 0.8
     with pytest.raises(RewardError, match="the reward broken raised"):

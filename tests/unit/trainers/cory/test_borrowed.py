@@ -1,4 +1,4 @@
-"""What CORY trainers borrow of TRL, transformers, peft and accelerate beyond their documented interfaces.
+"""Undocumented members of TRL, transformers, peft and accelerate that CORY trainers use.
 
 A new release that changes one of these fails here, by name, and not somewhere inside a training.
 """
@@ -106,7 +106,7 @@ def test_the_loss_is_scaled_as_the_mixin_scales_it():
 
 
 def test_what_the_mixin_overrides_is_there_to_be_overridden():
-    """A method of TRL or transformers that lost its name would silently not be overridden any more."""
+    """If TRL or transformers rename a method, the mixin would silently no longer override it."""
     below = CoryTrainer.__mro__[CoryTrainer.__mro__.index(GRPOTrainer) :]
     known = {name for owner in below for name in vars(owner)}
     private = {
@@ -117,8 +117,8 @@ def test_what_the_mixin_overrides_is_there_to_be_overridden():
         if callable(vars(owner)[name]) and name.startswith("_") and not name.startswith("__")
     }
     own = {
-        "_take_turn", "_observed", "_backward", "_metrics_of", "_widen_logs", "_check_base", "_check_agent", "_facts",
-        "_saveable_args",
+        "_take_turn", "_observed", "_backward", "_metrics_of", "_widen_logs", "_check_base", "_check_agent", "_card",
+        "_card_body", "_saveable_args", "_check_batches", "_load_logs",
     }  # fmt: skip
     assert private - own <= known
     assert own <= private

@@ -1,4 +1,4 @@
-"""What observers read, and how it is kept within the context."""
+"""Observers' prompts, and how they are cut to the context."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def lengths(prompts):
 
 @given(TEXT, st.lists(TEXT, min_size=1, max_size=3))
 def test_everything_is_in_it_once(prompt, answers):
-    """Also where prompts and answers look like slots."""
+    """Even if prompts and answers look like slots."""
     made = observer_prompt(f"[{prompt}", [f"<{answer}" for answer in answers], "A {answers} B {prompt} C")
     inner = joined_answers([f"<{answer}" for answer in answers])
     assert made == f"A {inner} B [{prompt} C"
@@ -108,7 +108,7 @@ def test_no_bound():
 
 @pytest.mark.parametrize("chat", [False, True])
 def test_observers_of_a_trainer_fit_into_the_context(tmp_path, caplog, chat):
-    """The model has 64 positions: the observer's prompt and its completion fill them at most."""
+    """The model has 64 positions, enough for the observer's prompt and its completion."""
     seen = {}
 
     def reward(completions, prompts, role, previous_completions, **_):
@@ -127,7 +127,7 @@ def test_observers_of_a_trainer_fit_into_the_context(tmp_path, caplog, chat):
     assert all(" ~~ " in text for text in texts)
     assert "were cut from the left" in caplog.text
     assert trainer._metrics["train"]["role/observer/cut_ratio"][0] > 0
-    # rewards see the original prompts, and the whole answers
+    # reward functions receive the original prompts and the complete answers
     assert seen["observer"][0] == seen["pioneer"][0] == [trainer.train_dataset[at // 4]["prompt"] for at in range(8)]
     assert seen["observer"][2] == [[text] for text in seen["pioneer"][1]]
     assert seen["pioneer"][2] == [[] for _ in range(8)]

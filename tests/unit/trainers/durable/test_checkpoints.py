@@ -1,4 +1,4 @@
-"""Checkpoints: what they hold, which are taken, which stay; and the signal."""
+"""Checkpoints: contents, selection, rotation, and SIGTERM."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ SHORT = {"max_steps": 4, "save_steps": 2, "eval_strategy": "no"}
 
 @pytest.fixture(scope="module", autouse=True)
 def quick_collections():
-    """Transformers collects garbage at each start of training: what other tests left need not be looked at."""
+    """Transformers collects garbage at each start of training; objects of other tests are excluded."""
     gc.freeze()
     yield
     gc.unfreeze()
@@ -56,7 +56,7 @@ def names(folder):
 
 
 def test_what_is_saved(saved):
-    """All that transformers saves, and two files more; nothing is left over."""
+    """All files of transformers, and two more; nothing else remains."""
     assert names(saved) == ["checkpoint-2", "checkpoint-4"]
     files = {"model.safetensors", "optimizer.pt", "scheduler.pt", "rng_state.pth", "trainer_state.json"}
     assert set(names(saved / "checkpoint-4")) == files | {"training_args.bin", "hf_rlae_state.pt", MANIFEST}
@@ -70,7 +70,7 @@ def test_what_is_saved(saved):
 )
 @pytest.mark.parametrize("fault", ["removed", "cut"])
 def test_torn_checkpoints(out, caplog, name, fault):
-    """The newest is passed over, whatever file is torn; asked for by name, it is refused and the file named."""
+    """An incomplete newest checkpoint is ignored, whichever file is damaged; given by name, it raises an error."""
     torn = out / "checkpoint-4" / name
     if fault == "removed":
         torn.unlink()
@@ -82,30 +82,30 @@ def test_torn_checkpoints(out, caplog, name, fault):
     trainer = toy_trainer(out, **{**SHORT, "max_steps": 3})
     trainer.train(resume_from_checkpoint=True)
     assert len(trainer.seen) == 2
-    with pytest.raises(CheckpointError, match=f"(?s){name}.*Whole ones.*checkpoint-2"):
+    with pytest.raises(CheckpointError, match=f"(?s){name}.*Complete ones.*checkpoint-2"):
         toy_trainer(out, **SHORT).train(resume_from_checkpoint=str(torn.parent))
 
 
 def test_nothing_to_resume(tmp_path, caplog):
-    """A fresh start, and a line that says so."""
+    """Training starts from the beginning and logs it."""
     trainer = toy_trainer(tmp_path / "new", **SHORT)
     with caplog.at_level(logging.WARNING):
         trainer.train(resume_from_checkpoint=True)
     assert trainer.state.global_step == 4
-    assert "starts afresh" in caplog.text
+    assert "starts from the beginning" in caplog.text
     with pytest.raises(CheckpointError, match="nowhere is not a folder"):
         trainer.train(resume_from_checkpoint=tmp_path / "nowhere")
 
 
 def test_processes_agree_on_the_newest(out, monkeypatch):
-    """One of them, on a disk of its own, lacks the last checkpoint."""
+    """One process, with its own disk, lacks the last checkpoint."""
     monkeypatch.setattr("hf_rlae.trainers.durable.checkpoints.gather_object", lambda own: [*own, [2, 3]])
     trainer = toy_trainer(out, **{**SHORT, "max_steps": 3})
     assert trainer._checkpoint_to_resume(True) == str(out / "checkpoint-2")
 
 
 def test_a_run_that_is_over(out):
-    """Started again, it takes no further step and saves nothing."""
+    """A finished run takes no further step and saves nothing."""
     trainer = toy_trainer(out, **SHORT)
     before = {path: path.stat().st_mtime_ns for path in out.rglob("*")}
     output = trainer.train(resume_from_checkpoint=True)
@@ -114,7 +114,7 @@ def test_a_run_that_is_over(out):
 
 
 def test_weights_alone(tmp_path):
-    """`save_only_model` is whole, but nothing to go on from."""
+    """A checkpoint of `save_only_model` is complete, but cannot be resumed."""
     toy_trainer(tmp_path, **SHORT, save_only_model=True).train()
     assert names(tmp_path / "checkpoint-4") == [
         MANIFEST,
@@ -127,7 +127,7 @@ def test_weights_alone(tmp_path):
 
 
 def test_extra_state_comes_back(saved):
-    """After optimizer and scheduler, before the first step; equal, with its types."""
+    """It is restored after optimizer and scheduler, before the first step, with equal values and types."""
     events = []
 
     class Watching(ToyTrainer):
@@ -150,7 +150,7 @@ def test_extra_state_comes_back(saved):
 
 
 def test_the_next_log_knows_the_losses_before(tmp_path):
-    """Saved between two logs: the next one and the mean of this call are as they should be."""
+    """With a checkpoint between two logs, the next log and the mean loss are correct."""
     options = {**SHORT, "save_steps": 1, "logging_steps": 4}
     whole = toy_trainer(tmp_path, **options)
     output = whole.train()
@@ -174,13 +174,13 @@ def test_the_next_log_knows_the_losses_before(tmp_path):
     ],
 )
 def test_states_that_are_refused(value, place):
-    """What would come back as something else, or not at all."""
+    """Values that `torch.load` would change or refuse."""
     with pytest.raises(CheckpointError, match=place):
         check_plain(value, "state")
 
 
 def test_a_state_that_cannot_be_saved(tmp_path):
-    """Stops training with the name, and leaves no checkpoint."""
+    """The error names the value, and no checkpoint remains."""
     trainer = toy_trainer(tmp_path, **SHORT)
     trainer.extra_state = lambda: {"metrics": collections.Counter()}
     with pytest.raises(CheckpointError, match=r"extra_state\(\)\['metrics'\] is a collections.Counter"):
@@ -190,7 +190,7 @@ def test_a_state_that_cannot_be_saved(tmp_path):
 
 
 def test_leftovers(out):
-    """Of a killed save: the unfinished goes, what was replaced comes back if nothing has its name."""
+    """After a killed save, unfinished folders are deleted, and replaced ones restored if their name is free."""
     (out / UNFINISHED / "checkpoint-9").mkdir(parents=True)
     (out / "checkpoint-4").rename(out / f"{REPLACED}checkpoint-4")
     shutil.copytree(out / "checkpoint-2", out / f"{REPLACED}checkpoint-2")
@@ -203,7 +203,7 @@ def test_leftovers(out):
 
 
 def test_saving_a_step_again(out):
-    """The new one takes the place of the old one, also where that has files which the new one lacks."""
+    """The new checkpoint replaces the old one, including files that only the old one has."""
     (out / "checkpoint-2" / "old.txt").write_text("old")
     trainer = toy_trainer(out, **{**SHORT, "learning_rate": 0.01})
     trainer.train()
@@ -213,7 +213,7 @@ def test_saving_a_step_again(out):
 
 
 def test_rotation(tmp_path):
-    """The newest ones stay."""
+    """The newest ones are kept."""
     toy_trainer(tmp_path, **{**SHORT, "save_steps": 1}, save_total_limit=2).train()
     assert names(tmp_path) == ["checkpoint-3", "checkpoint-4"]
 
@@ -229,7 +229,7 @@ class Judged(ToyTrainer):
 
 
 def test_the_best_model(tmp_path):
-    """It is kept by the rotation, known under its final name in every checkpoint, and loaded at the end."""
+    """Rotation keeps it, every checkpoint has its final name, and it is loaded at the end."""
     options = {
         **{**SHORT, "save_steps": 1, "eval_strategy": "steps", "eval_steps": 1},
         "load_best_model_at_end": True,
@@ -258,7 +258,7 @@ def test_the_best_model(tmp_path):
 
 
 def test_pushed_are_whole_checkpoints(tmp_path):
-    """Each once, under the final name; also where a class between overrides the push."""
+    """Each checkpoint is pushed once, under its final name, even if a class in between overrides the push."""
     pushed = []
 
     class Pushing(ToyTrainer):
@@ -273,7 +273,7 @@ def test_pushed_are_whole_checkpoints(tmp_path):
 
 
 def test_evaluation_leaves_the_generators(tmp_path):
-    """While training; the user's own evaluation draws as ever."""
+    """During training only; other evaluations use the generators as usual."""
 
     def drawn():
         return torch.random.get_rng_state().tolist(), random.getstate(), np.random.get_state()[1].tolist()
@@ -302,7 +302,7 @@ class TestSignal:
         self.heard.append(signum)
 
     def test_the_former_handler_has_it_afterwards(self, tmp_path):
-        """Once, when the checkpoint is there; and it is in its place again."""
+        """The former handler is called once, after the checkpoint, and is restored."""
         trainer = toy_trainer(tmp_path, **{**SHORT, "save_strategy": "no"})
         trainer.sigterm_step = 3
         output = trainer.train()
@@ -310,7 +310,7 @@ class TestSignal:
         assert self.heard == [signal.SIGTERM]
         assert list(whole_checkpoints(tmp_path)) == [3]
         assert signal.getsignal(signal.SIGTERM) == self.note
-        # the next call knows nothing of it
+        # the next call is not affected
         trainer.sigterm_step = None
         assert trainer.train(resume_from_checkpoint=True).global_step == 4
         assert len(self.heard) == 1
@@ -321,7 +321,7 @@ class TestSignal:
         assert self.heard == []
 
     def test_training_fails(self, tmp_path, caplog):
-        """The handler is put back; a signal that had come is not lost, nor is the error."""
+        """The handler is restored; neither a received signal nor the error is lost."""
         for step in (None, 1):
             trainer = toy_trainer(tmp_path, **SHORT)
             trainer.sigterm_step = step
@@ -339,7 +339,7 @@ class TestSignal:
         assert trainer.train().global_step == 4
 
     def test_another_thread(self, tmp_path):
-        """Handlers belong to the main thread: training elsewhere leaves them alone."""
+        """Only the main thread may set handlers: training in another thread does not."""
         steps = []
         trainer = toy_trainer(tmp_path, **SHORT)
         thread = threading.Thread(target=lambda: steps.append(trainer.train().global_step))

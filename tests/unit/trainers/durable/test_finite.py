@@ -1,4 +1,4 @@
-"""Values that are not finite stop training, with the name of the right one."""
+"""Values that are not finite stop training, with an error that names the right group."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ BAD = [math.nan, math.inf, -math.inf]
 
 @pytest.fixture(scope="module", autouse=True)
 def quick_collections():
-    """Transformers collects garbage at each start of training: what other tests left need not be looked at."""
+    """Transformers collects garbage at each start of training; objects of other tests are excluded."""
     gc.freeze()
     yield
     gc.unfreeze()
@@ -28,7 +28,7 @@ def quick_collections():
 
 @pytest.mark.parametrize("bad", BAD)
 def test_check_finite(bad):
-    """Each place of a tensor; the count, the first place, and whose it is."""
+    """For each position: the count, the first position, and its owner."""
     for row in range(2):
         for column in range(3):
             values = torch.zeros(2, 3)
@@ -42,7 +42,7 @@ def test_check_finite(bad):
 
 
 def test_check_finite_of_other_tensors():
-    """Minus infinity where it is legal, whole numbers, single ones, empty ones, half precision."""
+    """Allowed minus infinity, integers, scalars, empty tensors, half precision."""
     logits = torch.tensor([0.0, -math.inf])
     check_finite(logits, "logits", allow_minus_inf=True)
     with pytest.raises(NonFiniteError, match="1 of 2"):
@@ -58,7 +58,7 @@ def test_check_finite_of_other_tensors():
 
 
 class Faulty(ToyTrainer):
-    """Two groups; one parameter gets a bad gradient at one step, or becomes bad by the step itself."""
+    """Two groups; one parameter has a bad gradient at one step, or is bad after the step."""
 
     fault = ("gradient", "second.weight", math.nan, 3)
 
@@ -84,7 +84,7 @@ class Faulty(ToyTrainer):
 @pytest.mark.parametrize(("name", "group"), [("first.bias", "pioneer"), ("second.weight", "observer")])
 @pytest.mark.parametrize("max_grad_norm", [0.0, 1.0])
 def test_gradients(tmp_path, bad, name, group, max_grad_norm):
-    """The right group alone, although clipping would have spread it to both; before the step is taken."""
+    """Only the right group is named, although clipping would affect both; the step is not taken."""
     trainer = toy_trainer(tmp_path, Faulty, max_grad_norm=max_grad_norm)
     trainer.fault = ("gradient", name, bad, 3)
     with pytest.raises(NonFiniteError, match=rf"^gradients of {group} at step 3: \d of \d values of {name} "):
@@ -94,7 +94,7 @@ def test_gradients(tmp_path, bad, name, group, max_grad_norm):
 
 
 def test_parameters(tmp_path):
-    """A step that breaks them is the last, and no checkpoint has them."""
+    """A step that makes them NaN is the last, and no checkpoint has them."""
     trainer = toy_trainer(tmp_path, Faulty, save_steps=1)
     trainer.fault = ("parameter", "first.weight", math.inf, 3)
     with pytest.raises(NonFiniteError, match=r"^parameters of pioneer, observer at step 3: .* of first.weight "):
@@ -103,7 +103,7 @@ def test_parameters(tmp_path):
 
 
 def test_the_callback_alone(tmp_path):
-    """In a trainer of transformers: found as well, though clipping has hidden who it was."""
+    """In a plain trainer of transformers both groups are named, since clipping hides the origin."""
 
     class Plain(Trainer):
         def training_step(self, *args, **kwargs):
@@ -121,7 +121,7 @@ def test_the_callback_alone(tmp_path):
 
 
 def test_the_default_group(tmp_path):
-    """What trains, and nothing that is frozen."""
+    """Trained parameters only, no frozen ones."""
 
     class Frozen(FiniteTrainer):
         pass
@@ -133,7 +133,7 @@ def test_the_default_group(tmp_path):
 
 
 def test_one_check_of_each_kind_a_step(tmp_path):
-    """Of gradients and of parameters, however many batches are accumulated."""
+    """One check of gradients and one of parameters, however many batches are accumulated."""
     trainer = toy_trainer(tmp_path, max_steps=3, eval_strategy="no")
     asked = []
     trainer.finite_check.groups = lambda: asked.append(trainer.state.global_step) or trainer.finite_groups()

@@ -1,4 +1,4 @@
-"""The order of the prompts: TRL's own, from any epoch, batch and process on."""
+"""The order of prompts: that of TRL, from any epoch, batch and process."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ LAYOUTS = [(1, 1, 1), (2, 3, 1), (3, 2, 4)]
 
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_each_epoch_is_that_of_a_run_left_alone(layout):
-    """In any order and as often as it is asked; TRL's sampler gives epoch 0 again instead."""
+    """For any sequence of epochs; TRL's sampler restarts with epoch 0."""
     own = RepeatSampler(range(13), *layout, seed=7)
     expected = [list(own) for _ in range(4)]
     assert len({tuple(order) for order in expected}) == 4
@@ -29,7 +29,7 @@ def test_each_epoch_is_that_of_a_run_left_alone(layout):
 
 
 def test_seeds():
-    """Different seeds share no epoch, as seeds that are added to the epoch would."""
+    """Different seeds share no permutation, which `seed + epoch` would."""
     orders = [
         tuple(EpochRepeatSampler(range(9), 1, seed=seed, epoch=lambda: epoch))  # noqa: B023
         for seed in range(4)
@@ -40,7 +40,7 @@ def test_seeds():
 
 @pytest.mark.parametrize("num_processes", [1, 2])
 def test_skipped_batches_of_every_process(num_processes):
-    """What a resumed run skips and shards is what it would have gone on with."""
+    """A resumed run skips and shards the same order as an uninterrupted one."""
     seen = {}
     for epoch in (0, 2):
         for skipped in (0, 3):

@@ -1,4 +1,4 @@
-"""What `RLAETrainer` borrows of TRL, transformers and accelerate beyond their documented interfaces.
+"""Undocumented members of TRL, transformers and accelerate that `RLAETrainer` uses.
 
 A new release that changes one of these fails here, by name, and not somewhere inside a training.
 """
@@ -24,6 +24,7 @@ BORROWED = {
     ],
     (trl.trainer.utils, "identity"): ["x"],
     (trl.trainer.utils, "disable_dropout_in_model"): ["model"],
+    (trl.trainer.utils, "nanstd"): ["tensor", "dim", "keepdim"],
     (trl.trainer.utils, "print_prompt_completions_sample"): [
         "prompts", "completions", "rewards", "advantages", "step", "num_samples", "extra",
     ],

@@ -1,4 +1,4 @@
-"""What an ensemble writes for training, and what is kept of it."""
+"""Rollouts of an ensemble, and the data that they keep."""
 
 from __future__ import annotations
 
@@ -10,10 +10,9 @@ import torch
 from hf_rlae import EnsembleForCausalLM, StaticPolicy
 from hf_rlae.errors import InputError
 from hf_rlae.objectives import objectives
-from hf_rlae.trainers.rlae import batch_shrinking as waves
+from hf_rlae.trainers.rlae import batch_shrinking
 from hf_rlae.trainers.rlae.rollouts import Rollouts, Sampling, concatenate, write_rollouts
-from hf_rlae.trainers.rlae.span_recorder import recording
-from tests.support.ensembles import encode, weights_of_text
+from tests.support.ensembles import encode
 from tests.support.models import pair
 from tests.support.rlae import CHAT_TEMPLATES, PROMPTS, ensemble_of, favouring, members
 from tests.support.tiers import slow
@@ -31,7 +30,7 @@ def rolled(ensemble, objective="ppo", prompts=PROMPTS, seeds=None, tokens=7, **o
 
 
 def assert_rows_agree(one: Rollouts, other: Rollouts, exact: bool = False) -> None:
-    """All that two rollouts of equal shapes keep."""
+    """Compares all fields of two rollouts of equal shapes."""
     assert one.prompts == other.prompts
     assert one.completions == other.completions
     assert one.tensors().keys() == other.tensors().keys()
@@ -77,7 +76,7 @@ def test_samples_of_one_prompt_differ_and_are_those_of_its_rows():
 
 @pytest.mark.parametrize("kind", ["shared", "different"])
 def test_the_mixtures_probability_is_that_of_the_ensemble_with_these_weights(kind):
-    """Held fixed, one row after the other: what `old_mixture_logps` says, the ensemble says by teacher forcing."""
+    """`old_mixture_logps` are the ensemble's log-probabilities with teacher forcing, one row after the other."""
     ensemble = ensemble_of("mixture", kind, span_length=7)
     rollouts = rolled(ensemble, "mixture")
     for row in range(len(rollouts)):
@@ -172,7 +171,7 @@ def test_texts_without_an_end_token():
 
 
 def test_padding_after_an_end_token_that_is_text_is_no_text():
-    """Where a user lets a newline end the text, what comes after it is padding and not more newlines."""
+    """If a newline ends the text, the ids after it are padding and not more newlines."""
     newline = byte_level_bpe().encode("\n")[0]
     ensemble = ensemble_of(given=[favouring("\n", 0.0), pair("llama", 3)], end_token_ids=[[newline], [newline]])
     rollouts = rolled(ensemble, prompts=PROMPTS * 2)
@@ -184,7 +183,7 @@ def test_padding_after_an_end_token_that_is_text_is_no_text():
 
 
 def test_a_cut_members_probability_is_no_part_of_the_mixture():
-    """`min_weight` cuts a member in one row that has weight, and is therefore run, in another."""
+    """`min_weight` cuts a member in one row that runs because of its weight in another."""
     ensemble = ensemble_of("mixture", min_weight=0.3)
     rollouts = rolled(ensemble, "mixture", PROMPTS * 2)
     weights = rollouts.weights[torch.arange(len(rollouts))[:, None], rollouts.span_index.clamp(min=0)]
@@ -202,7 +201,7 @@ def test_a_cut_members_probability_is_no_part_of_the_mixture():
 @pytest.mark.parametrize("kind", ["shared", "different"])
 @pytest.mark.parametrize("draw", ["word", *slow("token", "span")])
 def test_draws_give_what_a_run_without_them_records_along_the_same_text(draw, kind):
-    # at another temperature drawn tokens are not those of the mixture, so that members are drawn with any tokenizers
+    # at another temperature draws differ from the mixture, so that members are drawn with any tokenizers
     drawn = rolled(ensemble_of("mixture", kind, draw=draw), "mixture", temperature=0.9)
     held = EnsembleForCausalLM.from_members(
         members(kind), lambda state: drawn.weights[torch.arange(len(drawn)), state.span_index], span_length=2
@@ -215,7 +214,7 @@ def test_draws_give_what_a_run_without_them_records_along_the_same_text(draw, ki
 
 
 def forced(ensemble, rollouts):
-    """What a run without draws records, in which a processor forces the tokens of another rollout."""
+    """The records of a run without draws, in which a processor forces the tokens of another rollout."""
     inputs = encode(*PROMPTS)
     columns, ids = inputs["input_ids"].shape[1], rollouts.completion_ids
 
@@ -229,7 +228,7 @@ def forced(ensemble, rollouts):
     return out.member_logps
 
 
-def test_the_likeliest_tokens_are_the_mixtures_also_where_members_are_drawn():
+def test_greedy_tokens_are_the_mixtures_even_if_members_are_drawn():
     drawn, plain = ensemble_of(draw="token"), ensemble_of()
     sampling = Sampling(7, None)
     inputs = encode(*PROMPTS)
@@ -255,13 +254,13 @@ def test_temperature_and_top_k_shape_what_is_sampled():
     greedy = rolled(ensemble, prompts=PROMPTS[:2], seeds=None, explores=False, top_k=1)
     cold = rolled(ensemble, prompts=PROMPTS[:2], explores=False, temperature=1e-4)
     narrow = rolled(ensemble, prompts=PROMPTS[:2], explores=False, top_p=1e-6)
-    likeliest = write_rollouts(ensemble, ensemble.policy, encode(*PROMPTS[:2]), PROMPTS[:2], Sampling(7, None))
-    assert greedy.completions == cold.completions == narrow.completions == likeliest.completions
-    assert rolled(ensemble, prompts=PROMPTS[:2], explores=False).completions != likeliest.completions
+    argmax = write_rollouts(ensemble, ensemble.policy, encode(*PROMPTS[:2]), PROMPTS[:2], Sampling(7, None))
+    assert greedy.completions == cold.completions == narrow.completions == argmax.completions
+    assert rolled(ensemble, prompts=PROMPTS[:2], explores=False).completions != argmax.completions
 
 
 def test_chats_are_read_in_each_members_own_template():
-    """One tokenizer, two templates: the first token's probability is each member's own after its own rendering."""
+    """One tokenizer, two templates: each member's first probabilities follow its own rendering."""
     pairs = [(model, copy.deepcopy(tokenizer)) for model, tokenizer in members("shared")]
     for (_, tokenizer), template in zip(pairs, CHAT_TEMPLATES, strict=True):
         tokenizer.chat_template = template
@@ -318,26 +317,31 @@ def test_selecting_concatenating_and_saving():
         assert torch.equal(tail.tensors()[name][region].nan_to_num(), value.nan_to_num()), name
     said = ensemble.policy({name: value[tail.span_mask] for name, value in tail.observation.items()})
     torch.testing.assert_close(said.weights, short.weights[short.span_mask], **CLOSE)
-    assert_rows_agree(Rollouts.from_state(whole.state()), whole, exact=True)
+    assert_rows_agree(Rollouts(**whole.state()), whole, exact=True)
     assert_rows_agree(whole.to("cpu"), whole, exact=True)
     assert_rows_agree(concatenate([whole.select([row]) for row in range(len(whole))]), whole, exact=True)
 
 
-def test_the_ensemble_is_as_it_was():
+def test_the_ensemble_never_changes_during_a_rollout(monkeypatch):
+    """The policy and the draws of a rollout belong to its call: another thread may use the ensemble meanwhile."""
     ensemble = ensemble_of(draw="word")
-    policy = ensemble.policy
+    policy, attributes = ensemble.policy, dict(vars(ensemble))
+    seen = []
+
+    def watch(self, *args, **kwargs):
+        seen.append((ensemble.policy is policy, ensemble.config.draw, vars(ensemble) == attributes))
+        return generate(self, *args, **kwargs)
+
+    generate = EnsembleForCausalLM.generate
+    monkeypatch.setattr(EnsembleForCausalLM, "generate", watch)
     before = torch.random.get_rng_state()
     rolled(ensemble)
-    assert ensemble.policy is policy
     assert torch.equal(torch.random.get_rng_state(), before)
-    with pytest.raises(KeyError, match="None"), recording(ensemble, lambda state: weights_of_text("", 2), draws=False):
-        raise KeyError(ensemble.config.draw)
-    assert ensemble.policy is policy
-    assert ensemble.config.draw == "word"
+    assert set(seen) == {(True, "word", True)}
 
 
 def ending(kind: str, objective: str, observation: str = "members", **settings):
-    """An ensemble whose texts end at all lengths."""
+    """An ensemble whose completions end at all lengths."""
     ensemble = ensemble_of(objective, kind, observation, **settings)
     for member in ensemble.members:
         end = torch.tensor(member.end_ids)
@@ -359,7 +363,7 @@ def ending(kind: str, objective: str, observation: str = "members", **settings):
         ("different", "mappo", "text"),
     ],
 )
-def test_waves_write_what_one_generate_writes(kind, objective, observation, span_length, monkeypatch):
+def test_a_shrinking_batch_writes_what_one_generate_writes(kind, objective, observation, span_length, monkeypatch):
     ensemble = ending(kind, objective, observation, span_length=span_length)
     run_rows = [0]
     for member in ensemble.members:
@@ -367,11 +371,11 @@ def test_waves_write_what_one_generate_writes(kind, objective, observation, span
             lambda _module, args, kwargs: run_rows.__setitem__(0, run_rows[0] + len(kwargs["input_ids"])),
             with_kwargs=True,
         )
-    monkeypatch.setattr(waves, "MIN_ROWS", 100)
+    monkeypatch.setattr(batch_shrinking, "MIN_ROWS", 100)
     whole = rolled(ensemble, objective, PROMPTS * 3, tokens=12)
     assert len(whole.completion_mask.sum(1).unique()) > 3
     rows_of_one_call, run_rows[0] = run_rows[0], 0
-    monkeypatch.setattr(waves, "MIN_ROWS", 2)
+    monkeypatch.setattr(batch_shrinking, "MIN_ROWS", 2)
     parts = rolled(ensemble, objective, PROMPTS * 3, tokens=12)
     assert run_rows[0] < 0.9 * rows_of_one_call
     assert parts.completions == whole.completions

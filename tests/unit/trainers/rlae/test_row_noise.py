@@ -1,4 +1,4 @@
-"""Random numbers that belong to rows."""
+"""Random numbers per row."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def test_a_rows_numbers_do_not_depend_on_the_others():
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_samples_follow_the_distribution(dtype):
-    """Chi-square over 8 tokens; 24.3 is its 99.9 % point with 7 degrees of freedom."""
+    """Chi-square over 8 tokens; 24.3 is its 99.9% point with 7 degrees of freedom."""
     scores = torch.tensor([[0.0, 1.0, -1.0, 2.0, 0.5, -2.0, 1.5, -0.5]], dtype=dtype)
     rows = 4000
     sampler = RowSampler(row_uniforms([seed_of(row) for row in range(rows)], 3), 2)
@@ -45,7 +45,7 @@ def test_samples_follow_the_distribution(dtype):
 
 
 def test_a_token_of_probability_0_is_never_drawn():
-    """Numbers on every edge: 0, the steps themselves, and the largest one below 1."""
+    """Numbers at every boundary: 0, the cumulative probabilities, and the largest number below 1."""
     scores = torch.tensor([-math.inf, 0.0, -math.inf, 0.0, -math.inf, -1e30])
     edges = torch.tensor([0.0, 0.5, 1 - 2**-53, 0.5 - 2**-53, 1.0], dtype=torch.float64)
     tokens = drawn(RowSampler(edges[:, None], 0), scores.expand(len(edges), -1), 0)

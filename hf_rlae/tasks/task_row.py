@@ -1,4 +1,4 @@
-"""One row of a source, read through checks that name the file, the row and the column."""
+"""One row of a source, read with checks whose errors name the file, the row and the column."""
 
 from __future__ import annotations
 
@@ -11,7 +11,20 @@ from typing import Any
 from hf_rlae.errors import TaskError
 
 Column = str | tuple[str, ...]
-"""A column, or several columns whose values are taken together as a list."""
+"""A column, or several columns whose values form a list."""
+
+_MOST_QUOTED = 40
+
+
+def names_of(column: Column) -> tuple[str, ...]:
+    """The names of one or several columns.
+
+    Example:
+
+    >>> names_of("A"), names_of(("A", "B"))
+    (('A',), ('A', 'B'))
+    """
+    return (column,) if isinstance(column, str) else column
 
 
 @dataclass(frozen=True)
@@ -24,7 +37,7 @@ class Binding:
         options (`Mapping[str, Any]`): the task's options.
         seed (`int`): for tasks that shuffle within a row.
         is_quoted (`bool`): whether messages may show values; `False` for gated data.
-        notes (`Counter[str]`): what rows had to say, and how many of them.
+        notes (`Counter[str]`): remarks about rows, and the number of rows of each.
     """
 
     columns: Mapping[str, Column | None]
@@ -36,20 +49,20 @@ class Binding:
 
 
 @dataclass(frozen=True)
-class Row:
+class TaskRow:
     """A row as a task reads it: by field, not by column.
 
     Args:
-        values (`Mapping[str, Any]`): the row as the source has it.
+        values (`Mapping[str, Any]`): the row by column.
         place (`str`): file and row, for messages.
         binding (`Binding`): which column stands for which field.
 
     Raises:
-        TaskError: by every reader, if the value is not what it should be.
+        TaskError: in every method that reads a value, if the value is not of the kind that the method names.
 
     Example:
 
-    >>> row = Row({"q": "Two and two?", "n": ""}, "sums.jsonl, line 1", Binding({"question": "q", "answer": "n"}))
+    >>> row = TaskRow({"q": "Two and two?", "n": ""}, "sums.jsonl, line 1", Binding({"question": "q", "answer": "n"}))
     >>> row.text("question")
     'Two and two?'
     >>> row.text("answer")
@@ -73,42 +86,42 @@ class Row:
         return self.binding.seed
 
     def value(self, name: str) -> Any:
-        """What stands there, unchecked; a list where several columns stand for the field.
+        """The value of a field, unchecked; a list if several columns stand for the field.
 
-        `None` where an optional field is missing; a missing column is an error for the others.
+        `None` where an optional field is missing. A missing column of any other field is an error.
         """
         column = self.binding.columns.get(name)
         if column is None:
             return None
-        for each in (column,) if isinstance(column, str) else column:
-            if each not in self.values:
-                if name in self.binding.optional:
-                    return None
-                raise TaskError(f"{self.place} lacks the column {each!r}, which other rows have")
+        missing = [each for each in names_of(column) if each not in self.values]
+        if missing and name in self.binding.optional:
+            return None
+        if missing:
+            raise TaskError(f"{self.place} lacks the column {missing[0]!r}, which other rows have")
         return self.values[column] if isinstance(column, str) else [self.values[each] for each in column]
 
     def text(self, name: str) -> str:
-        """A text that is not empty, without space at its ends."""
+        """A non-empty text, without whitespace at its ends."""
         return self.checked_text(name, self.value(name))
 
     def optional_text(self, name: str) -> str:
-        """A text, `""` where the column, or a value in it, is missing."""
+        """A text; `""` where the column or its value is missing."""
         value = self.value(name)
         return "" if value is None or value == "" else self.checked_text(name, value)
 
     def texts(self, name: str) -> list[str]:
-        """A list, which is not empty, of texts that are not empty."""
+        """A non-empty list of non-empty texts."""
         texts = [self.checked_text(name, each) for each in self.sequence(name)]
         if not texts:
             raise self.error(name, "the list is empty")
         return texts
 
     def sequence(self, name: str) -> list[Any]:
-        """A list, which a file without types (CSV) may hold as JSON."""
+        """A list; in a file without types (CSV), a list as JSON."""
         return self.checked_sequence(name, self.decoded(name))
 
     def decoded(self, name: str) -> Any:
-        """The value, which a file without types (CSV) may hold as JSON; text that is no JSON stays as it is."""
+        """The value; if it is a string with a JSON list or object (as in CSV), that list or object."""
         value = self.value(name)
         if isinstance(value, str) and value.lstrip().startswith(("[", "{")):
             try:
@@ -118,13 +131,13 @@ class Row:
         return value
 
     def checked_sequence(self, name: str, value: Any) -> list[Any]:
-        """The same for a value that was read before."""
+        """Checks that a value read before is a list."""
         if isinstance(value, (str, bytes)) or not isinstance(value, Sequence):
             raise self.error(name, f"{self.quote(value)} is not a list")
         return list(value)
 
     def checked_text(self, name: str, value: Any) -> str:
-        """The same for a value that was read before."""
+        """Checks that a value read before is a non-empty text."""
         if not isinstance(value, str):
             raise self.error(name, f"{self.quote(value)} is not a text")
         if not value.strip():
@@ -137,22 +150,17 @@ class Row:
 
     def error(self, name: str, problem: str) -> TaskError:
         """The error to raise about one field of this row."""
-        column = self.binding.columns.get(name)
-        if column is None or isinstance(column, str):
-            where = f"column {column or name!r}"
-        else:
-            where = "columns " + ", ".join(repr(each) for each in column)
+        names = names_of(self.binding.columns.get(name) or name)
+        where = ("columns " if len(names) > 1 else "column ") + ", ".join(map(repr, names))
         return TaskError(f"{self.place}, {where}: {problem}")
 
     def quote(self, value: Any) -> str:
-        """A value for messages: shortened, or of gated data its type alone."""
-        if value is None:
-            return "None"
-        if not self.binding.is_quoted:
-            return f"a value of type {type(value).__name__}"
-        shown = repr(value)
-        return shown if len(shown) <= 40 else shown[:37] + "..."
+        """A value for messages: shortened, or for gated data only its type."""
+        if value is None or self.binding.is_quoted:
+            shown = repr(value)
+            return shown if len(shown) <= _MOST_QUOTED else shown[: _MOST_QUOTED - 3] + "..."
+        return f"a value of type {type(value).__name__}"
 
     def note(self, remark: str) -> None:
-        """Remembers that this row is odd, though usable; one warning a load tells how many are."""
+        """Counts this row as unusual but usable; one warning per load and remark gives the count."""
         self.binding.notes[remark] += 1

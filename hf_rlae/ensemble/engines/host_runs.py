@@ -1,0 +1,233 @@
+"""Runs of the host, the member inside whose own `generate` an ensemble decodes: it is run there, not here."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+
+from hf_rlae.members import ReadingsRun, Update, UpdateSums
+from hf_rlae.members.ragged_run import Chain, Path
+from hf_rlae.members.readings.state import Reading, RowReadings
+from hf_rlae.members.readings.step import ReadingStep
+
+
+class SharedTokenizerHost:
+    """The host in place of a `SharedRun` (see `HostRun`): its logits are those that were fed."""
+
+    def __init__(self) -> None:
+        self.forward_calls = 0
+        self._fed: tuple[torch.Tensor, torch.Tensor | None] | None = None
+
+    def feed(self, logits: torch.Tensor, hidden: torch.Tensor | None, text: torch.Tensor, pads: Sequence[int]) -> None:
+        """See `HostRun`."""
+        self._fed = (logits, hidden)
+
+    def columns(self, total: int) -> int:
+        """See `SharedRun`."""
+        return total
+
+    def lengths(self, columns: torch.Tensor, firsts: torch.Tensor) -> torch.Tensor:
+        """See `SharedRun`."""
+        return columns - firsts[:, None]
+
+    def read(
+        self, input_ids: torch.Tensor, attention_mask: torch.Tensor | None, keep: int, hidden: bool
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """See `SharedRun`; only the newest column is known."""
+        assert self._fed is not None
+        assert keep == 1
+        logits, states = self._fed
+        return logits[:, None], None if states is None else states[:, None]
+
+    def reorder(self, rows: torch.Tensor) -> None:
+        """`generate` reorders the host itself."""
+
+    def record(self) -> None:
+        """Columns are never taken back."""
+
+    def crop(self, length: int) -> bool:
+        """Columns are never taken back."""
+        return False
+
+    def reset(self) -> None:
+        """See `MemberRun`."""
+        self._fed = None
+
+
+class _FedReadings(ReadingsRun):
+    """A `ReadingsRun` whose outputs after the text as it is written are fed."""
+
+    def _cleaned(self, logits: torch.Tensor) -> torch.Tensor:
+        """Logits in fp32 on the member's device, -inf for the ids that have no part in the mixture."""
+        logits = logits.to(device=self.device, dtype=torch.float32)
+        return logits.index_fill(-1, self._excluded, -torch.inf) if len(self._excluded) else logits
+
+    def _used_entries(self) -> set[int]:
+        return {0} | {reading.entry for row in self.rows for reading in row.readings}
+
+
+class ReadingsHost(_FedReadings):
+    """The host in place of a `ReadingsRun` (see `HostRun`): it is never run, and its ids are those that were written.
+
+    `generate` conditions the host on the ids of the text, so the live path of every update is the written id: all ends
+    count for it. Where another member proposed the written token, the host itself might have written a longer one.
+    Such a stay needs no forward pass, only the probabilities that the host gave before, so stays are kept as by every
+    other member.
+
+    The outputs after a column are fed before the column is taken in. Until then `measure` uses those of the column
+    before, which is what updates need.
+    """
+
+    _fed: tuple[torch.Tensor, torch.Tensor | None, list[int]] | None = None
+    _entries: list[int]
+
+    def feed(self, logits: torch.Tensor, hidden: torch.Tensor | None, text: torch.Tensor, pads: Sequence[int]) -> None:
+        """See `HostRun`."""
+        self._fed = (logits, hidden, text[:, -1].tolist())
+
+    def _keep_fed(self) -> None:
+        """Puts what was fed into the store; rows that begin, or whose newest id has no text, start from there."""
+        if self._fed is None:
+            return
+        logits, hidden, last_ids = self._fed
+        self._fed = None
+        self._entries = self.store.put(self._cleaned(logits), hidden, self._used_entries())
+        begins = not self.rows
+        if begins:
+            self.rows = [RowReadings() for _ in last_ids]
+        for row, i in enumerate(last_ids):
+            if begins or not self.vocabulary.pieces[i]:
+                self.rows[row] = RowReadings(readings=(Reading((), b"", 1.0, self._entries[row]),))
+
+    def admit(self, prompts: Sequence[Sequence[int] | None]) -> None:
+        """See `ReadingsRun`; the host has read its prompt."""
+        self._keep_fed()
+
+    def catch_up(self, rows: Sequence[int] | range) -> None:
+        """The host is never behind."""
+
+    def defer(self, row: int, raw: bytes) -> None:
+        """The host is never behind: it takes the text in at once."""
+        updates: list[Update | None] = [None] * len(self.rows)
+        updates[row] = Update(raw)
+        self.advance(updates)
+
+    def advance(self, updates: Sequence[Update | None], sums: UpdateSums | None = None) -> None:
+        """See `ReadingsRun`."""
+        if sums is None:
+            sums = self.measure([None if update is None else update.raw for update in updates]).read()
+        numbers = sums.numbers
+        self._keep_fed()
+        for row, update in enumerate(updates):
+            if update is None:
+                continue
+            step = ReadingStep(row, update)
+            for reading, target, scale, at in sums.targets[row]:
+                ends = len(target.ends)
+                step.end_sum += scale * sum(numbers[at : at + ends])
+                stay = scale * numbers[at + ends + 2]
+                if stay > 0:
+                    step.add_stay(reading, stay)
+            end, factor = step.end_weight()
+            found = [Reading((), b"", end, self._entries[row])]
+            found += [Reading((), r.tail + update.raw, value * factor, r.entry) for r, value in step.stays]
+            found.sort(key=lambda reading: -reading.weight)
+            kept = [reading for reading in found if reading.weight >= self.min_reading] or found[:1]
+            kept = kept[: self.max_readings]
+            total = sum(reading.weight for reading in kept)
+            for reading in kept:
+                reading.weight = reading.weight / total if len(kept) > 1 else 1.0
+            self.rows[row] = RowReadings(readings=tuple(kept))
+
+    def mark(self, column: int) -> None:
+        """See `ReadingsRun`."""
+        self._keep_fed()
+        super().mark(column)
+
+    def distribution(self, in_place: bool = False) -> tuple[torch.Tensor, torch.Tensor]:
+        """See `ReadingsRun`."""
+        self._keep_fed()
+        return super().distribution(in_place)
+
+    def observation(self) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """See `ReadingsRun`."""
+        self._keep_fed()
+        return super().observation()
+
+    def reorder(self, rows: torch.Tensor) -> None:
+        """See `ReadingsRun`."""
+        self.rows = [self.rows[row] for row in rows.tolist()] if self.rows else []
+
+
+class RereadingHost(_FedReadings):
+    """The host with readings of its own, as every other member has them (see `HostRun`).
+
+    Where its live path is the text as it was written, `generate` has run it already and those outputs are used; only
+    where it reads the text in other tokens is it run once more, on a cache of its own.
+    """
+
+    _fed: tuple[torch.Tensor, torch.Tensor | None] | None = None
+    _text: torch.Tensor
+    _pads: Sequence[int]
+    _served: frozenset[int] = frozenset()
+
+    def feed(self, logits: torch.Tensor, hidden: torch.Tensor | None, text: torch.Tensor, pads: Sequence[int]) -> None:
+        """See `HostRun`."""
+        self._fed = (self._cleaned(logits), hidden)
+        self._text, self._pads = text, pads
+
+    def admit(self, prompts: Sequence[Sequence[int] | None]) -> None:
+        """See `ReadingsRun`; the host has read its prompt."""
+        assert self._fed is not None
+        entries = self.store.put(*self._fed, {0})
+        self.rows = [
+            RowReadings(Chain(None, tuple(prompt or ())), (Reading((), b"", 1.0, entry),))
+            for prompt, entry in zip(prompts, entries, strict=True)
+        ]
+
+    def _is_written(self, row: int, path: Path) -> bool:
+        pad = self._pads[row]
+        if path.want != 1 or path.length != self._text.shape[1] - pad:
+            return False
+        return path.after(0) == tuple(self._text[row, pad:].tolist())
+
+    @torch.no_grad()
+    def _run(self, paths: list[Path | None]) -> list[int]:
+        assert self._fed is not None
+        self._served = frozenset(
+            row for row, path in enumerate(paths) if path is not None and self._is_written(row, path)
+        )
+        if not self._served:
+            return super()._run(paths)
+        logits, hidden = self._merged(paths, *self._fed)
+        return self.store.put(logits, hidden, self._used_entries())
+
+    def _merged(
+        self, paths: list[Path | None], fed_logits: torch.Tensor, fed_hidden: torch.Tensor | None
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """Outputs along all paths, row by row: fed ones for rows in `_served`, and of a forward pass for the others."""
+        rest = [None if row in self._served else path for row, path in enumerate(paths)]
+        own = self.runner.run(rest) if any(rest) else None
+        own_logits = None if own is None else self._cleaned(own.logits)
+        logits: list[torch.Tensor] = []
+        hidden: list[torch.Tensor] = []
+        at = 0
+        for row, path in enumerate(paths):
+            if row in self._served:
+                logits.append(fed_logits[row, None])
+                hidden += [] if fed_hidden is None else [fed_hidden[row, None]]
+            elif path is not None and own is not None and own_logits is not None:
+                logits.append(own_logits[at : at + path.want])
+                hidden += [] if own.hidden is None else [own.hidden[at : at + path.want]]
+                at += path.want
+        return torch.cat(logits), torch.cat(hidden) if hidden else None
+
+    def _settled(self, row: int, read: tuple[int, ...], readings: list[Reading]) -> RowReadings:
+        # where `generate` has read the text, the host's own cache has not moved
+        return super()._settled(row, () if row in self._served else read, readings)
+
+    def advance(self, updates: Sequence[Update | None], sums: UpdateSums | None = None) -> None:
+        """See `ReadingsRun`."""
+        self._served = frozenset()
+        super().advance(updates, sums)

@@ -1,0 +1,309 @@
+"""One forward pass of an ensemble whose members have different tokenizers."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING
+
+import torch
+
+from hf_rlae.ensemble.spans import SpanQuery
+from hf_rlae.ensemble.trace import MemberScores
+from hf_rlae.members import Update, UpdateSums
+from hf_rlae.policies import MemberObservation
+
+if TYPE_CHECKING:
+    from hf_rlae.ensemble.cache_ensemble import EnsembleCache
+    from hf_rlae.ensemble.engines.readings import ReadingsCall
+
+logger = logging.getLogger(__name__)
+
+Distribution = tuple[torch.Tensor, torch.Tensor]
+"""A member's probabilities over the union vocabulary `(B, V)`, and the log of its sum of exponentials `(B,)`."""
+
+
+class ColumnText:
+    """The text of one column, as the members have to take it in.
+
+    Attributes:
+        updates (`list[list[Update | None]]`): by member and row; `None` without new text, or once it is taken in.
+        sums (`list[UpdateSums | None]`): by member, the sums that its updates rest on, where they are known.
+    """
+
+    def __init__(self, updates: list[list[Update | None]], sums: list[UpdateSums | None]) -> None:
+        self.updates = updates
+        self.sums = sums
+
+
+class ReadingsStep:
+    """Takes the text of new columns in, one column after the other (see `EngineStep`).
+
+    What a member believes after a column depends on who proposed the column's token, so columns cannot be read
+    at once.
+
+    Args:
+        call (`ReadingsCall`): the members' runs.
+        cache (`EnsembleCache`): the text and the weights.
+        keep (`int`): logits are wanted for the last so many columns.
+    """
+
+    def __init__(self, call: ReadingsCall, cache: EnsembleCache, keep: int) -> None:
+        self.call = call
+        self.engine = call.engine
+        self.runs = call.runs
+        self.cache = cache
+        self.low = cache.ids.shape[1] - keep
+        spans = cache.spans
+        self.prompt_ends: list[int] = torch.maximum(spans.starts - 1, spans.firsts).tolist()
+        # `generate` copies the logits of a single column; members' probabilities that are traced stay as they are
+        self.writes_in_place = cache.in_generate and keep == 1 and not cache.trace.enabled
+        self._column = -1
+        self._text = ColumnText([], [])
+        self._mixed: list[torch.Tensor] = []
+        self._members: list[list[Distribution | None]] = []
+        self._weights: list[torch.Tensor] = []
+
+    # -- the way of a step --------------------------------------------------------------------------------
+
+    def queries(self) -> Iterator[SpanQuery]:
+        """See `EngineStep`: reads columns, and stops wherever a span begins."""
+        cache, first, total = self.cache, self.call.num_read, self.cache.ids.shape[1]
+        text = cache.ids[:, first:].tolist()
+        mask = None
+        if cache.mask is not None and not (cache.in_generate and first >= int(cache.spans.starts[0])):
+            mask = cache.mask[:, first:].tolist()
+        for run in self.runs:
+            run.start_recording(first)
+        for column in range(first, total):
+            tokens: list[int | None] = [row[column - first] for row in text]
+            if mask is not None:
+                tokens = [t if row[column - first] else None for t, row in zip(tokens, mask, strict=True)]
+            self._column = column
+            self._begin_column(tokens)
+            for query in cache.spans.queries(column, column + 1):
+                if query.column <= column:
+                    yield query
+            self._finish_column()
+            for run in self.runs:
+                run.mark(column)
+        self.call.num_read = total
+
+    def observe(self, query: SpanQuery) -> list[MemberObservation]:
+        """See `EngineStep`."""
+        rows = [row for row, end in enumerate(self.prompt_ends) if end <= self._column]
+        for index in range(len(self.runs)):
+            self._catch_up(index, rows)
+        return [MemberObservation(*run.observation()) for run in self.runs]
+
+    def logits(self) -> torch.Tensor:
+        """See `EngineStep`; NaN inside prompts."""
+        if self.cache.trace.enabled:
+            scores = _stacked(self._members)
+            self.cache.trace.pending = MemberScores(self.low, scores, torch.cat(self._weights, dim=1), are_probs=True)
+        return self._mixed[0][:, None] if len(self._mixed) == 1 else torch.stack(self._mixed, dim=1)
+
+    # -- one column ---------------------------------------------------------------------------------------
+
+    def _begin_column(self, tokens: Sequence[int | None]) -> None:
+        """Hands out the prompts that end in the column, and finds what its tokens mean for the members."""
+        column, pieces = self._column, self.engine.union.pieces
+        begins = [row for row, end in enumerate(self.prompt_ends) if end == column]
+        if begins:
+            self._admit(begins)
+        raws = [
+            pieces[token] if token is not None and column > end else None
+            for token, end in zip(tokens, self.prompt_ends, strict=True)
+        ]
+        self._text = self._measured(raws)
+
+    def _admit(self, begins: Sequence[int]) -> None:
+        """Hands every member the prompts of the rows whose prompt ends here."""
+        prompts: list[list[tuple[int, ...] | None]] = [[None] * len(self.prompt_ends) for _ in self.runs]
+        for row in begins:
+            for index, prompt in enumerate(self.call.prompts(self.cache, row)):
+                prompts[index][row] = prompt
+        for run, rows in zip(self.runs, prompts, strict=True):
+            run.admit(rows)
+
+    def _finish_column(self) -> None:
+        """Runs the members with weight and mixes their distributions; the others take the text in later."""
+        cache, column = self.cache, self._column
+        is_wanted = column >= self.low
+        has_begun = [end <= column for end in self.prompt_ends]
+        outputs: list[Distribution | None] = [None] * len(self.runs)
+        if any(has_begun):
+            if cache.draws is not None and is_wanted:
+                outputs = self._run_drawn(has_begun)
+            else:
+                outputs = self._run(has_begun, is_wanted)
+        for run, updates in zip(self.runs, self._text.updates, strict=True):
+            for row, update in enumerate(updates):
+                if update is not None:
+                    run.defer(row, update.raw)
+        if not is_wanted:
+            return
+        if cache.trace.enabled:  # inside a prompt no member has weight
+            has_weights = any(output is not None for output in outputs)
+            none = torch.zeros(len(has_begun), 1, len(outputs), device=cache.ids.device)
+            self._members.append(outputs)
+            self._weights.append(cache.spans.weights(column, column + 1) if has_weights else none)
+        self._mixed.append(self._mix(outputs, has_begun))
+
+    def _run(self, has_begun: Sequence[bool], is_wanted: bool) -> list[Distribution | None]:
+        """Lets the members with weight read what they have not read yet, and returns their distributions."""
+        weights = self.cache.spans.as_lists(self._column)
+        outputs: list[Distribution | None] = [None] * len(self.runs)
+        for index, run in enumerate(self.runs):
+            rows = [row for row, weight in enumerate(weights) if has_begun[row] and weight[index] > 0]
+            if rows:
+                self._catch_up(index, rows)
+                if is_wanted:
+                    outputs[index] = run.distribution(self.writes_in_place)
+        return outputs
+
+    def _run_drawn(self, has_begun: Sequence[bool]) -> list[Distribution | None]:
+        """As `_run`, with one drawn member per row; if it has no next-token mass, another one is drawn."""
+        cache, column, runs, draws = self.cache, self._column, self.runs, self.cache.draws
+        assert draws is not None
+        excluded = [{k for k, run in enumerate(runs) if run.rows[row].is_exhausted} for row in range(len(has_begun))]
+        while True:
+            draws.choose(cache.spans, cache.ids, column, [sorted(members) for members in excluded])
+            outputs = self._run(has_begun, True)
+            drawn = [weights.index(1.0) for weights in cache.spans.as_lists(column)]
+            in_doubt = [
+                (row, k)
+                for row, k in enumerate(drawn)
+                if has_begun[row] and k not in excluded[row] and runs[k].rows[row].may_be_empty
+            ]
+            empty = [(row, k) for row, k in in_doubt if _is_empty(outputs[k], row)]
+            if not empty:
+                return outputs
+            for row, k in empty:
+                excluded[row].add(k)
+
+    # -- what new text means for the members --------------------------------------------------------------
+
+    def _measured(self, raws: Sequence[bytes | None]) -> ColumnText:
+        """The updates of all members, with the shares of those who proposed the tokens of this column."""
+        if not any(raw is not None for raw in raws):
+            return ColumnText([[None] * len(raws) for _ in self.runs], [None] * len(self.runs))
+        weights = self.cache.spans.as_lists(self._column - 1)
+        sums = self._sums(raws, weights)
+        # by tokenizer and row: what its members proposed whole, and as the beginning of a longer token
+        proposals: dict[int, list[list[float]]] = {}
+        totals = [0.0] * len(raws)
+        for index, known in enumerate(sums):
+            if known is None:
+                continue
+            proposed = proposals.setdefault(self.engine.groups[index], [[0.0, 0.0] for _ in raws])
+            shares = known.proposed()
+            for row in known.rows:
+                weight, (whole, unfinished) = weights[row][index], shares[row]
+                proposed[row][0] += weight * whole
+                proposed[row][1] += weight * unfinished
+                totals[row] += weight * (whole + unfinished)
+        unknown = [None if raw is None else Update(raw) for raw in raws]
+        updates = [list(unknown) for _ in self.runs]
+        for index, known in enumerate(sums):
+            for row in () if known is None else known.rows:
+                total, raw = totals[row], raws[row]
+                if total > 0 and raw is not None:
+                    whole, unfinished = proposals[self.engine.groups[index]][row]
+                    updates[index][row] = Update(raw, whole / total, unfinished / total)
+        return ColumnText(updates, sums)
+
+    def _sums(self, raws: Sequence[bytes | None], weights: list[list[float]]) -> list[UpdateSums | None]:
+        """By member, the sums for the rows in which it had weight and has read all text; one copy to the CPU."""
+        pending = [
+            run.measure(
+                [
+                    raw if held[index] > 0 and row.readings and not row.pending else None
+                    for raw, held, row in zip(raws, weights, run.rows, strict=True)
+                ]
+            )
+            for index, run in enumerate(self.runs)
+        ]
+        device = self.runs[0].device
+        numbers = torch.cat([entry.sums.to(device) for entry in pending]).tolist()
+        found: list[UpdateSums | None] = []
+        at = 0
+        for entry in pending:
+            size = len(entry.sums)
+            sums = entry.read(numbers[at : at + size])
+            found.append(sums if entry.rows else None)
+            at += size
+        return found
+
+    def _catch_up(self, index: int, rows: Sequence[int]) -> None:
+        """Lets a member read all that it has not read yet in the given rows."""
+        run, updates = self.runs[index], self._text.updates[index]
+        if any(run.rows[row].unread for row in rows):
+            for row in rows:
+                update = updates[row]
+                if update is not None and run.rows[row].unread:
+                    run.defer(row, update.raw)
+                    updates[row] = None
+            run.catch_up([row for row in rows if run.rows[row].unread])
+        chosen: list[Update | None] = [None] * len(run.rows)
+        for row in rows:
+            update = updates[row]
+            if update is None and run.rows[row].pending:
+                update = Update(b"")
+            chosen[row] = update
+            updates[row] = None
+        read = [row for row, update in enumerate(chosen) if update is not None]
+        if read:
+            sums = self._text.sums[index]
+            run.advance(chosen, sums if sums is not None and sums.rows == read else None)
+
+    # -- the mixture --------------------------------------------------------------------------------------
+
+    def _mix(self, outputs: Sequence[Distribution | None], has_begun: Sequence[bool]) -> torch.Tensor:
+        """Logits `(B, V)` of the mixture; NaN in rows whose prompt has not ended."""
+        ids = self.cache.ids
+        device = ids.device
+        active = [index for index, output in enumerate(outputs) if output is not None]
+        if not active:
+            return torch.full((ids.shape[0], self.engine.vocab_size), torch.nan, device=device)
+        present = [output for output in outputs if output is not None]
+        probs = [entry[0].to(device) for entry in present]
+        log_z = [entry[1].to(device) for entry in present]
+        weights = self.cache.spans.weights(self._column, self._column + 1)[:, 0, active]
+        has_ended: torch.Tensor | None = None
+        if any(self.runs[index].may_be_empty for index in active):
+            weights = weights * torch.isfinite(torch.stack(log_z, dim=1))
+            total = weights.sum(1, keepdim=True)
+            is_empty = total[:, 0] == 0
+            has_ended = is_empty if bool(is_empty.any()) else None
+            weights = weights / total.masked_fill(total == 0, 1.0)
+        if self.cache.trace.enabled:
+            probs = [entry.clone() for entry in probs]
+        mixed = self.engine.mixing.of_probs(probs, log_z, weights)
+        if has_ended is not None:  # no member with weight has next-token mass: the text ends
+            if not self.call.has_warned_of_end:
+                self.call.has_warned_of_end = True
+                logger.warning("no member with weight can continue a text, so it ends there")
+            mixed = mixed.masked_fill(has_ended[:, None], -torch.inf)
+            mixed[:, self.engine.union.stop_id].masked_fill_(has_ended, 0.0)
+        if not all(has_begun):
+            mixed[torch.tensor([not begun for begun in has_begun], device=device)] = torch.nan
+        return mixed
+
+
+def _is_empty(output: Distribution | None, row: int) -> bool:
+    """Whether a member has no next-token mass in a row; waits for the device."""
+    return output is None or bool(output[1][row] == -torch.inf)
+
+
+def _stacked(columns: Sequence[Sequence[Distribution | None]]) -> list[Distribution | None]:
+    """Member outputs of n columns, `(B, n, V)` and `(B, n)` each; NaN in the columns that a member was not run for."""
+    result: list[Distribution | None] = []
+    for entries in zip(*columns, strict=True):
+        some = next((entry for entry in entries if entry is not None), None)
+        if some is None:
+            result.append(None)
+            continue
+        full = [entry or (torch.full_like(some[0], torch.nan), torch.zeros_like(some[1])) for entry in entries]
+        result.append((torch.stack([p for p, _ in full], dim=1), torch.stack([z for _, z in full], dim=1)))
+    return result

@@ -1,0 +1,60 @@
+"""The keyword arguments that ensembles are built and loaded with, for type checkers and editors."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal, TypedDict
+
+import torch
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from hf_rlae.members import Member
+from hf_rlae.policies import Policy
+
+GivenMember = str | os.PathLike[str] | tuple[PreTrainedModel, PreTrainedTokenizerBase] | tuple[Any, Any] | Member
+"""A folder, a Hub id, a `(model, tokenizer)` pair (a `PeftModel` counts as a model) or a `Member`."""
+
+
+class EnsembleOptions(TypedDict, total=False):
+    """Fields of [`EnsembleConfig`] that users set."""
+
+    span_length: int
+    mixing: Literal["linear", "log"]
+    min_weight: float
+    max_active_members: int | None
+    max_readings: int
+    min_reading: float
+    draw: Literal["token", "word", "span"] | None
+    draw_scope: Literal["row", "batch"]
+
+
+class MemberOptions(TypedDict, total=False):
+    """How members are loaded: one entry per member in lists; see [`EnsembleForCausalLM.from_members`]."""
+
+    dtype: str | torch.dtype | None
+    device_map: Any
+    member_kwargs: Mapping[str, Any] | Sequence[Mapping[str, Any] | None] | None
+    revisions: Sequence[str | None] | None
+    end_token_ids: Sequence[Sequence[int] | None] | None
+    adapter_names: Sequence[str | None] | None
+
+
+class BuildOptions(EnsembleOptions, MemberOptions, total=False):
+    """Keyword arguments of [`EnsembleForCausalLM.from_members`]."""
+
+
+class LoadOptions(EnsembleOptions, total=False):
+    """Keyword arguments of [`EnsembleForCausalLM.from_pretrained`]."""
+
+    policy: Policy | None
+    config: Any
+    dtype: str | torch.dtype | None
+    device_map: Any
+    member_kwargs: Mapping[str, Any] | Sequence[Mapping[str, Any] | None] | None
+    revision: str
+    subfolder: str
+    token: str | bool | None
+    cache_dir: str | os.PathLike[str] | None
+    force_download: bool
+    local_files_only: bool

@@ -1,0 +1,108 @@
+"""What a policy is: a callable, and what it may say about itself."""
+
+from __future__ import annotations
+
+from typing import Any, Protocol, runtime_checkable
+
+import torch
+
+from hf_rlae.errors import PolicyError
+from hf_rlae.policies.state import PolicyOutput, PolicyState
+
+
+@runtime_checkable
+class Policy(Protocol):
+    """Anything that is called with a `PolicyState` and returns one weight per row and member.
+
+    A function is enough. A policy may say more about itself by attributes, all of them optional:
+
+    * `observes_members` (`bool`, `True` if absent) and `pooled_tokens` (`int`, 1 if absent): which hidden states of
+      the members it reads, see [`MemberObserver`];
+    * `num_members` (`int`): how many members it gives weights to, see [`SizedPolicy`];
+    * `registered_name` (`str`) and `settings()`: how it is saved with an ensemble, see [`SavedPolicy`].
+
+    Example:
+
+    >>> def first_member_only(state):
+    ...     weights = torch.zeros(state.batch_size, state.num_members)
+    ...     weights[:, 0] = 1.0
+    ...     return weights
+    >>> isinstance(first_member_only, Policy)
+    True
+    """
+
+    def __call__(self, state: PolicyState, /) -> torch.Tensor | PolicyOutput:
+        """Weights of shape `(B, M)` whose rows sum to 1, or a `PolicyOutput` with such weights."""
+        ...
+
+
+@runtime_checkable
+class MemberObserver(Protocol):
+    """A policy that says which hidden states of the members it reads.
+
+    Attributes:
+        observes_members (`bool`): `False` if it reads no member, so that members without weight need not be run.
+        pooled_tokens (`int`): 1 for the newest hidden state alone; n > 1 adds the mean over the newest n tokens.
+    """
+
+    observes_members: bool
+    pooled_tokens: int
+
+
+@runtime_checkable
+class SizedPolicy(Protocol):
+    """A policy for a fixed number of members.
+
+    Attributes:
+        num_members (`int`): M.
+    """
+
+    num_members: int
+
+
+@runtime_checkable
+class SavedPolicy(Protocol):
+    """A policy that is saved by name and settings in an ensemble's `config.json`, without files of its own.
+
+    Attributes:
+        registered_name (`str`): its name in `hf_rlae.policies.policies`.
+    """
+
+    registered_name: str
+
+    def settings(self) -> dict[str, Any]:
+        """The arguments that make the same policy again; values that JSON can hold."""
+        ...
+
+
+def observed_tokens(policy: Any) -> int:
+    """The number of newest tokens of which a policy reads the members' hidden states.
+
+    Args:
+        policy (`Policy`): see [`MemberObserver`]; absent attributes count as `True` and 1.
+
+    Returns:
+        `int`: 0 if it reads no member; 1 for the newest token; n > 1 for the newest token and, beside it, the mean
+        over the newest n (each in the member's own tokens).
+
+    Raises:
+        PolicyError: `pooled_tokens` is not an integer of at least 1.
+    """
+    pooled = getattr(policy, "pooled_tokens", 1)
+    if isinstance(pooled, bool) or not isinstance(pooled, int) or pooled < 1:
+        raise PolicyError(
+            f"pooled_tokens={pooled!r} of {type(policy).__name__}: it must be an integer of at least 1 (1 for the "
+            "newest hidden state alone)"
+        )
+    return pooled if getattr(policy, "observes_members", True) else 0
+
+
+def members_of(policy: Any) -> int | None:
+    """The number of members that a policy was made for; `None` if it does not say.
+
+    Args:
+        policy (`Policy`): see [`SizedPolicy`]; the config of a `PreTrainedModel` may say it, too.
+    """
+    if isinstance(policy, SizedPolicy):
+        return policy.num_members
+    return getattr(getattr(policy, "config", None), "num_members", None)

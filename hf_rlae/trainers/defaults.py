@@ -1,0 +1,43 @@
+"""Fields of configurations, and defaults that several of them share."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from transformers.hf_argparser import HfArg
+
+option: Callable[..., Any] = HfArg
+"""A field with a help text, `option(default=8, help="...")`: transformers' own, with a type that fits any field."""
+
+
+def default_bf16(fp16: bool, use_cpu: bool) -> bool:
+    """Whether bf16 is on where `bf16` is `None`.
+
+    TRL's own default is True. transformers refuses it on a machine without an accelerator, and on a CPU it makes old
+    and new log-probabilities differ.
+
+    Args:
+        fp16 (`bool`): whether fp16 is on.
+        use_cpu (`bool`): whether training stays on the CPU.
+    """
+    return not fp16 and not use_cpu and torch.cuda.is_available() and torch.cuda.is_bf16_supported()
+
+
+def set_defaults(args: Any) -> None:
+    """Fills in fields that the user left out; call it before the `__post_init__` of `TrainingArguments`.
+
+    * `bf16`: see `default_bf16`;
+    * `metric_for_best_model`: the reward, because a loss of reinforcement learning does not say which model is best;
+    * `ddp_find_unused_parameters`: on, because a backward pass may leave out an inactive adapter or head.
+
+    Args:
+        args (`TrainingArguments`): changed in place.
+    """
+    if args.bf16 is None:
+        args.bf16 = default_bf16(bool(args.fp16), bool(args.use_cpu))
+    if args.load_best_model_at_end and args.metric_for_best_model is None:
+        args.metric_for_best_model, args.greater_is_better = "reward", True
+    if args.ddp_find_unused_parameters is None:
+        args.ddp_find_unused_parameters = True

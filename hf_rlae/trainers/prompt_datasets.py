@@ -1,0 +1,89 @@
+"""Datasets of prompts: what trainers check about them before they load or run anything."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from datasets import Dataset
+
+from hf_rlae.errors import ConfigError
+
+
+def prompts_by_dataset(train_dataset: Any = None, eval_dataset: Any = None) -> dict[str, list[Any]]:
+    """The prompts of each dataset by the dataset's name in error messages. Datasets that are `None` are left out.
+
+    Args:
+        train_dataset (`datasets.Dataset`, *optional*): with a column `prompt`.
+        eval_dataset (`datasets.Dataset` or a mapping of names to these, *optional*): the same.
+
+    Raises:
+        ConfigError: not a `datasets.Dataset`, an empty one, no column `prompt`, or prompts that are neither all strings
+            nor all lists of messages.
+    """
+    evaluated = eval_dataset if isinstance(eval_dataset, Mapping) else {"eval_dataset": eval_dataset}
+    found = {"train_dataset": train_dataset, **evaluated}
+    return {name: _prompts(name, dataset) for name, dataset in found.items() if dataset is not None}
+
+
+def _prompts(name: str, dataset: Any) -> list[Any]:
+    if not isinstance(dataset, Dataset):
+        raise ConfigError(
+            f"{name} is a {type(dataset).__name__}; give a datasets.Dataset, not a streamed one "
+            "(`Dataset.from_list(rows)` makes one of rows)"
+        )
+    if "prompt" not in dataset.column_names:
+        raise ConfigError(
+            f"{name} has no column 'prompt' (it has {', '.join(dataset.column_names)}); rename the column of "
+            "prompts, or load the data with `hf_rlae.tasks.load_task`"
+        )
+    if not len(dataset):
+        raise ConfigError(f"{name} is empty; give at least one example")
+    prompts = list(dataset["prompt"])
+    kinds = {type(prompt) for prompt in prompts}
+    if kinds not in ({str}, {list}):
+        found = ", ".join(sorted(kind.__name__ for kind in kinds))
+        raise ConfigError(f"{name}: prompts must all be strings, or all be lists of messages, found {found}")
+    return prompts
+
+
+def check_prompts(args: Any, train_dataset: Any, eval_dataset: Any) -> dict[str, list[Any]]:
+    """As `prompts_by_dataset`, and the training dataset must be there and have enough prompts for a rollout.
+
+    Args:
+        args: with `generation_batch_size` and `num_generations`.
+        train_dataset, eval_dataset: see `prompts_by_dataset`.
+
+    Raises:
+        ConfigError: as `prompts_by_dataset`, and for a missing or too small `train_dataset`.
+    """
+    if train_dataset is None:
+        raise ConfigError("train_dataset is missing; give a datasets.Dataset with a column `prompt`")
+    found = prompts_by_dataset(train_dataset, eval_dataset)
+    given, wanted = len(train_dataset), args.generation_batch_size // args.num_generations
+    if given < wanted:
+        raise ConfigError(
+            f"train_dataset has {given} prompts, but a rollout of {args.generation_batch_size} completions needs "
+            f"{wanted} different ones; give more prompts, a larger num_generations ({args.num_generations} now), or a "
+            "smaller generation_batch_size"
+        )
+    return found
+
+
+def check_chat_template(name: str, prompts: list[Any], tokenizer: Any, owner: str) -> None:
+    """Raises if prompts are messages and a tokenizer cannot render them.
+
+    Args:
+        name (`str`): of the dataset.
+        prompts (`list`): at least one string or list of messages.
+        tokenizer (`PreTrainedTokenizerBase`): that encodes them.
+        owner (`str`): the tokenizer's name in the message.
+
+    Raises:
+        ConfigError: the tokenizer has no chat template.
+    """
+    if isinstance(prompts[0], list) and not tokenizer.chat_template:
+        raise ConfigError(
+            f"{name}: prompts are messages, but {owner} has no chat template; set its `chat_template`, or give plain "
+            "strings"
+        )
