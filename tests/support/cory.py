@@ -1,4 +1,4 @@
-"""Small bases, data and runs for tests of CORY trainers."""
+"""Small base models, data and runs for tests of CORY trainers."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ OPTIONS: dict[str, Any] = {
     "use_cpu": True,
     "seed": 7,
 }
-"""Rollouts of 8 texts of 6 tokens, G = 4, two updates each, two passes; silent and on the CPU."""
+"""Rollouts of 8 completions of 6 tokens, G = 4, with two updates in each of two passes; silent and on the CPU."""
 
 
 def lora(**fields: Any) -> LoraConfig:
@@ -49,7 +49,7 @@ def base(seed: int = 0, chat: bool = False, **overrides: Any) -> tuple[Any, Any]
 
 
 def chats(count: int = 6) -> Dataset:
-    """Conversations of one message."""
+    """Conversations with one message each."""
     return Dataset.from_dict({"prompt": [[{"role": "user", "content": text}] for text in data(count)["prompt"]]})
 
 
@@ -65,7 +65,7 @@ def trainer_of(
     callbacks: list[Any] | None = None,
     **options: Any,
 ) -> Any:
-    """A trainer, ready to run."""
+    """A trainer that is ready to train."""
     model, tokenizer = base() if given is None else given
     kind = config_class or getattr(trainer_class, "config_class", CoryConfig)
     return trainer_class(
@@ -104,7 +104,7 @@ def gradients_of(trainer: Any, agent: str) -> list[torch.Tensor]:
 
 
 def rollout(trainer: Any, rows: int = 8, group: int = 4) -> dict[str, Any]:
-    """One rollout in training mode, as `train` makes it."""
+    """One rollout in training mode, as `train` generates it."""
     trainer.model.train()
     inputs = [dict(trainer.train_dataset[index // group]) for index in range(rows)]
     torch.manual_seed(3)
@@ -113,7 +113,7 @@ def rollout(trainer: Any, rows: int = 8, group: int = 4) -> dict[str, Any]:
 
 @contextlib.contextmanager
 def in_training(trainer: Any) -> Iterator[None]:
-    """What `train` sets before the first step."""
+    """Sets what `train` sets before the first step."""
     trainer.model.train()
     trainer.current_gradient_accumulation_steps = 1
     if trainer.args.activation_checkpointing:

@@ -1,4 +1,4 @@
-"""What tests of ensembles share: prompts, policies that look at the text, and references made without the package."""
+"""Shared parts of tests of ensembles: prompts, policies that look at the text, and references without the package."""
 
 from __future__ import annotations
 
@@ -37,15 +37,15 @@ def weights_of_text(text: str, members: int) -> torch.Tensor:
 
 
 def policy_of_text(state: PolicyState) -> torch.Tensor:
-    """A policy that looks at the text and at nothing else."""
+    """A policy that looks only at the text."""
     return torch.stack([weights_of_text(text, state.num_members) for text in state.text])
 
 
 class Recorder:
-    """A policy that keeps what it was asked: one `(span, text)` a row.
+    """A policy that records its calls: one `(span, text)` per row.
 
     Attributes:
-        asked (`list[list[tuple[int, str]]]`): one list a call.
+        asked (`list[list[tuple[int, str]]]`): one list per call.
     """
 
     def __init__(self, policy: Callable[[PolicyState], torch.Tensor] = policy_of_text) -> None:
@@ -58,7 +58,7 @@ class Recorder:
 
 
 class Schedule:
-    """A policy that gives every row the `s % len(rows)`-th of `rows` in span `s`."""
+    """A policy that gives every row the weights `rows[s % len(rows)]` in span `s`."""
 
     def __init__(self, *rows: Sequence[float]) -> None:
         self.rows = torch.tensor(rows, dtype=torch.float32)
@@ -69,7 +69,7 @@ class Schedule:
 
 @contextmanager
 def columns_read(*models: nn.Module) -> Iterator[list[list[int]]]:
-    """For each model the number of columns of each of its forward passes."""
+    """The number of columns of each forward pass, one list per model."""
     calls: list[list[int]] = [[] for _ in models]
     with ExitStack() as stack:
         for seen, model in zip(calls, models, strict=True):

@@ -1,4 +1,4 @@
-"""Tiny causal language models of many architectures, made from configs in memory in a few milliseconds."""
+"""Tiny causal language models of many architectures, built from configs in memory in a few milliseconds."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from transformers import (
 from tests.support.tokenizers import byte_level_bpe
 
 WINDOW = 8
-"""The sliding window of the architectures that have one."""
+"""The length of the sliding window, in architectures that have one."""
 
 _SIZES: dict[str, Any] = {
     "hidden_size": 32,
@@ -64,19 +64,19 @@ _CONFIGS: dict[str, tuple[Callable[..., PreTrainedConfig], dict[str, Any]]] = {
 }
 
 ARCHITECTURES = tuple(_CONFIGS)
-"""Names that `tiny` knows."""
+"""The names that `tiny` accepts."""
 
 RECURRENT = ("rwkv", "mamba")
-"""Those without attention: in transformers they read padding as text."""
+"""Architectures without attention: in transformers they read padding as text."""
 
 SLIDING = ("mistral", "gemma2", "gemma3")
-"""Those with a sliding window; in `mistral` every layer has it."""
+"""Architectures with a sliding window; in `mistral` every layer has one."""
 
 
 def tiny(architecture: str, vocab_size: int, seed: int = 0, **overrides: Any) -> PreTrainedModel:
     """A small random model in fp32 and eval mode.
 
-    Weights are large enough for texts to vary and for distributions to be neither flat nor certain.
+    The weights are large enough that texts vary and that distributions are neither flat nor certain.
 
     Args:
         architecture (`str`): one of `ARCHITECTURES`.
@@ -117,7 +117,7 @@ def pair(
     tokenizer: PreTrainedTokenizerBase | None = None,
     **overrides: Any,
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """A `tiny` model and the tokenizer it goes with (byte-level BPE if none is given), as users load them."""
+    """A `tiny` model and its tokenizer (byte-level BPE if none is given), as users load them."""
     tokenizer = byte_level_bpe() if tokenizer is None else tokenizer
     special = {name: getattr(tokenizer, name) for name in ("bos_token_id", "eos_token_id", "pad_token_id")}
     options = {**special, **overrides}
@@ -131,7 +131,7 @@ def pairs(
     first_seed: int = 0,
     **overrides: Any,
 ) -> list[tuple[PreTrainedModel, PreTrainedTokenizerBase]]:
-    """One `pair` an architecture, all with one tokenizer and each with its own seed."""
+    """One `pair` per architecture, all with one tokenizer and each with its own seed."""
     return [
         pair(architecture, first_seed + index, tokenizer, **overrides)
         for index, architecture in enumerate(architectures)
@@ -141,7 +141,7 @@ def pairs(
 def constant(
     logits: torch.Tensor, tokenizer: PreTrainedTokenizerBase | None = None
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """A pair whose model gives the same `logits` `(V,)` after every text, whatever they are (also -inf)."""
+    """A pair whose model returns the same `logits` `(V,)` after every text; they may be -inf."""
     tokenizer = byte_level_bpe() if tokenizer is None else tokenizer
     model = tiny("llama", len(logits), num_hidden_layers=1)
 
@@ -153,7 +153,7 @@ def constant(
 
 
 def with_adapters(base: PreTrainedModel, names: Sequence[str] = ("one", "two"), seed: int = 0) -> Any:
-    """One base model with a LoRA adapter a name, none of which is zero; the first is active."""
+    """A base model with one LoRA adapter per name; no adapter is zero, and the first one is active."""
     peft = pytest.importorskip("peft")
     settings = peft.LoraConfig(r=4, lora_alpha=16, target_modules="all-linear", task_type="CAUSAL_LM")
     with torch.random.fork_rng(devices=[]):

@@ -14,7 +14,7 @@ from hf_rlae.policies import MemberObservation, PromptScores
 from tests.support.tokenizers import byte_level_bpe
 
 SIZES = (32, 48)
-"""Hidden sizes of two members that do not exist."""
+"""Hidden sizes of two imaginary members."""
 
 
 def random_state(
@@ -27,7 +27,7 @@ def random_state(
     pools: bool = True,
     **options: Any,
 ) -> PolicyState:
-    """A state of `rows` rows whose members show random logits and hidden states, with means beside them if it pools."""
+    """A state of `rows` rows with random logits and hidden states of each member, and with their means if it pools."""
     generator = torch.Generator().manual_seed(seed)
     seen = [
         MemberObservation(
@@ -43,7 +43,7 @@ def random_state(
 
 
 def row_of(state: PolicyState, row: int) -> PolicyState:
-    """The state of one row by itself."""
+    """The state of one row alone."""
     seen = [
         MemberObservation(entry.logits[row : row + 1], None if entry.hidden is None else entry.hidden[row : row + 1])
         for entry in state.observations
@@ -54,7 +54,7 @@ def row_of(state: PolicyState, row: int) -> PolicyState:
 
 
 def scored(logps: Sequence[Sequence[float]], num_bytes: Sequence[Sequence[int]], num_tokens: Any) -> PolicyState:
-    """A state whose prompts were scored so."""
+    """A state with these scores of its prompts."""
     table = torch.tensor(logps)
     scores = PromptScores(table, torch.tensor(num_bytes).float(), torch.tensor(num_tokens).float())
     return PolicyState(
@@ -87,7 +87,7 @@ def encoder() -> tuple[BertModel, Any]:
 
 
 def assert_same_parameters(one: torch.nn.Module, other: torch.nn.Module) -> None:
-    """Law: two modules hold the same parameters and buffers, bit by bit."""
+    """Law: two modules have bit-exactly equal parameters and buffers."""
     found, expected = one.state_dict(), other.state_dict()
     assert found.keys() == expected.keys()
     for name, value in expected.items():

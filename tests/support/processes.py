@@ -1,4 +1,4 @@
-"""Functions that run in processes of their own, alone or two together."""
+"""Runs functions in new processes, one alone or two together."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 
 
 def start(run: Callable[..., None], *arguments: Any, **options: Any) -> multiprocessing.Process:
-    """`run` in a new process, forked from one that has imported its module and done nothing else."""
+    """`run` in a new process, forked from a process that has only imported its module."""
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload([run.__module__])
     process = context.Process(target=run, args=arguments, kwargs=options)
@@ -19,7 +19,7 @@ def start(run: Callable[..., None], *arguments: Any, **options: Any) -> multipro
 
 
 def start_two(run: Callable[..., None], *arguments: Any, **options: Any) -> list[multiprocessing.Process]:
-    """`run` in two processes that train together; it puts its argument `environment` into `os.environ`."""
+    """`run` in two processes that train together; `run` has to put its argument `environment` into `os.environ`."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
@@ -30,8 +30,8 @@ def start_two(run: Callable[..., None], *arguments: Any, **options: Any) -> list
     ]
 
 
-def finish(processes: list[multiprocessing.Process], limit_s: float = 60) -> list[int | None]:
-    """Exit statuses; what is not done by then is ended."""
+def finish(processes: list[multiprocessing.Process], limit_s: float = 180) -> list[int | None]:
+    """Exit statuses; a process that still runs after the limit is killed."""
     end = time.monotonic() + limit_s
     for process in processes:
         process.join(max(0.1, end - time.monotonic()))

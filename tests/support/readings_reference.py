@@ -1,4 +1,4 @@
-"""What a member believes about token boundaries, computed in the slowest and plainest way."""
+"""Readings of a member, computed in the slowest and plainest way."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from hf_rlae.vocabulary import ByteVocabulary, UnionVocabulary
 
 Probs = Callable[[tuple[int, ...]], np.ndarray]
 State = tuple[tuple[int, ...], bytes]
-"""All ids of a row, and the bytes that its unfinished token already has."""
+"""All ids of a row, and the known bytes of its unfinished token."""
 
 
 @dataclass
 class Reading:
-    """One way in which the member can have arrived at the text: `(ids, tail, a)`."""
+    """One way in which the member can have written the text: `(ids, tail, a)`."""
 
     ids: tuple[int, ...]
     tail: bytes
@@ -25,21 +25,21 @@ class Reading:
 
 
 class RuleReference:
-    """The rules of readings for one member and one row, with every probability computed anew.
+    """The rules of readings for one member and one row, with every probability computed again.
 
     Args:
         vocabulary (`ByteVocabulary`): the member's tokens.
         union (`UnionVocabulary`): what distributions range over.
-        end_ids (`Sequence[int]`): the member's ids that end a text.
+        end_ids (`Sequence[int]`): ids of the member that end a text.
         next_probs (`Callable`): the model's probabilities after some ids.
         prompt (`Sequence[int]`): the row's prompt, in the member's own ids.
-        max_readings (`int`), min_reading (`float`): how many readings are kept, and from which probability on.
+        max_readings (`int`), min_reading (`float`): the limits on their number and probability.
 
     Attributes:
         readings (`list[Reading]`): the state.
-        margin (`float`): how far the closest decision so far (which path, which readings are kept) was from
-            going the other way; below the error of single precision nothing can be compared.
-        branches (`list[str]`): which rules each update took.
+        margin (`float`): the smallest distance of a decision so far (which path, which readings are kept) from the
+            opposite decision; below the error of single precision nothing can be compared.
+        branches (`list[str]`): the rules that the updates applied.
     """
 
     def __init__(
@@ -70,7 +70,7 @@ class RuleReference:
     # the next token
 
     def place(self, rest: bytes) -> tuple[int, bool] | None:
-        """The union token that receives the mass of `rest`, and whether it is all of it."""
+        """The union token that receives the mass of `rest`, and whether it has all bytes of `rest`."""
         if rest in self.union.id_of:
             return self.union.id_of[rest], True
         for length in range(len(rest) - 1, 0, -1):
@@ -79,7 +79,7 @@ class RuleReference:
         return None
 
     def shares(self, reading: Reading) -> tuple[dict[int, float], dict[int, float], float]:
-        """What one reading gives to union tokens whole and unfinished, and its total Z; not divided by Z."""
+        """The mass of one reading on whole and on unfinished union tokens, not divided by Z, and its total Z."""
         p = self.next_probs(reading.ids)
         whole: dict[int, float] = {}
         unfinished: dict[int, float] = {}
@@ -101,14 +101,14 @@ class RuleReference:
         return whole, unfinished, total
 
     def live(self) -> list[tuple[Reading, float]]:
-        """The readings with their Z; one with Z = 0 is dropped and the others share its weight."""
+        """The readings with their Z; a reading with Z = 0 is dropped and the others share its weight."""
         pairs = [(reading, self.shares(reading)[2]) for reading in self.readings]
         pairs = [(reading, z) for reading, z in pairs if z > 0]
         total = sum(reading.a for reading, _ in pairs)
         return [(Reading(r.ids, r.tail, r.a / total), z) for r, z in pairs]
 
     def proposals(self) -> tuple[np.ndarray, np.ndarray]:
-        """`P(u)` in two parts: from whole tokens and from unfinished ones."""
+        """`P(u)` in two parts: from whole and from unfinished tokens."""
         parts = np.zeros((2, self.union.size))
         for reading, z in self.live():
             for part, masses in enumerate(self.shares(reading)[:2]):
@@ -124,7 +124,7 @@ class RuleReference:
     # the update
 
     def one_token(self, reading: Reading, raw: bytes) -> list[int]:
-        """The ids whose bytes are `raw`, the likeliest first."""
+        """The ids whose bytes are `raw`, most probable first."""
         p = self.next_probs(reading.ids)
         ids = sorted((v for v, piece in self.tokens if piece == raw), key=lambda v: -p[v])
         if len(ids) > 1:
@@ -132,14 +132,14 @@ class RuleReference:
         return ids
 
     def longer(self, ids: tuple[int, ...], beginning: bytes) -> float:
-        """The probability, after `ids`, of all tokens that begin so and are strictly longer."""
+        """The probability, after `ids`, of all tokens that begin with these bytes and are strictly longer."""
         p = self.next_probs(ids)
         return sum(
             float(p[v]) for v, piece in self.tokens if piece.startswith(beginning) and len(piece) > len(beginning)
         )
 
     def half_character(self, raw: bytes) -> bytes:
-        """The beginning of a character at the end of `raw`, if only longer tokens can hold it."""
+        """The incomplete character at the end of `raw`, if only longer tokens contain it."""
         for length in (1, 2, 3):
             half = raw[len(raw) - length :] if length <= len(raw) else b""
             if not half or half[0] < 0xC0:
@@ -152,15 +152,15 @@ class RuleReference:
         return b""
 
     def canonical(self, raw: bytes) -> tuple[tuple[int, ...], bytes]:
-        """The ids that the tokenizer would write for `raw`, and the half character that stays open behind them.
+        """The ids into which the tokenizer encodes `raw`, and the incomplete character after them.
 
-        A half character is a part of the text that the member can represent, though only as a tail.
+        The member can represent an incomplete character too, but only as a tail.
         """
         half = b"" if any(piece == raw for _, piece in self.tokens) else self.half_character(raw)
         return self.vocabulary.canonical_ids(raw[: len(raw) - len(half)]), half
 
     def update(self, b: bytes, r: float = 0.0, q: float = 0.0) -> None:
-        """The text goes on with `b`; members with this tokenizer proposed `r` whole and `q` unfinished."""
+        """The text continues with `b`; members with this tokenizer proposed `r` whole and `q` unfinished."""
         o = max(0.0, 1.0 - r - q)
 
         stays: dict[State, float] = {}
@@ -199,7 +199,7 @@ class RuleReference:
             for n in range(1, len(c) + 1):
                 rest = self.vocabulary.to_bytes(c[n:]) + half
                 if rest:
-                    # the tail is empty here, and what is outside Z is left out as anywhere else
+                    # the tail is empty here; tokens outside Z are left out, as everywhere else
                     weight /= self.shares(Reading(ids, b"", 1.0))[2]
                     stays[(ids, rest)] = weight * self.longer(ids, rest)
                 if n < len(c):
@@ -222,7 +222,7 @@ class RuleReference:
             self.readings = [self._given_up(b)]
             return
         new: list[Reading] = []
-        if end == 0:  # nothing can have ended here: what was proposed whole counts for the stays as well
+        if end == 0:  # no token can have ended here: the share that was proposed whole counts for the stays too
             new = [Reading(ids, tail, mass / stay) for (ids, tail), mass in stays.items()]
         else:
             for (ids, tail), mass in stays.items():
@@ -235,7 +235,7 @@ class RuleReference:
         self.readings = self._kept(new)
 
     def _given_up(self, b: bytes) -> Reading:
-        """The heaviest reading, ended by its canonical ids."""
+        """The most probable reading, ended by its canonical ids."""
         heaviest = sorted(self.readings, key=lambda reading: -reading.a)
         if len(heaviest) > 1:
             self._decided(heaviest[0].a, heaviest[1].a)
@@ -264,10 +264,10 @@ class RuleReference:
 
 
 class ReferenceRun:
-    """A batch of `RuleReference`s behind the interface of the package's run.
+    """A batch of `RuleReference`s with the interface of the package's run.
 
     Args:
-        make (`Callable`): makes one row's reference from its prompt.
+        make (`Callable`): builds the reference of one row from its prompt.
     """
 
     def __init__(self, make: Callable[[Sequence[int]], RuleReference]) -> None:
@@ -275,43 +275,43 @@ class ReferenceRun:
         self.rows: list[RuleReference] = []
 
     def begin(self, prompts: Sequence[Sequence[int]]) -> None:
-        """One reading a row."""
+        """Starts with one reading per row."""
         self.rows = [self.make(prompt) for prompt in prompts]
 
     def advance(self, updates: Sequence[tuple[bytes, float, float] | None]) -> None:
-        """`(b, r, q)` for each row that goes on."""
+        """Takes `(b, r, q)` for each row that continues."""
         for row, update in zip(self.rows, updates, strict=True):
             if update is not None:
                 row.update(*update)
 
     def distribution(self) -> np.ndarray:
-        """`P(u)`, one row each."""
+        """`P(u)`, one row per row of the batch."""
         return np.stack([row.distribution() for row in self.rows])
 
     def proposed(self, union_ids: Sequence[int]) -> np.ndarray:
-        """Of each row's union token, the parts of `P(u)` from whole and from unfinished tokens: `(2, B)`."""
+        """The parts of `P(u)` from whole and from unfinished tokens, for one union token per row: `(2, B)`."""
         return np.array([[p[u] for p in row.proposals()] for row, u in zip(self.rows, union_ids, strict=True)]).T
 
     def readings(self, row: int) -> list[tuple[tuple[int, ...], bytes, float]]:
-        """`(ids, tail, a)` of every reading that counts, heaviest first."""
+        """`(ids, tail, a)` of every reading that counts, most probable first."""
         live = sorted((reading for reading, _ in self.rows[row].live()), key=lambda reading: -reading.a)
         return [(reading.ids, reading.tail, reading.a) for reading in live]
 
     def reorder(self, rows: Sequence[int]) -> None:
-        """Row `i` continues what row `rows[i]` was."""
+        """Makes row `i` continue the old row `rows[i]`."""
         self.rows = [copy.copy(self.rows[row]) for row in rows]
         for row in self.rows:
             row.branches = list(row.branches)
 
 
 class SegmentationReference:
-    """Every sequence of tokens that spells the text so far, the last one perhaps unfinished, with exact weights.
+    """Every sequence of tokens that spells the text so far, with exact weights; the last token may be unfinished.
 
-    The member's probabilities are those of its text tokens and of the end, renormalised: other special tokens
-    are known not to have been written.
+    The member's probabilities are those of its text tokens and end ids, renormalised: the text contains no other
+    special token.
 
     Args:
-        as for `RuleReference`.
+        those of `RuleReference`.
     """
 
     def __init__(
@@ -335,14 +335,14 @@ class SegmentationReference:
         ]
 
     def p(self, ids: tuple[int, ...]) -> np.ndarray:
-        """Probabilities after `ids`, of text tokens and end ids only."""
+        """Probabilities of text tokens and end ids only, after `ids`."""
         p = np.zeros(len(self.vocabulary.pieces))
         counted = [i for i, _ in self.tokens] + self.end_ids
         p[counted] = np.asarray(self.raw_probs(ids))[counted]
         return p / p.sum()
 
     def weights_of_states(self) -> dict[State, float]:
-        """`(ids, tail)` with the joint probability of writing `ids` and, with a tail, beginning one more token."""
+        """`(ids, tail)` with the joint probability of writing `ids` and, with a tail, starting one more token."""
         found: dict[State, float] = {}
 
         def walk(ids: tuple[int, ...], at: int, weight: float) -> None:
@@ -362,17 +362,17 @@ class SegmentationReference:
         return found
 
     def state(self) -> dict[State, float]:
-        """The posterior of every state."""
+        """The posterior probability of every state."""
         weights = self.weights_of_states()
         total = sum(weights.values())
         return {state: weight / total for state, weight in weights.items()}
 
     def text_probability(self) -> float:
-        """The probability that what the member writes begins with the text so far."""
+        """The probability that the member's own text begins with the text so far."""
         return float(sum(self.weights_of_states().values()))
 
     def next_byte_probability(self, byte: bytes) -> float:
-        """The probability of the text going on with `byte`."""
+        """The probability that the text continues with `byte`."""
         before = self.text_probability()
         self.text += byte
         after = self.text_probability()
@@ -380,7 +380,7 @@ class SegmentationReference:
         return after / before
 
     def stop_probability(self) -> float:
-        """The probability that the member ends its text here."""
+        """The probability that the member ends the text here."""
         return float(
             sum(
                 weight * sum(self.p(ids)[v] for v in self.end_ids)
@@ -390,14 +390,14 @@ class SegmentationReference:
         )
 
     def update(self, b: bytes) -> None:
-        """The text goes on with `b`."""
+        """The text continues with `b`."""
         self.text += b
 
 
 def sampled_states(
     reference: SegmentationReference, text: bytes, samples: int, rng: np.random.Generator
 ) -> dict[State, int]:
-    """Counts the states in which a member that writes freely was, over the samples that began with `text`."""
+    """Samples from the member alone and counts its states after `text`, over the samples that begin with `text`."""
     counts: dict[State, int] = {}
     pieces = dict(reference.tokens)
     for _ in range(samples):

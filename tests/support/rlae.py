@@ -53,7 +53,7 @@ def ensemble_of(
     given: list[Any] | None = None,
     **settings: Any,
 ) -> EnsembleForCausalLM:
-    """Two members and a policy whose weights are far from equal and differ from text to text."""
+    """Two members and a policy whose weights are far from equal and depend on the text."""
     built = members(kind) if given is None else given
     made = policy_for(built, objective, observation, span_length=span_length, **(policy or {}))
     unsettle(made)
@@ -61,7 +61,7 @@ def ensemble_of(
 
 
 def unsettle(policy: PolicyModel, scale: float = 1.0) -> None:
-    """Gives the last layers of the actor weights that matter: fresh ones give equal weights."""
+    """Fills the last layers of the actor with random numbers: at initialisation they give equal weights."""
     generator = torch.Generator().manual_seed(2)
     with torch.no_grad():
         for score in policy.heads.scores:
@@ -69,19 +69,19 @@ def unsettle(policy: PolicyModel, scale: float = 1.0) -> None:
 
 
 def data(count: int = len(PROMPTS), **columns: Any) -> Dataset:
-    """Prompts with whatever other columns."""
+    """Prompts, with any other columns."""
     prompts = [PROMPTS[index % len(PROMPTS)] for index in range(count)]
     return Dataset.from_dict({"prompt": prompts, "number": list(range(count)), **columns})
 
 
 def vowels(completions: list[Any], **_: Any) -> list[float]:
-    """A reward that differs from text to text: the share of vowels."""
+    """A reward that depends on the completion: its share of vowels."""
     texts = [text if isinstance(text, str) else text[0]["content"] for text in completions]
     return [sum(char in "aeiou" for char in text) / max(len(text), 1) for text in texts]
 
 
 def config(folder: Any, **options: Any) -> RLAEConfig:
-    """Rollouts of 8 texts of 5 tokens, G = 4, two updates each, two passes; silent and on the CPU."""
+    """Rollouts of 8 completions of 5 tokens, G = 4, with two updates in each of two passes; silent and on the CPU."""
     defaults: dict[str, Any] = {
         "num_generations": 4,
         "per_device_train_batch_size": 4,
@@ -113,7 +113,7 @@ def trainer_of(
     peft_config: Any = None,
     **options: Any,
 ) -> RLAETrainer:
-    """A trainer, ready to run."""
+    """A trainer that is ready to train."""
     return trainer_class(
         ensemble_of(objective) if ensemble is None else ensemble,
         reward,
@@ -131,7 +131,7 @@ def parameters_of(model: Any) -> dict[str, torch.Tensor]:
 
 
 def assert_same(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor], atol: float = 0.0) -> None:
-    """Equal, to the bit unless a tolerance is given."""
+    """Bit-exactly equal, unless a tolerance is given."""
     assert one.keys() == other.keys()
     for name, value in one.items():
         if atol:

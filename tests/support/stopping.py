@@ -1,4 +1,4 @@
-"""Callbacks that end a run at a step."""
+"""Callbacks that end a run at a given step."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class StopAt(TrainerCallback):
 
 
 class KillAt(TrainerCallback):
-    """Ends the process, without a word, after a step."""
+    """Kills the process after a step."""
 
     def __init__(self, step: int, rank: int = 0) -> None:
         self.step, self.rank = step, rank
@@ -36,7 +36,7 @@ class KillAt(TrainerCallback):
 
 
 class SigtermAt(TrainerCallback):
-    """Asks the process to end, in the middle of a run."""
+    """Sends SIGTERM to the process before a step."""
 
     def __init__(self, step: int) -> None:
         self.step = step

@@ -1,4 +1,4 @@
-"""Data, a model whose texts end, and PPO over tokens by loops, for tests of token-level PPO trainers."""
+"""Data, a model that ends its completions, and PPO over tokens by loops, for tests of token-level PPO trainers."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ def data(times=1):
 
 
 def ending_pair() -> tuple[Any, Any]:
-    """A model one of whose ids in five ends the text, so that lengths differ, and its tokenizer."""
+    """A model with its tokenizer; one id in five ends the completion, so that lengths differ."""
     model, tokenizer = pair("llama")
     model.generation_config.eos_token_id = [tokenizer.eos_token_id, *range(10, len(tokenizer), 5)]
     return model, tokenizer
 
 
 def unsettle(trainer, scale=0.1, seed=0):
-    """Adapters and heads that are not zero."""
+    """Adds random numbers to adapters and heads, so that they are not zero."""
     draw = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for parameter in trainer.model.parameters():
@@ -45,14 +45,14 @@ class StopAt(TrainerCallback):
 
 
 def scored(model, ids, mask, length):
-    """Log-probabilities and last hidden states of one text's completion, from all logits."""
+    """Log-probabilities and last hidden states of one completion, from all logits."""
     found = model(input_ids=ids[None], attention_mask=mask[None], output_hidden_states=True)
     logps = found.logits[0, :-1].log_softmax(-1).gather(1, ids[1:, None])[:, 0]
     return logps[-length:], found.hidden_states[-1][0, -length - 1 : -1]
 
 
 def inputs_of(output):
-    """Ids and mask of each text with its prompt, and how many tokens it has."""
+    """Ids and mask of each prompt with its completion, and the number of tokens of the completion."""
     ids = torch.cat([output["prompt_ids"], output["completion_ids"]], 1)
     masks = torch.cat([output["prompt_mask"], output["completion_mask"]], 1)
     return zip(ids, masks, output["completion_mask"].sum(1).tolist(), strict=True)
@@ -60,7 +60,7 @@ def inputs_of(output):
 
 @torch.no_grad()
 def naive_rollout(trainer, base, output, rewards, kl_coef, agent="default"):
-    """For each text its log-probabilities, values and advantages, by loops over tokens."""
+    """Log-probabilities, values and advantages of each completion, by loops over tokens."""
     args, head, length = trainer.args, trainer.value_head(agent), output["completion_ids"].shape[1]
     texts = []
     for row, (ids, mask, count) in enumerate(inputs_of(output)):
@@ -76,7 +76,7 @@ def naive_rollout(trainer, base, output, rewards, kl_coef, agent="default"):
 
 
 def naive_loss(trainer, output, texts, agent="default"):
-    """The whole loss by loops over texts and tokens."""
+    """The whole loss, by loops over completions and tokens."""
     args, head, length = trainer.args, trainer.value_head(agent), output["completion_ids"].shape[1]
     every = [gain for *_, gains in texts for gain in gains]
     mean = sum(every) / len(every)

@@ -26,7 +26,7 @@ def _finish(backend: Tokenizer, **special: str) -> PreTrainedTokenizerFast:
 
 @cache
 def byte_level_bpe(size: int = 330, extra: str = "") -> PreTrainedTokenizerFast:
-    """GPT-2's kind; `extra` is an added token that is not special."""
+    """A byte-level BPE like GPT-2's; `extra` is an added token that is not special."""
     backend = Tokenizer(models.BPE())
     backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     backend.decoder = decoders.ByteLevel()
@@ -44,7 +44,7 @@ def byte_level_bpe(size: int = 330, extra: str = "") -> PreTrainedTokenizerFast:
 
 @cache
 def sentencepiece_bpe(size: int = 360) -> PreTrainedTokenizerFast:
-    """Llama's kind: spaces as `▁`, byte fallback, a space put in front of a text."""
+    """A BPE like Llama's: spaces as `▁`, byte fallback, a space added in front of a text."""
     specials = ["<unk>", "<s>", "</s>"] + [f"<0x{byte:02X}>" for byte in range(256)]
     backend = Tokenizer(models.BPE(unk_token="<unk>", byte_fallback=True, fuse_unk=True))
     backend.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="never", split=True)
@@ -67,9 +67,9 @@ def sentencepiece_bpe(size: int = 360) -> PreTrainedTokenizerFast:
 
 
 def _commonest_parts(words: list[str], count: int) -> dict[str, int]:
-    """Characters and the commonest longer parts of words, with how often they occur.
+    """Characters and the most frequent longer parts of words, with their counts.
 
-    The trainers for Unigram and WordPiece of `tokenizers` give another vocabulary in every process; this gives one.
+    The Unigram and WordPiece trainers of `tokenizers` give another vocabulary in every process; this is deterministic.
     """
     counts = Counter(
         word[start:end]
@@ -109,7 +109,7 @@ def wordpiece(size: int = 540) -> PreTrainedTokenizerFast:
 
 @cache
 def characters(with_newline: bool = False) -> PreTrainedTokenizerFast:
-    """One token a character, only those of `LINES`, no byte fallback (and no newline unless asked)."""
+    """One token per character of `LINES`, without byte fallback and, by default, without a newline."""
     alphabet = sorted(set("".join(LINES).replace(" ", "▁")) - (set() if with_newline else {"\n"}))
     vocab = {token: i for i, token in enumerate(["<unk>", "<s>", "</s>", *alphabet])}
     backend = Tokenizer(models.BPE(vocab=vocab, merges=[], unk_token="<unk>"))
@@ -120,7 +120,7 @@ def characters(with_newline: bool = False) -> PreTrainedTokenizerFast:
 
 @cache
 def raw_bytes() -> PreTrainedTokenizerFast:
-    """256 tokens, one a byte, and an end token."""
+    """256 tokens, one per byte, and an end token."""
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     vocab = {token: i for i, token in enumerate([*alphabet, "<eos>"])}
     backend = Tokenizer(models.BPE(vocab=vocab, merges=[]))
@@ -131,7 +131,7 @@ def raw_bytes() -> PreTrainedTokenizerFast:
 
 @cache
 def lower_casing() -> PreTrainedTokenizerFast:
-    """A lossy tokenizer, to be refused."""
+    """A lossy tokenizer, which the package refuses."""
     parts = _commonest_parts(" ".join(LINES).lower().split(), 80)
     tokens = ["<unk>", "<eos>", *parts, *("##" + part for part in parts)]
     vocab = {token: i for i, token in enumerate(tokens)}

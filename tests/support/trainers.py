@@ -1,4 +1,4 @@
-"""A trainer with everything that a checkpoint has to keep, small enough to be killed often."""
+"""A trainer with all state that a checkpoint has to keep, small enough to be killed often."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ _CHANGES = {"os.rename", "os.remove", "os.mkdir", "os.rmdir", "shutil.rmtree"}
 
 
 class Toy(nn.Module):
-    """Two layers and dropout, which draws from torch's generator at each step."""
+    """Two layers and dropout, which draws from torch's generator in each step."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -47,7 +47,7 @@ def numbers(count=NUM_EXAMPLES):
 
 
 class ToyTrainer(FiniteTrainer, DurableTrainer, Trainer):
-    """Like an RL trainer: a buffer is drawn from all three generators now and then, and used for three batches."""
+    """Like an RL trainer: every third batch draws a buffer from all three generators, and three batches use it."""
 
     num_batches = 0
     buffer: torch.Tensor | None = None
@@ -84,7 +84,7 @@ class ToyTrainer(FiniteTrainer, DurableTrainer, Trainer):
         return super().training_step(model, inputs, num_items_in_batch)
 
     def evaluation_loop(self, *args, **kwargs):
-        """An evaluation that draws, as one that samples texts does."""
+        """An evaluation that draws random numbers, as one that samples completions does."""
         torch.rand(3), random.random(), np.random.rand()
         if self.state.global_step == self.kill_evaluation:
             os.kill(os.getpid(), signal.SIGKILL)
@@ -92,7 +92,7 @@ class ToyTrainer(FiniteTrainer, DurableTrainer, Trainer):
 
 
 def toy_trainer(folder, trainer_class=ToyTrainer, callbacks=None, **options) -> ToyTrainer:
-    """Six optimizer steps an epoch, two epochs, each step of two batches of two."""
+    """Two epochs of six optimizer steps; each step has two batches of two."""
     defaults = {
         "per_device_train_batch_size": 2,
         "gradient_accumulation_steps": 2,
@@ -120,7 +120,7 @@ def toy_trainer(folder, trainer_class=ToyTrainer, callbacks=None, **options) -> 
 
 
 def end_state(trainer) -> dict:
-    """All that two equal runs have in common, in plain Python."""
+    """All state that two equal runs share, in plain Python."""
     return {
         "weights": {name: value.clone() for name, value in trainer.model.state_dict().items()},
         "optimizer": trainer.optimizer.state_dict()["state"],
@@ -133,14 +133,14 @@ def end_state(trainer) -> dict:
 
 
 def assert_equal(one, other, place="") -> None:
-    """Equal to the bit, tensors included."""
+    """Bit-exactly equal, tensors included."""
     assert type(one) is type(other), place
     if isinstance(one, torch.Tensor):
         assert torch.equal(one, other), place
     elif isinstance(one, dict):
         assert one.keys() == other.keys(), place
         for key in one:
-            # how long an evaluation took is no result
+            # the duration of an evaluation is no result
             if not str(key).endswith(("_runtime", "_per_second")):
                 assert_equal(one[key], other[key], f"{place}/{key}")
     elif isinstance(one, list | tuple):
@@ -152,10 +152,10 @@ def assert_equal(one, other, place="") -> None:
 
 
 def arm(at_event: int, at_step: int, log: str | None = None) -> None:
-    """Kills this process at the n-th thing that the save of a step does to the file system.
+    """Kills this process at the n-th change that the save of a step makes to the file system.
 
-    A file that PyTorch or safetensors writes is cut to half before. With a log, the events are written there instead,
-    and nobody is killed.
+    A file that PyTorch or safetensors has just written is first cut to half its size. With a log, the events are
+    written there and the process is not killed.
     """
     events: list[str] = []
     saving = []
@@ -195,10 +195,10 @@ def arm(at_event: int, at_step: int, log: str | None = None) -> None:
 
 
 def child(folder, result=None, resume=None, environment=None, kill=None, attributes=None, **options) -> None:
-    """One run of the toy, in a process of its own."""
+    """One run of the toy trainer, in its own process."""
     os.environ.update(environment or {})
     torch.set_num_threads(1)
-    # transformers collects garbage as it starts to train; all that was imported need not be looked at
+    # `Trainer.train` collects garbage first; it need not look at imported modules
     gc.freeze()
     if kill is not None:
         arm(*kill)
@@ -211,7 +211,7 @@ def child(folder, result=None, resume=None, environment=None, kill=None, attribu
 
 
 def start(*arguments, **options) -> multiprocessing.Process:
-    """`child` in a new process, forked from one that has imported everything and done nothing else."""
+    """`child` in a new process, forked from a process that has only imported the modules."""
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["tests.support.trainers"])
     process = context.Process(target=child, args=arguments, kwargs=options)
@@ -220,9 +220,9 @@ def start(*arguments, **options) -> multiprocessing.Process:
 
 
 def run(*arguments, **options) -> int:
-    """The exit status of a `child`: minus the signal where a signal ended it."""
+    """The exit status of a `child`: the negative signal if a signal ended it."""
     process = start(*arguments, **options)
-    process.join(60)
+    process.join(180)
     if process.is_alive():
         process.kill()
         raise AssertionError("a run of the toy hangs")
@@ -246,7 +246,7 @@ def run_two(folders, results=(None, None), **options) -> list[int]:
         }
         processes.append(start(folders, results[rank], environment=environment, **options))
     for process in processes:
-        process.join(60)
+        process.join(180)
         if process.is_alive():
             process.kill()
     return [process.exitcode for process in processes]

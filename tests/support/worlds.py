@@ -1,4 +1,4 @@
-"""Tiny worlds: tokenizers of a few tokens over one alphabet, each with a small random model of its own."""
+"""Tiny worlds: tokenizers with a few tokens over one alphabet, each with its own small random model."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from hf_rlae.vocabulary import Alignment, ByteVocabulary, UnionVocabulary
 from tests.support.readings_reference import ReferenceRun, RuleReference, SegmentationReference
 
 SPECIALS = ("<unk>", "<eos>", "<end>", "<pad>")
-"""`<eos>` and `<end>` both end a text; the other two are special and never text."""
+"""`<eos>` and `<end>` both end a text; the other two are special tokens and never part of a text."""
 
 Probs = Callable[[tuple[int, ...]], np.ndarray]
 
@@ -37,9 +37,9 @@ def _finish(backend: Tokenizer) -> PreTrainedTokenizerFast:
 
 
 def bpe(chars: str, *merges: str, fallback: str = "") -> PreTrainedTokenizerFast:
-    """Characters and merges, each written as its two parts: `"t h"`, or `"_ t"` where `_` is a space.
+    """A BPE tokenizer of characters and merges; a merge is its two parts, `"t h"`, or `"_ t"` where `_` is a space.
 
-    `fallback` names characters of one byte that also have a `<0xNN>` token, a second id for the same bytes.
+    `fallback` lists characters of one byte that also have a `<0xNN>` token, a second id for the same byte.
     """
     pairs = [tuple(part.replace("_", " ") for part in merge.split(" ")) for merge in merges]
     tokens = [*SPECIALS, *(f"<0x{ord(char):02X}>" for char in fallback), *chars, *map("".join, pairs)]
@@ -50,7 +50,7 @@ def bpe(chars: str, *merges: str, fallback: str = "") -> PreTrainedTokenizerFast
 
 
 def byte_level(text: str, *merges: tuple[bytes, bytes]) -> PreTrainedTokenizerFast:
-    """GPT-2's kind, with the bytes of `text` only."""
+    """A byte-level BPE tokenizer like GPT-2's, with only the bytes of `text`."""
     table = _byte_characters()
 
     def written(raw: bytes) -> str:
@@ -72,7 +72,7 @@ def _byte_characters() -> dict[int, str]:
 
 
 def pieces_only(*pieces: str) -> PreTrainedTokenizerFast:
-    """Any set of tokens at all, longer ones preferred (a Unigram model): parts need not be tokens."""
+    """A Unigram tokenizer that prefers longer tokens: parts of a token need not be tokens."""
     scored = [(token, 0.0) for token in SPECIALS] + [(piece, -4.0 + len(piece)) for piece in pieces]
     backend = Tokenizer(models.Unigram(scored, unk_id=0, byte_fallback=False))
     backend.decoder = decoders.Fuse()
@@ -81,11 +81,11 @@ def pieces_only(*pieces: str) -> PreTrainedTokenizerFast:
 
 @dataclass
 class Voice:
-    """One member of a world, with everything that its run needs.
+    """One member of a world, with everything its run needs.
 
     Attributes:
         member (`Member`), vocabulary (`ByteVocabulary`), alignment (`Alignment`): as in the package.
-        runs (`int`): how many contexts `next_probs` has run the model on.
+        runs (`int`): the number of contexts on which `next_probs` has run the model.
     """
 
     member: Member
@@ -95,7 +95,7 @@ class Voice:
     _known: dict[tuple[int, ...], np.ndarray] = field(default_factory=dict)
 
     def next_probs(self, ids: Sequence[int]) -> np.ndarray:
-        """The model's probabilities after `ids`, read from scratch and without a cache."""
+        """The model's probabilities after `ids`, computed from scratch without a cache."""
         ids = tuple(ids)
         if ids not in self._known:
             self.runs += 1
@@ -119,21 +119,21 @@ class Voice:
 
     @cached_property
     def runner(self) -> Any:
-        """How the model can be run on rows that advance unevenly."""
+        """The runner for rows that advance by different numbers of tokens."""
         return choose_runner(self.member)
 
     @property
     def text_ids(self) -> list[int]:
-        """All ids that are text and do not end one."""
+        """All ids of text tokens that do not end a text."""
         ends = set(self.member.end_ids)
         return [i for i, piece in enumerate(self.vocabulary.pieces) if piece and i not in ends]
 
 
 class PackageRun:
-    """The package's run, taking and giving what `ReferenceRun` does.
+    """The package's run behind the interface of `ReferenceRun`.
 
     Args:
-        voice (`Voice`): whose run.
+        voice (`Voice`): the member of the run.
         options: passed on to `ReadingsRun`.
     """
 
@@ -145,38 +145,38 @@ class PackageRun:
 
     @torch.inference_mode()
     def begin(self, prompts: Sequence[Sequence[int]]) -> None:
-        """One reading a row."""
+        """Starts with one reading per row."""
         self.batch = len(prompts)
         self.run.begin([list(prompt) for prompt in prompts])
 
     @torch.inference_mode()
     def advance(self, updates: Sequence[tuple[bytes, float, float] | None]) -> None:
-        """`(b, r, q)` for each row that goes on."""
+        """Takes `(b, r, q)` for each row that continues."""
         self.run.advance([None if u is None else self.make_update(*u) for u in updates])
 
     @torch.inference_mode()
     def distribution(self) -> np.ndarray:
-        """`P(u)`, one row each."""
+        """`P(u)`, one row per row of the batch."""
         probs, log_z = self.run.distribution()
         assert probs.dtype == torch.float32
         assert probs.shape[0] == self.batch == log_z.shape[0]
-        # a member with nothing to say gives no mass at all, and says so
+        # a member that proposes nothing gives no mass at all, and its log_z is -inf
         assert not torch.isnan(log_z).any()
         assert torch.equal(torch.isinf(log_z), probs.sum(1) == 0)
         return probs.double().numpy()
 
     @torch.inference_mode()
     def proposed(self, union_ids: Sequence[int]) -> np.ndarray:
-        """Of each row's union token, the parts of `P(u)` from whole and from unfinished tokens: `(2, B)`."""
+        """The parts of `P(u)` from whole and from unfinished tokens, for one union token per row: `(2, B)`."""
         return np.array(self.run.measure([self.union.pieces[u] for u in union_ids]).read().proposed()).T
 
     def readings(self, row: int) -> list[tuple[tuple[int, ...], bytes, float]]:
-        """`(ids, tail, a)` of every reading, heaviest first."""
+        """`(ids, tail, a)` of every reading, most probable first."""
         return self.run.readings(row)
 
     @torch.inference_mode()
     def reorder(self, rows: Sequence[int]) -> None:
-        """Row `i` continues what row `rows[i]` was."""
+        """Makes row `i` continue the old row `rows[i]`."""
         self.batch = len(rows)
         self.run.reorder(torch.tensor(list(rows)))
 
@@ -189,16 +189,16 @@ class World:
     union: UnionVocabulary
 
     def reference(self, k: int, prompt: Sequence[int], **options: Any) -> RuleReference:
-        """The rules for voice `k`, one row."""
+        """The reference of the rules for voice `k`, for one row."""
         voice = self.voices[k]
         return RuleReference(voice.vocabulary, self.union, voice.member.end_ids, voice.next_probs, prompt, **options)
 
     def reference_run(self, k: int, **options: Any) -> ReferenceRun:
-        """The rules for voice `k`, a batch of rows."""
+        """The reference of the rules for voice `k`, for a batch of rows."""
         return ReferenceRun(lambda prompt: self.reference(k, prompt, **options))
 
     def segmentations(self, k: int, prompt: Sequence[int]) -> SegmentationReference:
-        """Every segmentation for voice `k`, one row."""
+        """The reference over every segmentation for voice `k`, for one row."""
         voice = self.voices[k]
         return SegmentationReference(voice.vocabulary, self.union, voice.member.end_ids, voice.next_probs, prompt)
 
@@ -208,7 +208,7 @@ class World:
 
     @property
     def union_text_ids(self) -> list[int]:
-        """The union ids that carry the mass of bytes."""
+        """The union ids that receive the mass of bytes."""
         return sorted(self.union.id_of.values())
 
 
@@ -257,11 +257,11 @@ def build(
     """A world of these tokenizers.
 
     Args:
-        tokenizers (`Sequence[PreTrainedTokenizerFast]`): one a voice.
-        seed (`int`): of the random models.
-        architecture (`str`): of all models.
+        tokenizers (`Sequence[PreTrainedTokenizerFast]`): one per voice.
+        seed (`int`): the seed of the random models.
+        architecture (`str`): the architecture of all models.
         end_token_ids (`Sequence[int]`, *optional*): end ids of the first voice.
-        padding (`int`): ids of every model that no token has.
+        padding (`int`): the number of ids of each model that have no token.
     """
     members = [
         Member(
@@ -282,7 +282,7 @@ def build(
 
 
 def ab_world(seed: int = 0) -> World:
-    """Four ways to cut up texts of two letters; the last has two ids for single letters."""
+    """Four ways to split texts of two letters; the last tokenizer has two ids for single letters."""
     return build(
         [
             bpe("ab"),
@@ -296,7 +296,7 @@ def ab_world(seed: int = 0) -> World:
 
 
 def th_world(seed: int = 0) -> World:
-    """English beginnings: a space in front, no space, characters, and longer words only."""
+    """Starts of English words: with a leading space, without one, as characters, and as longer words only."""
     return build(
         [
             bpe("ther y", "_ t", "_t h", "_th e", "r e", "_the re", "h e"),
@@ -323,7 +323,7 @@ def accent_world(seed: int = 0) -> World:
 
 
 def random_pieces_world(seed: int, letters: str = "abc") -> World:
-    """Random sets of tokens, in which most texts have few segmentations, and the letters beside them."""
+    """The letters and random sets of tokens, with which most texts have few segmentations."""
     rng = random.Random(seed)
     tokenizers = [bpe(letters)]
     for _ in range(2):
@@ -339,6 +339,6 @@ def random_pieces_world(seed: int, letters: str = "abc") -> World:
 
 @cache
 def world(kind: str, seed: int = 0) -> World:
-    """A world by name, made once: `ab`, `th`, `accent` or `pieces`."""
+    """A world by name, built once: `ab`, `th`, `accent` or `pieces`."""
     makers = {"ab": ab_world, "th": th_world, "accent": accent_world, "pieces": random_pieces_world}
     return makers[kind](seed)
