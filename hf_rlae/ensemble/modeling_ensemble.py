@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
+from os import PathLike
 from typing import Any, Literal, Unpack, overload
 
 import torch
@@ -34,7 +35,7 @@ from hf_rlae.ensemble.inputs import (
     check_member_inputs,
     check_prompt_lengths,
 )
-from hf_rlae.ensemble.options import BuildOptions, GivenMember
+from hf_rlae.ensemble.options import BuildOptions, GivenMember, LoadOptions
 from hf_rlae.ensemble.outputs import EnsembleGenerateBeamOutput, EnsembleGenerateOutput, attach_trace
 from hf_rlae.ensemble.tokenizer_ensemble import MemberChats
 from hf_rlae.ensemble.trace import BeamWatch
@@ -463,6 +464,14 @@ class EnsembleForCausalLM(PreTrainedModel, GenerationMixin):
         loading.save(self, save_directory, **kwargs)
 
     @classmethod
-    def from_pretrained(cls, pretrained_model_name_or_path: Any, *args: Any, **kwargs: Any) -> EnsembleForCausalLM:
-        """Loads an ensemble: its members from where they live, its policy from the folder or repository."""
+    def from_pretrained(  # type: ignore[override]
+        cls, pretrained_model_name_or_path: str | PathLike[str], **kwargs: Unpack[LoadOptions]
+    ) -> EnsembleForCausalLM:
+        """Loads an ensemble: its members from where they live, its policy from the folder or repository.
+
+        Args:
+            pretrained_model_name_or_path (`str` or `os.PathLike`): a folder, or an id on the Hub.
+            kwargs: `policy` in place of the saved one; `dtype`, `device_map` and `member_kwargs` as in `from_members`;
+                fields of `EnsembleConfig` in place of the saved values; options of the Hub, such as `revision`.
+        """
         return loading.load(cls, pretrained_model_name_or_path, **kwargs)
