@@ -35,7 +35,8 @@ def choose_runner(member: Member) -> type[BatchRunner] | type[RowRunner]:
     reasons = []
     with member.tried():
         expected = [_own_logits(member, ids) for ids in texts]
-        tolerance = _tolerance(member, texts, expected)
+        scale = max(float(row.float().abs().max()) for row in expected)
+        rounding = scale * (1e-3 if member.dtype == torch.float32 else 0.05) + 1e-4
         for kind in kinds:
             try:
                 got = _probe(kind(member), texts)
@@ -43,7 +44,7 @@ def choose_runner(member: Member) -> type[BatchRunner] | type[RowRunner]:
                 reasons.append(f"{kind.kind}: {type(error).__name__}: {error}")
                 continue
             error_size = max(_distance(a, b) for a, b in zip(got, expected, strict=True))
-            if error_size <= tolerance:
+            if error_size <= rounding or error_size <= 3 * _own_difference(member, texts, expected):
                 return kind
             reasons.append(f"{kind.kind}: logits differ by {error_size:.3g}")
     raise MemberError(
@@ -61,13 +62,11 @@ def _distance(first: torch.Tensor, second: torch.Tensor) -> float:
     return float((first.float() - second.float()).abs().max())
 
 
-def _tolerance(member: Member, texts: Sequence[tuple[int, ...]], expected: Sequence[torch.Tensor]) -> float:
-    """How far logits may be off: what rounding explains, or the model's own difference between chunks and the whole.
+def _own_difference(member: Member, texts: Sequence[tuple[int, ...]], expected: Sequence[torch.Tensor]) -> float:
+    """How far the model's own logits differ between reading a text at once and token by token.
 
     A quantised model whose activations are scaled by the whole input differs from itself by much more than rounding.
     """
-    scale = max(float(row.float().abs().max()) for row in expected)
-    rounding = scale * (1e-3 if member.dtype == torch.float32 else 0.05) + 1e-4
     own = 0.0
     for ids, whole in zip(texts, expected, strict=True):
         state: dict[str, Any] = {}
@@ -76,7 +75,7 @@ def _tolerance(member: Member, texts: Sequence[tuple[int, ...]], expected: Seque
             outputs = member.model(input_ids=row, use_cache=True, return_dict=True, **state)
             state = returned_state(outputs)
         own = max(own, _distance(outputs.logits[0, -1], whole)) if state else own
-    return max(rounding, 3 * own)
+    return own
 
 
 def _probe(runner: Runner, texts: Sequence[tuple[int, ...]]) -> list[torch.Tensor]:
