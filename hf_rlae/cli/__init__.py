@@ -1,1 +1,1 @@
-"""Floor 7: the `hf-rlae` command, which parses arguments, calls the library and prints."""
+"""Floor 8: the `hf-rlae` command, which parses arguments, calls the library and prints."""

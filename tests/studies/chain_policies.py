@@ -27,7 +27,7 @@ ACTORS = {"ppo": "joint", "mappo": "per_member", "mixture": "joint"}
 
 
 @dataclass(frozen=True)
-class TrainingSettings:
+class PolicyTraining:
     """How a policy is trained for chains.
 
     Questions come in stages, the short ones first: whatever is learned on single steps, where a reward says much about
@@ -76,9 +76,9 @@ _DRAWN: dict[str, Any] = {
 }
 
 TRAINED = {
-    "ppo": TrainingSettings("ppo", concentration=1.0, **_DRAWN),
-    "mappo": TrainingSettings("mappo", noise=2.0, **_DRAWN),
-    "mixture": TrainingSettings("mixture"),
+    "ppo": PolicyTraining("ppo", concentration=1.0, **_DRAWN),
+    "mappo": PolicyTraining("mappo", noise=2.0, **_DRAWN),
+    "mixture": PolicyTraining("mixture"),
 }
 """How policies are trained, by objective: from as many texts each."""
 
@@ -94,7 +94,7 @@ class BlindPolicy(PolicyModel):
 def new_policy(
     members: Sequence[Any],
     span_length: int,
-    settings: TrainingSettings,
+    settings: PolicyTraining,
     seed: int,
     kind: type[PolicyModel] = PolicyModel,
 ) -> PolicyModel:
@@ -168,11 +168,11 @@ def best_weights(members: Sequence[Any], questions: Sequence[Question], resoluti
     return list(best_fixed_weights(score, len(members), resolution).weights)
 
 
-def training_questions(settings: TrainingSettings, operators: Sequence[str] = OPERATORS) -> list[Question]:
+def training_questions(settings: PolicyTraining, operators: Sequence[str] = OPERATORS) -> list[Question]:
     """The questions of all rollouts, in their order; none is held out.
 
     Args:
-        settings (`TrainingSettings`): how many, and their stages.
+        settings (`PolicyTraining`): how many, and their stages.
         operators (`Sequence[str]`, defaults to all three): that occur.
     """
     total = settings.rollouts * settings.texts // settings.generations
@@ -208,7 +208,7 @@ def held_out_questions(count: int, split: str = "test", **options: Any) -> list[
 def train_policy(
     members: Sequence[Any],
     span_length: int,
-    settings: TrainingSettings,
+    settings: PolicyTraining,
     seed: int,
     *,
     kind: type[PolicyModel] = PolicyModel,
@@ -222,7 +222,7 @@ def train_policy(
     Args:
         members: of the ensemble.
         span_length (`int`): tokens per span.
-        settings (`TrainingSettings`): how.
+        settings (`PolicyTraining`): how.
         seed (`int`): of the policy and all texts.
         kind (`type[PolicyModel]`): of policy.
         reward (callable): in TRL's form.
@@ -291,7 +291,7 @@ class _OracleWatch(OraclePolicy):
 
 
 def supervise_policy(
-    members: Sequence[Any], span_length: int, settings: TrainingSettings, seed: int, epochs: int = 20
+    members: Sequence[Any], span_length: int, settings: PolicyTraining, seed: int, epochs: int = 20
 ) -> PolicyModel:
     """A policy that learns the oracle's labels from texts which the oracle wrote: how much of it can be seen."""
     policy = new_policy(members, span_length, settings, seed)
@@ -327,6 +327,6 @@ FREE_POLICIES: dict[str, Callable[[int], Any]] = {
 """Policies that are not trained, by the name in the tables; called with the number of members."""
 
 
-def replaced(settings: TrainingSettings, **changes: Any) -> TrainingSettings:
+def replaced(settings: PolicyTraining, **changes: Any) -> PolicyTraining:
     """The settings with some changed."""
     return replace(settings, **changes)

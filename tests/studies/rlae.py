@@ -52,7 +52,7 @@ class Run:
         """The name of its file."""
         return f"{self.members}-span{self.span_length}-{self.method.replace(' ', '_')}-seed{self.seed}"
 
-    def training(self, settings: dict[str, Any]) -> chains.TrainingSettings | None:
+    def training(self, settings: dict[str, Any]) -> chains.PolicyTraining | None:
         """How a policy is trained; controls are as `mixture` is. `None` where nothing is trained."""
         if self.method not in (*chains.TRAINED, *CONTROLS):
             return None

@@ -69,7 +69,7 @@ class Variation:
         """M."""
         return 2 if self.experiment == "two members" else 3
 
-    def training(self, settings: dict[str, Any]) -> chains.TrainingSettings | None:
+    def training(self, settings: dict[str, Any]) -> chains.PolicyTraining | None:
         """How a policy is trained; `None` where nothing is trained."""
         if self.method not in chains.TRAINED:
             return None

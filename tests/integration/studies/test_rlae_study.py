@@ -17,7 +17,7 @@ from tests.studies.rlae import CONTROLS, Run, plan
 from tests.studies.rlae_tables import accuracy_picture, accuracy_table, as_markdown
 
 SETTINGS = {"questions": 12, "validation_questions": 6, "resolution": 2, "rollouts": 1}
-TINY = chains.TrainingSettings("mixture", rollouts=1, texts=8, generations=4, updates=1, iterations=1, hidden_size=8)
+TINY = chains.PolicyTraining("mixture", rollouts=1, texts=8, generations=4, updates=1, iterations=1, hidden_size=8)
 
 
 def entry(method: str, right: str, span_length: int = 1, seed: int = 0):

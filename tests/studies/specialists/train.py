@@ -28,7 +28,7 @@ _STEPS = {"addition": 1400, "subtraction": 1300, "multiplication": 1000}
 
 
 @dataclass(frozen=True)
-class TrainingSettings:
+class SpecialistTraining:
     """How one member is trained.
 
     Attributes:
@@ -104,7 +104,7 @@ def draw_batches(
 
 
 def train_member(
-    specialist: Specialist, settings: TrainingSettings, seed: int, console: Console
+    specialist: Specialist, settings: SpecialistTraining, seed: int, console: Console
 ) -> tuple[LlamaForCausalLM, PreTrainedTokenizerFast]:
     """Trains one specialist from random weights; the same seed gives the same member on the same machine."""
     tokenizer = BUILDERS[specialist.tokenizer](seed)
@@ -139,7 +139,7 @@ def train_member(
     return model.eval(), tokenizer
 
 
-def _rate(step: int, settings: TrainingSettings) -> float:
+def _rate(step: int, settings: SpecialistTraining) -> float:
     if step < settings.warmup_steps:
         return (step + 1) / settings.warmup_steps
     share = (step - settings.warmup_steps) / max(1, settings.steps - settings.warmup_steps)
@@ -160,7 +160,7 @@ def train_and_save(name: str, steps: int | None, seed: int, output: Path) -> str
     """Trains the member `name` on one thread and writes it into its folder under `output`."""
     torch.set_num_threads(1)
     disable_progress_bar()
-    settings = TrainingSettings(steps=steps or _STEPS[SPECIALISTS[name].specialty])
+    settings = SpecialistTraining(steps=steps or _STEPS[SPECIALISTS[name].specialty])
     model, tokenizer = train_member(SPECIALISTS[name], settings, seed, Console(soft_wrap=True))
     save_member(model, tokenizer, output / name)
     return name
