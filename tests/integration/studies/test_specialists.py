@@ -14,7 +14,7 @@ from hf_rlae.zoo import SPECIALISTS, load_demo_member
 from tests.studies.specialists.lessons import draw_lesson
 from tests.studies.specialists.tokenizers import BUILDERS, Segmenter
 from tests.studies.specialists.train import (
-    PolicyTraining,
+    SpecialistTraining,
     build_model,
     draw_batches,
     encode_lesson,
@@ -24,7 +24,7 @@ from tests.studies.specialists.train import (
 
 
 def trained(name, steps, seed=0):
-    settings = PolicyTraining(steps=steps, batch_size=16, warmup_steps=5)
+    settings = SpecialistTraining(steps=steps, batch_size=16, warmup_steps=5)
     return train_member(SPECIALISTS[name], settings, seed, Console(file=io.StringIO()))
 
 
