@@ -21,6 +21,7 @@ from transformers import (
 
 from hf_rlae.errors import ConfigError, MemberError, TokenizerError
 from hf_rlae.members.recurrence import Recurrence, find_recurrence
+from hf_rlae.vocabulary import token_ids
 
 logger = logging.getLogger(__name__)
 
@@ -267,8 +268,7 @@ class Member:
             return tuple(sorted(set(given))), ()
         declared: set[int] = set()
         for holder in (self.generation_config, self.model.config, self.tokenizer):
-            ids = getattr(holder, "eos_token_id", None)
-            declared.update([ids] if isinstance(ids, int) else (ids or ()))
+            declared.update(token_ids(getattr(holder, "eos_token_id", None)))
         special = set(self.tokenizer.all_special_ids)
         special.update(i for i, token in getattr(self.tokenizer, "added_tokens_decoder", {}).items() if token.special)
         inside = {i for i in declared if 0 <= i < self.vocab_size}

@@ -33,7 +33,6 @@ class Policy(Protocol):
 
     def __call__(self, state: PolicyState, /) -> torch.Tensor | PolicyOutput:
         """Weights of shape `(B, M)` whose rows sum to 1, or a `PolicyOutput` with such weights."""
-        ...
 
 
 @runtime_checkable
@@ -72,7 +71,6 @@ class SavedPolicy(Protocol):
 
     def settings(self) -> dict[str, Any]:
         """The arguments that make the same policy again; values that JSON can hold."""
-        ...
 
 
 def observed_tokens(policy: Any) -> int:

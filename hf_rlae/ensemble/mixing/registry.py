@@ -23,13 +23,11 @@ class Mixing(Protocol):
         self, scores: Sequence[torch.Tensor], log_z: Sequence[torch.Tensor], weights: torch.Tensor
     ) -> torch.Tensor:
         """Of M fp32 tensors of logits `(B, n, V)`; they may be overwritten where no gradient is asked."""
-        ...
 
     def of_probs(
         self, probs: Sequence[torch.Tensor], log_z: Sequence[torch.Tensor], weights: torch.Tensor
     ) -> torch.Tensor:
         """Of M fp32 tensors of probabilities `(B, n, V)`; they may be overwritten where no gradient is asked."""
-        ...
 
 
 mixings: Registry[Mixing] = Registry("mixing")
