@@ -12,7 +12,7 @@ from torch import nn
 from transformers import AutoModelForCausalLM, GenerationConfig
 
 from hf_rlae import EnsembleConfig, EnsembleForCausalLM, PolicyConfig, PolicyModel, StaticPolicy, UniformPolicy
-from hf_rlae.errors import ConfigError
+from hf_rlae.errors import ConfigError, InputError
 from hf_rlae.members import Member
 from tests.support.ensembles import TEXTS, Schedule, encode, endless, policy_of_text
 from tests.support.models import pair, pairs, with_adapters
@@ -478,3 +478,37 @@ def test_what_a_policy_sees_is_its_own_call(name):
     assert set(met) == set(models)
     assert finished == met
     assert torch.equal(got, expected)
+
+
+@pytest.mark.parametrize("name", ["two_models", "two_tokenizers"])
+def test_a_call_can_have_a_policy_of_its_own(name):
+    """Law: `new_cache(policy=...)` asks that policy in its call, and the ensemble's own in every other one."""
+    ensemble, other = ENSEMBLES[name](), ENSEMBLES[name]()
+    other.set_policy(StaticPolicy([0.1, 0.9]))
+    inputs, options = encode(*TEXTS), {"max_new_tokens": 6, "do_sample": False, "return_dict_in_generate": True}
+    own, expected = ensemble.generate(**inputs, **options), other.generate(**inputs, **options)
+    cache = ensemble.new_cache(record=True, policy=StaticPolicy([0.1, 0.9]))
+    found = ensemble.generate(**inputs, **options, past_key_values=cache)
+    assert torch.equal(found.sequences, expected.sequences)
+    assert torch.equal(found.span_weights, expected.span_weights)
+    assert not torch.equal(found.span_weights, own.span_weights)
+    assert torch.equal(ensemble.generate(**inputs, **options).span_weights, own.span_weights)
+    with torch.no_grad():
+        logits = ensemble(**inputs, past_key_values=ensemble.new_cache(policy=StaticPolicy([0.1, 0.9]))).logits
+        torch.testing.assert_close(logits, other(**inputs).logits, equal_nan=True)
+    with pytest.raises(ConfigError, match="3 members"):
+        ensemble.new_cache(policy=StaticPolicy([1, 1, 1]))
+
+
+@pytest.mark.parametrize("architectures", [("llama", "gpt2"), ("llama", "mamba")])
+def test_a_call_can_mix_where_the_ensemble_draws(architectures):
+    """Law: with `may_draw=False` the members are mixed, so that even the most likely tokens can be asked for."""
+    given = [pair(architecture, seed) for seed, architecture in enumerate(architectures)]
+    drawing, mixing = endless(given, policy_of_text, draw="word"), endless(given, policy_of_text)
+    options = {"max_new_tokens": 6, "do_sample": False}
+    cache = drawing.new_cache(may_draw=False)
+    found = drawing.generate(**encode(*TEXTS), **options, past_key_values=cache)
+    assert torch.equal(found, mixing.generate(**encode(*TEXTS), **options))
+    assert cache.draws is None
+    with pytest.raises(InputError, match="do_sample"):
+        drawing.generate(**encode(*TEXTS), **options)
