@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from pathlib import Path
 
-from hf_rlae.checks import check_int
+from hf_rlae.checks import COUNT, check_number
 from hf_rlae.tasks.definition import BUILT_IN, Example, task
 from hf_rlae.tasks.files import read_file
 from hf_rlae.tasks.task_row import TaskRow
@@ -17,7 +17,7 @@ _MARKER = "<|endoftext|>"
 
 def _opening(row: TaskRow) -> tuple[str, str]:
     num_words = row.options["num_words"]
-    check_int("num_words", num_words, smallest=1)
+    check_number("num_words", num_words, COUNT)
     words = row.text("text").replace(_MARKER, " ").split()
     return " ".join(words[:num_words]), " ".join(words[num_words:])
 
