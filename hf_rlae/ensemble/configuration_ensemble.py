@@ -2,7 +2,7 @@
 
 # no `from __future__ import annotations`: the types of fields are checked, and must not be strings
 
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeAlias
 
 from huggingface_hub.dataclasses import strict
 from transformers import PreTrainedConfig
@@ -11,6 +11,11 @@ from hf_rlae.checks import COUNT, OPTIONAL_COUNT, Bounds, check_choice, check_fi
 from hf_rlae.ensemble.draws import SCOPES, UNITS
 from hf_rlae.ensemble.mixing import mixings
 from hf_rlae.errors import ConfigError
+
+if TYPE_CHECKING:
+    MixingName: TypeAlias = Literal["linear", "log"]
+else:
+    MixingName = str  # mixings that a user registers are accepted too
 
 _BOUNDS = {
     "span_length": COUNT,
@@ -55,7 +60,7 @@ class EnsembleConfig(PreTrainedConfig):
     members: list[str | None] | None = None
     revisions: list[str | None] | None = None
     span_length: int = 8
-    mixing: str = "linear"
+    mixing: MixingName = "linear"
     min_weight: float | int = 0.0
     max_active_members: int | None = None
     max_readings: int = 4

@@ -20,6 +20,7 @@ from hf_rlae.checks import (
 from hf_rlae.errors import ConfigError
 from hf_rlae.objectives import ObjectiveSettings, objectives
 from hf_rlae.objectives.advantages import SCALES
+from hf_rlae.objectives.objective import ObjectiveName
 from hf_rlae.trainers.defaults import option, set_defaults
 
 logger = logging.getLogger(__name__)
@@ -110,7 +111,7 @@ class RLAEConfig(_BaseConfig):
     )  # type: ignore[assignment]
     remove_unused_columns: bool = option(default=False, help="Whether to drop columns that no reward function names.")
     dataloader_pin_memory: bool = option(default=False, help="Off: batches are lists of examples, not tensors.")
-    objective: str = option(default="ppo", help="ppo, mappo, mixture, or another registered objective.")
+    objective: ObjectiveName = option(default="ppo", help="ppo, mappo, mixture, or another registered objective.")
     span_length: int | None = option(default=None, help="Tokens per weight vector; None keeps the ensemble's.")
     num_generations: int = option(default=8, help="Completions per prompt.")
     num_generations_eval: int = option(default=1, help="Completions per prompt in evaluations.")
