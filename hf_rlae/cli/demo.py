@@ -7,7 +7,8 @@ import importlib
 import os
 import re
 
-from hf_rlae.cli.generate import check_output
+from hf_rlae.checks import Bounds
+from hf_rlae.cli.generate import check_output, number, seed
 from hf_rlae.errors import ConfigError
 
 SUMMARY = "three embedded specialists solve what none of them can alone"
@@ -32,8 +33,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="three members with three tokenizers, or with a shared one (default: different)",
     )
     parser.add_argument("--train", action="store_true", help="train the policy first; takes a few minutes")
-    parser.add_argument("--seed", type=int, default=0, metavar="N", help="of --train (default: 0)")
-    parser.add_argument("--questions", type=int, default=100, metavar="N", help="held-out questions (default: 100)")
+    parser.add_argument("--seed", type=seed, default=0, metavar="N", help="of --train (default: 0)")
+    count = number(int, Bounds(1, 2000, is_whole=True))
+    parser.add_argument("--questions", type=count, default=100, metavar="N", help="held-out questions (default: 100)")
     parser.add_argument(
         "--picture",
         default="hf-rlae-demo.png",
@@ -49,10 +51,6 @@ def check(args: argparse.Namespace) -> None:
             f"--chain {args.chain!r} is not a chain of numbers from 0 to 99 with +, - and * between them; give one "
             "like 7+5*3"
         )
-    if args.seed is not None and not 0 <= args.seed < 2**32:
-        raise ConfigError(f"--seed {args.seed}: give a whole number from 0 to 2**32 - 1")
-    if not 1 <= args.questions <= 2000:
-        raise ConfigError(f"--questions {args.questions}: give a number from 1 to 2000")
     if os.path.splitext(args.picture)[1].lower() not in (".png", ".svg", ".pdf"):
         raise ConfigError(f"--picture {args.picture}: the name must end with .png, .svg or .pdf")
     check_output(args.picture, "--picture")

@@ -12,6 +12,7 @@ from typing import Any
 from urllib.parse import urlsplit
 from urllib.request import getproxies
 
+from hf_rlae.checks import COUNT, NOT_NEGATIVE, POSITIVE, Bounds
 from hf_rlae.errors import ConfigError, MemberError
 
 HUB = "https://huggingface.co"
@@ -70,19 +71,23 @@ def _add_ensemble(ensemble: argparse._ArgumentGroup) -> None:
     weights = "one number per member, such as 0.7,0.3 (default: equal)"
     ensemble.add_argument("--weights", type=_weights, metavar="W,W", help=weights)
     length = "tokens that share one weight vector (default: 8)"
-    ensemble.add_argument("--span-length", type=_positive_int, default=8, metavar="N", help=length)
+    ensemble.add_argument("--span-length", type=positive_int, default=8, metavar="N", help=length)
     mixing = "linear (mixture of probabilities) or log (product of experts) (default: linear)"
     ensemble.add_argument("--mixing", default="linear", metavar="NAME", help=mixing)
 
 
 def _add_decoding(decoding: argparse._ArgumentGroup) -> None:
     tokens = "maximum number of new tokens (default: 128)"
-    decoding.add_argument("--max-new-tokens", type=_positive_int, default=128, metavar="N", help=tokens)
+    decoding.add_argument("--max-new-tokens", type=positive_int, default=128, metavar="N", help=tokens)
     sample = "sample every token from the mixture (default: greedy decoding)"
     decoding.add_argument("--sample", "--do-sample", action="store_true", help=sample)
-    decoding.add_argument("--temperature", type=_positive_float, metavar="T", help="with --sample (default: 1.0)")
-    decoding.add_argument("--top-p", type=_probability, metavar="P", help="with --sample (default: 1.0)")
-    decoding.add_argument("--seed", type=_seed, metavar="N", help="makes samples repeatable")
+    decoding.add_argument(
+        "--temperature", type=number(float, POSITIVE), metavar="T", help="with --sample (default: 1.0)"
+    )
+    decoding.add_argument(
+        "--top-p", type=number(float, Bounds(above=0, most=1)), metavar="P", help="with --sample (default: 1.0)"
+    )
+    decoding.add_argument("--seed", type=seed, metavar="N", help="makes samples repeatable")
 
 
 def _add_loading(loading: argparse._ArgumentGroup) -> None:
@@ -179,7 +184,7 @@ def _weights(text: str) -> list[float]:
         raise argparse.ArgumentTypeError(
             f"{text!r} is not a list of numbers; give one per member, such as 0.7,0.3"
         ) from None
-    if not all(math.isfinite(value) and value >= 0 for value in values):
+    if not all(map(NOT_NEGATIVE.holds, values)):
         raise argparse.ArgumentTypeError(f"{text!r}: weights must be finite and at least 0")
     if sum(values) == 0:
         raise argparse.ArgumentTypeError(f"{text!r}: at least one weight must be above 0")
@@ -190,22 +195,25 @@ def _revisions(text: str) -> list[str | None]:
     return [part.strip() or None for part in text.split(",")]
 
 
-def _number(kind: type, is_valid: Callable[[float], bool], expected: str) -> Callable[[str], Any]:
-    """A parser of numbers for `argparse`."""
+def number(kind: type, allowed: Bounds) -> Callable[[str], Any]:
+    """A type of an argument: a number within bounds.
+
+    Args:
+        kind (`type`): `int` or `float`.
+        allowed (`Bounds`): what is accepted.
+    """
 
     def parse(text: str) -> Any:
         try:
             value = kind(text)
         except ValueError:
-            value = math.nan  # never valid
-        if not is_valid(value):
-            raise argparse.ArgumentTypeError(f"{text!r} is not {expected}")
+            value = math.nan  # never within bounds
+        if not allowed.holds(value):
+            raise argparse.ArgumentTypeError(f"{text!r} is not {allowed}")
         return value
 
     return parse
 
 
-_positive_int = _number(int, lambda value: value >= 1, "a whole number of at least 1")
-_seed = _number(int, lambda value: 0 <= value < 2**32, "a whole number from 0 to 2**32 - 1")
-_positive_float = _number(float, lambda value: 0 < value < math.inf, "a finite number above 0")
-_probability = _number(float, lambda value: 0 < value <= 1, "a number above 0 and at most 1")
+positive_int = number(int, COUNT)
+seed = number(int, Bounds(0, 2**32 - 1, is_whole=True))

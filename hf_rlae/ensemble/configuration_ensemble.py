@@ -2,14 +2,28 @@
 
 # no `from __future__ import annotations`: the types of fields are checked, and must not be strings
 
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeAlias
 
 from huggingface_hub.dataclasses import strict
 from transformers import PreTrainedConfig
 
+from hf_rlae.checks import COUNT, OPTIONAL_COUNT, Bounds, check_choice, check_fields
 from hf_rlae.ensemble.draws import SCOPES, UNITS
 from hf_rlae.ensemble.mixing import mixings
 from hf_rlae.errors import ConfigError
+
+if TYPE_CHECKING:
+    MixingName: TypeAlias = Literal["linear", "log"]
+else:
+    MixingName = str  # mixings that a user registers are accepted too
+
+_BOUNDS = {
+    "span_length": COUNT,
+    "min_weight": Bounds(0, below=1),
+    "max_active_members": OPTIONAL_COUNT,
+    "max_readings": COUNT,
+    "min_reading": Bounds(0, below=1),
+}
 
 
 @strict
@@ -46,7 +60,7 @@ class EnsembleConfig(PreTrainedConfig):
     members: list[str | None] | None = None
     revisions: list[str | None] | None = None
     span_length: int = 8
-    mixing: str = "linear"
+    mixing: MixingName = "linear"
     min_weight: float | int = 0.0
     max_active_members: int | None = None
     max_readings: int = 4
@@ -65,24 +79,13 @@ class EnsembleConfig(PreTrainedConfig):
 
     def __post_init__(self, **kwargs: Any) -> None:
         super().__post_init__(**kwargs)
-        if self.span_length < 1:
-            raise ConfigError(f"span_length={self.span_length}: a span has at least 1 token")
-        if self.mixing not in mixings:
-            mixings[self.mixing]
-        if self.draw is not None and self.draw not in UNITS:
-            raise ConfigError(f"draw={self.draw!r}: it must be None or one of {list(UNITS)}")
-        if self.draw_scope not in SCOPES:
-            raise ConfigError(f"draw_scope={self.draw_scope!r}: it must be one of {list(SCOPES)}")
+        check_fields(self, _BOUNDS)
+        check_choice("mixing", self.mixing, mixings)
+        check_choice("draw_scope", self.draw_scope, SCOPES)
+        if self.draw is not None:
+            check_choice("draw", self.draw, UNITS)
         if self.draw is not None and self.mixing != "linear":
             raise ConfigError(
                 f"draw={self.draw!r} with mixing={self.mixing!r}: drawing a member and sampling from it is linear "
                 "mixing; leave draw out, or set mixing='linear'"
             )
-        if not 0 <= self.min_weight < 1:
-            raise ConfigError(f"min_weight={self.min_weight}: it must be at least 0 and less than 1")
-        if self.max_active_members is not None and self.max_active_members < 1:
-            raise ConfigError(f"max_active_members={self.max_active_members}: at least 1 member must be active")
-        if self.max_readings < 1:
-            raise ConfigError(f"max_readings={self.max_readings}: a member needs at least 1 reading")
-        if not 0 <= self.min_reading < 1:
-            raise ConfigError(f"min_reading={self.min_reading}: it must be at least 0 and less than 1")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from hf_rlae.errors import ConfigError
+from hf_rlae.checks import COUNT, Bounds, check_number
 
 
 def simplex_grid(num_members: int, resolution: int) -> list[tuple[float, ...]]:
@@ -23,11 +23,8 @@ def simplex_grid(num_members: int, resolution: int) -> list[tuple[float, ...]]:
     >>> simplex_grid(2, 2)
     [(0.0, 1.0), (0.5, 0.5), (1.0, 0.0)]
     """
-    if num_members < 1 or resolution < 1:
-        raise ConfigError(
-            f"num_members={num_members}, resolution={resolution}: both must be at least 1; a resolution of 10 tries "
-            "weights in steps of 0.1"
-        )
+    check_number("num_members", num_members, COUNT)
+    check_number("resolution", resolution, Bounds(1, is_whole=True, note="10 tries weights in steps of 0.1"))
     counts: list[tuple[int, ...]] = [()]
     for _ in range(num_members - 1):
         counts = [(*begun, part) for begun in counts for part in range(resolution - sum(begun) + 1)]

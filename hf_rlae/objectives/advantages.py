@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import torch
 
-from hf_rlae.errors import ConfigError, ObjectiveError, nearest
+from hf_rlae.checks import COUNT, POSITIVE, SHARE, check_choice, check_number
+from hf_rlae.errors import ObjectiveError
 from hf_rlae.objectives.checks import check_axes
 
 SCALES = ("group", "batch", "none")
@@ -77,9 +78,8 @@ def gae(
     check_axes(
         {"rewards": rewards, "values": values, "mask": mask}, {"rewards": ("BS",), "values": ("BS",), "mask": ("BS",)}
     )
-    for name, number in (("gamma", gamma), ("lam", lam)):
-        if not 0 <= number <= 1:
-            raise ConfigError(f"{name}={number!r}: it must be from 0 to 1")
+    check_number("gamma", gamma, SHARE)
+    check_number("lam", lam, SHARE)
     keep = mask != 0
     advantages = torch.zeros_like(values)
     advantage = next_value = values.new_zeros(len(values))
@@ -125,10 +125,9 @@ def group_relative(
     tensor([ 0.5000, -0.5000,  0.0000,  0.0000])
     """
     check_axes({"rewards": rewards}, {"rewards": ("B",)})
-    if scale not in SCALES:
-        raise ConfigError(f"scale={scale!r}: {nearest(str(scale), SCALES)}")
-    if num_generations < 1 or not eps > 0:
-        raise ConfigError(f"num_generations={num_generations}, eps={eps}: they must be at least 1, and above 0")
+    check_choice("scale", scale, SCALES)
+    check_number("num_generations", num_generations, COUNT)
+    check_number("eps", eps, POSITIVE)
     if len(rewards) % num_generations:
         raise ObjectiveError(
             f"rewards has {len(rewards)} entries, which is not a multiple of num_generations={num_generations}; give "

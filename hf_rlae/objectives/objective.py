@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar, Literal, TypeAlias
 
 import torch
 
@@ -134,3 +134,9 @@ class Objective(ABC):
 
 objectives: Registry[type[Objective]] = Registry("objective")
 """The classes of objectives, by name."""
+
+if TYPE_CHECKING:
+    ObjectiveName: TypeAlias = Literal["ppo", "mappo", "mixture"]
+else:
+    # parsers of arguments and configurations also accept names that a user registers
+    ObjectiveName = str

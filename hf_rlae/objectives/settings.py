@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 
-from hf_rlae.errors import ConfigError, nearest
+from hf_rlae.checks import NOT_NEGATIVE, OPTIONAL_POSITIVE, Bounds, check_choice, check_fields
 
 REDUCTIONS = ("token", "sequence")
 """How the policy's loss is averaged; see `ObjectiveSettings`."""
+_BOUNDS = {
+    "epsilon": Bounds(above=0, below=1),
+    "epsilon_high": OPTIONAL_POSITIVE,
+    "value_epsilon": OPTIONAL_POSITIVE,
+    "value_coef": NOT_NEGATIVE,
+    "entropy_coef": NOT_NEGATIVE,
+}
 
 
 @dataclass(frozen=True)
@@ -48,22 +54,5 @@ class ObjectiveSettings:
     reduction: str = "token"
 
     def __post_init__(self) -> None:
-        for name, least, is_open in (
-            ("epsilon", 0.0, True),
-            ("epsilon_high", 0.0, True),
-            ("value_epsilon", 0.0, True),
-            ("value_coef", 0.0, False),
-            ("entropy_coef", 0.0, False),
-        ):
-            value = getattr(self, name)
-            if value is None and name in ("epsilon_high", "value_epsilon"):
-                continue
-            is_number = isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
-            if not is_number or value < least or (is_open and value == least):
-                raise ConfigError(
-                    f"{name}={value!r}: it must be a finite number {'above' if is_open else 'of at least'} {least:g}"
-                )
-        if self.epsilon >= 1:
-            raise ConfigError(f"epsilon={self.epsilon!r}: it must be below 1, or no ratio is ever too low")
-        if self.reduction not in REDUCTIONS:
-            raise ConfigError(f"reduction={self.reduction!r}: {nearest(str(self.reduction), REDUCTIONS)}")
+        check_fields(self, _BOUNDS)
+        check_choice("reduction", self.reduction, REDUCTIONS)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import torch
 
-from hf_rlae.errors import ConfigError, ObjectiveError
+from hf_rlae.checks import COUNT, check_number
+from hf_rlae.errors import ObjectiveError
 from hf_rlae.objectives.checks import check_axes
 
 
@@ -32,8 +33,7 @@ def spans_of_tokens(completion_mask: torch.Tensor, span_length: int) -> tuple[to
     [[True, True], [True, False]]
     """
     check_axes({"completion_mask": completion_mask}, {"completion_mask": ("BT",)})
-    if span_length < 1:
-        raise ConfigError(f"span_length={span_length}: it must be at least 1")
+    check_number("span_length", span_length, COUNT)
     mask = completion_mask != 0
     num_spans = (mask.sum(1) + span_length - 1) // span_length
     span_index = torch.where(mask, (mask.cumsum(1) - 1) // span_length, -1)

@@ -6,7 +6,8 @@ import math
 
 import torch
 
-from hf_rlae.errors import ConfigError, NonFiniteError, ObjectiveError
+from hf_rlae.checks import NOT_NEGATIVE, POSITIVE, Bounds, check_number
+from hf_rlae.errors import NonFiniteError
 from hf_rlae.objectives.advantages import terminal_rewards
 from hf_rlae.objectives.checks import check_axes
 from hf_rlae.objectives.reductions import Number
@@ -78,8 +79,7 @@ def token_rewards(rewards: torch.Tensor, kls: torch.Tensor, mask: torch.Tensor, 
             [ 0.0000,  0.0000,  0.0000]])
     """
     check_axes({"rewards": rewards, "kls": kls, "mask": mask}, {"rewards": ("B",), "kls": ("BT",), "mask": ("BT",)})
-    if not (math.isfinite(kl_coef) and kl_coef >= 0):
-        raise ConfigError(f"kl_coef={kl_coef!r}: it must be finite and at least 0")
+    check_number("kl_coef", kl_coef, NOT_NEGATIVE)
     return terminal_rewards(rewards, mask) - kl_coef * torch.where(mask != 0, kls, 0)
 
 
@@ -155,7 +155,7 @@ def adapted_kl_coef(kl_coef: float, kl: float, target: float, horizon: float, nu
 
     Raises:
         NonFiniteError: `kl` is NaN or infinite.
-        ObjectiveError: another number is out of range.
+        ConfigError: another number is out of range.
 
     Example:
 
@@ -164,12 +164,8 @@ def adapted_kl_coef(kl_coef: float, kl: float, target: float, horizon: float, nu
     """
     if not math.isfinite(kl):
         raise NonFiniteError(f"kl={kl}: the KL to the base model is not finite; check the log-probabilities")
-    for name, number, least, is_open in (("kl_coef", kl_coef, 0, False), ("target", target, 0, True)):
-        if not math.isfinite(number) or number < least or (is_open and number == least):
-            raise ObjectiveError(f"{name}={number!r}: it must be finite and {'above' if is_open else 'at least'} 0")
-    if not 0 <= num_texts <= horizon:
-        raise ObjectiveError(
-            f"num_texts={num_texts}, horizon={horizon}: a rollout has 0 to `horizon` completions; give a larger horizon"
-        )
+    check_number("kl_coef", kl_coef, NOT_NEGATIVE)
+    check_number("target", target, POSITIVE)
+    check_number("num_texts", num_texts, Bounds(0, horizon, note="give a larger horizon"))
     error = min(max(kl / target - 1, -MAX_KL_ERROR), MAX_KL_ERROR)
     return kl_coef * (1 + error * num_texts / horizon)

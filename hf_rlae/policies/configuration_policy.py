@@ -8,7 +8,8 @@ from typing import Any, ClassVar
 from huggingface_hub.dataclasses import strict
 from transformers import AutoConfig, PreTrainedConfig
 
-from hf_rlae.errors import ConfigError, nearest
+from hf_rlae.checks import COUNT, POSITIVE, check_choice, check_fields
+from hf_rlae.errors import ConfigError
 from hf_rlae.members import Member
 
 OBSERVATIONS = ("members", "text", "both")
@@ -30,6 +31,10 @@ _COUNTS_AFTER_PADDING = (
 """Encoders whose positions begin after the padding token's id, so that they read fewer tokens than they have."""
 DISTRIBUTIONS = {"joint": ("dirichlet", "logistic_normal"), "per_member": ("gaussian",)}
 """What actions can be drawn from, for each kind of actor; the first one is the default."""
+_BOUNDS = {
+    **dict.fromkeys(("num_members", "pooled_tokens", "span_length", "hidden_size", "max_text_tokens"), COUNT),
+    **dict.fromkeys(("concentration", "noise"), POSITIVE),
+}
 
 
 @strict
@@ -90,22 +95,12 @@ class PolicyConfig(PreTrainedConfig):
         if isinstance(self.encoder_config, dict):
             self.encoder_config = _config_of(self.encoder_config)
         super().__post_init__(**kwargs)
-        for name in ("num_members", "pooled_tokens", "span_length", "hidden_size", "max_text_tokens"):
-            if getattr(self, name) < 1:
-                raise ConfigError(f"{name}={getattr(self, name)}: it must be at least 1")
-        for name, known in (("observation", OBSERVATIONS), ("actor", ACTORS)):
-            if getattr(self, name) not in known:
-                raise ConfigError(f"{name}={getattr(self, name)!r}: {nearest(getattr(self, name), known)}")
+        check_fields(self, _BOUNDS)
+        check_choice("observation", self.observation, OBSERVATIONS)
+        check_choice("actor", self.actor, ACTORS)
         if self.distribution is None:
             self.distribution = DISTRIBUTIONS[self.actor][0]
-        if self.distribution not in DISTRIBUTIONS[self.actor]:
-            raise ConfigError(
-                f"distribution={self.distribution!r} with actor={self.actor!r}: "
-                f"{nearest(self.distribution, DISTRIBUTIONS[self.actor])}"
-            )
-        for name in ("concentration", "noise"):
-            if not 0 < getattr(self, name) < float("inf"):
-                raise ConfigError(f"{name}={getattr(self, name)}: it must be finite and above 0")
+        check_choice(f"actor={self.actor!r} with distribution", self.distribution, DISTRIBUTIONS[self.actor])
         sizes = self.member_hidden_sizes
         if sizes is not None and (len(sizes) != self.num_members or min(sizes, default=1) < 1):
             raise ConfigError(

@@ -2,20 +2,16 @@
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
-from hf_rlae.errors import ConfigError
+from hf_rlae.checks import Bounds, check_number
 
 
 def checked_temperature(temperature: Any) -> float:
-    """The temperature as a number.
+    """The temperature of a softmax as a `float`.
 
     Raises:
         ConfigError: it is not finite, or not above 0.
     """
-    if not isinstance(temperature, (int, float)) or not math.isfinite(temperature) or temperature <= 0:
-        raise ConfigError(
-            f"temperature={temperature!r}: it must be a finite number above 0; for equal weights take UniformPolicy"
-        )
+    check_number("temperature", temperature, Bounds(above=0, note="for equal weights take UniformPolicy"))
     return float(temperature)

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from hf_rlae.checks import check_choice, check_int
-from hf_rlae.errors import ConfigError
+from hf_rlae.checks import COUNT, Bounds, check_choice, check_number
 from hf_rlae.rewards.contract import Batch, Reward
 
 
@@ -14,10 +13,8 @@ class LengthPenalty(Reward):
 
     def __init__(self, max_length: int, buffer: int, unit: str = "tokens", name: str = "length_penalty") -> None:
         super().__init__(name)
-        check_int("max_length", max_length, smallest=1)
-        check_int("buffer", buffer, smallest=1)
-        if buffer > max_length:
-            raise ConfigError(f"buffer={buffer} is larger than max_length={max_length}; give a smaller buffer")
+        check_number("max_length", max_length, COUNT)
+        check_number("buffer", buffer, Bounds(1, max_length, is_whole=True, note="max_length is the most"))
         check_choice("unit", unit, ("tokens", "characters"))
         self.max_length, self.buffer, self.unit = max_length, buffer, unit
 

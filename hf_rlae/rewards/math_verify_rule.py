@@ -28,7 +28,8 @@ import weakref
 from pathlib import Path
 from typing import Any
 
-from hf_rlae.errors import ConfigError, RewardUnavailableError
+from hf_rlae.checks import Bounds, check_number
+from hf_rlae.errors import RewardUnavailableError
 from hf_rlae.rewards.contract import Batch, Reward, Row
 from hf_rlae.rewards.registry import rewards
 
@@ -102,8 +103,7 @@ class MathVerifyReward(Reward):
 
     def __init__(self, timeout_s: float = 5.0, name: str = "math_verify_reward") -> None:
         super().__init__(name)
-        if isinstance(timeout_s, bool) or not isinstance(timeout_s, int | float) or not 0 < timeout_s <= 3600:
-            raise ConfigError(f"timeout_s must be a number of seconds above 0 and up to 3600, got {timeout_s!r}")
+        check_number("timeout_s", timeout_s, Bounds(above=0, most=3600))
         self.timeout_s = timeout_s
         self._lock = threading.Lock()
         self._worker: _Worker | None = None

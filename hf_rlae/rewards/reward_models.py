@@ -11,7 +11,7 @@ import torch
 from torch.nn.utils.rnn import pad_sequence
 from transformers import AutoModelForSequenceClassification, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
-from hf_rlae.checks import check_int
+from hf_rlae.checks import COUNT, OPTIONAL_COUNT, check_number
 from hf_rlae.errors import ConfigError, RewardError, nearest
 from hf_rlae.rewards.contract import Batch, Reward
 
@@ -68,9 +68,8 @@ class RewardModel(Reward):
         **model_kwargs: Any,
     ) -> None:
         super().__init__(name)
-        check_int("batch_size", batch_size, smallest=1)
-        if max_length is not None:
-            check_int("max_length", max_length, smallest=1)
+        check_number("batch_size", batch_size, COUNT)
+        check_number("max_length", max_length, OPTIONAL_COUNT)
         self.model, tokenizer = _load(model, tokenizer, model_kwargs)
         # a copy, because others may use the tokenizer with truncation on the right
         self.tokenizer = copy.deepcopy(tokenizer)

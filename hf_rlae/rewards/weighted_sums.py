@@ -5,11 +5,11 @@ from __future__ import annotations
 import asyncio
 import math
 from collections.abc import Callable, Sequence
-from numbers import Real
 from typing import Any
 
 import torch
 
+from hf_rlae.checks import Bounds, check_list
 from hf_rlae.errors import ConfigError, RewardError
 from hf_rlae.rewards.contract import columns_of, is_async, name_of
 from hf_rlae.rewards.registry import get_reward
@@ -108,11 +108,7 @@ def weighted_sum(
     if isinstance(rewards, str) or not isinstance(rewards, Sequence) or not rewards:
         raise ConfigError(f"rewards must be a list with at least one reward, got {rewards!r:.80}")
     weights = [1.0] * len(rewards) if weights is None else list(weights)
-    if len(weights) != len(rewards):
-        raise ConfigError(f"there are {len(rewards)} rewards and {len(weights)} weights; give one weight per reward")
-    for weight in weights:
-        if isinstance(weight, bool) or not isinstance(weight, Real) or not math.isfinite(weight):
-            raise ConfigError(f"weights must be finite numbers, got {weight!r}")
+    check_list("weights", weights, Bounds(), len(rewards))
     parts = [_part(reward) for reward in rewards]
     kind = AsyncWeightedSum if any(map(is_async, parts)) else WeightedSum
     return kind(parts, list(map(float, weights)), name)

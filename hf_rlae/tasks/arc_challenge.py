@@ -7,35 +7,8 @@ from dataclasses import replace
 from hf_rlae.checks import check_choice
 from hf_rlae.tasks.choices import MESSAGE, choice_example, read_choices, read_letter
 from hf_rlae.tasks.definition import Example, task
+from hf_rlae.tasks.files import built_in_rows
 from hf_rlae.tasks.task_row import TaskRow
-
-_EXAMPLES = (
-    {
-        "question": "Which of these is a source of light?",
-        "choices": {"text": ["the Moon", "the Sun", "a mirror", "a window"], "label": ["A", "B", "C", "D"]},
-        "answerKey": "B",
-    },
-    {
-        "question": "A puddle is gone after a warm afternoon. What happened to most of the water?",
-        "choices": {"text": ["It froze.", "It melted.", "It evaporated.", "It burned."], "label": ["1", "2", "3", "4"]},
-        "answerKey": "3",
-    },
-    {
-        "question": "Which body part does a fish use to breathe under water?",
-        "choices": {"text": ["gills", "scales", "fins"], "label": ["A", "B", "C"]},
-        "answerKey": "A",
-    },
-    {
-        "question": "Which tool measures how hot the water in a glass is?",
-        "choices": {"text": ["a ruler", "a balance", "a clock", "a thermometer"], "label": ["A", "B", "C", "D"]},
-        "answerKey": "D",
-    },
-    {
-        "question": "What pulls a ball back to the ground after it was thrown up?",
-        "choices": {"text": ["magnetism", "friction", "gravity", "sound"], "label": ["A", "B", "C", "D"]},
-        "answerKey": "C",
-    },
-)
 
 
 @task(
@@ -55,7 +28,7 @@ _EXAMPLES = (
     message=MESSAGE,
     num_few_shot=5,
     few_shot_split="train",
-    examples=_EXAMPLES,
+    examples=built_in_rows("arc_challenge.jsonl"),
     options={"blank_options": "keep"},
 )
 def arc_challenge(row: TaskRow) -> Example | None:

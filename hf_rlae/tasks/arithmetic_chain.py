@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from hf_rlae.checks import check_choice, check_int
+from hf_rlae.checks import COUNT, check_choice, check_number
 from hf_rlae.errors import ConfigError
 from hf_rlae.tasks.chains import FORMS, OPERATORS, SPLITS, draw_questions
 from hf_rlae.tasks.definition import Example, generated_task
@@ -39,7 +39,7 @@ def arithmetic_chain(split: str, count: int | None, seed: int, options: Mapping[
     """
     num_steps = _listed("num_steps", options["num_steps"], int)
     for number in num_steps:
-        check_int("num_steps", number, smallest=1)
+        check_number("num_steps", number, COUNT)
     forms = _listed("forms", options["forms"], str)
     for form in forms:
         check_choice("forms", form, FORMS)

@@ -192,21 +192,6 @@ def check_prompt(prompt_format: str, template: str) -> None:
         raise ConfigError(f"template={template!r}: a template is a string that contains {{question}} once")
 
 
-def rows_of(columns: Sequence[str], *rows: Sequence[Any]) -> tuple[dict[str, Any], ...]:
-    """A table as rows by column, for a task's `examples`.
-
-    Args:
-        columns (sequence of `str`): the header.
-        rows (sequence): one value per column.
-
-    Example:
-
-    >>> rows_of(("question", "answer"), ("1 + 1?", 2))
-    ({'question': '1 + 1?', 'answer': 2},)
-    """
-    return tuple(dict(zip(columns, row, strict=True)) for row in rows)
-
-
 def task(
     name: str,
     *,

@@ -126,3 +126,17 @@ READERS: dict[str, Callable[[Path], Iterator[PlacedRow]]] = {
     ".txt": _read_text,
 }
 """The reader of each file format, by ending."""
+
+
+def built_in_rows(name: str) -> tuple[Mapping[str, Any], ...]:
+    """The rows that come with the package for a task.
+
+    Args:
+        name (`str`): of a file in the folder `examples`, in the schema of the task's default source.
+
+    Example:
+
+    >>> built_in_rows("piqa.jsonl")[0]["goal"]
+    'Keep soup warm until lunch.'
+    """
+    return tuple(row for _, row in read_file(Path(__file__).with_name("examples") / name))

@@ -9,41 +9,9 @@ from __future__ import annotations
 import random
 
 from hf_rlae.tasks.choices import LETTERS, choice_example
-from hf_rlae.tasks.definition import Example, rows_of, task
+from hf_rlae.tasks.definition import Example, task
+from hf_rlae.tasks.files import built_in_rows
 from hf_rlae.tasks.task_row import TaskRow
-
-_EXAMPLES = rows_of(
-    ("Question", "Correct Answer", "Incorrect Answer 1", "Incorrect Answer 2", "Incorrect Answer 3"),
-    (
-        "A photon has twice the frequency of another one. How do their energies compare?",
-        "It has twice the energy",
-        "It has half the energy",
-        "It has four times the energy",
-        "They have the same energy",
-    ),
-    ("How many hydrogen atoms has a molecule of benzene?", "6", "3", "8", "12"),
-    (
-        "In which direction does a DNA polymerase add nucleotides?",
-        "From 5' to 3'",
-        "From 3' to 5'",
-        "In both directions",
-        "It depends on the strand",
-    ),
-    (
-        "An ideal gas shrinks to half its volume at constant temperature. What becomes of its pressure?",
-        "It doubles",
-        "It halves",
-        "It stays the same",
-        "It grows fourfold",
-    ),
-    (
-        "What are the eigenvalues of a Hermitian matrix like?",
-        "All of them are real",
-        "All of them are imaginary",
-        "All of them have absolute value 1",
-        "All of them are positive",
-    ),
-)
 
 
 @task(
@@ -63,7 +31,7 @@ _EXAMPLES = rows_of(
     reward="gpqa",
     message="{question}\n\nThink step by step, and end with a line such as 'Answer: X', where X is the right letter.",
     num_few_shot=5,
-    examples=_EXAMPLES,
+    examples=built_in_rows("gpqa.jsonl"),
 )
 def gpqa(row: TaskRow) -> Example:
     """The right option comes first in the source, so the options are shuffled by the seed and the question."""

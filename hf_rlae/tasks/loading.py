@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hf_rlae.checks import check_int
+from hf_rlae.checks import OPTIONAL_COUNT, Bounds, check_number
 from hf_rlae.errors import ConfigError, nearest
 from hf_rlae.tasks.definition import Example, Task, check_prompt, tasks
 from hf_rlae.tasks.few_shot import ShotPool
@@ -105,10 +105,9 @@ def load_task(
     if importlib.util.find_spec("datasets") is None:
         raise ImportError("load_task needs the package datasets: pip install 'hf_rlae[train]'")
     num_shots = task.num_few_shot if num_few_shot is None else num_few_shot
-    check_int("seed", seed)
-    check_int("num_few_shot", num_shots, smallest=0)
-    if limit is not None:
-        check_int("limit", limit, smallest=1)
+    check_number("seed", seed, Bounds(is_whole=True))
+    check_number("num_few_shot", num_shots, Bounds(0, is_whole=True))
+    check_number("limit", limit, OPTIONAL_COUNT)
     check_prompt(prompt_format or task.prompt_format, task.message if template is None else template)
     _check_known(task, "option", options, task.options)
     _check_known(task, "field", columns or {}, task.fields)

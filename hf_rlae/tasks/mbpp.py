@@ -3,28 +3,8 @@
 from __future__ import annotations
 
 from hf_rlae.tasks.definition import Example, task
+from hf_rlae.tasks.files import built_in_rows
 from hf_rlae.tasks.task_row import TaskRow
-
-_EXAMPLES = (
-    {
-        "text": "Write a function to double a number.",
-        "code": "def double(number):\n    return 2 * number",
-        "test_list": ["assert double(4) == 8", "assert double(0) == 0"],
-        "test_setup_code": "",
-    },
-    {
-        "text": "Write a function to count the vowels a, e, i, o and u in a string.",
-        "code": "def count_vowels(text):\n    return sum(char in 'aeiou' for char in text)",
-        "test_list": ["assert count_vowels('sea') == 2", "assert count_vowels('') == 0"],
-        "test_setup_code": "",
-    },
-    {
-        "text": "Write a function to find the largest even number of a list, or None.",
-        "code": "def largest_even(numbers):\n    return max((n for n in numbers if n % 2 == 0), default=None)",
-        "test_list": ["assert largest_even([1, 4, 2]) == 4", "assert largest_even([1]) is None"],
-        "test_setup_code": "",
-    },
-)
 
 _LAST_IDS = {"prompt": 10, "test": 510, "validation": 600, "train": 974}
 
@@ -61,7 +41,7 @@ def _split_of(row: TaskRow) -> str | None:
     text="Task: {question}\nPython:",
     num_few_shot=3,
     few_shot_split="prompt",
-    examples=_EXAMPLES,
+    examples=built_in_rows("mbpp.jsonl"),
     split_of=_split_of,
 )
 def mbpp(row: TaskRow) -> Example:

@@ -3,21 +3,18 @@
 from __future__ import annotations
 
 import hashlib
-from pathlib import Path
 
-from hf_rlae.checks import check_int
+from hf_rlae.checks import COUNT, check_number
 from hf_rlae.tasks.definition import BUILT_IN, Example, task
-from hf_rlae.tasks.files import read_file
+from hf_rlae.tasks.files import built_in_rows
 from hf_rlae.tasks.task_row import TaskRow
-
-_OPENINGS = Path(__file__).with_name("story_openings.txt")
 
 _MARKER = "<|endoftext|>"
 
 
 def _opening(row: TaskRow) -> tuple[str, str]:
     num_words = row.options["num_words"]
-    check_int("num_words", num_words, smallest=1)
+    check_number("num_words", num_words, COUNT)
     words = row.text("text").replace(_MARKER, " ").split()
     return " ".join(words[:num_words]), " ".join(words[num_words:])
 
@@ -40,7 +37,7 @@ def _split_of(row: TaskRow) -> str:
     message="Continue this story: {question}",
     text="{question}",
     few_shot_split="train",
-    examples=tuple(row for _, row in read_file(_OPENINGS)),
+    examples=built_in_rows("story_sentiment.txt"),
     options={"num_words": 6},
     split_of=_split_of,
     reads_lines=True,

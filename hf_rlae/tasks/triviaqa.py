@@ -5,24 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from hf_rlae.tasks.definition import Example, task
+from hf_rlae.tasks.files import built_in_rows
 from hf_rlae.tasks.task_row import TaskRow
-
-
-def _written(question: str, value: str, *aliases: str) -> dict[str, object]:
-    normalized = [alias.lower() for alias in (value, *aliases)]
-    return {
-        "question": question,
-        "answer": {"value": value, "aliases": [value, *aliases], "normalized_aliases": normalized},
-    }
-
-
-_EXAMPLES = (
-    _written("What is the capital of Portugal?", "Lisbon", "Lisboa"),
-    _written("Which planet is the largest of the Solar System?", "Jupiter", "The planet Jupiter"),
-    _written("What is the chemical symbol of gold?", "Au"),
-    _written("How many strings has a common violin?", "Four", "4"),
-    _written("Which sea lies between Italy and Croatia?", "The Adriatic Sea", "Adriatic", "The Adriatic"),
-)
 
 _WITHHELD = "<unk>"
 
@@ -40,7 +24,7 @@ _WITHHELD = "<unk>"
     message="{question}\n\nAnswer with a name or a few words.",
     num_few_shot=5,
     few_shot_split="train",
-    examples=_EXAMPLES,
+    examples=built_in_rows("triviaqa.jsonl"),
 )
 def triviaqa(row: TaskRow) -> Example:
     """The answer is a mapping with `value` and `aliases`, or a text, with `aliases` in their own column.

@@ -19,6 +19,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from hf_rlae.checks import Bounds, check_number
 from hf_rlae.errors import ConfigError, HfRlaeError
 from hf_rlae.rewards import RewardError
 from hf_rlae.rewards.contract import is_async, name_of
@@ -71,9 +72,7 @@ class GuardedReward:
                 f"a reward function must be a callable, got {type(reward).__name__}; "
                 f"hf_rlae.rewards.reward_model makes one of a classification model"
             )
-        is_number = isinstance(timeout_s, numbers.Real) and not isinstance(timeout_s, bool)
-        if timeout_s is not None and not (is_number and 0 <= timeout_s < math.inf):
-            raise ConfigError(f"timeout_s must be a number of seconds of at least 0, or None, got {timeout_s!r}")
+        check_number("timeout_s", timeout_s, Bounds(0, is_optional=True))
         self.reward = reward
         self.__name__ = name or name_of(reward)
         self.timeout_s = float(timeout_s) if timeout_s else None

@@ -9,8 +9,8 @@ from typing import Any, Literal
 
 from trl import GRPOConfig, RLOOConfig
 
-from hf_rlae.errors import ConfigError, nearest
-from hf_rlae.trainers.bounds import Bounds, check_bounds, check_list
+from hf_rlae.checks import NOT_NEGATIVE, OPTIONAL_COUNT, Bounds, check_choice, check_fields, check_list
+from hf_rlae.errors import ConfigError
 from hf_rlae.trainers.cory.prompts import check_template
 from hf_rlae.trainers.defaults import option, set_defaults
 from hf_rlae.trainers.model_cards import is_hub_id
@@ -21,9 +21,9 @@ _BOUNDS = {
     "num_agents": Bounds(
         2, is_whole=True, note="a pioneer and at least one observer; for one agent, use TRL's trainer"
     ),
-    "role_exchange_steps": Bounds(is_whole=True, note="with 0, roles are never exchanged"),
-    "reward_timeout": Bounds(note="0 is no limit"),
-    "max_observer_prompt_length": Bounds(1, is_whole=True, is_optional=True),
+    "role_exchange_steps": Bounds(0, is_whole=True, note="with 0, roles are never exchanged"),
+    "reward_timeout": Bounds(0, note="0 is no limit"),
+    "max_observer_prompt_length": OPTIONAL_COUNT,
     "max_completion_length": Bounds(1, is_whole=True, note="observers' prompts leave room for a completion"),
 }
 _NAME = re.compile(r"[A-Za-z][A-Za-z0-9_-]*")
@@ -101,7 +101,7 @@ class CoryArguments:
     disable_dropout: bool = option(default=True, help="Whether dropout is switched off.")
 
     def __post_init__(self) -> None:
-        check_bounds(self, _BOUNDS)
+        check_fields(self, _BOUNDS)
         self._check_agents()
         self._check_observers()
         self._check_unsupported()
@@ -135,7 +135,7 @@ class CoryArguments:
     def _check_agents(self) -> None:
         if self.agent_names is not None:
             self._check_names(self.agent_names)
-        check_list("agent_learning_rates", self.agent_learning_rates, Bounds(), self.num_agents)
+        check_list("agent_learning_rates", self.agent_learning_rates, NOT_NEGATIVE, self.num_agents)
 
     def _check_names(self, names: Sequence[str]) -> None:
         if not _is_list(names, self.num_agents) or len({str(name).lower() for name in names}) != self.num_agents:
@@ -153,9 +153,7 @@ class CoryArguments:
                 raise ConfigError(f"agent_names: {name!r} is {meaning}; give another name")
 
     def _check_observers(self) -> None:
-        if self.observer_reward not in OBSERVER_REWARDS:
-            hint = nearest(str(self.observer_reward), OBSERVER_REWARDS)
-            raise ConfigError(f"observer_reward={self.observer_reward!r}: {hint}")
+        check_choice("observer_reward", self.observer_reward, OBSERVER_REWARDS)
         template: str | Callable[..., Any] | None = self.observer_template
         if template is not None:
             check_template(template)

@@ -205,16 +205,26 @@ class CoryMixin(AgentPublisher, ResumableRollouts, AgentMetrics, FiniteTrainer):
         return {name: self.agent_parameters(name) for name in self.agents.names}
 
     def create_optimizer(self, model: Any = None) -> Any:
-        """The optimizer of `args`, with separate parameter groups for every agent."""
+        """The optimizer of `args`, with separate parameter groups for every agent.
+
+        Raises:
+            ConfigError: `agent_parameters` returns a parameter that is not trainable or not in the model.
+        """
         is_new = self.optimizer is None
         self.agents.activate(self.agents.names[0])
         optimizer: Any = super().create_optimizer(model)
         if not is_new:
             return optimizer
         groups = list(optimizer.param_groups)
+        known = {id(parameter) for group in groups for parameter in group["params"]}
         optimizer.param_groups.clear()
         for name, rate in zip(self.agents.names, self.args.learning_rates, strict=True):
             own = {id(parameter) for parameter in self.agent_parameters(name)}
+            if own - known:
+                raise ConfigError(
+                    f"agent_parameters({name!r}) returns {len(own - known)} parameters that the optimizer does not "
+                    "have; make them trainable parameters of trainer.model before the optimizer is created"
+                )
             for group in groups:
                 parameters = [parameter for parameter in group["params"] if id(parameter) in own]
                 if parameters:

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from trl.trainer.utils import RepeatSampler
 
-from hf_rlae.errors import ConfigError
+from hf_rlae.checks import Bounds, check_number
 
 
 class EpochRepeatSampler(RepeatSampler):
@@ -59,8 +59,7 @@ class EpochRepeatSampler(RepeatSampler):
         seed: int,
         epoch: Callable[[], int],
     ) -> None:
-        if isinstance(seed, bool) or not isinstance(seed, int):
-            raise ConfigError(f"seed must be a whole number, got {seed!r}")
+        check_number("seed", seed, Bounds(is_whole=True))
         super().__init__(data_source, mini_repeat_count, batch_size, repeat_count, shuffle, seed)
         self.order_seed = seed
         self.epoch = epoch
@@ -87,8 +86,7 @@ class EpochRepeatSampler(RepeatSampler):
     def __iter__(self) -> Iterator[int]:
         if self.shuffle:
             epoch = self.epoch()
-            if isinstance(epoch, bool) or not isinstance(epoch, int) or epoch < 0:
-                raise ConfigError(f"epoch() must return a whole number of at least 0, got {epoch!r}")
+            check_number("epoch()", epoch, Bounds(0, is_whole=True))
             self.generator.manual_seed(self.order_seed)
             for _ in range(epoch):
                 torch.randperm(self.num_samples, generator=self.generator)

@@ -1,41 +1,51 @@
 """`RLAEConfig`: how a policy is trained."""
 
 import logging
-import math
 from dataclasses import dataclass, fields
 from typing import Literal
 
 from trl.trainer.base_config import _BaseConfig
 
-from hf_rlae.errors import ConfigError, nearest
+from hf_rlae.checks import (
+    COUNT,
+    OPTIONAL_COUNT,
+    OPTIONAL_POSITIVE,
+    POSITIVE,
+    SHARE,
+    Bounds,
+    check_choice,
+    check_fields,
+    check_list,
+)
+from hf_rlae.errors import ConfigError
 from hf_rlae.objectives import ObjectiveSettings, objectives
 from hf_rlae.objectives.advantages import SCALES
-from hf_rlae.trainers.bounds import Bounds, check_bounds, check_list
+from hf_rlae.objectives.objective import ObjectiveName
 from hf_rlae.trainers.defaults import option, set_defaults
 
 logger = logging.getLogger(__name__)
 
 ADVANTAGES = ("gae", "group_relative")
 
-_COUNT, _OPTIONAL_COUNT = Bounds(1, is_whole=True), Bounds(1, is_whole=True, is_optional=True)
+_COUNTS = (
+    "num_generations",
+    "num_generations_eval",
+    "max_completion_length",
+    "num_iterations",
+    "per_device_train_batch_size",
+    "per_device_eval_batch_size",
+    "gradient_accumulation_steps",
+)
+_OPTIONAL_COUNTS = ("span_length", "generation_batch_size", "steps_per_generation", "num_completions_to_print")
 _BOUNDS = {
-    "span_length": _OPTIONAL_COUNT,
-    "generation_batch_size": _OPTIONAL_COUNT,
-    "steps_per_generation": _OPTIONAL_COUNT,
-    "num_completions_to_print": _OPTIONAL_COUNT,
-    "num_generations": _COUNT,
-    "num_generations_eval": _COUNT,
-    "max_completion_length": _COUNT,
-    "num_iterations": _COUNT,
-    "per_device_train_batch_size": _COUNT,
-    "per_device_eval_batch_size": _COUNT,
-    "gradient_accumulation_steps": _COUNT,
-    "gamma": Bounds(0, 1),
-    "lam": Bounds(0, 1),
-    "top_p": Bounds(0, 1, is_open=True),
+    **dict.fromkeys(_COUNTS, COUNT),
+    **dict.fromkeys(_OPTIONAL_COUNTS, OPTIONAL_COUNT),
+    "gamma": SHARE,
+    "lam": SHARE,
+    "top_p": Bounds(above=0, most=1),
     "top_k": Bounds(0, is_whole=True, note="0 keeps all tokens"),
-    "temperature": Bounds(0, is_open=True),
-    "target_kl": Bounds(0, is_open=True, is_optional=True),
+    "temperature": POSITIVE,
+    "target_kl": OPTIONAL_POSITIVE,
     "reward_timeout": Bounds(0, note="0 is no limit"),
 }
 
@@ -101,7 +111,7 @@ class RLAEConfig(_BaseConfig):
     )  # type: ignore[assignment]
     remove_unused_columns: bool = option(default=False, help="Whether to drop columns that no reward function names.")
     dataloader_pin_memory: bool = option(default=False, help="Off: batches are lists of examples, not tensors.")
-    objective: str = option(default="ppo", help="ppo, mappo, mixture, or another registered objective.")
+    objective: ObjectiveName = option(default="ppo", help="ppo, mappo, mixture, or another registered objective.")
     span_length: int | None = option(default=None, help="Tokens per weight vector; None keeps the ensemble's.")
     num_generations: int = option(default=8, help="Completions per prompt.")
     num_generations_eval: int = option(default=1, help="Completions per prompt in evaluations.")
@@ -139,16 +149,13 @@ class RLAEConfig(_BaseConfig):
     def __post_init__(self) -> None:
         set_defaults(self)
         super().__post_init__()
-        if self.objective not in objectives:
-            raise ConfigError(f"objective={self.objective!r}: {nearest(str(self.objective), objectives)}")
+        check_choice("objective", self.objective, objectives)
         if self.advantages is None:
             self.advantages = objectives[self.objective].default_advantages  # type: ignore[assignment]
-        for name, known in (("advantages", ADVANTAGES), ("scale_rewards", SCALES)):
-            value = getattr(self, name)
-            if value not in known:
-                raise ConfigError(f"{name}={value!r}: {nearest(str(value), known)}")
-        check_bounds(self, _BOUNDS)
-        check_list("reward_weights", self.reward_weights, Bounds(-math.inf))
+        check_choice("advantages", self.advantages, ADVANTAGES)
+        check_choice("scale_rewards", self.scale_rewards, SCALES)
+        check_fields(self, _BOUNDS)
+        check_list("reward_weights", self.reward_weights, Bounds())
         self.objective_settings()  # checks the fields of the objective
         self._resolve_batches()
 

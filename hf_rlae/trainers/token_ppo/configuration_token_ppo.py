@@ -5,20 +5,20 @@ from typing import Any, Literal
 
 from trl import GRPOConfig
 
-from hf_rlae.errors import ConfigError, nearest
-from hf_rlae.trainers.bounds import Bounds, check_bounds
+from hf_rlae.checks import NOT_NEGATIVE, OPTIONAL_POSITIVE, SHARE, Bounds, check_choice, check_fields
+from hf_rlae.errors import ConfigError
 from hf_rlae.trainers.defaults import default_bf16, option
 
 LOSS_TYPES = ("bnpo", "dapo", "dr_grpo", "grpo")
 """TRL's ways to average the clipped surrogate over tokens; its other losses are not PPO."""
 
 _BOUNDS = {
-    "kl_coef": Bounds(),
-    "kl_target": Bounds(is_open=True, is_optional=True),
-    "value_coef": Bounds(),
-    "value_epsilon": Bounds(is_open=True, is_optional=True),
-    "gamma": Bounds(0, 1),
-    "lam": Bounds(0, 1),
+    "kl_coef": NOT_NEGATIVE,
+    "kl_target": OPTIONAL_POSITIVE,
+    "value_coef": NOT_NEGATIVE,
+    "value_epsilon": OPTIONAL_POSITIVE,
+    "gamma": SHARE,
+    "lam": SHARE,
 }
 
 
@@ -59,21 +59,16 @@ class TokenPPOArguments:
 
     def __post_init__(self) -> None:
         super().__post_init__()  # type: ignore[misc]
-        check_bounds(self, _BOUNDS)
-        if self.kl_target is not None:
-            texts: int = self.generation_batch_size  # type: ignore[attr-defined]
-            check_bounds(self, {"kl_horizon": Bounds(texts, note="generation_batch_size")})
-        self._check_token_ppo_loss()
-
-    def _check_token_ppo_loss(self) -> None:
+        check_fields(self, _BOUNDS)
         args: Any = self
+        if args.kl_target is not None:
+            check_fields(self, {"kl_horizon": Bounds(args.generation_batch_size, note="generation_batch_size")})
         if args.beta != 0:
             raise ConfigError(
                 f"beta={args.beta!r}: the KL to the base model is part of the token rewards, not of the loss; give "
                 f"kl_coef={args.beta!r} and leave beta out"
             )
-        if args.loss_type not in LOSS_TYPES:
-            raise ConfigError(f"loss_type={args.loss_type!r}: {nearest(str(args.loss_type), LOSS_TYPES)}")
+        check_choice("loss_type", args.loss_type, LOSS_TYPES)
         for name, expected in (
             ("scale_rewards", "none"),
             ("importance_sampling_level", "token"),

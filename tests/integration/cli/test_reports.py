@@ -104,8 +104,6 @@ def test_the_demo_shows_that_weights_which_change_beat_every_fixed_weighting(tmp
     [
         (["--chain", "7+x"], "is not a chain"),
         (["--chain", "1000+1"], "is not a chain"),
-        (["--questions", "0"], "from 1 to 2000"),
-        (["--seed", "-1"], "whole number"),
         (["--picture", "weights.gif"], "must end with"),
         (["--picture", os.path.join("missing", "weights.png")], "there is no folder"),
     ],
@@ -113,3 +111,17 @@ def test_the_demo_shows_that_weights_which_change_beat_every_fixed_weighting(tmp
 def test_the_demo_refuses_what_it_cannot_show(arguments, why, capsys):
     assert main(["demo", *arguments]) == 2
     assert why in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "why"),
+    [
+        (["--questions", "0"], "whole number of at least 1 and at most 2000"),
+        (["--questions", "2001"], "at most 2000"),
+        (["--seed", "-1"], "whole number of at least 0"),
+    ],
+)
+def test_numbers_of_the_demo_are_checked_by_the_parser(arguments, why, capsys):
+    with pytest.raises(SystemExit, match="2"):
+        main(["demo", *arguments])
+    assert why in " ".join(capsys.readouterr().err.split())

@@ -334,6 +334,18 @@ def test_a_folder_of_other_agents(tmp_path):
         trainer_of(tmp_path / "few", peft_config=lora(target_modules=["q_proj"])).agents.load(tmp_path / "saved")
 
 
+def test_parameters_of_an_agent_that_the_optimizer_does_not_have(tmp_path):
+    """They would stay as they are without a word."""
+
+    class WithHead(CoryTrainer):
+        def agent_parameters(self, agent):
+            own = super().agent_parameters(agent)
+            return [*own, *torch.nn.Linear(2, 1).parameters()] if agent == "agent-2" else own
+
+    with pytest.raises(ConfigError, match=r"agent_parameters\('agent-2'\) returns 2 parameters that the optimizer"):
+        trainer_of(tmp_path, WithHead).create_optimizer()
+
+
 def test_sampling_that_biases_ratios_is_told(tmp_path, caplog):
     with caplog.at_level(logging.WARNING):
         trainer_of(tmp_path, temperature=0.7)

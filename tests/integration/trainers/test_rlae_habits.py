@@ -9,10 +9,12 @@ from pathlib import Path
 import pandas as pd
 import pytest
 import torch
-from transformers import AutoModelForSequenceClassification, LlamaConfig, TrainerCallback, logging
+from transformers import AutoModelForSequenceClassification, HfArgumentParser, LlamaConfig, TrainerCallback, logging
 from trl import RichProgressCallback, TrlParser
 
 from hf_rlae import EnsembleForCausalLM, PolicyModel
+from hf_rlae.errors import ConfigError
+from hf_rlae.objectives import objectives
 from hf_rlae.rewards import weighted_sum
 from hf_rlae.trainers import RLAEConfig, RLAETrainer
 from tests.support.rlae import (
@@ -59,6 +61,17 @@ def test_yaml(tmp_path):
     assert args.bf16 is False
     with pytest.raises(SystemExit):
         TrlParser(RLAEConfig).parse_args_and_config(["--help"])
+
+
+@pytest.mark.parametrize("parser", [HfArgumentParser, TrlParser])
+def test_objectives_on_the_command_line(parser, monkeypatch):
+    """Type checkers know the names of the package; parsers accept registered ones too."""
+    monkeypatch.setitem(objectives._entries, "my_own", objectives["mixture"])
+    for name in ("ppo", "mixture", "my_own"):
+        arguments = ["--output_dir", "out", "--objective", name]
+        assert parser(RLAEConfig).parse_args_into_dataclasses(arguments)[0].objective == name
+    with pytest.raises(ConfigError, match="did you mean 'mixture'"):
+        parser(RLAEConfig).parse_args_into_dataclasses(["--output_dir", "out", "--objective", "mixtur"])
 
 
 def test_every_field_has_a_help_text():

@@ -252,7 +252,7 @@ def test_tensors_that_do_not_fit(name):
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"epsilon": 0.0}, "epsilon=0.0: it must be a finite number above 0"),
+        ({"epsilon": 0.0}, "epsilon=0.0: give a finite number above 0 and below 1"),
         ({"epsilon": 1.0}, "below 1"),
         ({"epsilon": "0.2"}, "epsilon='0.2'"),
         ({"epsilon_high": -1.0}, "epsilon_high=-1.0"),

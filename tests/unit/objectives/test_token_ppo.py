@@ -134,9 +134,9 @@ def test_the_coefficient_in_closed_form():
     ("call", "error", "message"),
     [
         (lambda: adapted_kl_coef(0.1, math.nan, 6, 10, 1), NonFiniteError, "kl=nan"),
-        (lambda: adapted_kl_coef(-0.1, 1, 6, 10, 1), ObjectiveError, "kl_coef=-0.1"),
-        (lambda: adapted_kl_coef(0.1, 1, 0, 10, 1), ObjectiveError, "target=0"),
-        (lambda: adapted_kl_coef(0.1, 1, 6, 10, 11), ObjectiveError, "num_texts=11, horizon=10"),
+        (lambda: adapted_kl_coef(-0.1, 1, 6, 10, 1), ConfigError, "kl_coef=-0.1"),
+        (lambda: adapted_kl_coef(0.1, 1, 0, 10, 1), ConfigError, "target=0"),
+        (lambda: adapted_kl_coef(0.1, 1, 6, 10, 11), ConfigError, "num_texts=11.*at most 10.*horizon"),
         (
             lambda: token_rewards(torch.zeros(2), torch.zeros(2, 3), torch.ones(2, 3), -1.0),
             ConfigError,
