@@ -788,7 +788,10 @@ def test_custom_generate_of_another_model():
             },
             {"repetition_penalty": 1.1},
         ),
-        (lambda: {"logits_processor": [NoBadWordsLogitsProcessor([[i] for i in range(60, 300)])]}, {"bad_words_ids": [[44]]}),
+        (
+            lambda: {"logits_processor": [NoBadWordsLogitsProcessor([[i] for i in range(60, 300)])]},
+            {"bad_words_ids": [[44]]},
+        ),
         (lambda: {"stopping_criteria": [MaxLengthCriteria(20)]}, {}),
     ],
     ids=["penalty", "two penalties", "bad words", "length"],
