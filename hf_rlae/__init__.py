@@ -1,7 +1,7 @@
 """hf_rlae: several language models decode one text together inside transformers' `generate`.
 
-Public names are imported when they are first used, so that `import hf_rlae` takes milliseconds. `__init__.pyi` lists
-them: it is what type checkers read, and what the names are made from.
+Public names are imported on first use, so that `import hf_rlae` takes milliseconds. `__init__.pyi` lists them, for type
+checkers and for `lazy_loader`.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Typed errors. Each says what was given, what was expected and how to mend it."""
+"""Typed errors. Each message says what was given, what was expected and how to fix it."""
 
 from __future__ import annotations
 
@@ -11,19 +11,19 @@ class HfRlaeError(Exception):
 
 
 class ConfigError(HfRlaeError, ValueError):
-    """An option has a value that cannot be used; the message names the field."""
+    """An option has an invalid value; the message names the field."""
 
 
 class TokenizerError(HfRlaeError, ValueError):
-    """A tokenizer cannot take part: it loses text, has no fast backend, or belongs to another model."""
+    """A tokenizer cannot be used: it loses text, has no fast backend, or belongs to another model."""
 
 
 class MemberError(HfRlaeError, ValueError):
-    """A model cannot be a member: its architecture cannot be relayed, or its parameters are unusable."""
+    """A model cannot be a member: its architecture is not supported, or its parameters are not finite."""
 
 
 class InputError(HfRlaeError, ValueError):
-    """Arguments of `forward` or `generate` that cannot be decoded from; the message names the argument."""
+    """Invalid arguments of `forward` or `generate`; the message names the argument."""
 
 
 class PolicyError(HfRlaeError, ValueError):
@@ -35,38 +35,38 @@ class TaskError(HfRlaeError, ValueError):
 
 
 class SplitError(TaskError):
-    """The source lacks a split; the message names those that it has."""
+    """The source does not have the split; the message lists the splits that it has."""
 
 
 class NonFiniteError(HfRlaeError, ArithmeticError):
-    """A value is NaN or infinite; the message names what it belongs to (a member, role, reward, parameter) and when."""
+    """A value is NaN or infinite; the message names its owner (a member, role, reward or parameter) and the step."""
 
 
 class CheckpointError(HfRlaeError, ValueError):
-    """A folder cannot be resumed from, or a state cannot be saved; the message says what is missing or wrong."""
+    """Training cannot resume from a folder, or a state cannot be saved; the message says what is missing or wrong."""
 
 
 class RewardError(HfRlaeError, ValueError):
-    """A reward was given something it cannot work with; the message names the reward and the column or row."""
+    """A reward got invalid input or returned invalid output; the message names the reward and the column or row."""
 
 
 class RewardUnavailableError(HfRlaeError, RuntimeError):
-    """A reward exists, but something that it needs is not there; the message says what and how to get it."""
+    """A reward exists, but something that it needs is not available; the message says what, and how to get it."""
 
 
 class ObjectiveError(HfRlaeError, ValueError):
-    """Tensors that no loss or advantage can be made of; the message names the tensor."""
+    """Tensors from which no loss or advantage can be computed; the message names the tensor."""
 
 
 def nearest(given: str, known: Iterable[str]) -> str:
-    """A closing hint for messages about unknown names.
+    """The hint at the end of messages about unknown names.
 
     Args:
         given (`str`): the name that was given.
         known (iterable of `str`): the names that exist.
 
     Returns:
-        `str`: the sorted known names, with the nearest one first where one is near.
+        `str`: the sorted known names, after a suggestion if a known name is close to the given one.
 
     Example:
 

@@ -1,4 +1,4 @@
-"""Named plug-ins: one file registers one thing by a decorator."""
+"""Registries of named plug-ins, which are registered with a decorator."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ class Registry(Generic[T]):
     """A mapping from names to plug-ins of one kind.
 
     Args:
-        kind (`str`): what the entries are, for messages (`"mixing"`, `"policy"`).
+        kind (`str`): the kind of the entries, for messages (`"mixing"`, `"policy"`).
 
     Raises:
-        ConfigError: a name is registered twice, or is not registered when asked for.
+        ConfigError: a name is registered twice, or a name that is looked up is not registered.
 
     Example:
 
@@ -34,7 +34,7 @@ class Registry(Generic[T]):
         self._entries: dict[str, T] = {}
 
     def register(self, name: str) -> Callable[[T], T]:
-        """A decorator that stores what it decorates under `name` and returns it unchanged."""
+        """A decorator that stores the decorated object under `name` and returns it unchanged."""
 
         def decorator(entry: T) -> T:
             if name in self._entries:

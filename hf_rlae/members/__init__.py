@@ -1,4 +1,4 @@
-"""Floor 2: one member at run time."""
+"""Floor 2: one member of an ensemble at run time."""
 
 from hf_rlae.members.hidden_states import ColumnStates
 from hf_rlae.members.member import Member

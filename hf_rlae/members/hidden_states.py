@@ -1,4 +1,4 @@
-"""Hidden states of a member's newest tokens: policies see the last one and, if they ask for it, a mean of several."""
+"""Hidden states of a member's newest tokens: the last one and, if a policy pools them, the mean over several."""
 
 from __future__ import annotations
 
@@ -8,19 +8,20 @@ from torch.nn.functional import pad
 from hf_rlae.members.ragged_cache import WritePlan, writable
 
 _KEPT_BEYOND = 64
-"""Columns kept beyond those of a mean, for texts that are taken back. Source: ours."""
+"""Columns that are kept in addition to those of a mean, so that `crop` can go back. Source: ours."""
 
 
 def with_means(states: torch.Tensor, valid: torch.Tensor | None, count: int, wanted: int) -> torch.Tensor:
-    """Each of the last `wanted` hidden states, with the mean of the newest `count` up to it beside it.
+    """The last `wanted` hidden states, each concatenated with the mean of the `count` states that end with it.
 
     Args:
-        states (`torch.Tensor` of shape `(B, n, H)`): of the newest columns.
-        valid (`torch.Tensor` of shape `(B, n)`, *optional*): 0 for padding, which is in no mean.
-        count (`int`), wanted (`int`): see above; where there are fewer states than `count`, the mean is of those.
+        states (`torch.Tensor` of shape `(B, n, H)`): the hidden states of the newest columns.
+        valid (`torch.Tensor` of shape `(B, n)`, *optional*): 0 for padding, which is left out of the means.
+        count (`int`): number of states in a mean; if there are fewer, the mean is over those.
+        wanted (`int`): number of columns to return.
 
     Returns:
-        `torch.Tensor` of shape `(B, wanted, 2 H)`, in the dtype of the states; means are computed in fp32.
+        `torch.Tensor` of shape `(B, wanted, 2 H)`, in the dtype of the states. Means are computed in fp32.
 
     Example:
 
@@ -37,7 +38,7 @@ def with_means(states: torch.Tensor, valid: torch.Tensor | None, count: int, wan
     missing = wanted + count - 1 - taken.shape[1]
     if missing:
         taken, is_text = pad(taken, (0, 0, missing, 0)), pad(is_text, (missing, 0))
-    if wanted == 1:  # nearly always, and cheaper than windows
+    if wanted == 1:  # the usual case, and faster than windows
         sums, numbers = taken.sum(1, keepdim=True), is_text.sum(1, keepdim=True)
     else:
         sums, numbers = taken.unfold(1, count, 1).sum(-1), is_text.unfold(1, count, 1).sum(-1)
@@ -49,30 +50,30 @@ class ColumnStates:
     """Hidden states of the newest columns of rows that advance together.
 
     Args:
-        count (`int`): over how many tokens means are taken.
+        count (`int`): number of tokens in a mean.
 
     Attributes:
-        end (`int`): the column behind the newest one.
+        end (`int`): the column after the newest one.
     """
 
     def __init__(self, count: int) -> None:
         self.count = count
         self.end = 0
         self._limit = count
-        self._store: torch.Tensor | None = None  # of twice as many columns, so that they are seldom moved
+        self._store: torch.Tensor | None = None  # has twice as many columns, so that they are rarely moved
         self._length = 0
 
     def add(self, states: torch.Tensor, end: int, wanted: int, mask: torch.Tensor | None) -> torch.Tensor | None:
-        """Takes new columns in; if they do not follow at once, they are taken to be all that matter.
+        """Adds new columns. If they do not follow the stored columns directly, those are dropped.
 
         Args:
-            states (`torch.Tensor` of shape `(B, n, H)`): of the columns before `end`.
-            end (`int`): the column behind them.
-            wanted (`int`): for how many of the last columns means are wanted; at most n.
+            states (`torch.Tensor` of shape `(B, n, H)`): the hidden states of the columns before `end`.
+            end (`int`): the column after the new ones.
+            wanted (`int`): number of last columns to return with means; at most n.
             mask (`torch.Tensor` of shape `(B, end)`, *optional*): 0 for padding.
 
         Returns:
-            see `with_means`; `None` if none are wanted.
+            `torch.Tensor` of shape `(B, wanted, 2 H)` (see `with_means`), or `None` if `wanted` is 0.
         """
         if end - states.shape[1] != self.end:
             self._length = 0
@@ -103,11 +104,11 @@ class ColumnStates:
         self._length += new
 
     def record(self) -> None:
-        """Keeps more columns from now on, so that some can be taken back."""
+        """Keeps more columns from now on, so that `crop` can go back."""
         self._limit = self.count + _KEPT_BEYOND
 
     def crop(self, length: int) -> bool:
-        """Goes back to the first `length` columns; `False`, and nothing is left, if no means could go on from there."""
+        """Goes back to the first `length` columns; returns `False` and resets if too few columns are kept for means."""
         if length >= self.end:
             return True
         kept = self._length - (self.end - length)
@@ -118,16 +119,16 @@ class ColumnStates:
         return True
 
     def reorder(self, rows: torch.Tensor) -> None:
-        """Makes row `i` what row `rows[i]` was."""
+        """Row `i` becomes the former row `rows[i]`."""
         if self._store is not None:
             self._store = self._store.index_select(0, rows.to(self._store.device))
 
     def reset(self) -> None:
-        """Forgets everything."""
+        """Drops all columns."""
         self._store, self._length, self.end = None, 0, 0
 
     def copy(self) -> ColumnStates:
-        """Another one that goes on from here by itself."""
+        """An independent copy."""
         twin = ColumnStates(self.count)
         twin._store = None if self._store is None else self._store.clone()
         twin._length, twin.end, twin._limit = self._length, self.end, self._limit
@@ -135,10 +136,10 @@ class ColumnStates:
 
 
 class RaggedStates:
-    """Hidden states of rows that advance, and go back, by their own number of tokens: token `p` is in index `p`.
+    """Hidden states of rows that advance and go back by different numbers of tokens: token `p` is at index `p`.
 
     Args:
-        count (`int`): over how many tokens means are taken.
+        count (`int`): number of tokens in a mean.
     """
 
     def __init__(self, count: int) -> None:
@@ -146,7 +147,7 @@ class RaggedStates:
         self._states: torch.Tensor | None = None
 
     def write(self, states: torch.Tensor, plan: WritePlan) -> None:
-        """Takes the states `(R, n, H)` of the last n columns of a forward pass with that plan."""
+        """Stores the states `(R, n, H)` of the last n columns of a forward pass with this plan."""
         store = self._states
         if store is None or store.shape[1] <= plan.length:
             capacity = max(plan.length + 64, 2 * (0 if store is None else store.shape[1]))
@@ -156,11 +157,11 @@ class RaggedStates:
             store = self._states = grown
         store = self._states = writable(store)
         indices = plan.indices[:, -states.shape[1] :]
-        indices = indices.masked_fill(indices < 0, store.shape[1] - 1)  # padding goes where no token is
+        indices = indices.masked_fill(indices < 0, store.shape[1] - 1)  # padding goes to an index without a token
         store[plan.rows.to(store.device)[:, None], indices.to(store.device)] = states
 
     def seen(self, plan: WritePlan, wanted: int) -> torch.Tensor:
-        """See `with_means`, for the last `wanted` columns of a forward pass: `(R, wanted, 2 H)`."""
+        """The last `wanted` states of a forward pass with their means (see `with_means`): `(R, wanted, 2 H)`."""
         store = self._states
         assert store is not None
         indices = plan.indices[:, -wanted:, None].to(store.device)
@@ -171,6 +172,6 @@ class RaggedStates:
         return torch.cat([states[:, :, 0], means.to(store.dtype)], dim=-1)
 
     def reorder(self, rows: torch.Tensor) -> None:
-        """Makes row `i` what row `rows[i]` was."""
+        """Row `i` becomes the former row `rows[i]`."""
         if self._states is not None:
             self._states = self._states.index_select(0, rows.to(self._states.device))

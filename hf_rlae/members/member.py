@@ -1,4 +1,4 @@
-"""One member: a causal language model with its tokenizer, checked before it takes part."""
+"""One member of an ensemble: a causal language model with its tokenizer, checked at construction."""
 
 from __future__ import annotations
 
@@ -30,34 +30,34 @@ _ADAPTER_LOCKS_GUARD = threading.Lock()
 
 
 class Member:
-    """A frozen causal language model and its tokenizer, as one voice of an ensemble.
+    """A frozen causal language model and its tokenizer, as one member of an ensemble.
 
-    The model is used as it is: `requires_grad`, training mode and generation config are left alone.
+    `requires_grad`, the training mode and the generation config of the model do not change.
 
     Args:
         model (`PreTrainedModel` or `PeftModel`): any decoder-only model for causal language modelling.
         tokenizer (`PreTrainedTokenizerBase`): the tokenizer that the model was trained with.
-        name (`str`, *optional*): how messages and tables call it; the model's path or class otherwise.
-        revision (`str`, *optional*): the commit, branch or tag it was loaded from, for saving.
-        adapter_name (`str`, *optional*): which adapter of a PEFT model speaks; several members may share one
-            base model, with one adapter each.
-        end_token_ids (`Sequence[int]`, *optional*): the ids that end a text. `None` takes the end ids of the
-            generation config, the config and the tokenizer that are special tokens; an end id that is ordinary
-            text counts only if it is given here.
-        source (`str`, *optional*): the folder or Hub id that gives the same model again; found for models without
-            adapters.
+        name (`str`, *optional*): the name in messages and tables; defaults to the model's path or class.
+        revision (`str`, *optional*): the commit, branch or tag that the model was loaded from, for saving.
+        adapter_name (`str`, *optional*): the adapter of a PEFT model that this member uses. Several members may share
+            one base model, with one adapter each.
+        end_token_ids (`Sequence[int]`, *optional*): the ids that end a text. `None` uses the end ids of the generation
+            config, the config and the tokenizer that are special tokens. An end id that is ordinary text counts only if
+            it is given here.
+        source (`str`, *optional*): the folder or Hub id to load the same model from; defaults to the model's path if
+            the model has no adapters.
 
     Attributes:
         vocab_size (`int`): width of the model's logits, V_m.
-        context_length (`int` or `None`): the most tokens that the model was built for; `None` for recurrent
-            models and models in which every layer looks through a sliding window.
-        is_recurrent (`bool`): whether what was read cannot be taken back.
-        recurrence (`Recurrence`): what else such a model can and cannot do.
+        context_length (`int` or `None`): the maximum number of tokens of the model; `None` for recurrent models and
+            models in which every layer has a sliding window.
+        is_recurrent (`bool`): whether the model has a recurrent state, which cannot be cropped.
+        recurrence (`Recurrence`): how a recurrent model can be run.
 
     Raises:
-        MemberError: an encoder-decoder model, something that is no causal language model, a recurrent model that keeps
-            its state to itself, or parameters that are not finite.
-        TokenizerError: the tokenizer has more tokens than the model, and so belongs to another one.
+        MemberError: an encoder-decoder model, an object that is not a causal language model, a recurrent model that
+            does not return its state, or parameters that are not finite.
+        TokenizerError: the tokenizer has more tokens than the model, so it belongs to another model.
         ConfigError: an unknown adapter or end ids outside the vocabulary.
     """
 
@@ -119,8 +119,9 @@ class Member:
 
         Args:
             source (`str`): a folder, or an id on the Hub.
-            dtype, device_map, revision, model_kwargs: passed on to `AutoModelForCausalLM.from_pretrained`.
-            tokenizer_kwargs (`dict`, *optional*): passed on to `AutoTokenizer.from_pretrained`.
+            dtype, device_map, revision, model_kwargs: passed to `AutoModelForCausalLM.from_pretrained`.
+            adapter_name, end_token_ids: see the class.
+            tokenizer_kwargs (`dict`, *optional*): passed to `AutoTokenizer.from_pretrained`.
         """
         if device_map is not None:
             model_kwargs["device_map"] = device_map
@@ -139,7 +140,7 @@ class Member:
 
     @property
     def device(self) -> torch.device:
-        """Where the model takes its input ids."""
+        """The device of the model's input ids."""
         embeddings = self.model.get_input_embeddings()
         parameter = next(embeddings.parameters(), None) if embeddings is not None else None
         return parameter.device if parameter is not None else self.model.device
@@ -151,7 +152,7 @@ class Member:
 
     @property
     def hidden_size(self) -> int:
-        """Width of the last hidden states, which enter the language-model head, H_m."""
+        """Width of the last hidden states (the input of the language-model head), H_m."""
         head: Any = self.model.get_output_embeddings()
         width = getattr(head, "in_features", None)
         if width is None and _is_linear(head):
@@ -165,11 +166,11 @@ class Member:
 
     @property
     def has_device_map(self) -> bool:
-        """Whether accelerate placed the model's parts, so that it must not be moved."""
+        """Whether accelerate has placed the parts of the model, so that it must not be moved."""
         return getattr(self.model, "hf_device_map", None) is not None
 
     def warn_of_outgrown_context(self) -> None:
-        """Logs that a text is longer than the member's context."""
+        """Logs a warning that a text is longer than the member's context."""
         logger.warning(
             "the text has outgrown the context of member %s (%d tokens); the member drops out and the others continue",
             self.name,
@@ -178,7 +179,7 @@ class Member:
 
     @contextmanager
     def active(self) -> Iterator[None]:
-        """Within this context the member's own adapter speaks; members that share a base take turns."""
+        """Activates the member's own adapter within this context; a lock serialises members that share a base model."""
         if self.adapter_name is None:
             with nullcontext():
                 yield
@@ -196,7 +197,7 @@ class Member:
 
     @contextmanager
     def tried(self) -> Iterator[None]:
-        """Within this context the member can be tried out: in eval mode, without gradients, by its own adapter."""
+        """Prepares the model for trial forward passes: eval mode, no gradients, the member's own adapter."""
         training = [module for module in self.model.modules() if module.training]
         self.model.eval()
         try:
@@ -223,16 +224,17 @@ class Member:
         known = list(getattr(self.wrapper, "peft_config", {}) or {})
         if self.adapter_name is not None and self.adapter_name not in known:
             raise ConfigError(
-                f"adapter_name={self.adapter_name!r} is not an adapter of member {self.name}; it has {known}"
+                f"adapter_name={self.adapter_name!r} is not an adapter of member {self.name}; give one of {known}, or "
+                "None for the active adapter"
             )
 
     def _check_tokenizer(self) -> None:
         highest = max(self.tokenizer.get_vocab().values(), default=-1)
         if highest >= self.vocab_size:
             raise TokenizerError(
-                f"the tokenizer of member {self.name} has ids up to {highest}, but its model only knows "
-                f"{self.vocab_size}: it belongs to another model. Pass the tokenizer that the model was trained "
-                "with, or resize the model's embeddings"
+                f"the tokenizer of member {self.name} has ids up to {highest}, but its model has only "
+                f"{self.vocab_size} ids: the tokenizer belongs to another model. Pass the tokenizer that the model was "
+                "trained with, or resize the model's embeddings"
             )
 
     def _check_parameters(self) -> None:
@@ -253,8 +255,9 @@ class Member:
             found = find_recurrence(self.model, self.device, self.vocab_size)
         if not found.returns_state:
             raise MemberError(
-                f"member {self.name} ({type(self.model).__name__}) keeps its state inside the model and returns none, "
-                "so two texts would mix in it; take a model that returns its state or its key-value cache"
+                f"member {self.name} ({type(self.model).__name__}) keeps its recurrent state inside the model and does "
+                "not return it, so the states of two texts would mix; use a model that returns its state or its "
+                "key-value cache"
             )
         return found
 
@@ -263,7 +266,8 @@ class Member:
             outside = [i for i in given if not 0 <= i < self.vocab_size]
             if outside:
                 raise ConfigError(
-                    f"end_token_ids of member {self.name} holds {outside}, outside its {self.vocab_size} ids"
+                    f"end_token_ids of member {self.name} has {outside}, outside its {self.vocab_size} ids; give ids "
+                    "of the member's own tokenizer"
                 )
             return tuple(sorted(set(given))), ()
         declared: set[int] = set()
@@ -277,7 +281,7 @@ class Member:
 
 
 def _is_linear(head: Any) -> bool:
-    weight = getattr(head, "weight", None)  # quantised heads have methods, or packed tensors, of that name
+    weight = getattr(head, "weight", None)  # in quantised heads this is a method or a packed tensor
     if not isinstance(weight, torch.Tensor) or weight.dim() != 2:
         return False
     return getattr(head, "out_features", None) in (None, weight.shape[0])

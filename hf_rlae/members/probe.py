@@ -1,4 +1,4 @@
-"""Finding out how a member can be run on rows that advance by different numbers of tokens."""
+"""Finds out how a member can be run on ragged rows, which advance by different numbers of tokens."""
 
 from __future__ import annotations
 
@@ -16,18 +16,19 @@ _PROBE_LENGTHS = (7, 5)
 
 
 def choose_runner(member: Member) -> type[BatchRunner] | type[RowRunner]:
-    """Finds out, by trying, how a member can be run on ragged rows.
+    """Chooses the runner for a member by trial forward passes.
 
-    A few tokens are read in uneven pieces, going back once, and compared with reading them at once.
+    The runner reads a few tokens in uneven pieces, goes back once, and must give the same logits as one forward pass of
+    the model.
 
     Args:
-        member (`Member`): the candidate.
+        member (`Member`): the member.
 
     Returns:
-        `BatchRunner` where it computes the same as the model itself, else `RowRunner`.
+        `BatchRunner` if its logits equal the model's, else `RowRunner`.
 
     Raises:
-        MemberError: neither does; the message says what happened.
+        MemberError: neither runner works; the message says why.
     """
     text = [i for i in range(member.vocab_size) if i not in member.end_ids][: 3 * max(_PROBE_LENGTHS)]
     texts = [tuple((text * 21)[offset : offset + n]) for offset, n in enumerate(_PROBE_LENGTHS)]
@@ -40,7 +41,7 @@ def choose_runner(member: Member) -> type[BatchRunner] | type[RowRunner]:
         for kind in kinds:
             try:
                 got = _probe(kind(member), texts)
-            except Exception as error:  # whatever a model raises, the next way is tried and the reason kept
+            except Exception as error:  # a model may raise anything: note the reason, then try the next runner
                 reasons.append(f"{kind.kind}: {type(error).__name__}: {error}")
                 continue
             error_size = max(_distance(a, b) for a, b in zip(got, expected, strict=True))
@@ -48,7 +49,7 @@ def choose_runner(member: Member) -> type[BatchRunner] | type[RowRunner]:
                 return kind
             reasons.append(f"{kind.kind}: logits differ by {error_size:.3g}")
     raise MemberError(
-        f"member {member.name} ({type(member.model).__name__}) cannot follow text that another tokenizer wrote: "
+        f"member {member.name} ({type(member.model).__name__}) cannot be used with other tokenizers: "
         f"{'; '.join(reasons)}. Use it with members that share its tokenizer, or leave it out"
     )
 
@@ -65,7 +66,7 @@ def _distance(first: torch.Tensor, second: torch.Tensor) -> float:
 def _own_difference(member: Member, texts: Sequence[tuple[int, ...]], expected: Sequence[torch.Tensor]) -> float:
     """How far the model's own logits differ between reading a text at once and token by token.
 
-    A quantised model whose activations are scaled by the whole input differs from itself by much more than rounding.
+    A quantised model that scales activations by the whole input depends on chunking by much more than rounding.
     """
     own = 0.0
     for ids, whole in zip(texts, expected, strict=True):

@@ -1,4 +1,4 @@
-"""How likely a member finds whole prompts."""
+"""A member's log-probabilities of prompts."""
 
 from __future__ import annotations
 
@@ -12,22 +12,22 @@ from hf_rlae.members.member import Member
 from hf_rlae.members.shared_run import accepted_arguments
 
 MAX_LOGITS = 2**24
-"""How many logits are turned into fp32 at once."""
+"""Maximum number of logits that are converted to fp32 at once."""
 
 
 @torch.no_grad()
 def prompt_logps(member: Member, prompts: Sequence[Sequence[int]]) -> list[list[float]]:
-    """The log-probability of every id of a prompt but the first, given those before it.
+    """The log-probability of every id of a prompt, except the first, given the ids before it.
 
-    Prompts of one length are read in one forward pass, so nothing is padded, and every architecture reads them as it
-    reads one text. Of a prompt that is longer than the member's context, the last ids are read.
+    Prompts of the same length are read in one forward pass. This needs no padding, so every architecture reads each
+    prompt as if it were alone. If a prompt is longer than the member's context, its last ids are read.
 
     Args:
-        member (`Member`): whose model is run.
-        prompts (`Sequence[Sequence[int]]`): in its own ids, n each.
+        member (`Member`): the member that scores the prompts.
+        prompts (`Sequence[Sequence[int]]`): the prompts in the member's own ids, n ids each.
 
     Returns:
-        `list[list[float]]`: n - 1 numbers a prompt, in nats; ids that the context leaves out count as `nan`.
+        `list[list[float]]`: n - 1 log-probabilities per prompt, in nats; `nan` for ids outside the context.
     """
     limit = member.context_length
     kept = [list(prompt) if limit is None else list(prompt)[-limit:] for prompt in prompts]

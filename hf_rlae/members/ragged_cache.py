@@ -1,4 +1,4 @@
-"""A key-value cache in which every row of a batch advances, and goes back, by its own number of tokens."""
+"""A key-value cache in which every row of a batch advances and goes back by its own number of tokens."""
 
 from __future__ import annotations
 
@@ -11,18 +11,19 @@ from transformers.cache_utils import CacheLayerMixin
 
 
 def writable(store: torch.Tensor) -> torch.Tensor:
-    """The same, or a copy of what a call in inference mode has left, where one outside of it goes on."""
+    """The tensor, or a copy if it was made in inference mode and is now written outside of it."""
     return store.clone() if store.is_inference() and not torch.is_inference_mode_enabled() else store
 
 
 @dataclass(frozen=True)
 class WritePlan:
-    """Where the columns of one forward pass of R of the B rows go.
+    """The cache indices that one forward pass over R of the B rows writes.
 
     Attributes:
-        indices (`torch.LongTensor` of shape `(R, N)`): the index of every column; padding goes to the trash index.
-        start (`int` or `None`): if all B rows write the same contiguous indices, the first of them.
-        length (`int`): indices that attention looks at, L.
+        indices (`torch.LongTensor` of shape `(R, N)`): the index of every column; -1 for padding, which is written to
+            the last index.
+        start (`int` or `None`): the first index, if all B rows write the same contiguous indices.
+        length (`int`): number of indices that attention sees, L.
         rows (`torch.LongTensor` of shape `(R,)`): row numbers.
         batch (`int`): B.
     """
@@ -35,9 +36,10 @@ class WritePlan:
 
 
 class RaggedLayer(CacheLayerMixin):
-    """One layer's keys and values, with token `p` of every row in index `p`.
+    """One layer's keys and values, with token `p` of every row at index `p`.
 
-    Going back is free: indices past a row's length are masked and written again. The last index is for padding.
+    Going back costs nothing: indices past a row's length are masked and overwritten later. The last index is for
+    padding.
     """
 
     is_croppable = True
@@ -48,13 +50,13 @@ class RaggedLayer(CacheLayerMixin):
         self.cache = cache
 
     def lazy_initialization(self, key_states: torch.Tensor, value_states: torch.Tensor) -> None:
-        """Makes room for the first columns."""
+        """Marks the layer as initialised; `update` allocates the tensors."""
         self.is_initialized = True
 
     def update(
         self, key_states: torch.Tensor, value_states: torch.Tensor, *args: object, **kwargs: object
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Writes new columns by the cache's plan and returns its rows' indices in use, `(R, heads, L, head_dim)`."""
+        """Writes new columns by the cache's plan; returns keys and values of its rows, `(R, heads, L, head_dim)`."""
         assert self.cache is not None
         plan = self.cache.plan
         assert plan is not None
@@ -71,7 +73,7 @@ class RaggedLayer(CacheLayerMixin):
         needed = plan.length + 1
         if store is None or store.shape[2] < needed:
             capacity = max(needed + 63, 2 * (store.shape[2] if store is not None else 0))
-            # zeros, not empty: what is masked still enters the product with weight 0, and 0 * NaN is NaN
+            # zeros, not empty: masked values enter attention with weight 0, and 0 * NaN is NaN
             grown = new.new_zeros(plan.batch, new.shape[1], capacity, new.shape[3])
             if store is not None:
                 grown[:, :, : store.shape[2]] = store
@@ -85,12 +87,12 @@ class RaggedLayer(CacheLayerMixin):
         return store
 
     def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
-        """Slots in use and their offset."""
+        """Number of indices in use, and their offset."""
         assert self.cache is not None
         return (self.cache.plan.length if self.cache.plan else query_length), 0
 
     def get_seq_length(self) -> int:
-        """Slots in use before this forward pass."""
+        """Number of indices in use before this forward pass."""
         assert self.cache is not None
         return self.cache.length
 
@@ -99,14 +101,14 @@ class RaggedLayer(CacheLayerMixin):
         return -1
 
     def reorder_cache(self, beam_idx: torch.Tensor) -> None:
-        """Makes row `i` continue what row `beam_idx[i]` was."""
+        """Row `i` becomes the former row `beam_idx[i]`."""
         if self.keys is not None and self.values is not None:
             self.keys = self.keys.index_select(0, beam_idx.to(self.keys.device))
             self.values = self.values.index_select(0, beam_idx.to(self.values.device))
 
 
 class RaggedCache(Cache):
-    """The layers of a `BatchRunner`; they grow with the model's first forward pass."""
+    """The cache of a `BatchRunner`; layers are added in the model's first forward pass."""
 
     def __init__(self) -> None:
         super().__init__(layers=[])
@@ -116,7 +118,7 @@ class RaggedCache(Cache):
     def update(
         self, key_states: torch.Tensor, value_states: torch.Tensor, layer_idx: int, *args: object, **kwargs: object
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Writes one layer's new columns."""
+        """Writes the new columns of one layer (see `RaggedLayer.update`)."""
         while len(self.layers) <= layer_idx:
             self.layers.append(RaggedLayer(self))
         layer = self.layers[layer_idx]
@@ -124,16 +126,16 @@ class RaggedCache(Cache):
         return layer.update(key_states, value_states)
 
     def get_seq_length(self, layer_idx: int = 0) -> int:
-        """Slots in use before this forward pass."""
+        """Number of indices in use before this forward pass."""
         return self.length
 
     def get_mask_sizes(self, query_length: int, layer_idx: int) -> tuple[int, int]:
-        """Slots in use and their offset."""
+        """Number of indices in use, and their offset."""
         return (self.plan.length if self.plan else query_length), 0
 
     @property
     def is_compileable(self) -> bool:
-        """The cache grows: no static graph."""
+        """`False`: the cache grows, so there is no static graph."""
         return False
 
 
@@ -147,17 +149,17 @@ def plan_columns(
     """Lays out ragged rows in columns, the last token of every row in the last column.
 
     Args:
-        keep (`Sequence[int]`): tokens of each row that stay in the cache.
+        keep (`Sequence[int]`): number of tokens of each row that stay in the cache.
         feed (`Sequence[Sequence[int]]`): new ids of each row.
-        device (`torch.device`): of the results.
-        rows (`Sequence[int]`): which of the rows of the cache these R are, in ascending order.
-        batch (`int`): how many rows the cache has, B.
+        device (`torch.device`): the device of the results.
+        rows (`Sequence[int]`): the numbers of these R rows in the cache, in ascending order.
+        batch (`int`): number of rows of the cache, B.
 
     Returns:
-        ids `(R, N)`, positions `(R, N)` (both 0 in padding) and the `WritePlan`.
+        `tuple`: ids `(R, N)`, positions `(R, N)` (both 0 for padding) and the `WritePlan`.
     """
     columns = max(len(ids) for ids in feed)
-    table: list[int] = []  # flat: from lists of lists a tensor takes several times as long
+    table: list[int] = []  # flat, because making a tensor from lists of lists takes several times as long
     positions: list[int] = []
     indices: list[int] = []
     for kept, ids in zip(keep, feed, strict=True):
@@ -179,18 +181,18 @@ def plan_columns(
 
 
 def shared_columns(lengths: Sequence[int], least_saved: float, copied: float) -> int:
-    """How many columns all rows are best run with, where the longer ones begin by themselves.
+    """The cheapest number of columns for the forward pass over all rows, if longer rows may get an extra pass.
 
-    Rows of one forward pass are as wide as the longest. Where few are long, two passes are cheaper: one of the long
-    rows' first ids, and one of all rows' last ones.
+    In one forward pass all rows are padded to the longest. If only a few rows are long, two passes are cheaper: one
+    over the first ids of the long rows, and one over the last ids of all rows.
 
     Args:
-        lengths (`Sequence[int]`): new ids of each of B rows.
-        least_saved (`float`): cells (a row's column) that are worth a second pass.
-        copied (`float`): what the cache of a row that is run without the others costs, in cells.
+        lengths (`Sequence[int]`): number of new ids of each of B rows.
+        least_saved (`float`): number of cells (one column of one row) that a second pass must save.
+        copied (`float`): the cost of copying the cache of a row that is run without the others, in cells.
 
     Returns:
-        `int`: columns of the pass of all rows: the longest length where one pass does as well.
+        `int`: number of columns of the pass over all rows; the longest length if one pass is cheapest.
 
     Example:
 

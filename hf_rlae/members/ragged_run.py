@@ -1,4 +1,4 @@
-"""Running a member on rows that advance by different numbers of tokens."""
+"""Runs a member on ragged rows, which advance by different numbers of tokens."""
 
 from __future__ import annotations
 
@@ -17,17 +17,17 @@ from hf_rlae.members.recurrence import returned_state
 from hf_rlae.members.shared_run import accepted_arguments, captured_head_input
 
 _LEAST_SAVED = 128
-"""Cells (a row's column) of padding for which rows are run apart on a CPU. Source: ours, measured."""
+"""Number of padding cells (one column of one row) that a second pass must save on a CPU. Source: ours, measured."""
 _LEAST_SAVED_ELSEWHERE = 4096
-"""The same on other devices, where a pass costs more and a cell less. Source: ours, not measured."""
+"""The same for other devices, where a pass costs more and a cell less. Source: ours, not measured."""
 
 
 class Chain:
-    """The ids of a row that never change again: a linked list that rows share.
+    """The ids of a row that do not change any more: a linked list that rows share.
 
     Attributes:
-        before (`Chain` or `None`), ids (`tuple[int, ...]`): what came first, and what follows.
-        length (`int`): number of all ids.
+        before (`Chain` or `None`), ids (`tuple[int, ...]`): the first ids, and the ids after them.
+        length (`int`): total number of ids.
     """
 
     __slots__ = ("before", "ids", "length")
@@ -39,11 +39,11 @@ class Chain:
         self.length = len(ids) + (before.length if before is not None else 0)
 
     def plus(self, ids: tuple[int, ...]) -> Chain:
-        """The chain with further ids."""
+        """The chain, extended by `ids`."""
         return Chain(self, ids) if ids else self
 
     def after(self, position: int) -> tuple[int, ...]:
-        """The ids from `position` on; costs as much as there are."""
+        """The ids from `position` on; the cost is proportional to their number."""
         parts = []
         link: Chain | None = self
         while link is not None and link.length > position:
@@ -55,13 +55,13 @@ class Chain:
 
 @dataclass(frozen=True)
 class Path:
-    """The ids that one row is to be read along.
+    """The ids that one row reads.
 
     Attributes:
-        settled (`Chain`): the ids that never change again.
+        settled (`Chain`): the ids that do not change any more.
         ids (`tuple[int, ...]`): the ids after those.
-        keep (`int`): how many ids, from the beginning, are known to be in the row's cache already.
-        want (`int`): for how many of the last ids logits are wanted.
+        keep (`int`): number of first ids that are in the row's cache already.
+        want (`int`): number of last ids for which logits are returned.
     """
 
     settled: Chain
@@ -71,7 +71,7 @@ class Path:
 
     @property
     def length(self) -> int:
-        """All ids of the row."""
+        """Number of all ids of the row."""
         return self.settled.length + len(self.ids)
 
     def after(self, position: int) -> tuple[int, ...]:
@@ -82,11 +82,12 @@ class Path:
 
 @dataclass(frozen=True)
 class PathOutput:
-    """What a model said after the wanted ids of all paths, row by row: `want` of each path.
+    """A model's outputs after the last `want` ids of each path, row by row; R is the sum of all `want`.
 
     Attributes:
-        logits (`torch.Tensor` of shape `(R, V_m)`), hidden (`torch.Tensor` of shape `(R, H_m)` or `None`): with the
-            means of several tokens beside the last hidden states, where these are wanted, `(R, 2 H_m)`.
+        logits (`torch.Tensor` of shape `(R, V_m)`): next-token logits.
+        hidden (`torch.Tensor` of shape `(R, H_m)` or `None`): hidden states, if they are kept; of shape `(R, 2 H_m)`,
+            with the means over several tokens, if policies pool them.
     """
 
     logits: torch.Tensor
@@ -98,9 +99,9 @@ class _Pass:
     """One forward pass over some rows.
 
     Attributes:
-        rows (`Sequence[int]`): which ones, R of them.
+        rows (`Sequence[int]`): the R row numbers.
         logits (`torch.Tensor` of shape `(R, columns, V_m)`), hidden (`torch.Tensor` of shape `(R, columns, H)` or
-            `None`): of the last columns; there may be more of them than were asked for.
+            `None`): outputs of the last columns; there may be more columns than requested.
     """
 
     rows: Sequence[int]
@@ -109,17 +110,19 @@ class _Pass:
 
     @property
     def places(self) -> dict[int, int]:
-        """Where each row is."""
+        """The index of each row in the tensors."""
         return {row: place for place, row in enumerate(self.rows)}
 
 
 class BatchRunner:
-    """Batched forward passes over ragged rows, with explicit positions and a 4-D mask: one, or two where few are long.
+    """Batched forward passes over ragged rows, with explicit positions and a 4-D mask.
+
+    A step takes one forward pass, or two if only a few rows are long.
 
     Args:
-        member (`Member`): whose model is run.
-        hidden_tokens (`int`, defaults to 0): of how many of the newest tokens hidden states are wanted: 0 of none, 1 of
-            the last one, n > 1 of the last one with the mean of the newest n beside it.
+        member (`Member`): the member whose model is run.
+        hidden_tokens (`int`, defaults to 0): which hidden states are returned: 0 for none, 1 for that of the last
+            token, n > 1 for that of the last token and the mean over the newest n.
     """
 
     kind = "batched"
@@ -135,18 +138,25 @@ class BatchRunner:
             self._least_saved = math.inf
 
     def run(self, paths: Sequence[Path | None]) -> PathOutput:
-        """Reads each row's path; `None` rows stay as they are.
+        """Reads each row's path; rows with `None` do not change.
 
-        Rows with many ids read the first of them in a pass of their own where that saves enough padding, so that the
-        pass of all rows is no wider than most of them need.
+        If it saves enough padding, rows with many ids read their first ids in a separate pass, so that the pass over
+        all rows is no wider than most rows need.
+
+        Args:
+            paths (`Sequence[Path | None]`): one per row of the batch.
+
+        Returns:
+            `PathOutput`: the outputs of all paths.
         """
         feed = [() if path is None else path.after(path.keep) for path in paths]
         keep = [0 if path is None else path.keep for path in paths]
         wants = [0 if path is None else path.want for path in paths]
-        # what the cache of a row that is run apart costs, in cells: copying an index is about a cell by the width
+        # A pass over some rows copies their caches (`index_select` in `RaggedLayer.update`). One cell costs about
+        # `hidden_size` times as much as copying one cache index, so this is the cost of a copied row in cells.
         copied = self.cache.length / self.member.hidden_size
         width = shared_columns([len(ids) for ids in feed], self._least_saved, copied)
-        before = self._read_heads(feed, keep, wants, width)
+        before = self._read_heads(feed, keep, wants, width)  # afterwards no row has more than `width` ids left
         running = self._worth_running(feed, width, copied)
         last = self._forward(
             running, [keep[row] for row in running], [feed[row] for row in running], len(feed), min(max(wants), width)
@@ -158,7 +168,7 @@ class BatchRunner:
     def _read_heads(
         self, feed: list[tuple[int, ...]], keep: list[int], wants: Sequence[int], width: int
     ) -> _Pass | None:
-        """Reads the first ids of rows with more than `width` in a pass of their own; changes `feed` and `keep`."""
+        """Reads the first ids of rows with more than `width` ids in a separate pass; changes `feed` and `keep`."""
         long = [row for row, ids in enumerate(feed) if len(ids) > width]
         if not long:
             return None
@@ -171,7 +181,7 @@ class BatchRunner:
         return before
 
     def _worth_running(self, feed: Sequence[tuple[int, ...]], width: int, copied: float) -> list[int]:
-        """The rows of the last pass: those with new ids, or all if leaving the others out would save too little."""
+        """The rows of the last pass: those with new ids, or all rows if leaving the others out saves too little."""
         running = [row for row, ids in enumerate(feed) if ids]
         saved, cost = (len(feed) - len(running)) * width, self._least_saved + len(running) * copied
         return list(range(len(feed))) if saved < cost else running
@@ -184,7 +194,7 @@ class BatchRunner:
         batch: int,
         wanted: int,
     ) -> _Pass:
-        """One pass over some of `batch` rows, which read `feed` behind `keep` ids; of the last columns `wanted`."""
+        """One pass over some of `batch` rows: reads `feed` after `keep` ids, returns the last `wanted` columns."""
         member = self.member
         ids, positions, plan = plan_columns(keep, feed, member.device, rows, batch)
         self.cache.plan = plan
@@ -197,36 +207,36 @@ class BatchRunner:
         }
         if "logits_to_keep" in accepted_arguments(type(member.model).forward):
             arguments["logits_to_keep"] = ids.shape[1] if self.hidden_tokens > 1 else wanted
-        answered = wanted if self.hidden_tokens > 1 else 0
-        with member.active(), captured_head_input(member, self.hidden_tokens > 0, answered) as caught:
+        num_logits = wanted if self.hidden_tokens > 1 else 0
+        with member.active(), captured_head_input(member, self.hidden_tokens > 0, num_logits) as captured:
             logits = member.model(**arguments, return_dict=True).logits
         self.forward_calls += 1
         self.cache.length = plan.length
-        hidden = caught[-1] if caught else None
+        hidden = captured[-1] if captured else None
         if hidden is not None and self.hidden_tokens > 1:
             self.states.write(hidden, plan)
             hidden = self.states.seen(plan, wanted)
         return _Pass(rows, logits, None if hidden is None else hidden.to(logits.device))
 
     def reorder(self, rows: torch.Tensor) -> None:
-        """Makes row `i` continue what row `rows[i]` was."""
+        """Row `i` becomes the former row `rows[i]`."""
         self.cache.reorder_cache(cast(torch.LongTensor, rows))
         self.states.reorder(rows)
 
     def reset(self) -> None:
-        """Forgets everything."""
+        """Drops everything that was read."""
         self.cache = RaggedCache()
         self.states = RaggedStates(self.hidden_tokens)
 
 
 @dataclass(frozen=True)
 class _RowState:
-    """What a row's model knows after its first ids.
+    """The state of the model after the first ids of a row.
 
     Attributes:
-        length (`int`): of how many.
-        cache (`dict[str, Any]`): what the model goes on from; never written to.
-        newest (`torch.Tensor` of shape `(n, H_m)`, *optional*): the newest hidden states, where means are wanted.
+        length (`int`): number of these ids.
+        cache (`dict[str, Any]`): the cache or state that the model continues from; never written to.
+        newest (`torch.Tensor` of shape `(n, H_m)`, *optional*): the newest hidden states, if means are needed.
     """
 
     length: int
@@ -235,10 +245,10 @@ class _RowState:
 
 
 class RowRunner:
-    """One forward pass a row, with the model's own cache: for models that cannot take a mask of their own.
+    """One forward pass per row, with the model's own cache: for models that do not accept a 4-D mask.
 
-    Recurrent states cannot go back, so the state after every run is kept for as long as a later path may begin
-    there: the newest one within the settled ids, and those after it.
+    Recurrent states cannot go back. So the state after every run is kept as long as a later path may start from it:
+    the newest state within the settled ids, and all states after it.
 
     Args:
         member (`Member`), hidden_tokens (`int`, defaults to 0): see `BatchRunner`.
@@ -253,7 +263,7 @@ class RowRunner:
         self._states: dict[int, tuple[_RowState, ...]] = {}
 
     def run(self, paths: Sequence[Path | None]) -> PathOutput:
-        """Reads each row's path; `None` rows stay as they are."""
+        """Reads each row's path; rows with `None` do not change (see `BatchRunner.run`)."""
         logits, states = [], []
         for row, path in enumerate(paths):
             if path is None:
@@ -296,22 +306,22 @@ class RowRunner:
         arguments["input_ids"] = torch.tensor([list(ids)], dtype=torch.long, device=member.device)
         if "logits_to_keep" in accepted:
             arguments["logits_to_keep"] = len(ids) if self.hidden_tokens > 1 else want
-        answered = want if self.hidden_tokens > 1 else 0
-        with member.active(), captured_head_input(member, self.hidden_tokens > 0, answered) as caught:
+        num_logits = want if self.hidden_tokens > 1 else 0
+        with member.active(), captured_head_input(member, self.hidden_tokens > 0, num_logits) as captured:
             outputs = member.model(**arguments, return_dict=True)
         self.forward_calls += 1
-        hidden = caught[-1][0] if caught else None
-        if hidden is not None and not answered:
+        hidden = captured[-1][0] if captured else None
+        if hidden is not None and not num_logits:
             hidden = hidden[-want:]
         return returned_state(outputs), outputs.logits[0, -want:], hidden
 
     def reorder(self, rows: torch.Tensor) -> None:
-        """Makes row `i` continue what row `rows[i]` was."""
+        """Row `i` becomes the former row `rows[i]`."""
         # states are never written to, so rows may share one
         self._states = {i: self._states[row] for i, row in enumerate(rows.tolist()) if row in self._states}
 
     def reset(self) -> None:
-        """Forgets everything."""
+        """Drops everything that was read."""
         self._states.clear()
 
 
@@ -319,11 +329,11 @@ Runner = BatchRunner | RowRunner
 
 
 def _wanted(wants: Sequence[int], width: int, before: _Pass | None, last: _Pass) -> PathOutput:
-    """The wanted columns of all rows, one after the other.
+    """The outputs of the last `want` columns of all rows, concatenated.
 
     Args:
-        wants (`Sequence[int]`): how many of its last columns each row wants.
-        width (`int`): columns of the last pass; what a row wants beyond them was read before.
+        wants (`Sequence[int]`): number of last columns per row.
+        width (`int`): number of columns of the last pass; earlier columns are in the pass before.
         before (`_Pass`, *optional*), last (`_Pass`): the passes.
     """
     early, late = {} if before is None else before.places, last.places
@@ -349,7 +359,7 @@ def _wanted(wants: Sequence[int], width: int, before: _Pass | None, last: _Pass)
         if of_before is None or not early_rows:
             return found
         first = of_before[torch.tensor(early_rows, device=device), torch.tensor(early_back, device=device)]
-        # behind the others and backwards, so that -1, -2 and so on are their places
+        # after the others and reversed, so that -1, -2 and so on are their indices (see `order`)
         return torch.cat([found, first.flip(0)])[torch.tensor(order, device=device)]
 
     logits = picked(last.logits, None if before is None else before.logits)
@@ -359,14 +369,14 @@ def _wanted(wants: Sequence[int], width: int, before: _Pass | None, last: _Pass)
 
 
 def _turns_by_longest(config: Any) -> bool:
-    """Whether a model turns all tokens of a pass by frequencies that depend on the longest row (longrope, dynamic)."""
+    """Whether the rotary frequencies of all tokens of a pass depend on the longest row (longrope, dynamic)."""
     rope = getattr(config, "rope_parameters", None) or {}
     kinds = [rope.get("rope_type"), *(value.get("rope_type") for value in rope.values() if isinstance(value, dict))]
     return any(kind == "longrope" or "dynamic" in str(kind) for kind in kinds)
 
 
 def _masks(member: Member, positions: torch.Tensor, length: int) -> Any:
-    """The 4-D mask, or one a layer type: index `j` of a row holds its token `j`, so positions say it all."""
+    """The 4-D mask, or one mask per layer type, from the positions alone: index `j` of a row holds its token `j`."""
     config = member.config
     indices = torch.arange(length, device=positions.device)
     causal = indices <= positions[..., None]

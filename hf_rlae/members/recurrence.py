@@ -1,4 +1,4 @@
-"""What a recurrent model can do with its state, found out by trying."""
+"""Finds out, by trial forward passes, how a recurrent model can be run."""
 
 from __future__ import annotations
 
@@ -10,24 +10,25 @@ from typing import Any
 import torch
 
 CACHE_NAMES = ("past_key_values", "cache_params", "state")
-"""Under which names models return what they remember, and take it back."""
+"""The names of the outputs, and arguments, in which models return and accept their cache or state."""
 
 
 def returned_state(outputs: Any) -> dict[str, Any]:
-    """What a forward pass returned of the model's memory, as arguments for the next one."""
+    """The cache or state that a forward pass returned, as keyword arguments for the next one."""
     return {name: outputs[name] for name in CACHE_NAMES if outputs.get(name) is not None}
 
 
 @dataclass(frozen=True)
 class Recurrence:
-    """How a model may be run.
+    """How a recurrent model can be run.
 
     Attributes:
-        returns_state (`bool`): it hands its memory out; else it keeps it inside, where calls would mix.
-        reads_chunks (`bool`): it reads several tokens at once on top of a state as it reads them one by one. Mamba,
-            FalconMamba and Jamba in transformers 5.23 begin such a chunk from an empty state.
-        reads_batches (`bool`): the rows of a left-padded batch are what they are alone. RWKV in transformers 5.23
-            reads padding as text and mixes rows.
+        returns_state (`bool`): whether it returns its state. If not, the state stays inside the model, where those of
+            several calls would mix.
+        reads_chunks (`bool`): whether it can read several tokens at once from a state, with the same result as one by
+            one. Mamba, FalconMamba and Jamba in transformers 5.23 start such a chunk from an empty state.
+        reads_batches (`bool`): whether the rows of a left-padded batch give the same logits as each row alone. RWKV in
+            transformers 5.23 reads padding as text and mixes rows.
     """
 
     returns_state: bool = True
@@ -36,12 +37,15 @@ class Recurrence:
 
 
 def find_recurrence(model: Any, device: torch.device, vocab_size: int) -> Recurrence:
-    """Tries a recurrent model on a few tokens.
+    """Runs a recurrent model on a few tokens to find out how it can be run.
 
     Args:
-        model (`PreTrainedModel`): recurrent.
-        device (`torch.device`): where it takes its ids.
-        vocab_size (`int`): of the model.
+        model (`PreTrainedModel`): a recurrent model.
+        device (`torch.device`): the device of its input ids.
+        vocab_size (`int`): its number of ids.
+
+    Returns:
+        `Recurrence`: the result.
     """
     ids = (torch.arange(8, device=device) * 7 % vocab_size)[None]
     whole = model(input_ids=ids, use_cache=False).logits[0, -1].float()
@@ -69,7 +73,7 @@ def _error(first: torch.Tensor, second: torch.Tensor) -> float:
 def _last_logits(
     model: Any, ids: torch.Tensor, ends: Sequence[int], mask: torch.Tensor | None = None
 ) -> torch.Tensor | None:
-    """Reads ids in pieces; the logits of the last column, or `None` if no state came back."""
+    """The logits of the last column after reading ids in pieces; `None` if the model returns no state."""
     takes_mask = mask is not None and "attention_mask" in inspect.signature(type(model).forward).parameters
     state: dict[str, Any] = {}
     begin = 0

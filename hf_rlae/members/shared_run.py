@@ -1,4 +1,4 @@
-"""A member whose tokenizer is the ensemble's own: it reads the ensemble's columns as they are."""
+"""Runs of members that share one tokenizer: they read the ensemble's ids without mapping them."""
 
 from __future__ import annotations
 
@@ -25,53 +25,53 @@ def accepted_arguments(forward: Callable[..., Any]) -> frozenset[str]:
 
 
 @contextmanager
-def captured_head_input(member: Member, wanted: bool, answered: int = 0) -> Iterator[list[torch.Tensor]]:
-    """Collects what enters the language-model head: the last hidden states, at no cost.
+def captured_head_input(member: Member, wanted: bool, num_logits: int = 0) -> Iterator[list[torch.Tensor]]:
+    """Captures the input of the language-model head (the last hidden states), at no extra cost.
 
     Args:
-        member (`Member`): whose head.
-        wanted (`bool`): whether to collect anything.
-        answered (`int`, defaults to 0): of how many of the last columns the head is to make logits, 0 for all. Those
-            before them are collected all the same.
+        member (`Member`): the member whose head is watched.
+        wanted (`bool`): whether to capture anything.
+        num_logits (`int`, defaults to 0): number of last columns for which the head computes logits, 0 for all. The
+            input of the other columns is captured, too.
     """
-    caught: list[torch.Tensor] = []
+    captured: list[torch.Tensor] = []
     if not wanted:
-        yield caught
+        yield captured
         return
     owner = threading.get_ident()
 
-    def catch(_module: torch.nn.Module, args: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...] | None:
+    def capture(_module: torch.nn.Module, args: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...] | None:
         if threading.get_ident() != owner:  # another thread may be running the same model
             return None
-        caught.append(args[0])
-        return (args[0][:, -answered:], *args[1:]) if answered else None
+        captured.append(args[0])
+        return (args[0][:, -num_logits:], *args[1:]) if num_logits else None
 
-    with member.model.get_output_embeddings().register_forward_pre_hook(catch):
-        yield caught
+    with member.model.get_output_embeddings().register_forward_pre_hook(capture):
+        yield captured
 
 
 Scores = tuple[torch.Tensor, torch.Tensor | None]
-"""Logits of shape `(B, n, V_m)` in the model's dtype, and hidden states `(B, n, H)` where they are wanted."""
+"""Logits of shape `(B, n, V_m)` in the model's dtype, and hidden states of shape `(B, n, H)` if they are requested."""
 
 
 class SharedRun:
-    """One member's cache in one call, where all members share a tokenizer.
+    """The run of one member in one call, if all members share a tokenizer.
 
-    Rows advance together and the padding is the caller's, so the model's own cache and masks serve: one member
-    alone computes bit for bit what its own `generate` computes, whatever its architecture.
+    Rows advance together and the padding is the caller's, so the model's own cache and masks are used. A single member
+    therefore computes bit-exactly what its own `generate` computes, for every architecture.
 
     Args:
-        member (`Member`): whose model is run.
-        use_cache (`bool`): keep the model's cache from step to step, or run the whole text each time.
-        shares_prompts (`bool`, defaults to `False`): whether rows with the same prompt read it once. A batch of
-            another size may round differently, so this is not for a member that is to be itself bit for bit.
-        drops_out (`bool`, defaults to `False`): whether the caller leaves rows out that are longer than the member's
-            context, so that their positions need not exist.
-        hidden_tokens (`int`, defaults to 1): what hidden states are, where they are wanted: with n > 1 the last one and
-            the mean of the newest n beside it, of width 2 H_m; else the last one, H_m.
+        member (`Member`): the member whose model is run.
+        use_cache (`bool`): whether to keep the model's cache from step to step, or to run the whole text each time.
+        shares_prompts (`bool`, defaults to `False`): whether rows with the same prompt read it once. Batches of
+            different sizes may round differently, so a single member, which must be bit-exact, does not use this.
+        drops_out (`bool`, defaults to `False`): whether the caller ignores rows that are longer than the member's
+            context, so that positions past the context are allowed.
+        hidden_tokens (`int`, defaults to 1): which hidden states are returned, if they are requested: 1 for that of the
+            last token, of width H_m; n > 1 for that of the last token and the mean over the newest n, of width 2 H_m.
 
     Attributes:
-        seen (`int`): columns that the member has read.
+        seen (`int`): number of columns that the member has read.
     """
 
     def __init__(
@@ -94,21 +94,29 @@ class SharedRun:
         self._cache: dict[str, Any] = {}
 
     def columns(self, total: int) -> int:
-        """How many columns the member reads where the text has `total`."""
+        """The number of columns that the member reads for a text of `total` columns."""
         return total
 
     def lengths(self, columns: torch.Tensor, firsts: torch.Tensor) -> torch.Tensor:
-        """How many tokens of each row the member has read after the first `columns` `(n,)` columns: `(B, n)`."""
+        """The number of tokens `(B, n)` that the member has read in each row after the first `columns` `(n,)` columns.
+
+        Args:
+            columns (`torch.LongTensor` of shape `(n,)`): numbers of columns.
+            firsts (`torch.LongTensor` of shape `(B,)`): the first attended column of each row.
+        """
         return columns - firsts[:, None]
 
     def read(self, input_ids: torch.Tensor, attention_mask: torch.Tensor | None, keep: int, hidden: bool) -> Scores:
-        """Reads all columns that the member has not read yet, in one forward pass where the model can.
+        """Reads all columns that the member has not read yet, in one forward pass if the model can read chunks.
 
         Args:
             input_ids (`torch.LongTensor` of shape `(B, L)`): the whole text.
             attention_mask (`torch.LongTensor` of shape `(B, L)`, *optional*): 1 = keep.
-            keep (`int`): for how many of the last columns logits are wanted.
-            hidden (`bool`): whether hidden states are wanted.
+            keep (`int`): number of last columns for which logits are returned, n.
+            hidden (`bool`): whether to return hidden states.
+
+        Returns:
+            `Scores`: logits and hidden states of the last n columns.
         """
         shared = (
             distinct_rows(input_ids, attention_mask)
@@ -135,9 +143,10 @@ class SharedRun:
         member = self.member
         model: Any = member.model
         total = ids.shape[1]
-        heard = keep if self.states is None else total - self.seen  # of all new columns, for the means of later ones
+        # means of later columns need the hidden states of all new columns
+        num_columns = keep if self.states is None else total - self.seen
         if self._recording and not self._cache and self.use_cache and not member.is_recurrent:
-            # made here, so that even the first pass keeps what a rollback needs
+            # created here, so that the first pass records what `crop` needs, too
             self._cache = {"past_key_values": DynamicCache(config=member.config)}
             self._for_each_cache("activate_past_recording")
         arguments: dict[str, Any] = {"use_cache": self.use_cache, "attention_mask": mask, **self._cache}
@@ -148,32 +157,32 @@ class SharedRun:
             else:
                 positions = mask.long().cumsum(-1) - 1
                 arguments["position_ids"] = positions.masked_fill(mask == 0, 0)
-            if self.drops_out and member.context_length is not None:  # what rows beyond it say is not heard
+            if self.drops_out and member.context_length is not None:  # outputs of rows past it are ignored
                 arguments["position_ids"] = arguments["position_ids"].clamp(max=member.context_length - 1)
         if "logits_to_keep" in accepted:
-            arguments["logits_to_keep"] = heard
+            arguments["logits_to_keep"] = num_columns
         inputs = model.prepare_inputs_for_generation(
             ids,
             next_sequence_length=total - self.seen if self.use_cache else None,
             is_first_iteration=self.seen == 0,
             **arguments,
         )
-        # gradients reach the weights of a mixture, never the members
-        is_caught = hidden or self.states is not None
-        answered = keep if heard > keep else 0
-        with torch.no_grad(), member.active(), captured_head_input(member, is_caught, answered) as caught:
+        needs_hidden = hidden or self.states is not None
+        num_logits = keep if num_columns > keep else 0
+        # no gradients: they reach the weights of the mixture, never the members
+        with torch.no_grad(), member.active(), captured_head_input(member, needs_hidden, num_logits) as captured:
             outputs = model(**inputs, return_dict=True)
         self.forward_calls += 1
         if self.use_cache:
             self._cache = returned_state(outputs)
             self.seen = total
         logits = outputs.logits[:, -keep:]
-        if self.states is None or not caught:
-            return logits, caught[-1][:, -keep:] if caught else None
-        return logits, self.states.add(caught[-1], total, keep if hidden else 0, mask)
+        if self.states is None or not captured:
+            return logits, captured[-1][:, -keep:] if captured else None
+        return logits, self.states.add(captured[-1], total, keep if hidden else 0, mask)
 
     def reorder(self, rows: torch.Tensor) -> None:
-        """Makes row `i` continue what row `rows[i]` was; the number of rows may change."""
+        """Row `i` becomes the former row `rows[i]`; the number of rows may change."""
         if self.states is not None:
             self.states.reorder(rows)
         for name, cache in self._cache.items():
@@ -183,34 +192,34 @@ class SharedRun:
                 cache.reorder_cache(rows)
 
     def record(self) -> None:
-        """Keeps what is needed to take columns back."""
+        """Records what `crop` needs, from now on."""
         self._recording = True
         if self.states is not None:
             self.states.record()
         self._for_each_cache("activate_past_recording")
 
     def crop(self, length: int) -> bool:
-        """Goes back to the first `length` columns; a cache that cannot forget is dropped and made anew."""
+        """Goes back to the first `length` columns; a cache that cannot be cropped is dropped, and built again."""
         if self.states is not None and not self.states.crop(length):
             self.reset()
         columns = max(self.seen - length, 0)
         cache = self._cache.get("past_key_values")
         if cache is not None and cache.is_croppable:
-            cache.crop(-columns)  # also where nothing is removed: a recording cache then lets go of what is past
+            cache.crop(-columns)  # also if nothing is removed: a recording cache then drops its old records
             self.seen -= columns
         elif columns:
             self.reset()
         return True
 
     def reset(self) -> None:
-        """Forgets everything that was read."""
+        """Drops everything that was read."""
         if self.states is not None:
             self.states.reset()
         self._cache.clear()
         self.seen = 0
 
     def fork(self) -> SharedRun:
-        """A run that goes on from here by itself."""
+        """An independent copy of the run."""
         twin = SharedRun(self.member, self.use_cache, hidden_tokens=self.hidden_tokens)
         twin.states = None if self.states is None else self.states.copy()
         twin.seen, twin._recording = self.seen, self._recording
@@ -224,14 +233,15 @@ class SharedRun:
 
 
 def distinct_rows(ids: torch.Tensor, mask: torch.Tensor | None) -> tuple[torch.Tensor, torch.Tensor] | None:
-    """Which rows differ, so that samples of one prompt, and its beams, read it once.
+    """Finds equal rows, so that samples or beams of one prompt read it once.
 
     Args:
         ids (`torch.LongTensor` of shape `(B, L)`), mask (`torch.LongTensor` of shape `(B, L)`, *optional*): 1 = keep.
 
     Returns:
-        the first row of each kind, of shape `(U,)`, and for every row which of those it is, of shape `(B,)`, on the
-        CPU; `None` if all rows differ.
+        `tuple[torch.LongTensor, torch.LongTensor]` or `None`: the first occurrence of each of the U distinct rows, of
+        shape `(U,)`, and for every row the index of its distinct row, of shape `(B,)`, on the CPU; `None` if all rows
+        differ.
 
     Example:
 
@@ -260,7 +270,13 @@ def read_distinct(
     keep: int,
     hidden: bool,
 ) -> Scores:
-    """Runs a run that has read nothing on the rows `firsts`, and makes row `i` the copy of `places[i]` of them."""
+    """Reads the distinct rows `firsts` with a fresh run, and copies the outputs of row `places[i]` to row `i`.
+
+    Args:
+        run (`SharedRun` or `SeparateRowsRun`): a run that has read nothing.
+        firsts, places (`torch.LongTensor`): see `distinct_rows`.
+        input_ids, attention_mask, keep, hidden: see `SharedRun.read`.
+    """
     mask = None if attention_mask is None else attention_mask[firsts]
     logits, states = run.read(input_ids[firsts], mask, keep, hidden)
     run.reorder(places)
@@ -269,9 +285,9 @@ def read_distinct(
 
 
 class SeparateRowsRun:
-    """A member that reads every row by itself, without padding: for models whose batches mix their rows.
+    """Reads every row separately, without padding: for models that mix the rows of a batch.
 
-    Takes and gives what `SharedRun` does; padded columns get logits of 0.
+    It has the interface of `SharedRun`; the logits of padded columns are 0.
 
     Args:
         member (`Member`), use_cache (`bool`), shares_prompts (`bool`), hidden_tokens (`int`): see `SharedRun`.
@@ -284,24 +300,24 @@ class SeparateRowsRun:
         self.hidden_tokens = hidden_tokens
         self.rows: list[SharedRun] = []
         self._recording = False
-        self._columns: list[list[int]] = []  # for each row the columns that are not padding
+        self._columns: list[list[int]] = []  # for each row, the columns that are not padding
 
     @property
     def seen(self) -> int:
-        """Columns that the member has read."""
+        """Number of columns that the member has read."""
         return max((columns[row.seen - 1] + 1 for row, columns in self._read()), default=0)
 
     @property
     def forward_calls(self) -> int:
-        """Forward passes so far."""
+        """Number of forward passes so far."""
         return sum(row.forward_calls for row in self.rows)
 
     def columns(self, total: int) -> int:
-        """How many columns the member reads where the text has `total`."""
+        """See `SharedRun.columns`."""
         return total
 
     def lengths(self, columns: torch.Tensor, firsts: torch.Tensor) -> torch.Tensor:
-        """How many tokens of each row the member has read after the first `columns` `(n,)` columns: `(B, n)`."""
+        """See `SharedRun.lengths`."""
         return columns - firsts[:, None]
 
     def _read(self) -> list[tuple[SharedRun, list[int]]]:
@@ -373,7 +389,7 @@ class SeparateRowsRun:
 def _with_row(
     together: torch.Tensor | None, own: torch.Tensor, shape: tuple[int, int], row: int, columns: Sequence[int]
 ) -> torch.Tensor:
-    """Writes one row's outputs `(1, n, W)` into those of all rows, `(*shape, W)`; 0 where nothing is written."""
+    """Writes one row's outputs `(1, n, W)` into those of all rows, `(*shape, W)`; other entries stay 0."""
     if together is None:
         together = own.new_zeros(*shape, own.shape[-1])
     together[row, columns] = own[0]
@@ -381,11 +397,11 @@ def _with_row(
 
 
 class OwnPromptRun:
-    """A member that reads a prompt of its own before the text that all share, such as its own chat template's.
+    """A run of a member with its own prompt (such as its own rendering of a chat) before the shared completion.
 
     Args:
-        run (`SharedRun` or `SeparateRowsRun`): reads.
-        ids, mask (`torch.LongTensor` of shape `(B, L_m)`): the member's prompt, padded on the left.
+        run (`SharedRun` or `SeparateRowsRun`): the run that reads prompt and completion.
+        ids, mask (`torch.LongTensor` of shape `(B, L_m)`): the member's prompt, padded on the left; 1 = keep.
         start (`int`): the column of the first token of the completion.
     """
 
@@ -401,24 +417,24 @@ class OwnPromptRun:
 
     @property
     def seen(self) -> int:
-        """Columns that the member has read, its own prompt's included."""
+        """Number of columns that the member has read, including its own prompt."""
         return self.inner.seen
 
     @property
     def forward_calls(self) -> int:
-        """Forward passes so far."""
+        """Number of forward passes so far."""
         return self.inner.forward_calls
 
     def columns(self, total: int) -> int:
-        """How many columns the member reads where the text has `total`."""
+        """See `SharedRun.columns`; includes the member's own prompt."""
         return total - self.start + self.ids.shape[1]
 
     def lengths(self, columns: torch.Tensor, firsts: torch.Tensor) -> torch.Tensor:
-        """See `SharedRun.lengths`; the member's own prompt is in the place of the text's."""
+        """See `SharedRun.lengths`; counts the member's own prompt instead of the shared one."""
         return columns - self.start + self.mask.sum(1).cpu()[:, None]
 
     def read(self, input_ids: torch.Tensor, attention_mask: torch.Tensor | None, keep: int, hidden: bool) -> Scores:
-        """See `SharedRun.read`; columns within the prompt have no logits."""
+        """See `SharedRun.read`; `keep` must not reach into the prompt, whose columns differ between members."""
         rest = input_ids[:, self.start :]
         rest_mask = torch.ones_like(rest) if attention_mask is None else attention_mask[:, self.start :]
         ids = torch.cat([self.ids.to(rest.device), rest], dim=1)

@@ -1,4 +1,4 @@
-"""Floor 1: canonical bytes of tokens, the union vocabulary, and members' alignments onto it."""
+"""Floor 1: canonical bytes of tokens, the union vocabulary, and the alignment of each member's vocabulary onto it."""
 
 from hf_rlae.vocabulary.alignment import Alignment, Boundary, Canonical, TailMap, Target
 from hf_rlae.vocabulary.special_ids import token_ids

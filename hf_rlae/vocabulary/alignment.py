@@ -1,4 +1,4 @@
-"""One member's vocabulary on the union vocabulary: where the mass of each of its tokens goes."""
+"""One member's vocabulary on the union vocabulary: which union id receives the mass of each token."""
 
 from __future__ import annotations
 
@@ -12,20 +12,20 @@ from hf_rlae.vocabulary.token_bytes import ByteVocabulary
 from hf_rlae.vocabulary.union import OUTSIDE, UnionVocabulary
 
 MAX_TARGETS = 65536
-"""How many targets an alignment keeps before it begins anew."""
+"""Number of targets that an alignment caches; a full cache is cleared."""
 
 
 @dataclass(frozen=True)
 class TailMap:
-    """Where the tokens that begin with a tail, and are longer, go in the union vocabulary.
+    """Maps the tokens that start with a tail, and are longer, to union ids.
 
-    Tokens whose remaining bytes no union token begins are left out; `N` is the number of the others.
+    A token is left out if no union token is a prefix of its bytes after the tail. `N` is the number of the others.
 
     Attributes:
-        member_ids (`torch.LongTensor` of shape `(N,)`): the tokens, in the order of their bytes.
-        union_ids (`torch.LongTensor` of shape `(N,)`): the union token that the bytes after the tail are
-            ("whole") or the longest one that begins them ("unfinished").
-        whole (`torch.BoolTensor` of shape `(N,)`): which are whole.
+        member_ids (`torch.LongTensor` of shape `(N,)`): the tokens, sorted by their bytes.
+        union_ids (`torch.LongTensor` of shape `(N,)`): the union token that equals the bytes after the tail ("whole"),
+            else the longest union token that is a prefix of these bytes ("unfinished").
+        whole (`torch.BoolTensor` of shape `(N,)`): which tokens are whole.
     """
 
     member_ids: torch.Tensor
@@ -35,12 +35,12 @@ class TailMap:
 
 @dataclass(frozen=True)
 class Boundary:
-    """A place inside canonical ids where another token may not have ended.
+    """A boundary between canonical ids, after which the member may be inside a longer token.
 
     Attributes:
-        after (`int`): how many of the canonical ids come before it.
-        rest (`bytes`): the bytes after it, which an unfinished token would already have.
-        stay_ids (`torch.LongTensor`): the tokens that begin with `rest` and are longer.
+        after (`int`): number of canonical ids before the boundary.
+        rest (`bytes`): the bytes after the boundary. They are the tail of the unfinished token.
+        stay_ids (`torch.LongTensor`): the tokens that start with `rest` and are longer.
     """
 
     after: int
@@ -50,13 +50,14 @@ class Boundary:
 
 @dataclass(frozen=True)
 class Canonical:
-    """The ids that the tokenizer itself would write for a tail and further bytes.
+    """The ids that the tokenizer itself writes for a tail and new bytes.
 
     Attributes:
-        ids (`tuple[int, ...]`): these ids.
-        is_path (`bool`): whether the first one begins with the tail and is longer.
-        boundaries (`tuple[Boundary, ...]`): places inside where tokens can go on.
-        open (`Boundary` or `None`): half a character at the end, which no token stands for, but some begin with.
+        ids (`tuple[int, ...]`): the ids.
+        is_path (`bool`): whether the first id starts with the tail and is longer.
+        boundaries (`tuple[Boundary, ...]`): the boundaries between the ids from which a longer token is possible.
+        open (`Boundary` or `None`): an incomplete character at the end, if no tokens stand for its bytes and some
+            tokens start with them.
     """
 
     ids: tuple[int, ...]
@@ -66,19 +67,20 @@ class Canonical:
 
 
 class Target:
-    """How a reading with some tail can take further bytes.
+    """The ways in which a reading with a given tail can continue with new bytes.
 
     Args:
         ends (`tuple[int, ...]`): the ids whose bytes are the tail and the new bytes.
-        parts (`Sequence[torch.LongTensor]`): the ids whose probabilities are to be summed: one part for each of
-            `ends`, then the first canonical id (empty where there are ends), the tokens that lend their mass to the
-            new bytes ("unfinished"), and the tokens that begin with tail and new bytes and are longer ("stays").
-        find_canonical (callable): makes `canonical` when it is first needed.
+        parts (`Sequence[torch.LongTensor]`): the ids whose probabilities are summed, in parts: one part per id of
+            `ends`; the first canonical id (empty if there are ends); the tokens whose mass the union token of the new
+            bytes receives because they are longer ("unfinished"); and the tokens that start with the tail and the new
+            bytes and are longer ("stays").
+        find_canonical (callable): computes `canonical` on first access.
 
     Attributes:
-        ids, segments (`torch.LongTensor`): the parts in one, and which part each id belongs to.
+        ids, segments (`torch.LongTensor`): all parts concatenated, and the index of the part of each id.
         num_segments (`int`): number of parts.
-        goes_on (`bool`): whether some token begins with tail and new bytes and is longer.
+        goes_on (`bool`): whether some token starts with the tail and the new bytes and is longer.
     """
 
     def __init__(
@@ -93,29 +95,30 @@ class Target:
 
     @cached_property
     def canonical(self) -> Canonical:
-        """The canonical ids, with the boundaries inside."""
+        """The canonical ids and the boundaries between them."""
         return self._find_canonical()
 
 
 class Alignment:
-    """One member's vocabulary onto the union vocabulary.
+    """The alignment of one member's vocabulary onto the union vocabulary.
 
     Args:
         vocabulary (`ByteVocabulary`): the member's tokens.
         union (`UnionVocabulary`): the target.
-        end_ids (`Sequence[int]`): the member's end-of-text and end-of-turn ids, whose mass STOP receives.
+        end_ids (`Sequence[int]`): the member's end-of-text and end-of-turn ids; STOP receives their mass.
 
     Attributes:
-        gather (`torch.LongTensor` of shape `(V,)`): for each union id the member's id with those bytes, or
-            `V_m` (a column of zeros that the caller appends) where the member has none.
-        extra_from, extra_to (`torch.LongTensor` of shape `(E,)`): further member ids with the same bytes as
-            another one, and end ids, with the union ids that receive their mass.
-        copied (`int`): the first so many union ids are the member's own ids, so that their probabilities can be copied
-            instead of gathered; 0 where it does not pay.
-        cleared (`torch.LongTensor`): which of those have no mass of their own; `moved_from`, `moved_to` say where the
-            mass of all ids goes that are not copied.
-        text_ids (`torch.LongTensor` of shape `(N,)`): the member's text ids in the order of their bytes.
-        excluded_ids (`torch.LongTensor`): ids that are neither text nor ends; they have no part in the mixture.
+        gather (`torch.LongTensor` of shape `(V,)`): for each union id the member's id with the same bytes, or `V_m` (a
+            column of zeros that the caller appends) if the member has none.
+        extra_from, extra_to (`torch.LongTensor` of shape `(E,)`): the member's other ids with bytes that `gather`
+            already covers, and its other end ids, with the union ids that receive their mass.
+        copied (`int`): number of leading union ids that equal the member's own ids. Their probabilities are copied,
+            which is faster than gathering them; 0 if copying is not faster.
+        cleared (`torch.LongTensor`): the copied ids that receive no mass.
+        moved_from, moved_to (`torch.LongTensor`): the ids that are not copied, and the union ids that receive their
+            mass.
+        text_ids (`torch.LongTensor` of shape `(N,)`): the member's text ids, sorted by their bytes.
+        excluded_ids (`torch.LongTensor`): ids that are neither text nor ends; they are not part of the mixture.
     """
 
     def __init__(self, vocabulary: ByteVocabulary, union: UnionVocabulary, end_ids: Sequence[int]) -> None:
@@ -143,8 +146,8 @@ class Alignment:
         self.text_ids = torch.tensor(vocabulary.sorted_ids, dtype=torch.long)
         text_ends = [i for i in self.end_ids if vocabulary.pieces[i]]
         self._text_ends = torch.tensor(text_ends, dtype=torch.long) if text_ends else None
-        silent = [i for i, piece in enumerate(vocabulary.pieces) if not piece and i not in ends]
-        self.excluded_ids = torch.tensor(silent, dtype=torch.long)
+        excluded = [i for i, piece in enumerate(vocabulary.pieces) if not piece and i not in ends]
+        self.excluded_ids = torch.tensor(excluded, dtype=torch.long)
         self.copied, self.cleared, self.moved_from, self.moved_to = self._find_copied(gather)
         self._tails: dict[bytes, TailMap] = {}
         self._targets: dict[tuple[bytes, bytes], Target] = {}
@@ -163,7 +166,7 @@ class Alignment:
         return copied, cleared, torch.cat([gather[rest], self.extra_from]), torch.cat([rest, self.extra_to])
 
     def tail_map(self, tail: bytes) -> TailMap:
-        """Where the tokens that begin with `tail` go (computed once per tail, then kept)."""
+        """The `TailMap` of the tokens that start with `tail` (cached)."""
         known = self._tails.get(tail)
         if known is None:
             known = self._tails[tail] = self._build_tail_map(tail)
@@ -183,7 +186,7 @@ class Alignment:
         return TailMap(members[inside], targets[inside], whole[inside])
 
     def stay_ids(self, begun: bytes) -> torch.Tensor:
-        """The text ids that begin with `begun` and are longer, in the order of their bytes."""
+        """The text ids that start with `begun` and are longer, sorted by their bytes."""
         lo, hi = self.vocabulary.range_of(begun)
         ids = self.text_ids[lo:hi]
         if self._text_ends is not None and len(ids):
@@ -191,7 +194,7 @@ class Alignment:
         return ids
 
     def target(self, tail: bytes, raw: bytes) -> Target:
-        """How a reading with the tail `tail` can take the bytes `raw` (computed once, then kept)."""
+        """The ways in which a reading with the tail `tail` can continue with the bytes `raw` (cached)."""
         known = self._targets.get((tail, raw))
         if known is None:
             if len(self._targets) >= MAX_TARGETS:
@@ -209,7 +212,7 @@ class Alignment:
             parts.append(none)
         else:
             canonical = find_canonical()
-            find_canonical = partial(_as_it_is, canonical)
+            find_canonical = partial(_identity, canonical)
             parts.append(torch.tensor(canonical.ids[:1], dtype=torch.long))
         if tail:
             tokens = self.tail_map(tail)
@@ -233,7 +236,7 @@ class Alignment:
         rest = b"".join(pieces)
         for after, piece in enumerate(pieces[:-1], 1):
             rest = rest[len(piece) :]
-            # a token that goes on past the end cannot begin before half a character that it does not have
+            # a longer token from this boundary covers the incomplete character at the end, too
             begun = rest if half_ids is None else rest + half
             stay_ids = self.stay_ids(begun)
             if len(stay_ids):
@@ -244,12 +247,12 @@ class Alignment:
         )
 
 
-def _as_it_is(canonical: Canonical) -> Canonical:
+def _identity(canonical: Canonical) -> Canonical:
     return canonical
 
 
 def _half_character(raw: bytes) -> bytes:
-    """The bytes at the end of `raw` that begin a UTF-8 character without finishing it."""
+    """The bytes of an incomplete UTF-8 character at the end of `raw`."""
     for length in range(1, min(3, len(raw)) + 1):
         byte = raw[-length]
         if byte >= 0xC0:

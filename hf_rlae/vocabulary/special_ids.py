@@ -1,4 +1,4 @@
-"""Token ids as configurations hold them: one id, several, or none."""
+"""Token ids as configs store them: one id, several ids, or none."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ def token_ids(value: int | Iterable[int] | None) -> list[int]:
         value (`int` or iterable of `int`, *optional*): one id or several.
 
     Returns:
-        `list[int]`: all ids in their order; empty for `None`.
+        `list[int]`: all ids, in the same order; empty for `None`.
 
     Example:
 

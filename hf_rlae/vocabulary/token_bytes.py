@@ -1,4 +1,4 @@
-"""Canonical bytes: what every token id of a tokenizer stands for, as a byte string."""
+"""Canonical bytes: the byte string of every token id of a tokenizer."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from transformers import PreTrainedTokenizerBase
 from hf_rlae.errors import TokenizerError
 
 PROBE = "The café paid 12 €: naïve 日本語, 😀👍🏽!\n\tdef f(x):  return x\n\n  É ß"
-"""Text that every tokenizer must give back, up to characters that it has no token for."""
+"""Text that every tokenizer must decode to the same text, except for characters that it has no token for."""
 
 _ANCHORS = ("\n", "|", "a", "0", "▁", " ")
 
@@ -23,11 +23,11 @@ _ANCHORS = ("\n", "|", "a", "0", "▁", " ")
 def byte_level_alphabet() -> dict[str, int]:
     """The GPT-2 byte table: the printable character that stands for each byte in byte-level BPE.
 
-    Source: public code of GPT-2 (bytes that are printable stand for themselves, the others are moved to
-    code points from 256 on).
+    Source: public code of GPT-2 (printable bytes stand for themselves, the others are moved to the code points from 256
+    on).
 
     Returns:
-        `dict[str, int]`: 256 characters, each with its byte.
+        `dict[str, int]`: the byte of each of the 256 characters.
     """
     printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
     table = {chr(byte): byte for byte in printable}
@@ -38,7 +38,7 @@ def byte_level_alphabet() -> dict[str, int]:
 
 @lru_cache(maxsize=1)
 def _byte_level_translation() -> dict[int, int]:
-    """A table for `str.translate` after which Latin-1 encoding gives the bytes, or fails outside the table."""
+    """A table for `str.translate`: Latin-1 then encodes the result to the bytes, and fails for other characters."""
     alphabet = byte_level_alphabet()
     outside = {code: 0x10FFFF for code in range(256) if chr(code) not in alphabet}
     return outside | {ord(char): byte for char, byte in alphabet.items()}
@@ -68,7 +68,7 @@ def _component(component: Any) -> list[dict[str, Any]]:
 
 
 def prefix_successor(prefix: bytes) -> bytes | None:
-    """The least byte string that is greater than every string beginning with `prefix` (`None`: there is none).
+    """The smallest byte string that is greater than every string with this prefix; `None` if there is none.
 
     Example:
 
@@ -104,7 +104,7 @@ class _Spelling:
         self.table = _byte_level_translation()
 
     def is_fallback(self, token: str) -> bool:
-        """Whether a token stands for a single byte, as `<0x41>`."""
+        """Whether a token stands for a single byte, like `<0x41>`."""
         return self.has_fallback and len(token) == 6 and token.startswith("<0x") and token.endswith(">")
 
     def to_bytes(self, token: str) -> bytes:
@@ -116,30 +116,29 @@ class _Spelling:
         for old, new in self.replacements:
             token = token.replace(old, new)
         if self.is_byte_level:
-            # a character that is not in the byte table is taken as it is, as the decoder does
+            # the decoder keeps a token with a character outside the byte table unchanged
             with suppress(UnicodeEncodeError):
                 return token.translate(self.table).encode("latin-1")
         return token.encode("utf-8", "surrogatepass")
 
 
 class ByteVocabulary:
-    """The byte string of every token id of one tokenizer, and tokenisation of bytes.
+    """The byte string of every token id of one tokenizer, and the tokenisation of bytes.
 
-    Byte-level BPE goes through the GPT-2 byte table; in SentencePiece vocabularies `▁` is a space and, with
-    byte fallback, `<0xNN>` one byte; WordPiece continuations lose their `##`; added tokens stand for their
-    content. Special tokens, the unknown token and ids that no token has stand for nothing.
+    Byte-level BPE tokens are decoded with the GPT-2 byte table. In SentencePiece vocabularies `▁` is a space and, with
+    byte fallback, `<0xNN>` is one byte. WordPiece continuations lose their `##`. Added tokens stand for their content.
+    Special tokens, the unknown token and ids without a token have no bytes.
 
     Args:
         tokenizer (`PreTrainedTokenizerBase`): a tokenizer with a fast backend.
-        size (`int`, *optional*): number of ids; at least `len(tokenizer)`, larger where a model's embedding
-            is padded.
+        size (`int`, *optional*): number of ids; at least `len(tokenizer)`, larger if the model's embedding is padded.
 
     Attributes:
         pieces (`list[bytes | None]`): the bytes of each id, `None` for ids that are not text.
-        ids_of (`dict[bytes, list[int]]`): the ids of each byte string, the one that the tokenizer itself
-            writes first.
-        sorted_ids (`list[int]`), sorted_pieces (`list[bytes]`): the text ids in the order of their bytes, so
-            that the tokens which begin with some bytes are one contiguous range.
+        ids_of (`dict[bytes, list[int]]`): the ids of each byte string; the id that the tokenizer itself writes is
+            first.
+        sorted_ids (`list[int]`), sorted_pieces (`list[bytes]`): the text ids, sorted by their bytes, so that the tokens
+            with a given prefix are one contiguous range.
         special_ids (`frozenset[int]`): ids that are not text.
 
     Raises:
@@ -150,8 +149,8 @@ class ByteVocabulary:
         backend = getattr(tokenizer, "backend_tokenizer", None)
         if backend is None:
             raise TokenizerError(
-                f"the tokenizer {type(tokenizer).__name__} has no fast backend, and the bytes of its tokens "
-                "cannot be read; load it as a fast tokenizer (`AutoTokenizer.from_pretrained(..., use_fast=True)`)"
+                f"the tokenizer {type(tokenizer).__name__} has no fast backend, so the bytes of its tokens cannot be "
+                "read; load it as a fast tokenizer (`AutoTokenizer.from_pretrained(..., use_fast=True)`)"
             )
         self._backend = backend
         self.size = max(size or 0, len(tokenizer))
@@ -193,7 +192,7 @@ class ByteVocabulary:
         return pieces, frozenset(empty), fallback_ids
 
     def _special_ids(self, tokenizer: PreTrainedTokenizerBase) -> set[int]:
-        """Ids that are no text: special tokens and the unknown token."""
+        """The ids that are not text: special tokens and the unknown token."""
         backend = self._backend
         added = backend.get_added_tokens_decoder()
         special = {i for i, token in added.items() if token.special} | set(tokenizer.all_special_ids)
@@ -206,18 +205,18 @@ class ByteVocabulary:
         return special
 
     def range_of(self, prefix: bytes) -> tuple[int, int]:
-        """The positions `lo, hi` in `sorted_ids` of the tokens that begin with `prefix` and are longer."""
+        """The range `lo, hi` in `sorted_ids` of the tokens that start with `prefix` and are longer."""
         lo = bisect_left(self.sorted_pieces, prefix) + len(self.ids_of.get(prefix, ())) if prefix else 0
         end = prefix_successor(prefix)
         hi = len(self.sorted_pieces) if end is None else bisect_left(self.sorted_pieces, end)
         return lo, hi
 
     def to_bytes(self, ids: Sequence[int]) -> bytes:
-        """The bytes that `ids` stand for, in a row; ids that are not text stand for nothing."""
+        """The concatenated bytes of `ids`; ids that are not text have none."""
         return b"".join(self.pieces[i] or b"" for i in ids)
 
     def has_char(self, char: str) -> bool:
-        """Whether the tokenizer has tokens that together stand for this character."""
+        """Whether the tokenizer has one or several tokens for this character."""
         known = self._has_char.get(char)
         if known is None:
             raw = char.encode("utf-8", "surrogatepass")
@@ -238,11 +237,11 @@ class ByteVocabulary:
         return b"".join(kept)
 
     def canonical_ids(self, raw: bytes) -> tuple[int, ...]:
-        """The ids that the tokenizer itself would write for `raw` in the middle of a text.
+        """The ids that the tokenizer itself writes for `raw` in the middle of a text.
 
-        `raw` is tokenised behind an anchor character, so that no space is put in front. Where that does not
-        give `raw` back (half characters, normalised characters, the name of a special token), the longest
-        tokens are taken from the left. What the tokenizer cannot represent is left out.
+        `raw` is tokenised after an anchor character, so that the tokenizer adds no space. If the ids do not decode to
+        `raw` (incomplete characters, normalised characters, the name of a special token), the segmentation with the
+        fewest tokens is used. Bytes that the tokenizer cannot represent are left out.
 
         Args:
             raw (`bytes`): any bytes.
@@ -281,7 +280,7 @@ class ByteVocabulary:
         return None
 
     def _longest_match(self, raw: bytes) -> tuple[int, ...]:
-        """The segmentation with the fewest tokens, the longest first among equals."""
+        """The segmentation with the fewest tokens; of several, the one whose first tokens are longer."""
         best: list[tuple[int, int] | None] = [None] * (len(raw) + 1)
         best[len(raw)] = (0, 0)
         for start in range(len(raw) - 1, -1, -1):
@@ -304,16 +303,16 @@ class ByteVocabulary:
         return tuple(ids)
 
     def check_round_trip(self, name: str) -> None:
-        """Refuses tokenizers that change text.
+        """Checks that encoding and decoding does not change text.
 
-        Characters that the tokenizer has no token for are left out of the comparison: such a member is silent
-        there. Anything else that does not come back makes the tokenizer lossy.
+        Characters that the tokenizer has no token for are not compared: the member skips them. Any other difference
+        makes the tokenizer lossy.
 
         Args:
-            name (`str`): the member, for the message.
+            name (`str`): the member's name, for the message.
 
         Raises:
-            TokenizerError: text does not come back byte for byte.
+            TokenizerError: decoded text differs from the encoded text.
         """
         lost = []
         for char in dict.fromkeys(PROBE):
@@ -329,8 +328,8 @@ class ByteVocabulary:
         ids = self._backend.encode(kept, add_special_tokens=False).ids
         back = self.to_bytes(ids)
         if lost or back not in (expected, b" " + expected):
-            detail = f"it changes {lost[:6]!r}" if lost else f"{kept!r} comes back as {back!r}"
+            detail = f"it changes {lost[:6]!r}" if lost else f"it decodes {kept!r} to {back!r}"
             raise TokenizerError(
-                f"the tokenizer of {name} loses text: {detail}. Members must give every text back byte for "
-                "byte; use a cased tokenizer that keeps white space (byte-level BPE, SentencePiece, characters)"
+                f"the tokenizer of {name} loses text: {detail}. Decoding must return exactly the encoded text; use a "
+                "cased tokenizer that keeps white space (byte-level BPE, SentencePiece, characters)"
             )

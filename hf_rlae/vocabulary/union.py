@@ -8,24 +8,24 @@ from hf_rlae.errors import TokenizerError
 from hf_rlae.vocabulary.token_bytes import ByteVocabulary
 
 OUTSIDE = -1
-"""The union id of a token that has no place in the union (special tokens, bytes that no union token begins)."""
+"""The union id of a token that is not in the union (special tokens, bytes of which no union token is a prefix)."""
 
 
 class UnionVocabulary:
     """The byte strings of all members' tokens plus one virtual STOP symbol.
 
-    Ids `0 .. V_1 - 1` are the first member's own, id for id, so that its tokenizer encodes prompts; the byte
-    strings that it lacks follow, and STOP is last. Where several ids of the first member stand for the same
-    bytes, the one that its tokenizer writes carries the mass.
+    The ids `0 .. V_1 - 1` are the first member's own ids, so that its tokenizer can encode prompts. The byte strings
+    that the first member does not have follow, and STOP is last. If several ids of the first member have the same
+    bytes, the id that its tokenizer writes receives the mass.
 
     Args:
-        vocabularies (`Sequence[ByteVocabulary]`): one a tokenizer, the first member's first.
+        vocabularies (`Sequence[ByteVocabulary]`): one per tokenizer, the first member's first.
 
     Attributes:
         size (`int`): number of union ids, V.
         stop_id (`int`): the id of STOP, V - 1.
         pieces (`list[bytes | None]`): the bytes of each union id; `None` for ids without bytes.
-        id_of (`dict[bytes, int]`): the union id that carries the mass of a byte string.
+        id_of (`dict[bytes, int]`): the union id that receives the mass of a byte string.
 
     Raises:
         TokenizerError: no vocabulary was given, or two of them have no byte in common.
@@ -33,7 +33,7 @@ class UnionVocabulary:
 
     def __init__(self, vocabularies: Sequence[ByteVocabulary]) -> None:
         if not vocabularies:
-            raise TokenizerError("a union vocabulary needs at least one tokenizer, none was given")
+            raise TokenizerError("vocabularies is empty: a union vocabulary needs at least one tokenizer")
         first = vocabularies[0]
         self.pieces: list[bytes | None] = list(first.pieces)
         self.id_of: dict[bytes, int] = {piece: ids[0] for piece, ids in first.ids_of.items()}
@@ -50,12 +50,12 @@ class UnionVocabulary:
         for index, members_bytes in enumerate(used):
             if not used[0] & members_bytes:
                 raise TokenizerError(
-                    f"members 0 and {index} have no byte in common: no text could be written by both; "
-                    "check that the tokenizers belong to the same language and kind of text"
+                    f"members 0 and {index} have no byte in common, so they cannot generate the same text; use members "
+                    "whose tokenizers cover the same language and kind of text"
                 )
 
     def longest_prefix(self, raw: bytes) -> int:
-        """The id of the longest union token that begins `raw`, or `OUTSIDE`."""
+        """The id of the longest union token that is a prefix of `raw`, or `OUTSIDE`."""
         for length in range(min(len(raw), self.max_piece), 0, -1):
             found = self.id_of.get(raw[:length])
             if found is not None:
@@ -64,9 +64,10 @@ class UnionVocabulary:
 
 
 def same_vocabulary(first: dict[str, int], second: dict[str, int]) -> bool:
-    """Whether two tokenizers give every id the same token (`get_vocab()` of each).
+    """Whether two tokenizers have the same token for every id (`get_vocab()` of each).
 
-    Byte maps are not compared: byte-fallback duplicates make identical tokenizers look different there.
+    The tokens are compared, not their bytes: duplicates by byte fallback make the byte maps of equal tokenizers
+    differ.
 
     Example:
 

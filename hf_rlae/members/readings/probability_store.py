@@ -1,4 +1,4 @@
-"""Where a member's next-token probabilities are kept for as long as a reading needs them."""
+"""Stores a member's next-token probabilities as long as a reading needs them."""
 
 from __future__ import annotations
 
@@ -10,19 +10,19 @@ import torch
 from hf_rlae.members.ragged_cache import writable
 
 WIDE = 4096
-"""Ids from which on rows are taken to be dearer to copy than calls of their own. Source: ours, not measured."""
+"""Vocabulary size from which copying a row costs more than a separate call per row. Source: ours, not measured."""
 
 
 class ProbabilityStore:
-    """Rows of probabilities in entries, each with a column of zeros at its end; entry 0 is all zeros.
+    """A table of next-token distributions, one per entry; entry 0 is all zeros.
 
     Args:
         vocab_size (`int`): V_m.
-        device (`torch.device`): of the member.
+        device (`torch.device`): the member's device.
 
     Attributes:
         width (`int`): V_m + 1; id `i` of entry `s` is at `s * width + i` of the flattened probabilities.
-        probs (`torch.FloatTensor` of shape `(entries, V_m + 1)`): of each entry.
+        probs (`torch.FloatTensor` of shape `(entries, V_m + 1)`): the probabilities of each entry, then a column of 0.
         log_z (`torch.FloatTensor` of shape `(entries,)`): the log of the sum of exponentials of the logits.
         hidden (`torch.Tensor` of shape `(entries, H)` or `None`): hidden states, if they are kept.
     """
@@ -35,33 +35,33 @@ class ProbabilityStore:
         self.hidden: torch.Tensor | None = None
 
     def put(self, logits: torch.Tensor, hidden: torch.Tensor | None, used: set[int]) -> list[int]:
-        """Keeps the distributions of logits.
+        """Stores the softmax of logits.
 
         Args:
-            logits (`torch.FloatTensor` of shape `(R, V_m)`): fp32.
-            hidden (`torch.Tensor` of shape `(R, H)`, *optional*): kept beside them.
+            logits (`torch.FloatTensor` of shape `(R, V_m)`): logits in fp32.
+            hidden (`torch.Tensor` of shape `(R, H)`, *optional*): the hidden states to store with them.
             used (`set[int]`): entries that must not be overwritten.
 
         Returns:
-            the entry of each row.
+            `list[int]`: the entry of each row.
         """
-        logits = logits.to(self.device)  # of a model on several devices they come from the last one
+        logits = logits.to(self.device)  # a model on several devices returns them on its last device
         entries = self._free(len(logits), used)
         self.probs, self.log_z = writable(self.probs), writable(self.log_z)
         index = torch.tensor(entries, device=self.device)
         highest = logits.amax(-1)
         if goes_row_by_row(self.probs):
-            likeliest = torch.empty_like(highest)
+            top_probs = torch.empty_like(highest)
             for row, entry in enumerate(entries):
                 kept = self.probs[entry, :-1]
                 torch.softmax(logits[row], -1, out=kept)
-                torch.amax(kept, 0, out=likeliest[row])
+                torch.amax(kept, 0, out=top_probs[row])
         else:
             probs = logits.softmax(-1)
-            likeliest = probs.amax(-1)
+            top_probs = probs.amax(-1)
             self.probs[index, :-1] = probs
-        # log Z = logit - log p of any token: that of the likeliest one is the most precise
-        self.log_z[index] = highest - likeliest.log()
+        # log Z = logit - log p for any token; the most likely token gives the most precise value
+        self.log_z[index] = highest - top_probs.log()
         if hidden is not None:
             if self.hidden is None:
                 self.hidden = torch.zeros(len(self.probs), hidden.shape[-1], dtype=hidden.dtype, device=self.device)
@@ -70,16 +70,16 @@ class ProbabilityStore:
         return entries
 
     def take(self, places: torch.Tensor) -> torch.Tensor:
-        """Probabilities at places of the flattened store, in the shape of `places`."""
+        """The probabilities at `places` of the flattened store, in the shape of `places`."""
         return self.probs.view(-1).take(places.to(self.device))
 
     def sums(self, places: torch.Tensor, segments: torch.Tensor, count: int) -> torch.Tensor:
-        """Sums of probabilities in fp32, of shape `(count,)`; `segments` says which sum each place belongs to."""
+        """Sums of probabilities in fp32, of shape `(count,)`; `segments` has the index of the sum of each place."""
         totals = torch.zeros(count, device=self.device)
         return totals.index_add_(0, segments.to(self.device), self.take(places))
 
     def _free(self, count: int, used: set[int]) -> list[int]:
-        """Slots that nobody uses; the store grows when there are too few."""
+        """Entries that are not in `used`; the store grows if there are too few."""
         if len(used) + count >= len(self.probs):
             size = max(2 * len(self.probs), len(used) + count + 1)
             self.probs, self.log_z = _grown(self.probs, size), _grown(self.log_z, size)
@@ -89,7 +89,7 @@ class ProbabilityStore:
 
 
 def goes_row_by_row(probs: torch.Tensor) -> bool:
-    """Whether wide rows on a CPU are best written one by one into their places, which saves a copy of everything."""
+    """Whether to write rows one by one, which avoids a copy of all rows: faster for wide rows on a CPU."""
     return probs.device.type == "cpu" and probs.shape[-1] >= WIDE
 
 
@@ -100,5 +100,5 @@ def _grown(store: torch.Tensor, size: int) -> torch.Tensor:
 
 
 def flat(ids: Sequence[int], entries: Sequence[int], width: int) -> torch.Tensor:
-    """Places of `ids[i]` in entry `entries[i]`."""
+    """The place of each `ids[i]` in entry `entries[i]` of the flattened store."""
     return torch.tensor([i + entry * width for i, entry in zip(ids, entries, strict=False)], dtype=torch.long)

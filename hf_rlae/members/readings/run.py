@@ -1,4 +1,4 @@
-"""One member in one call, reading text that other tokenizers helped to write."""
+"""The run of one member in one call, if members have different tokenizers."""
 
 from __future__ import annotations
 
@@ -19,21 +19,23 @@ from hf_rlae.vocabulary import Alignment, ByteVocabulary
 class ReadingsRun:
     """One member's state in one call, where members have different tokenizers (see `MemberRun`).
 
-    A member cannot know whether its own token ended where another tokenizer's did. For each row it keeps at most
-    `max_readings` readings `(ids, tail, a)`: `bytes(ids) + tail` is the text, without the bytes that the member cannot
-    represent, and the `a` sum to 1.
+    A member cannot know whether its own token ended where a token of another tokenizer ended. So it keeps at most
+    `max_readings` readings `(ids, tail, a)` per row: `bytes(ids) + tail` is the text, without the bytes that the member
+    cannot represent, and the probabilities `a` sum to 1.
 
     Source: ours; see "Readings" in docs/concepts.md.
 
     Args:
-        member (`Member`): whose model is run.
-        vocabulary (`ByteVocabulary`): its tokens.
+        member (`Member`): the member whose model is run.
+        vocabulary (`ByteVocabulary`): its tokens as bytes.
         alignment (`Alignment`): its vocabulary onto the union vocabulary.
-        max_readings (`int`, defaults to 4): the most that are kept per row, the ones with the largest `a`.
+        max_readings (`int`, defaults to 4): number of readings to keep per row, those with the largest `a`.
         min_reading (`float`, defaults to 1e-4): readings with a smaller `a` are dropped.
-        use_cache (`bool`, defaults to `True`): keep keys and values from step to step, or run whole rows each time.
-        runner (`type[BatchRunner]` or `type[RowRunner]`, *optional*): how the model is run on ragged rows.
-        hidden_tokens (`int`, defaults to 0): which hidden states are kept with every reading, see `BatchRunner`.
+        use_cache (`bool`, defaults to `True`): whether to keep keys and values from step to step, or to run whole rows
+            each time.
+        runner (`type[BatchRunner]` or `type[RowRunner]`, *optional*): runs the model on ragged rows; by default
+            `RowRunner` for recurrent members, else `BatchRunner`.
+        hidden_tokens (`int`, defaults to 0): which hidden states are kept with every reading (see `BatchRunner`).
 
     Attributes:
         rows (`list[RowReadings]`): one per batch row.
@@ -71,16 +73,17 @@ class ReadingsRun:
 
     @property
     def forward_calls(self) -> int:
-        """Forward passes so far."""
+        """Number of forward passes so far."""
         return self.runner.forward_calls
 
     # -- rows ---------------------------------------------------------------------------------------------
 
     def admit(self, prompts: Sequence[Sequence[int] | None]) -> None:
-        """Takes prompts, which are read when the member is first needed.
+        """Sets prompts, which are read when the member is first needed.
 
         Args:
-            prompts (`Sequence[Sequence[int] | None]`): the member's own ids of each row; `None` leaves the row.
+            prompts (`Sequence[Sequence[int] | None]`): the prompt of each row in the member's own ids; rows with `None`
+                do not change.
         """
         if not self.rows:
             self.rows = [RowReadings() for _ in prompts]
@@ -89,12 +92,12 @@ class ReadingsRun:
                 self.rows[row] = RowReadings(unread=tuple(ids))
 
     def begin(self, prompts: Sequence[Sequence[int]]) -> None:
-        """Takes prompts and reads them (see `admit`)."""
+        """Sets prompts and reads them (see `admit`)."""
         self.admit(prompts)
         self.catch_up(range(len(self.rows)))
 
     def defer(self, row: int, raw: bytes) -> None:
-        """Adds text that is read when the member is next needed."""
+        """Adds the text `raw` to a row, to be read when the member is next needed."""
         old = self.rows[row]
         self.rows[row] = RowReadings(
             old.settled, old.readings, old.pending + raw, old.unread, old.cached, old.kept, old.is_exhausted
@@ -115,7 +118,7 @@ class ReadingsRun:
             self.advance(updates)
 
     def _begin_distinct(self) -> None:
-        """Reads the prompts of all rows; rows with the same prompt read it once."""
+        """Reads the prompts of all rows; equal prompts are read once."""
         kinds: dict[tuple[tuple[int, ...], bytes], int] = {}
         places = [kinds.setdefault((row.unread, row.pending), len(kinds)) for row in self.rows]
         if len(kinds) < len(places):
@@ -126,7 +129,7 @@ class ReadingsRun:
             self.runner.reorder(torch.tensor(places))
 
     def readings(self, row: int) -> list[tuple[tuple[int, ...], bytes, float]]:
-        """The readings of a row as `(all ids, tail, a)`, heaviest first."""
+        """The readings of a row as `(all ids, tail, a)`, with the largest `a` first."""
         state = self.rows[row]
         return [(state.settled.after(0) + r.ids, r.tail, r.weight) for r in state.readings]
 
@@ -140,17 +143,17 @@ class ReadingsRun:
                 self._history = {at: [past[row] for row in chosen] for at, past in self._history.items()}
 
     def record(self) -> None:
-        """See `MemberRun`: keeps the rows after every column of the last step."""
+        """See `MemberRun`; records the rows after every column of the last step."""
         if self._history is None:
             self._history = {self._column: list(self.rows)}
 
     def start_recording(self, column: int) -> None:
-        """A step begins with `column`: rows recorded before column `column - 1` are dropped."""
+        """Called when a step begins with `column`: drops the rows recorded before column `column - 1`."""
         if self._history is not None:
             self._history = {at: rows for at, rows in self._history.items() if at == column - 1}
 
     def mark(self, column: int) -> None:
-        """The text has been taken in up to `column`."""
+        """Called when the text up to `column` has been taken in."""
         self._column = column
         if self._history is not None:
             self._history[column] = list(self.rows)
@@ -188,12 +191,12 @@ class ReadingsRun:
             in_place (`bool`): whether the next call may write into the tensor that this one returns.
 
         Returns:
-            as `UnionDistribution.of`.
+            see `UnionDistribution.of`.
         """
         return self._distribution.of(self.rows, in_place)
 
     def observation(self) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """The heaviest reading's next-token log-probabilities `(B, V_m)` and hidden states `(B, H)`."""
+        """Next-token log-probabilities `(B, V_m)` and hidden states `(B, H)` of the reading with the largest `a`."""
         entries = [row.readings[0].entry if row.readings else 0 for row in self.rows]
         hidden = None if self.store.hidden is None else self.store.hidden[entries]
         return self.store.probs[entries, :-1].log(), hidden
@@ -204,26 +207,26 @@ class ReadingsRun:
         """The sums of probabilities that an update of the readings needs, for all rows in one gather.
 
         Args:
-            raws (`Sequence[bytes | None]`): the new bytes of each row; `None` leaves the row as it is.
+            raws (`Sequence[bytes | None]`): the new bytes of each row; `None` for rows without new text.
 
         Returns:
-            `PendingSums`: for `advance`, once they are read.
+            `PendingSums`: their `read()` gives the sums for `advance`.
         """
         return PendingSums(self.rows, raws, self.alignment, self.store, self._distribution)
 
     def advance(self, updates: Sequence[Update | None], sums: UpdateSums | None = None) -> None:
-        """Takes new text in: chooses the live path of every row, reads it, and updates the readings.
+        """Takes new text in: chooses the path of every row, reads it, and updates the readings.
 
-        This is rule 3 of readings (docs/concepts.md). Rows whose update is `None` stay as they are.
+        Implements "After a token" in docs/concepts.md, "Readings". Rows whose update is `None` do not change.
 
         Args:
             updates (`Sequence[Update | None]`): one per row.
-            sums (`UpdateSums`, *optional*): for the bytes of `updates`; computed here if not given.
+            sums (`UpdateSums`, *optional*): the sums for the bytes of `updates`; computed here by default.
         """
         if sums is None:
             sums = self.measure([None if update is None else update.raw for update in updates]).read()
         numbers = sums.numbers
-        ended: list[tuple[int, tuple[int, ...]]] = []  # rows whose only reading ends by a token, and nothing else
+        ended: list[tuple[int, tuple[int, ...]]] = []  # rows whose only reading can only end, with a single token
         steps = []
         for row in sums.rows:
             update, found = updates[row], sums.targets[row]
@@ -242,7 +245,7 @@ class ReadingsRun:
         self._renew(steps)
 
     def _path(self, step: ReadingStep) -> Path | None:
-        """The path that must be read; `None` if the row needs no forward pass."""
+        """The path that the row reads; `None` if it needs no forward pass."""
         if step.base is None or not step.new_ids:
             return None
         want = len(step.new_ids) - step.first + 1 if step.canonical is not None else 1
@@ -259,9 +262,9 @@ class ReadingsRun:
             kept = min(kept, state.settled.length + common_length(state.cached, ids))
         return min(kept, most)
 
-    @torch.no_grad()  # gradients reach the weights of a mixture, never the members
+    @torch.no_grad()  # gradients reach the weights of the mixture, never the members
     def _run(self, paths: list[Path | None]) -> list[int]:
-        """Runs the model; returns the store entries with the probabilities of the wanted columns, row by row."""
+        """Runs the model; returns the store entries of the last `want` columns of all paths, row by row."""
         if not self.use_cache:
             self.runner.reset()
         output = self.runner.run(paths)
@@ -284,12 +287,12 @@ class ReadingsRun:
         return False
 
     def _read(self, steps: list[ReadingStep], ended: Sequence[tuple[int, tuple[int, ...]]]) -> None:
-        """Reads the live paths of all rows; rows that no longer fit the model's context are removed from `steps`.
+        """Reads the paths of all rows; rows that no longer fit the model's context are removed from `steps`.
 
         Args:
-            steps (`list[ReadingStep]`): rows whose readings are weighted afterwards.
-            ended (`Sequence[tuple[int, tuple[int, ...]]]`): rows with one reading that ends by a token, and the ids
-                of that reading after the settled ones.
+            steps (`list[ReadingStep]`): rows whose readings get their weights afterwards.
+            ended (`Sequence[tuple[int, tuple[int, ...]]]`): rows whose only reading ends with a single token, and the
+                ids of that reading after the settled ones.
         """
         paths: list[Path | None] = [None] * len(self.rows)
         for row, ids in ended:
@@ -319,7 +322,7 @@ class ReadingsRun:
                 self.rows[row] = self._settled(row, ids, [Reading(ids, b"", 1.0, entries[begins[row]])])
 
     def _weigh_inside(self, steps: list[ReadingStep]) -> None:
-        """Follows canonical paths id by id: computes the weights of their inner boundaries and of their end."""
+        """Follows canonical paths id by id, and computes the weights of their inner boundaries and of their end."""
         parts: list[torch.Tensor] = []
         segments: list[int] = []
         plans: list[tuple[ReadingStep, int, int]] = []
@@ -346,7 +349,7 @@ class ReadingsRun:
             step.follow(sums[at : at + count], sums[at + count :])
 
     def _renew(self, steps: list[ReadingStep]) -> None:
-        """Makes the new rows: keeps the readings with the largest weights and settles the ids that they share."""
+        """Builds the new rows: keeps the readings with the largest weights and settles the ids that they share."""
         for step in steps:
             candidates = step.candidates(self.rows[step.row].pending)
             if len(candidates) > 1:
@@ -363,7 +366,7 @@ class ReadingsRun:
             self.rows[step.row] = self._settled(step.row, read, readings)
 
     def _settled(self, row: int, read: tuple[int, ...], readings: list[Reading]) -> RowReadings:
-        """The row with new readings, whose common ids are settled; `read` are the ids that the cache now holds."""
+        """The row with new readings, whose common ids are settled; `read` are the ids that are now in the cache."""
         old = self.rows[row]
         cached, kept = old.cached, old.kept
         if read:
@@ -383,7 +386,7 @@ class ReadingsRun:
         return RowReadings(settled, tuple(readings), b"", (), cached, kept)
 
     def _begin(self, fresh: list[int]) -> None:
-        """Reads prompts, together with the pending text of the rows."""
+        """Reads the prompts of the rows `fresh`, together with their pending text."""
         paths: list[Path | None] = [None] * len(self.rows)
         plans: list[tuple[int, tuple[int, ...]]] = []
         for row in fresh:
@@ -426,7 +429,7 @@ class ReadingsRun:
             step = ReadingStep(row, update)
             step.choose(sums.targets[row], sums.numbers, self.min_reading)
             step.entries = own_entries[max(step.first, 1) :]
-            if step.new_ids in ((), following):  # else the path is read like any other
+            if step.new_ids in ((), following):  # else the text stays pending, and `catch_up` reads the other path
                 steps.append(step)
         self._weigh_inside(steps)
         self._renew(steps)

@@ -1,4 +1,4 @@
-"""What a member knows of the rows of a batch: its readings, and what it has not read yet."""
+"""A member's state in the rows of a batch: its readings, and the text that it has not read yet."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ _EMPTY = Chain()
 
 
 class Reading:
-    """One way in which a member can have arrived at the text so far. Never changed once made.
+    """One possible tokenisation of the text so far by the member; immutable once it is part of a row.
 
     Attributes:
-        ids (`tuple[int, ...]`): own ids after the row's settled ones.
-        tail (`bytes`): bytes that the unfinished next token already has.
-        weight (`float`): its probability, `a`; those of a row sum to 1.
-        entry (`int`): where the store keeps the member's next-token probabilities after `ids`.
+        ids (`tuple[int, ...]`): the member's own ids after the settled ids of the row.
+        tail (`bytes`): the bytes that the next, unfinished token already has.
+        weight (`float`): the probability `a` of the reading; the probabilities of a row sum to 1.
+        entry (`int`): the store entry of the member's next-token probabilities after `ids`.
     """
 
     __slots__ = ("entry", "ids", "tail", "weight")
@@ -29,16 +29,16 @@ class Reading:
 
 
 class RowReadings:
-    """A member's state in one row. Never changed once made, so that beams can share it.
+    """A member's state in one row; immutable, so that beams can share it.
 
     Attributes:
-        settled (`Chain`): ids that all readings share.
-        readings (`tuple[Reading, ...]`): heaviest first; empty before the prompt has been read.
+        settled (`Chain`): the ids that all readings share.
+        readings (`tuple[Reading, ...]`): the readings, with the largest `a` first; empty before the prompt is read.
         pending (`bytes`): text that the member has not read yet.
-        unread (`tuple[int, ...]`): the prompt, while it has not been read.
+        unread (`tuple[int, ...]`): the prompt, until it is read.
         cached (`tuple[int, ...]`): the ids after `settled` that are in the key-value cache.
-        kept (`int`): how many ids of `settled` and `cached` the cache holds; fewer than `settled` has after a
-            path that was left.
+        kept (`int`): number of ids of `settled` and `cached` that are in the cache; less than the length of `settled`
+            if the cache was filled along a path that was dropped.
         is_exhausted (`bool`): whether the row has outgrown the member's context.
     """
 
@@ -64,17 +64,18 @@ class RowReadings:
 
     @property
     def may_be_empty(self) -> bool:
-        """Whether there may be nothing to say: no reading is at a boundary, or there is none (unread, or left)."""
+        """Whether the member may have no next-token mass: no reading is without a tail, or there are no readings."""
         return all(reading.tail for reading in self.readings)
 
 
 class Update:
-    """What was added to a row's text, and who proposed it. Never changed once made.
+    """New text of a row, and the shares of the members that proposed it; immutable.
 
     Attributes:
         raw (`bytes`): the new bytes.
         r (`float`): the share of the token's probability that members with this tokenizer proposed whole.
-        q (`float`): the share that they proposed as the beginning of a longer token; `1 - r - q` is the others'.
+        q (`float`): the share that they proposed as the start of a longer token. `o = 1 - r - q` is the share of the
+            members with other tokenizers.
     """
 
     __slots__ = ("q", "r", "raw")
@@ -86,7 +87,7 @@ class Update:
 
 
 def common_length(first: Sequence[int], second: Sequence[int]) -> int:
-    """How many ids two rows share at the beginning."""
+    """The length of the common prefix of two sequences of ids."""
     count = 0
     if first and second:
         for one, other in zip(first, second, strict=False):
@@ -97,7 +98,7 @@ def common_length(first: Sequence[int], second: Sequence[int]) -> int:
 
 
 def taken_back(now: RowReadings, then: RowReadings) -> RowReadings:
-    """The row `then`, with what the cache holds now."""
+    """The earlier row `then`, with the ids that are in the cache now."""
     start = then.settled.length
     kept = min(now.kept, then.kept)
     cached: tuple[int, ...] = ()

@@ -1,4 +1,4 @@
-"""How one row's readings change with new text."""
+"""Updates the readings of one row with new text."""
 
 from __future__ import annotations
 
@@ -8,21 +8,21 @@ from hf_rlae.members.readings.state import Reading, Update
 from hf_rlae.vocabulary import Boundary, Canonical, Target
 
 ReadingTarget = tuple[Reading, Target, float, int]
-"""A reading, how it can take the new text, its `a_i / Z_i`, and where the sums of its target begin."""
+"""A reading, its target for the new text, its `a_i / Z_i`, and the index of the first sum of its target."""
 
 Candidate = tuple[tuple[int, ...], bytes, float, int]
-"""A possible new reading: ids after the settled ones, tail, weight, store entry."""
+"""A candidate for a new reading: ids after the settled ones, tail, weight, store entry."""
 
 
 class ReadingStep:
-    """One row on its way through an update: rule 3 of readings, in numbers.
+    """The update of one row's readings; implements "After a token" in docs/concepts.md, "Readings".
 
-    `choose` sets the live path before any forward pass, `follow` takes in what the forward pass said along a canonical
-    path, and `candidates` gives the new readings.
+    `choose` sets the path to read before any forward pass, `follow` adds the probabilities along a canonical path after
+    the forward pass, and `candidates` returns the new readings.
 
     Args:
-        row (`int`): which row.
-        update (`Update`): the new text, with the shares of those who proposed it.
+        row (`int`): the row number.
+        update (`Update`): the new text, and the shares of the members that proposed it.
     """
 
     __slots__ = (
@@ -43,25 +43,26 @@ class ReadingStep:
     def __init__(self, row: int, update: Update) -> None:
         self.row = row
         self.update = update
-        self.base: Reading | None = None  # the reading that the live path goes on from
+        self.base: Reading | None = None  # the reading that the path continues; None if no path is read
         self.new_ids: tuple[int, ...] = ()
-        self.canonical: Canonical | None = None  # set where the path is canonical
-        self.first = 0  # how many new ids come before the first wanted column
+        self.canonical: Canonical | None = None  # set if the path has the canonical ids
+        self.first = 0  # number of new ids before the first column whose probabilities are needed
         self.end = 0.0  # weight of the canonical path so far
         self.end_sum = 0.0
         self.stay_sum = 0.0
         self.stays: list[tuple[Reading, float]] = []
         self.inner: list[tuple[Boundary, float]] = []
-        self.entries: list[int] = []  # where the probabilities of the wanted columns are
+        self.entries: list[int] = []  # store entries of the needed columns
 
     def choose(self, targets: Sequence[ReadingTarget], sums: Sequence[float], min_reading: float) -> None:
-        """Sets the live path, before any forward pass.
+        """Chooses the path to read, before any forward pass: at most one per row.
 
         Args:
             targets (`Sequence[ReadingTarget]`): the row's readings with their targets.
-            sums (`Sequence[float]`): of the probabilities of all targets.
-            min_reading (`float`): an end that is lighter is dropped, and costs no forward pass.
+            sums (`Sequence[float]`): the sums of probabilities of all targets.
+            min_reading (`float`): an end with less probability is dropped, and needs no forward pass.
         """
+        # The sums of a target (see `Target.parts`): its ends, the first canonical id, the unfinished tokens, the stays.
         best_end: tuple[float, Reading | None, int] = (0.0, None, -1)
         best_path: tuple[float, Reading | None, Canonical | None] = (0.0, None, None)
         for reading, target, scale, at in targets:
@@ -80,37 +81,40 @@ class ReadingStep:
                 self.add_stay(reading, stay)
         update = self.update
         others = 1.0 - update.r - update.q
+        # All ends share the most likely path. Text that was proposed whole (r) ended with a single token, so an end by
+        # canonical ids is a choice only if members with other tokenizers proposed more (o > r).
         if best_end[1] is not None and (update.r >= others or best_path[0] <= best_end[0]):
             self.base, self.new_ids = best_end[1], (best_end[2],)
             if self.stays and self.end_weight()[0] < min_reading:
-                self.base, self.new_ids = None, ()  # a dropped end costs no forward pass
+                self.base, self.new_ids = None, ()  # a dropped end needs no forward pass
         elif best_path[1] is not None and update.r < others:
             assert best_path[2] is not None
             self.base, self.canonical, self.end = best_path[1], best_path[2], best_path[0]
             self.new_ids = self.canonical.ids
             self.first = 1
-            if not self.stays and self.end_sum == 0.0:  # no other candidates: only ratios inside the path count
+            if not self.stays and self.end_sum == 0.0:
+                # All candidates are on this path, so factors before its first boundary cancel when they are normalised.
                 boundaries = self.canonical.boundaries
                 self.first = boundaries[0].after if boundaries else len(self.new_ids)
         elif self.stays:
-            pass
+            pass  # nothing ends: the unfinished tokens stay, without a forward pass
         else:
             self._fall_back(max(targets, key=lambda target: target[0].weight))
 
     def add_stay(self, reading: Reading, value: float) -> None:
-        """The reading's unfinished token may go on past the new text."""
+        """Adds the case that the unfinished token of the reading continues past the new text."""
         self.stays.append((reading, value))
         self.stay_sum += value
 
     def _fall_back(self, target: ReadingTarget) -> None:
-        """Nothing explains the new text: the heaviest reading ends by the canonical ids."""
+        """No reading gives the new text any probability: the one with the largest `a` ends by the canonical ids."""
         self.base, self.canonical = target[0], target[1].canonical
         self.new_ids = self.canonical.ids
         self.first = len(self.new_ids)
         self.end = 1.0
 
     def end_weight(self) -> tuple[float, float]:
-        """`a(end)`, and what a stay's sum is multiplied with: `a(stay_i) = stay_i * (q / S + o / (E + S))`."""
+        """The probability `a(end)`, and the factor of the stays: `a(stay_i) = stay_i * (q / S + o / (E + S))`."""
         stay_sum = self.stay_sum
         if stay_sum <= 0:
             return 1.0, 0.0
@@ -122,7 +126,12 @@ class ReadingStep:
         return r + o * self.end_sum / total, q / stay_sum + o / total
 
     def follow(self, following: list[float], stays: list[float]) -> None:
-        """Multiplies up the probabilities along a canonical path."""
+        """Multiplies the probabilities along a canonical path.
+
+        Args:
+            following (`list[float]`): the probability of each new id from `first` on, given the ids before it.
+            stays (`list[float]`): for each boundary from `first` on, the probability of the longer tokens.
+        """
         assert self.canonical is not None
         weight = self.end
         here = self.first
@@ -147,7 +156,7 @@ class ReadingStep:
         self.stay_sum += value
 
     def candidates(self, pending: bytes) -> list[Candidate]:
-        """The new readings, not yet normalised; `pending` is text that came before the update's."""
+        """The new readings, not normalised; `pending` is unread text before the text of the update."""
         end, factor = self.end_weight()
         found: list[Candidate] = [
             (reading.ids, reading.tail + pending + self.update.raw, value * factor, reading.entry)
@@ -160,14 +169,14 @@ class ReadingStep:
             entry = self.place(boundary.after)
             found.append((ids + self.new_ids[: boundary.after], boundary.rest, value * factor, entry))
         if canonical is not None and canonical.open is not None:
-            if not any(entry[2] > 0 for entry in found):  # not even half a character is expected here
+            if not any(entry[2] > 0 for entry in found):  # even the incomplete character has probability 0
                 found.append((ids + self.new_ids, canonical.open.rest, 1.0, self.place(len(self.new_ids))))
         else:
             found.append((ids + self.new_ids, b"", end, self.place(len(self.new_ids))))
         return found
 
     def place(self, after: int) -> int:
-        """The store entry of the probabilities after `after` new ids."""
+        """The store entry of the probabilities after the first `after` new ids."""
         assert self.base is not None
         if after == 0:
             return self.base.entry

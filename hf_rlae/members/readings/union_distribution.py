@@ -1,4 +1,4 @@
-"""A member's next-token distribution over the union vocabulary, given its readings of each row."""
+"""A member's next-token distribution over the union vocabulary, computed from its readings of each row."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ class UnionDistribution:
 
     Args:
         alignment (`Alignment`): the member's vocabulary onto the union vocabulary.
-        store (`ProbabilityStore`): where the readings' probabilities are kept.
+        store (`ProbabilityStore`): the probabilities after each reading.
 
     Attributes:
-        totals (`torch.FloatTensor` or `None`): `Z` of the readings with a tail, as the last call summed them.
+        totals (`torch.FloatTensor` or `None`): `Z` of the readings with a tail, from the last call of `of`.
     """
 
     def __init__(self, alignment: Alignment, store: ProbabilityStore) -> None:
@@ -36,27 +36,29 @@ class UnionDistribution:
         self._moved_to = alignment.moved_to.to(store.device)
 
     def place_of(self, reading: Reading) -> int | None:
-        """Where in `totals` a reading's `Z` is; `None` if the last call did not sum it."""
+        """The index of a reading's `Z` in `totals`; `None` if the last call of `of` did not compute it."""
         known = self._places.get(id(reading))
         return known[1] if known is not None and known[0] is reading else None
 
     def of(self, rows: Sequence[RowReadings], in_place: bool = False) -> tuple[torch.Tensor, torch.Tensor]:
-        """The member's next-token probabilities after each row.
+        """The member's next-token probabilities in each row.
 
-        Rule 1: `P(u) = sum_i a_i / Z_i * sum_{v: bytes after tail_i -> u} p(v | ids_i)`.
+        `P(u) = sum_i a_i / Z_i * sum_{v: bytes after tail_i -> u} p(v | ids_i)`, see "The next token" in
+        docs/concepts.md, "Readings".
 
         Args:
             rows (`Sequence[RowReadings]`): B rows.
             in_place (`bool`): whether the next call may write into the tensor that this one returns.
 
         Returns:
-            fp32 probabilities of shape `(B, V)`, each row summing to 1, and the log of the sum of exponentials of the
-            heaviest reading's logits, shape `(B,)`. A row without next-token mass is all 0 with `-inf`.
+            `tuple[torch.FloatTensor, torch.FloatTensor]`: fp32 probabilities of shape `(B, V)`, each row summing to 1,
+            and, of shape `(B,)`, the log of the sum of exponentials of the logits of the reading with the largest `a`.
+            A row without next-token mass has probabilities 0 and `-inf`.
         """
         self._places, self.totals = {}, None
         store, heads = self.store, [row.readings[0] if row.readings else None for row in rows]
         if all(head is not None and not head.tail and head.weight == 1.0 for head in heads):
-            # the common case: one reading per row, at a token's end
+            # the usual case: one reading per row, without a tail
             entries = [head.entry for head in heads if head is not None]
             return self._spread(entries, in_place), store.log_z[entries]
         log_z = store.log_z[[0 if head is None else head.entry for head in heads]]
@@ -73,32 +75,36 @@ class UnionDistribution:
     def _add_tails(
         self, probs: torch.Tensor, weights: torch.Tensor, tails: Sequence[tuple[int, Reading]]
     ) -> torch.Tensor:
-        """Adds the readings with a tail to the probabilities of those without, in place.
+        """Adds the readings with a tail to the probabilities of the reading without one, in place.
 
         Args:
-            probs (`torch.FloatTensor` of shape `(B, V)`): of each row's reading without a tail, or 0.
-            weights (`torch.FloatTensor` of shape `(B,)`): its `a`, or 0.
-            tails (`Sequence[tuple[int, Reading]]`): row and reading of all others.
+            probs (`torch.FloatTensor` of shape `(B, V)`): probabilities of each row's reading without a tail; 0 if
+                there is none.
+            weights (`torch.FloatTensor` of shape `(B,)`): its `a`; 0 if there is none.
+            tails (`Sequence[tuple[int, Reading]]`): row and reading of all readings with a tail.
 
         Returns:
-            `torch.FloatTensor` of shape `(B,)`: the `a` of each row that lie on readings which some token continues.
+            `torch.FloatTensor` of shape `(B,)`: for each row, the sum of the `a` of the readings that some token can
+            continue.
         """
         store, device = self.store, self.store.device
         maps = [self.alignment.tail_map(reading.tail) for _, reading in tails]
         counts = torch.tensor([len(tail_map.member_ids) for tail_map in maps])
-        # per reading: where its probabilities begin in the store, where its row begins in `probs`, row, number
+        # per reading: offset of its entry in the flattened store, offset of its row in flattened `probs`, row, index
         table = torch.tensor(
             [[r.entry * store.width, row * probs.shape[1], row, k] for k, (row, r) in enumerate(tails)]
         )
         spread = table.repeat_interleave(counts, 0)
+        # one element per (reading, token that starts with its tail), so that all readings need one gather and one add
         source = (torch.cat([tail_map.member_ids for tail_map in maps]) + spread[:, 0]).to(device)
         target = (torch.cat([tail_map.union_ids for tail_map in maps]) + spread[:, 1]).to(device)
         segment, row_of = spread[:, 3].to(device), table[:, 2].to(device)
         values = store.take(source)
         z = torch.zeros(len(tails), device=device).index_add_(0, segment, values)
+        # a reading that no token can continue (Z = 0) is left out; the `a` of the others are renormalised by `total`
         share = torch.tensor([reading.weight for _, reading in tails], device=device).masked_fill(z == 0, 0.0)
         total = weights.index_add(0, row_of, share)
-        tiny = torch.finfo(z.dtype).tiny
+        tiny = torch.finfo(z.dtype).tiny  # 0 / tiny is 0, where 0 / 0 would be NaN
         probs.mul_((weights / total.clamp(min=tiny))[:, None])
         share = share / (z * total[row_of]).clamp(min=tiny)
         probs.view(-1).index_add_(0, target, values * share[segment])
@@ -107,11 +113,11 @@ class UnionDistribution:
         return total
 
     def _spread(self, entries: Sequence[int], in_place: bool) -> torch.Tensor:
-        """The probabilities of entries over the union vocabulary: shape `(B, V)`."""
+        """The probabilities of store entries, mapped to the union vocabulary: shape `(B, V)`."""
         probs = self._buffer
         if not in_place or probs is None or len(probs) != len(entries):
-            probs = self.store.probs.new_empty(len(entries), len(self._gather))  # new memory costs page faults
-            self._buffer = probs if in_place else None
+            probs = self.store.probs.new_empty(len(entries), len(self._gather))
+            self._buffer = probs if in_place else None  # reused, because new memory costs page faults
         copied = self.alignment.copied
         if not goes_row_by_row(self.store.probs):
             rows = self.store.probs[torch.tensor(entries, device=self.store.device)]

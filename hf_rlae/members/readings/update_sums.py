@@ -1,4 +1,4 @@
-"""The sums of probabilities that an update of readings rests on."""
+"""The sums of probabilities that an update of readings needs."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from hf_rlae.vocabulary import Alignment
 
 
 class UpdateSums:
-    """How every reading of some rows can take new text in, and how likely it is to.
+    """The ways in which the readings of some rows can continue with new text, and their probabilities.
 
     Args:
         numbers (`Sequence[float]`): the sums.
-        targets (`list[list[ReadingTarget]]`): by row, its readings with their targets, `a_i / Z_i`, and where in
-            `numbers` their sums begin.
+        targets (`list[list[ReadingTarget]]`): for each row, its readings with their targets, `a_i / Z_i`, and the index
+            in `numbers` of the first sum of each target.
         rows (`list[int]`): the rows that have new text.
     """
 
@@ -31,7 +31,7 @@ class UpdateSums:
         self.rows = rows
 
     def proposed(self) -> list[tuple[float, float]]:
-        """By row, how much of `P(u)` the member proposed whole, and how much as the beginning of a longer token."""
+        """For each row, how much of `P(u)` the member proposed whole, and how much as the start of a longer token."""
         numbers = self.numbers
         shares = []
         for targets in self.targets:
@@ -45,13 +45,13 @@ class UpdateSums:
 
 
 class PendingSums:
-    """Sums that are still a tensor, so that those of several members can be copied to the CPU together.
+    """Sums as a tensor on the device, so that the sums of several members can be copied to the CPU together.
 
-    All sums are gathered in one call.
+    All sums are computed in one gather.
 
     Args:
         rows (`Sequence[RowReadings]`): B rows of a member.
-        raws (`Sequence[bytes | None]`): the new bytes of each row; `None` leaves the row out.
+        raws (`Sequence[bytes | None]`): the new bytes of each row; `None` for rows without new text.
         alignment (`Alignment`), store (`ProbabilityStore`), distribution (`UnionDistribution`): the member's.
 
     Attributes:
@@ -71,14 +71,14 @@ class PendingSums:
     ) -> None:
         self.rows: list[int] = []
         self._targets: list[list[ReadingTarget]] = [[] for _ in raws]
-        self._open: list[tuple[int, int, int]] = []  # readings with a tail: row, place in the row, place of Z
+        self._open: list[tuple[int, int, int]] = []  # readings with a tail: row, index in the row, index of Z
         parts: list[torch.Tensor] = []
         segments: list[torch.Tensor] = []
         entries: list[int] = []
         starts: list[int] = []
         count = 0
         find, width = alignment.target, store.width
-        summed: list[tuple[int, int, int]] = []  # the same for those whose Z the last distribution has summed
+        summed: list[tuple[int, int, int]] = []  # the same for readings whose Z the last distribution computed
         for row, raw in enumerate(raws):
             if raw is None:
                 continue
@@ -115,10 +115,10 @@ class PendingSums:
         self.sums = sums if distribution.totals is None else torch.cat([sums, distribution.totals])
 
     def read(self, numbers: Sequence[float] | None = None) -> UpdateSums:
-        """The sums as numbers.
+        """The sums as numbers, with `a_i / Z_i` of the readings filled in.
 
         Args:
-            numbers (`Sequence[float]`, *optional*): `sums`, if they have been copied to the CPU already.
+            numbers (`Sequence[float]`, *optional*): the values of `sums`, if they are on the CPU already.
         """
         if numbers is None:
             numbers = self.sums.tolist()
