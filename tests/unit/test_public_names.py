@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import os
 import re
 import subprocess
 import sys
@@ -119,7 +120,8 @@ def test_a_type_checker_finds_what_is_wrong_in_a_script_and_nothing_else(tmp_pat
     script = tmp_path / "script.py"
     script.write_text(SCRIPT)
     command = [sys.executable, "-m", "mypy", "--strict", "--cache-dir", str(tmp_path / "cache"), str(script)]
-    printed = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path).stdout
+    environment = {**os.environ, "PYTHONPATH": str(PACKAGE.parent)}  # as if it were installed there
+    printed = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, env=environment).stdout
     found = {
         int(n): code for n, code in re.findall(r"^script\.py:(\d+): error: .*\[([\w-]+)\]$", printed, re.MULTILINE)
     }
