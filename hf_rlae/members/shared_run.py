@@ -54,7 +54,24 @@ Scores = tuple[torch.Tensor, torch.Tensor | None]
 """Logits of shape `(B, n, V_m)` in the model's dtype, and hidden states of shape `(B, n, H)` if they are requested."""
 
 
-class SharedRun:
+class ReadsSharedColumns:
+    """A run that reads the columns of the text as they are."""
+
+    def columns(self, total: int) -> int:
+        """The number of columns that the member reads for a text of `total` columns."""
+        return total
+
+    def lengths(self, columns: torch.Tensor, firsts: torch.Tensor) -> torch.Tensor:
+        """The number of tokens `(B, n)` that the member has read in each row after the first `columns` `(n,)` columns.
+
+        Args:
+            columns (`torch.LongTensor` of shape `(n,)`): numbers of columns.
+            firsts (`torch.LongTensor` of shape `(B,)`): the first attended column of each row.
+        """
+        return columns - firsts[:, None]
+
+
+class SharedRun(ReadsSharedColumns):
     """The run of one member in one call, if all members share a tokenizer.
 
     Rows advance together and the padding is the caller's, so the model's own cache and masks are used. A single member
@@ -92,19 +109,6 @@ class SharedRun:
         self.forward_calls = 0
         self._recording = False
         self._cache: dict[str, Any] = {}
-
-    def columns(self, total: int) -> int:
-        """The number of columns that the member reads for a text of `total` columns."""
-        return total
-
-    def lengths(self, columns: torch.Tensor, firsts: torch.Tensor) -> torch.Tensor:
-        """The number of tokens `(B, n)` that the member has read in each row after the first `columns` `(n,)` columns.
-
-        Args:
-            columns (`torch.LongTensor` of shape `(n,)`): numbers of columns.
-            firsts (`torch.LongTensor` of shape `(B,)`): the first attended column of each row.
-        """
-        return columns - firsts[:, None]
 
     def read(self, input_ids: torch.Tensor, attention_mask: torch.Tensor | None, keep: int, hidden: bool) -> Scores:
         """Reads all columns that the member has not read yet, in one forward pass if the model can read chunks.
@@ -284,7 +288,7 @@ def read_distinct(
     return logits[places], None if states is None else states[places]
 
 
-class SeparateRowsRun:
+class SeparateRowsRun(ReadsSharedColumns):
     """Reads every row separately, without padding: for models that mix the rows of a batch.
 
     It has the interface of `SharedRun`; the logits of padded columns are 0.
@@ -303,25 +307,9 @@ class SeparateRowsRun:
         self._columns: list[list[int]] = []  # for each row, the columns that are not padding
 
     @property
-    def seen(self) -> int:
-        """Number of columns that the member has read."""
-        return max((columns[row.seen - 1] + 1 for row, columns in self._read()), default=0)
-
-    @property
     def forward_calls(self) -> int:
         """Number of forward passes so far."""
         return sum(row.forward_calls for row in self.rows)
-
-    def columns(self, total: int) -> int:
-        """See `SharedRun.columns`."""
-        return total
-
-    def lengths(self, columns: torch.Tensor, firsts: torch.Tensor) -> torch.Tensor:
-        """See `SharedRun.lengths`."""
-        return columns - firsts[:, None]
-
-    def _read(self) -> list[tuple[SharedRun, list[int]]]:
-        return [(row, columns) for row, columns in zip(self.rows, self._columns, strict=True) if row.seen]
 
     def read(self, input_ids: torch.Tensor, attention_mask: torch.Tensor | None, keep: int, hidden: bool) -> Scores:
         """See `SharedRun.read`."""
@@ -414,11 +402,6 @@ class OwnPromptRun:
     def prompt(self, row: int) -> tuple[int, ...]:
         """The ids of a row's own prompt, without padding."""
         return tuple(self.ids[row][self.mask[row].bool()].tolist())
-
-    @property
-    def seen(self) -> int:
-        """Number of columns that the member has read, including its own prompt."""
-        return self.inner.seen
 
     @property
     def forward_calls(self) -> int:

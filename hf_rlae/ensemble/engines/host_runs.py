@@ -10,9 +10,10 @@ from hf_rlae.members import ReadingsRun, Update, UpdateSums
 from hf_rlae.members.ragged_run import Chain, Path
 from hf_rlae.members.readings.state import Reading, RowReadings
 from hf_rlae.members.readings.step import ReadingStep
+from hf_rlae.members.shared_run import ReadsSharedColumns
 
 
-class SharedTokenizerHost:
+class SharedTokenizerHost(ReadsSharedColumns):
     """The host in place of a `SharedRun` (see `HostRun`): its logits are those that were fed."""
 
     def __init__(self) -> None:
@@ -22,14 +23,6 @@ class SharedTokenizerHost:
     def feed(self, logits: torch.Tensor, hidden: torch.Tensor | None, text: torch.Tensor, pads: Sequence[int]) -> None:
         """See `HostRun`."""
         self._fed = (logits, hidden)
-
-    def columns(self, total: int) -> int:
-        """See `SharedRun`."""
-        return total
-
-    def lengths(self, columns: torch.Tensor, firsts: torch.Tensor) -> torch.Tensor:
-        """See `SharedRun`."""
-        return columns - firsts[:, None]
 
     def read(
         self, input_ids: torch.Tensor, attention_mask: torch.Tensor | None, keep: int, hidden: bool
