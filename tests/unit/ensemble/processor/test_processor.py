@@ -360,7 +360,7 @@ def test_ruled_out_with_different_tokenizers():
 
 @pytest.mark.parametrize("mode", ["greedy", "beams"])
 def test_changed_scores_are_warned_of(mode, caplog):
-    """A repetition penalty in front is warned of once a call; behind, it is that of the ensemble, without a word."""
+    """A repetition penalty before the processor logs one warning per call; after it, it acts on the ensemble."""
     host, processor = same()[0][0], processor_of(same())
     options = {**MODES[mode], "max_new_tokens": 8}
     host.generate(**encode(*TEXTS), **options, repetition_penalty=1.5, logits_processor=[processor])
