@@ -1,4 +1,4 @@
-"""Floor 4: the ensemble itself."""
+"""Floor 4: ensembles, their config, cache, outputs and logits processor."""
 
 from hf_rlae.ensemble.cache_ensemble import EnsembleCache
 from hf_rlae.ensemble.configuration_ensemble import EnsembleConfig

@@ -1,4 +1,4 @@
-"""The state of one `generate()` call: the text, the members' caches, the weights and the trace."""
+"""The state of one `forward` or `generate` call: the text, the members' caches, the weights and the trace."""
 
 from __future__ import annotations
 
@@ -16,22 +16,23 @@ from hf_rlae.policies import Policy
 
 
 class EnsembleCache(Cache):
-    """The state of one call: it is passed to `forward` and `generate` as `past_key_values`.
+    """The state of one call, passed to `forward` and `generate` as `past_key_values`.
 
-    It owns everything that belongs to a call, so that the ensemble itself never changes. Make it with
+    It holds all state of a call, so that the ensemble itself does not change. Make it with
     [`EnsembleForCausalLM.new_cache`].
 
     Args:
         call (`EngineCall`): the members' runs.
-        policy (`Policy`, *optional*): asked in this call; `None` for the ensemble's own.
+        policy (`Policy`, *optional*): the policy of this call; `None` for the ensemble's own.
         use_cache (`bool`, defaults to `True`): whether members keep their own caches from step to step.
         record (`bool`, defaults to `False`): whether to record the members' log-probabilities of every token.
-        may_draw (`bool`, defaults to `True`): whether `generate` draws members, if the ensemble's config says so.
+        may_draw (`bool`, defaults to `True`): whether `generate` draws members, if the ensemble's config has `draw`.
 
     Attributes:
-        trace (`Trace`): what was recorded.
-        draws (`MemberDraws` or `None`): draws the members that tokens are sampled from.
-        prompt_logps (`dict`): by member and prompt, the log-probabilities of its tokens, where they were asked for.
+        trace (`Trace`): the recorded log-probabilities.
+        draws (`MemberDraws` or `None`): draws the members from which tokens are sampled.
+        prompt_logps (`dict`): by member and prompt, the log-probabilities of the prompt's tokens, once they are
+            computed.
     """
 
     def __init__(
@@ -58,7 +59,7 @@ class EnsembleCache(Cache):
         self._in_generate = False
         self._is_continued = False
         self._is_recording = False
-        self._is_padded: bool | None = None  # of the prompts of `generate`; found with the first columns
+        self._is_padded: bool | None = None  # whether the prompts of `generate` have padding; None until known
 
     def __repr__(self) -> str:
         return f"EnsembleCache(members={len(self)}, columns={self._seen})"
@@ -66,7 +67,7 @@ class EnsembleCache(Cache):
     def __len__(self) -> int:
         return len(self.runs)
 
-    # -- what is known ------------------------------------------------------------------------------------
+    # -- state --------------------------------------------------------------------------------------------
 
     @property
     def runs(self) -> Sequence[MemberRun]:
@@ -97,12 +98,12 @@ class EnsembleCache(Cache):
 
     @property
     def seen(self) -> int:
-        """Columns for which `forward` has run."""
+        """Number of columns for which `forward` has run."""
         return self._seen
 
     @property
     def spans(self) -> SpanWeights:
-        """Spans and their weights; they begin with the first forward pass."""
+        """Spans and their weights; available from the first forward pass on."""
         if self._spans is None:
             raise RuntimeError("no span of this EnsembleCache has begun yet")
         return self._spans
@@ -119,7 +120,7 @@ class EnsembleCache(Cache):
 
     @property
     def in_generate(self) -> bool:
-        """Whether `generate` has taken the cache."""
+        """Whether the cache belongs to a `generate` call."""
         return self._in_generate
 
     @property
@@ -129,17 +130,17 @@ class EnsembleCache(Cache):
 
     @property
     def is_recording(self) -> bool:
-        """Whether columns may be taken back, as in assisted decoding."""
+        """Whether columns may be removed again, as in assisted decoding."""
         return self._is_recording
 
-    # -- what happens to it -------------------------------------------------------------------------------
+    # -- changes of state ---------------------------------------------------------------------------------
 
     def begin_generate(self, columns: int, draws: MemberDraws | None = None) -> None:
-        """A `generate` call takes the cache.
+        """Called when a `generate` call starts to use the cache.
 
         Args:
-            columns (`int`): width of its prompts; spans begin there, unless the call continues texts.
-            draws (`MemberDraws`, *optional*): draws members for its tokens.
+            columns (`int`): width of the prompts; spans begin there, unless the call continues texts.
+            draws (`MemberDraws`, *optional*): draws the members from which tokens are sampled.
         """
         self._in_generate = True
         self.draws = draws
@@ -149,14 +150,14 @@ class EnsembleCache(Cache):
         self._is_continued = False
 
     def extend(self, ids: torch.Tensor, mask: torch.Tensor | None) -> None:
-        """Takes the columns that `forward` is about to run.
+        """Adds the columns that `forward` is about to run.
 
         Args:
-            ids (`torch.LongTensor` of shape `(B, n)`): new columns.
+            ids (`torch.LongTensor` of shape `(B, n)`): the new columns.
             mask (`torch.LongTensor`, *optional*): 1 = keep, over the whole text or over the new columns.
         """
         self._ids = ids if self._seen == 0 else torch.cat([self.ids[:, : self._seen], ids], dim=1)
-        if self._in_generate:  # written columns are never masked, so the mask of the prompts is enough
+        if self._in_generate:  # generated columns are never masked, so prompts without padding need no mask
             if self._is_padded is None:
                 self._is_padded = mask is not None and not bool(mask.all())
             mask = mask if self._is_padded else None
@@ -166,7 +167,7 @@ class EnsembleCache(Cache):
         self._mask = mask
 
     def begin_spans(self, span_length: int, starts: torch.Tensor) -> None:
-        """Sets where completions begin.
+        """Sets the columns where completions begin.
 
         Args:
             span_length (`int`): tokens per span.
@@ -181,11 +182,11 @@ class EnsembleCache(Cache):
         return self._mask.long().argmax(1).cpu()
 
     def finish_step(self) -> None:
-        """`forward` has run for all columns."""
+        """Called when `forward` has run for all columns."""
         self._seen = self.ids.shape[1]
 
     def reorder_cache(self, beam_idx: torch.Tensor) -> None:
-        """Makes row `i` continue what row `beam_idx[i]` was: caches, weights, readings and trace."""
+        """Row `i` becomes the former row `beam_idx[i]`: caches, weights, readings and trace."""
         with torch.inference_mode(self._in_generate):
             self.call.reorder(beam_idx)
             if self._spans is not None:
@@ -205,13 +206,12 @@ class EnsembleCache(Cache):
         self.reorder_cache(torch.arange(max(self.batch_size, 0))[indices.cpu()])
 
     def keep_rows(self, rows: torch.Tensor) -> None:
-        """Drops all rows but these; the next `generate` continues their texts, inside their spans.
+        """Keeps only the given rows; the next `generate` continues their texts, inside their spans.
 
-        The recorded weights and log-probabilities of what is written are dropped: the output of the call that wrote
-        it has them.
+        The recorded weights and log-probabilities are dropped; the output of the call that recorded them has them.
 
         Args:
-            rows (`torch.LongTensor` of shape `(R,)`): the rows that stay.
+            rows (`torch.LongTensor` of shape `(R,)`): the rows to keep.
         """
         self.reorder_cache(rows)
         self.trace.member_logps.clear()
@@ -220,12 +220,12 @@ class EnsembleCache(Cache):
         self._is_continued = True
 
     def crop(self, tokens_to_remove: int) -> None:
-        """Takes the last `-tokens_to_remove` columns back."""
+        """Removes the last `-tokens_to_remove` columns."""
         if tokens_to_remove > 0:
             raise ValueError(f"crop({tokens_to_remove}): give the number of columns to remove as a negative integer")
         length = self._seen + tokens_to_remove
         with torch.inference_mode(self._in_generate):
-            self.call.crop(length)  # also where nothing is removed: recording caches then drop what is past
+            self.call.crop(length)  # also if nothing is removed: recording caches then drop their old records
         if tokens_to_remove == 0:
             return
         self._seen = length
@@ -238,22 +238,22 @@ class EnsembleCache(Cache):
         self.trace.crop(length)
 
     def activate_past_recording(self) -> None:
-        """Lets columns be taken back, from now on."""
+        """Records what `crop` needs, from now on."""
         self._is_recording = True
         self.call.record()
 
     def reset(self) -> None:
-        """Forgets everything."""
+        """Drops everything that was read."""
         self.call.reset()
         self._ids = self._mask = self._spans = None
         self._seen = 0
         self._is_continued = False
         self.trace = Trace(enabled=self.trace.enabled)
 
-    # -- what transformers asks of a cache ----------------------------------------------------------------
+    # -- transformers' interface of a cache ---------------------------------------------------------------
 
     def get_seq_length(self, layer_idx: int = 0) -> int:
-        """Columns for which `forward` has run."""
+        """Number of columns for which `forward` has run."""
         return self._seen
 
     def get_max_length(self, layer_idx: int | None = None) -> int:
@@ -271,24 +271,26 @@ class EnsembleCache(Cache):
 
     @property
     def is_compileable(self) -> bool:
-        """Members grow their caches: no static graph."""
+        """`False`: the members' caches grow, so there is no static graph."""
         return False
 
     @property
     def is_initialized(self) -> bool:
-        """Whether something has been read."""
+        """Whether `forward` has run for some column."""
         return self._seen > 0
 
     @property
     def is_croppable(self) -> bool:
-        """Columns can be taken back."""
+        """`True`: columns can be removed."""
         return True
 
     @property
     def is_sliding(self) -> list[bool]:
-        """One entry per member: an empty list would count as 'all of them'."""
+        """`False` per member; `all` of an empty list would be `True`."""
         return [False] * len(self.runs)
 
     def update(self, *args: Any, **kwargs: Any) -> Any:
-        """Not for layers: members own their key and value caches."""
-        raise TypeError("an EnsembleCache holds the members' caches and is not written by layers")
+        """Not supported: the members' own caches hold keys and values."""
+        raise TypeError(
+            "layers cannot write to an EnsembleCache, because it holds the members' caches; pass it to the ensemble"
+        )

@@ -1,4 +1,4 @@
-"""Settings of an ensemble."""
+"""The config of an ensemble."""
 
 # no `from __future__ import annotations`: the types of fields are checked, and must not be strings
 
@@ -28,30 +28,33 @@ _BOUNDS = {
 
 @strict
 class EnsembleConfig(PreTrainedConfig):
-    r"""How several members decode one text together.
+    r"""The settings with which several members decode one text together.
 
     Args:
-        members (`list[str]`): a folder or Hub id for each member, for loading.
+        members (`list[str]`): a folder or Hub id per member, for loading.
         revisions (`list[str | None]`, *optional*): the commit, branch or tag of each member.
         span_length (`int`, defaults to 8): consecutive tokens that share one weight vector. Source: public
             code of RLAE (4 or 8).
         mixing (`str`, defaults to `"linear"`): `"linear"` (mixture of probabilities) or `"log"` (product of
             experts).
-        min_weight (`float`, defaults to 0.0): weights below it become 0; such a member is not run in the span.
-        max_active_members (`int`, *optional*): at most so many members have weight in a span.
-        max_readings (`int`, defaults to 4): readings that a member keeps at most (ours).
+        min_weight (`float`, defaults to 0.0): weights below it become 0; a member with weight 0 does not run in the
+            span.
+        max_active_members (`int`, *optional*): maximum number of members with weight in a span.
+        max_readings (`int`, defaults to 4): maximum number of readings that a member keeps per row (ours).
         min_reading (`float`, defaults to 1e-4): readings with less probability are dropped (ours).
-        draw (`str`, *optional*): sample from one member at a time, drawn by the weights for every `"token"`, `"word"`
-            or `"span"`; see [`MemberDraws`]. `None` mixes the members' distributions (ours).
-        draw_scope (`str`, defaults to `"row"`): `"row"` draws for each row, `"batch"` for all rows together.
-        policy (`dict`, *optional*): name and settings of a policy that needs no files.
-        end_token_ids (`list[list[int] | None]`, *optional*): each member's end ids, where given by the user.
+        draw (`str`, *optional*): sample from one member at a time, which is drawn by the weights for every `"token"`,
+            `"word"` or `"span"`; see [`MemberDraws`]. `None` mixes the members' distributions (ours).
+        draw_scope (`str`, defaults to `"row"`): `"row"` draws one member per row, `"batch"` uses one random number for
+            all rows.
+        policy (`dict`, *optional*): name and settings of a policy without files, or the `model_type` of a policy with
+            files.
+        end_token_ids (`list[list[int] | None]`, *optional*): each member's end ids, if they are set by the user.
         adapter_names (`list[str | None]`, *optional*): each member's adapter.
         vocab_size (`int`, defaults to 0): size of the union vocabulary, V; filled in from the members.
 
     Raises:
-        ConfigError: a value that cannot be used; the message names the field.
-        StrictDataclassFieldValidationError: a value of another type; the message names the field.
+        ConfigError: an invalid value; the message names the field.
+        StrictDataclassFieldValidationError: a value of the wrong type; the message names the field.
     """
 
     model_type = "hf_rlae_ensemble"

@@ -1,4 +1,4 @@
-"""An ensemble in place of a plain model's decoding loop: `model.generate(..., custom_generate=...)`."""
+"""An ensemble as the decoding loop of a plain model: `model.generate(..., custom_generate=...)`."""
 
 from __future__ import annotations
 
@@ -40,12 +40,12 @@ def make_custom_generate(ensemble: EnsembleForCausalLM) -> Callable[..., Any]:
                 f"custom_generate: the ensemble's first member is {host.name}, but `generate` was called on another "
                 f"model ({getattr(model, 'name_or_path', '') or type(model).__name__}); call it on the first member"
             )
-        # `generate` has repeated rows for beams and samples, and the ensemble's own will do so again
+        # `generate` has repeated the rows for beams and samples, and the ensemble's `generate` repeats them again
         repeats = max(generation_config.num_beams or 1, generation_config.num_return_sequences or 1)
         mask = model_kwargs.get("attention_mask")
         settings = _settings(ensemble, generation_config)
-        # both lists hold what `generate` made from its settings; the ensemble's `generate` makes its own from them,
-        # for its own ids, so only what the user gave is handed on
+        # both lists have entries that `generate` made from its settings; the ensemble's `generate` makes them again for
+        # union ids, so only the entries of the user are passed on
         made = first._get_logits_processor(
             generation_config, input_ids_seq_length=input_ids.shape[1], device=input_ids.device
         )
@@ -53,7 +53,7 @@ def make_custom_generate(ensemble: EnsembleForCausalLM) -> Callable[..., Any]:
         result: Any = ensemble.generate(
             input_ids[::repeats],
             settings,
-            # `generate` hands on no mask where nothing is masked
+            # `generate` passes no mask if nothing is masked
             attention_mask=torch.ones_like(input_ids[::repeats]) if mask is None else mask[::repeats],
             logits_processor=LogitsProcessorList(_others(logits_processor, made)),
             stopping_criteria=StoppingCriteriaList(
@@ -72,15 +72,15 @@ def make_custom_generate(ensemble: EnsembleForCausalLM) -> Callable[..., Any]:
 
 
 def _settings(ensemble: EnsembleForCausalLM, given: GenerationConfig) -> GenerationConfig:
-    """The settings of the call, with the ensemble's own special tokens."""
+    """The settings of the call, with the ensemble's special tokens."""
     host, own = ensemble.members[0], ensemble.generation_config
     settings = copy.deepcopy(given)
     settings.pad_token_id, settings.bos_token_id = own.pad_token_id, own.bos_token_id
-    if settings.max_new_tokens is not None:  # `generate` has made lengths of the whole text from these
+    if settings.max_new_tokens is not None:  # `generate` has set the length of the whole text from it; the same below
         settings.max_length = None
     if settings.min_new_tokens is not None:
         settings.min_length = None
-    settings.max_time = None  # its criterion is handed on: the time began with the call
+    settings.max_time = None  # its criterion is passed on, because the time runs from the start of the call
     ends = sorted(token_ids(given.eos_token_id))
     if ends == sorted(token_ids(getattr(host.generation_config, "eos_token_id", None))):
         settings.eos_token_id = own.eos_token_id
@@ -90,12 +90,12 @@ def _settings(ensemble: EnsembleForCausalLM, given: GenerationConfig) -> Generat
 
 
 def _others(given: Iterable[Any], made: Sequence[Any]) -> list[Any]:
-    """What is given and does not equal anything that was made from settings."""
+    """The entries of `given` that equal no entry of `made`."""
     return [entry for entry in given if not any(_is_equal(entry, other) for other in made)]
 
 
 def _is_equal(one: Any, other: Any) -> bool:
-    """Whether two processors or criteria are of one class and hold the same values."""
+    """Whether two processors or criteria have the same class and the same attributes."""
     if type(one) is not type(other) or vars(one).keys() != vars(other).keys():
         return False
     return all(_have_equal_values(value, vars(other)[name]) for name, value in vars(one).items())

@@ -1,4 +1,4 @@
-"""Sampling from one member at a time: draw the member from the weights, run it alone, sample from it."""
+"""Sampling from one member at a time: draw a member by the weights, run it alone, sample from it."""
 
 from __future__ import annotations
 
@@ -13,22 +13,25 @@ SCOPES = ("row", "batch")
 
 
 class MemberDraws:
-    """Draws the member that each row is sampled from, for every token, word or span.
+    """Draws the member from which each row is sampled, for every token, word or span.
 
-    With linear mixing, drawing `k ~ w` and then a token from member k gives the tokens of the mixture
-    `sum_k w_k P_k`. A draw that holds for longer gives a mixture of longer pieces: of words, where it holds until a
-    token that begins with a space has been sampled (that token included), or of spans.
+    With linear mixing, drawing `k ~ w` and then a token from member k samples from the mixture `sum_k w_k P_k`. A draw
+    that holds for several tokens gives a mixture of longer pieces: of words, if it holds up to and including the next
+    token that starts with a space, or of spans.
 
     Source: ours.
 
     Args:
         unit (`str`): `"token"`, `"word"` or `"span"`.
-        scope (`str`): `"row"` draws for every row by itself; `"batch"` uses one random number for all rows, so that
-            rows with equal weights run the same member. Each row's own law is the same, but rows depend on one another.
-        begins_word (`torch.BoolTensor` of shape `(V,)`, *optional*): the ids that begin with a space; for words.
+        scope (`str`): `"row"` draws independently for every row. `"batch"` uses one random number for all rows, so that
+            rows with equal weights run the same member; the distribution of each row is the same, but the rows are not
+            independent.
+        begins_word (`torch.BoolTensor` of shape `(V,)`, *optional*): the ids that start with a space; required for
+            words.
 
     Attributes:
-        drawn (`list[tuple[int, torch.LongTensor]]`): the column of each token, and the member `(B,)` that wrote it.
+        drawn (`list[tuple[int, torch.LongTensor]]`): the column of each token, and the member of each row `(B,)` from
+            which the token is sampled.
     """
 
     def __init__(self, unit: str, scope: str, begins_word: torch.Tensor | None = None) -> None:
@@ -41,13 +44,13 @@ class MemberDraws:
     def choose(
         self, spans: SpanWeights, ids: torch.Tensor, column: int, excluded: Sequence[Sequence[int]] = ()
     ) -> None:
-        """Draws the members for the token after `column`, and gives them all weight there.
+        """Draws the members for the token after `column`, and gives all weight of this token to them.
 
         Args:
             spans (`SpanWeights`): the weights of the spans.
             ids (`torch.LongTensor` of shape `(B, L)`): the text.
             column (`int`): the last column of the text.
-            excluded (`Sequence[Sequence[int]]`): for each row the members that cannot be drawn; `()` if all can.
+            excluded (`Sequence[Sequence[int]]`): for each row, the members that cannot be drawn; `()` if all can.
         """
         weights = spans.span_weights(column).float().cpu()
         if any(excluded):
@@ -67,7 +70,7 @@ class MemberDraws:
         spans.draw(column, self._current)
 
     def _fresh(self, spans: SpanWeights, ids: torch.Tensor, column: int, rows: int) -> torch.Tensor:
-        """The rows in which a new piece begins."""
+        """Whether a new token, word or span begins in each row, `(rows,)`."""
         every = torch.ones(rows, dtype=torch.bool)
         if self._current is None or self.unit == "token":
             return every
@@ -77,10 +80,10 @@ class MemberDraws:
         return self.begins_word[ids[:, column].cpu()]
 
     def _draw(self, weights: torch.Tensor) -> torch.Tensor:
-        """One member per row, by the inverse of the cumulative weights."""
+        """One member per row, by inverse transform sampling of the weights."""
         numbers = torch.rand(1 if self.scope == "batch" else len(weights))
         steps = weights.cumsum(1)
         found = (steps <= (numbers * steps[:, -1].expand(len(weights)))[:, None]).sum(1)
-        # rounding may put a number past the last step: it means the last member with weight
+        # rounding can put a number past the last step: then take the last member with weight
         last = weights.shape[1] - 1 - (weights.flip(1) > 0).int().argmax(1)
         return torch.minimum(found, last)

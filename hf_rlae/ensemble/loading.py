@@ -36,7 +36,7 @@ logger = logging.getLogger(__name__)
 
 _FIELDS = tuple(EnsembleOptions.__annotations__)
 POLICY_FOLDER = "policy"
-"""Where a policy with files of its own is, inside the ensemble's folder or repository."""
+"""The folder of a policy with files, inside the ensemble's folder or repository."""
 
 _PER_MEMBER = ("revisions", "end_token_ids", "adapter_names")
 
@@ -55,11 +55,11 @@ def _per_member(value: Any, count: int, name: str) -> list[Any]:
 def build(
     cls: type[EnsembleForCausalLM], members: Sequence[GivenMember], policy: Policy | None, given: Mapping[str, Any]
 ) -> EnsembleForCausalLM:
-    """`EnsembleForCausalLM.from_members`: loads what is given by name and puts the ensemble together."""
+    """`EnsembleForCausalLM.from_members`: loads members that are given by name, and builds the ensemble."""
     if isinstance(members, (str, bytes)) or not isinstance(members, Sequence):
         raise ConfigError(f"members must be a list of folders, Hub ids or (model, tokenizer) pairs, got {members!r}")
     if not members:
-        raise ConfigError("members is empty: an ensemble needs at least one; give folders, Hub ids or pairs")
+        raise ConfigError("members is empty; give at least one folder, Hub id or (model, tokenizer) pair")
     settings = dict(given)
     dtype, device_map = settings.pop("dtype", "auto"), settings.pop("device_map", None)
     member_kwargs = _per_member(settings.pop("member_kwargs", None), len(members), "member_kwargs")
@@ -99,8 +99,7 @@ def build(
 def _member(given: Any, index: int, *, kwargs: dict[str, Any], **options: Any) -> Member:
     if kwargs and not isinstance(given, (str, os.PathLike)):
         raise ConfigError(
-            f"member_kwargs[{index}] says how a member is loaded, but member {index} is an object that is loaded "
-            "already; give None there"
+            f"member_kwargs[{index}] has options for loading, but member {index} is loaded already; give None for it"
         )
     if isinstance(given, Member):
         known: dict[str, Any] = {
@@ -112,8 +111,8 @@ def _member(given: Any, index: int, *, kwargs: dict[str, Any], **options: Any) -
             wanted = options[name] if name != "end_token_ids" or options[name] is None else list(options[name])
             if wanted is not None and wanted != own:
                 raise ConfigError(
-                    f"{name}={wanted!r}: member {index} is a Member that was made with {own!r}; give {name} to "
-                    "`Member` or `Member.load`, or the model itself to the ensemble"
+                    f"{name}={wanted!r}: member {index} is a Member that was made with {own!r}; pass {name} to "
+                    "`Member` or `Member.load`, or pass a (model, tokenizer) pair to the ensemble"
                 )
         return given
     if isinstance(given, (str, os.PathLike)):
@@ -134,7 +133,7 @@ def _member(given: Any, index: int, *, kwargs: dict[str, Any], **options: Any) -
 
 
 def generation_config_of(members: Sequence[Member]) -> GenerationConfig:
-    """One member: a copy of its own. More: defaults, with the first one's special ids and every end id."""
+    """A copy of a single member's own; for several, the defaults with the first one's special ids and all end ids."""
     first = members[0].generation_config or GenerationConfig()
     if len(members) == 1:
         return copy.deepcopy(first)
@@ -151,11 +150,11 @@ def generation_config_of(members: Sequence[Member]) -> GenerationConfig:
 
 @dataclass
 class Parts:
-    """What an ensemble is put together from.
+    """The parts of an ensemble that depend on its members.
 
     Attributes:
         engine (`Engine`): runs the members.
-        generation_config (`GenerationConfig`), tokenizer (`MemberChats`): the ensemble's.
+        generation_config (`GenerationConfig`), tokenizer (`MemberChats`): those of the ensemble.
     """
 
     engine: Engine
@@ -164,7 +163,7 @@ class Parts:
 
 
 def assemble(config: EnsembleConfig, members: Sequence[Member]) -> Parts:
-    """Checks members against one another and puts the parts of an ensemble together."""
+    """Checks that members fit together, and builds the parts of an ensemble."""
     tables = [member.tokenizer.get_vocab() for member in members]
     _check_end_ids(members)
     if all(same_vocabulary(tables[0], table) for table in tables[1:]):
@@ -221,7 +220,7 @@ def _assemble_different(config: EnsembleConfig, members: Sequence[Member], table
 
 
 def _check_end_ids(members: Sequence[Member]) -> None:
-    """With several members somebody must be able to end the text."""
+    """Raises `ConfigError` if no member of several has an end token and this was not requested."""
     if len(members) == 1:
         return
     without = [member for member in members if not member.end_ids]
@@ -232,22 +231,22 @@ def _check_end_ids(members: Sequence[Member]) -> None:
             hint = f" (declared end ids that are ordinary text count only if they are given: {declared})"
         raise ConfigError(
             f"end_token_ids: none of the members {[member.name for member in members]} has an end-of-text token, so "
-            f"no text would ever end{hint}; give `end_token_ids=[[...], ...]`, one list per member (empty lists to end "
-            "texts by length alone)"
+            f"no text would end before its maximum length{hint}; give `end_token_ids=[[...], ...]`, one list per "
+            "member (empty lists if only the length ends texts)"
         )
     for member in without:
         logger.info("member %s has no end-of-text token and gives STOP no probability", member.name)
 
 
 def save(ensemble: EnsembleForCausalLM, directory: Any, push_to_hub: bool = False, **kwargs: Any) -> None:
-    """Writes the ensemble into a folder: complete files, or none."""
+    """Writes the ensemble into a folder: first all files into a temporary folder, which are then moved."""
     config = copy.deepcopy(ensemble.config)
     for index, source in enumerate(config.members or []):
         if not source:
             raise ConfigError(
-                f"member {index} ({ensemble.members[index].name}) was passed as an object that no folder or Hub id "
-                "gives again (it was never saved, or an adapter was put on it), so the ensemble could not be loaded "
-                "again; save that model first and build the ensemble from its folder"
+                f"member {index} ({ensemble.members[index].name}) was passed as an object that cannot be loaded from a "
+                "folder or Hub id (it was never saved, or an adapter was added to it), so the ensemble could not be "
+                "loaded again; save that model first and build the ensemble from its folder"
             )
     policy = ensemble.policy
     if isinstance(policy, SavedPolicy):
@@ -257,7 +256,7 @@ def save(ensemble: EnsembleForCausalLM, directory: Any, push_to_hub: bool = Fals
     else:
         raise ConfigError(
             f"the policy {type(policy).__name__} cannot be saved: it is neither a PreTrainedModel nor one of "
-            f"{list(policies)}; save the ensemble with one of those, and pass your own on loading"
+            f"{list(policies)}; save the ensemble with one of these, and pass `policy=` to `from_pretrained`"
         )
     config.architectures = [type(ensemble).__name__]
     target = Path(directory)
@@ -272,7 +271,7 @@ def save(ensemble: EnsembleForCausalLM, directory: Any, push_to_hub: bool = Fals
             if path.is_dir():
                 shutil.rmtree(final, ignore_errors=True)
             os.replace(path, final)
-        if not isinstance(policy, PreTrainedModel):  # one of an ensemble that was here before
+        if not isinstance(policy, PreTrainedModel):  # remove the policy of an ensemble that was saved here before
             shutil.rmtree(target / POLICY_FOLDER, ignore_errors=True)
     if push_to_hub:
         pushed: Any = ensemble
@@ -307,13 +306,13 @@ def load(
             "member_kwargs": member_kwargs,
         },
     )
-    with suppress(OSError):  # an ensemble that was saved without one keeps the defaults
+    with suppress(OSError):  # without a saved generation config, the defaults stay
         ensemble.generation_config = GenerationConfig.from_pretrained(source, **hub_kwargs)
     return ensemble
 
 
 def _load_policy(source: Any, saved: dict[str, Any], hub_kwargs: dict[str, Any]) -> Any:
-    """The policy that an ensemble was saved with."""
+    """Loads the policy with which an ensemble was saved."""
     settings = dict(saved)
     if "name" in settings:
         return policies[settings.pop("name")](**settings)

@@ -1,4 +1,4 @@
-"""Each member's own log-probabilities of finished texts."""
+"""Each member's own log-probabilities of completions."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ if TYPE_CHECKING:
     from hf_rlae.ensemble.modeling_ensemble import EnsembleForCausalLM
 
 _MAX_CELLS = 2**24
-"""Rows are scored in parts, so that no more probabilities than this are in memory at once."""
+"""Maximum number of probabilities in memory; rows are scored in parts."""
 
 
 class _KnownWeights:
-    """A policy whose weights are known beforehand.
+    """A policy that returns given weights.
 
     Args:
-        span_weights (`torch.FloatTensor` of shape `(B, S, M)`): of every row and span.
+        span_weights (`torch.FloatTensor` of shape `(B, S, M)`): the weights of every row and span.
     """
 
     observes_members = False
@@ -42,23 +42,23 @@ def score_members(
     inputs: Mapping[str, torch.Tensor] | None = None,
     span_weights: torch.Tensor | None = None,
 ) -> torch.Tensor:
-    """Log-probabilities of all completion tokens by all members, by teacher forcing.
+    """The log-probabilities of all completion tokens by each member, by teacher forcing.
 
-    Where members share a tokenizer this is one forward pass per member. Where tokenizers differ, the text is followed
-    step by step: which readings a member keeps depends on who proposed a token, and so on the weights.
+    If members share a tokenizer, this takes one forward pass per member. If tokenizers differ, the members read the
+    text column by column, because the readings of a member depend on the weights.
 
     Args:
-        ensemble (`EnsembleForCausalLM`): whose members score; its policy is not asked.
+        ensemble (`EnsembleForCausalLM`): the ensemble; its policy is not called.
         input_ids (`torch.LongTensor` of shape `(B, L + T)`), attention_mask (the same shape): prompts, padded on the
             left, and completions, padded on the right; 1 = keep.
-        prompt_columns (`int`): L.
-        inputs (*optional*): `member_input_ids` and `member_attention_mask` of chats.
-        span_weights (`torch.FloatTensor` of shape `(B, S, M)`, *optional*): the weights of every span, held as they
-            are; `None` = equal weights. Members without any weight in a span are not run there.
+        prompt_columns (`int`): width of the prompts, L.
+        inputs (`dict[str, torch.Tensor]`, *optional*): `member_input_ids` and `member_attention_mask` of chats.
+        span_weights (`torch.FloatTensor` of shape `(B, S, M)`, *optional*): the weights of every span; `None` = equal
+            weights. A member without weight in a span is not run there.
 
     Returns:
-        `torch.FloatTensor` of shape `(B, T, M)`, in nats; minus infinity where a member cannot propose the token, NaN
-        where it was not run.
+        `torch.FloatTensor` of shape `(B, T, M)`: log-probabilities in nats; minus infinity if a member cannot propose
+        the token, NaN if it was not run.
     """
     size = ensemble.engine.vocab_size * len(ensemble.members) * max(input_ids.shape[1] - prompt_columns, 1)
     rows = max(1, _MAX_CELLS // size)

@@ -1,4 +1,4 @@
-"""`EnsembleForCausalLM`: several members behind one `generate`."""
+"""`EnsembleForCausalLM`: several members that decode together in one `generate`."""
 
 from __future__ import annotations
 
@@ -50,24 +50,24 @@ logger = logging.getLogger(__name__)
 class EnsembleForCausalLM(PreTrainedModel, GenerationMixin):
     """Several causal language models that decode one text together.
 
-    Every next token is drawn from the weighted mixture of the members' distributions over a unified vocabulary. A
-    policy gives new weights for every span of `config.span_length` tokens. `generate` is transformers' own. Members
-    are attached, not sub-modules: `parameters()`, `state_dict()` and `save_pretrained()` cover the policy alone.
+    Every next token comes from the weighted mixture of the members' distributions over the union vocabulary. A policy
+    gives new weights for every span of `config.span_length` tokens. `generate` is transformers' own. Members are not
+    submodules: `parameters()`, `state_dict()` and `save_pretrained()` cover the policy only.
 
     Source: RLAE (arXiv 2506.00439).
 
     Args:
-        config (`EnsembleConfig`): span length, mixing and cuts.
-        members (`Sequence[Member]`): at least one.
+        config (`EnsembleConfig`): span length, mixing and the other settings.
+        members (`Sequence[Member]`): at least one member.
         policy (`Policy`, *optional*): called with a `PolicyState`, returns weights `(B, M)`; `None` = uniform.
 
     Attributes:
         members (`tuple[Member, ...]`): the members.
-        engine (`Engine`): runs them.
+        engine (`Engine`): runs the members and mixes their distributions.
 
     Raises:
-        ConfigError: no members, or a policy made for another number of members.
-        MemberError, TokenizerError: a member that cannot take part.
+        ConfigError: no members, or a policy for another number of members.
+        MemberError, TokenizerError: a model or a tokenizer that cannot be used.
     """
 
     config_class = EnsembleConfig
@@ -100,12 +100,12 @@ class EnsembleForCausalLM(PreTrainedModel, GenerationMixin):
             setattr(self.config, name, getattr(self.generation_config, name))
 
     def _find_word_beginnings(self) -> torch.Tensor:
-        """Which ids begin with a space, `(V,)`."""
+        """Whether each id starts with a space, `(V,)`."""
         return torch.tensor([piece is not None and piece.startswith(b" ") for piece in self.pieces])
 
     @property
     def union(self) -> UnionVocabulary | None:
-        """What the ids mean if tokenizers differ; `None` if the members share one."""
+        """The union vocabulary if tokenizers differ; `None` if the members share one tokenizer."""
         return self.engine.union
 
     @property
@@ -117,13 +117,13 @@ class EnsembleForCausalLM(PreTrainedModel, GenerationMixin):
     def from_members(
         cls, members: Sequence[GivenMember], policy: Policy | None = None, **settings: Unpack[BuildOptions]
     ) -> EnsembleForCausalLM:
-        """Builds an ensemble.
+        """Builds an ensemble from folders, Hub ids or models.
 
         Args:
             members: folders, Hub ids, `(model, tokenizer)` pairs or `Member` objects.
             policy (`Policy`, *optional*): see the class; `None` = uniform weights.
-            dtype (defaults to `"auto"`), device_map, revisions (`list`), member_kwargs (`dict`, or a `list` with
-                one `dict` per member): how members that are given by name are loaded.
+            dtype (defaults to `"auto"`), device_map, revisions (`list`), member_kwargs (`dict`, or a `list` with one
+                `dict` per member): options for loading members that are given by name.
             end_token_ids (`list[list[int] | None]`), adapter_names (`list[str | None]`): one entry per member.
             settings: fields of `EnsembleConfig`, such as `span_length`, `mixing`, `min_weight`.
 
@@ -131,13 +131,13 @@ class EnsembleForCausalLM(PreTrainedModel, GenerationMixin):
             `EnsembleForCausalLM`: in eval mode.
 
         Raises:
-            ConfigError: an option that does not exist, or lists of another length than `members`.
+            ConfigError: an unknown option, or lists of another length than `members`.
         """
         return loading.build(cls, members, policy, settings)
 
     @property
     def tokenizer(self) -> MemberChats:
-        """Encodes prompts as the first member does and decodes every id of the ensemble."""
+        """The ensemble's tokenizer: encodes prompts as the first member's does, and decodes every union id."""
         return self._tokenizer
 
     def set_policy(self, policy: Policy | None) -> None:
@@ -155,9 +155,12 @@ class EnsembleForCausalLM(PreTrainedModel, GenerationMixin):
     def check_policy(self, policy: Policy) -> None:
         """Raises an error if a policy does not fit these members.
 
+        Args:
+            policy (`Policy`): the policy.
+
         Raises:
-            ConfigError: it was made for another number of members, or for members of other hidden sizes.
-            PolicyError: it cannot be called, or its `pooled_tokens` is no integer of at least 1.
+            ConfigError: the policy was made for another number of members, or for other hidden sizes.
+            PolicyError: it is not callable, or its `pooled_tokens` is not an integer of at least 1.
         """
         wanted = members_of(policy)
         if wanted is not None and wanted != len(self.members):
@@ -175,12 +178,12 @@ class EnsembleForCausalLM(PreTrainedModel, GenerationMixin):
             )
         if not callable(policy):
             raise PolicyError(f"policy must be callable with a PolicyState, got {type(policy).__name__}")
-        observed_tokens(policy)  # refuses a `pooled_tokens` that it could not ask for later
+        observed_tokens(policy)  # raises for an invalid `pooled_tokens`
         span_length = getattr(config, "span_length", None)
         if span_length is not None and span_length != self.config.span_length:
             logger.warning(
-                "the policy was made for spans of %s tokens, and this ensemble asks it every %s; build the ensemble "
-                "with span_length=%s unless that is intended",
+                "the policy was made for spans of %s tokens, but the spans of this ensemble have %s; build the "
+                "ensemble with span_length=%s unless this is intended",
                 span_length,
                 self.config.span_length,
                 span_length,
@@ -188,7 +191,7 @@ class EnsembleForCausalLM(PreTrainedModel, GenerationMixin):
 
     @property
     def device(self) -> torch.device:
-        """The first member's device, where ids and logits live."""
+        """The first member's device, which is the device of ids and logits."""
         return self.members[0].device
 
     @property
@@ -197,7 +200,7 @@ class EnsembleForCausalLM(PreTrainedModel, GenerationMixin):
         return self.members[0].dtype
 
     def _init_weights(self, module: nn.Module) -> None:
-        """Nothing to initialise: members are pretrained, policies initialise themselves."""
+        """Does nothing: members are pretrained, and policies initialise themselves."""
 
     def _apply(self, fn: Callable[[torch.Tensor], torch.Tensor], recurse: bool = True) -> EnsembleForCausalLM:
         super()._apply(fn, recurse)
@@ -206,7 +209,7 @@ class EnsembleForCausalLM(PreTrainedModel, GenerationMixin):
         return self
 
     def train(self, mode: bool = True) -> EnsembleForCausalLM:
-        """Sets the policy's mode; members only ever go to eval mode."""
+        """Sets the mode of the policy; members can only be set to eval mode."""
         super().train(mode)
         if not mode:
             for member in self.__dict__.get("members", ()):
@@ -221,24 +224,27 @@ class EnsembleForCausalLM(PreTrainedModel, GenerationMixin):
                 yield member.wrapper
 
     def get_output_embeddings(self) -> None:
-        """An ensemble has no head of its own."""
+        """`None`: an ensemble has no head of its own."""
         return None
 
     def get_input_embeddings(self) -> nn.Module:
-        """The first member's."""
+        """The input embeddings of the first member."""
         return self.members[0].model.get_input_embeddings()
 
     def new_cache(
         self, use_cache: bool = True, record: bool = False, *, policy: Policy | None = None, may_draw: bool = True
     ) -> EnsembleCache:
-        """A fresh state for one call (see `EnsembleCache`).
+        """A new, empty state for one call (see `EnsembleCache`).
 
         Args:
             use_cache (`bool`, defaults to `True`): whether members keep their own caches from step to step.
             record (`bool`, defaults to `False`): whether to record the members' log-probabilities of every token.
-            policy (`Policy`, *optional*): asked in this call in place of the ensemble's own.
-            may_draw (`bool`, defaults to `True`): `False` mixes the members in `generate` even if the config says
-                that they are drawn.
+            policy (`Policy`, *optional*): the policy of this call, instead of the ensemble's own.
+            may_draw (`bool`, defaults to `True`): `False` mixes the members in `generate` even if the config has
+                `draw`.
+
+        Returns:
+            `EnsembleCache`: the state.
 
         Raises:
             ConfigError, PolicyError: see `check_policy`.
@@ -265,29 +271,30 @@ class EnsembleForCausalLM(PreTrainedModel, GenerationMixin):
         """The mixture's log-probabilities for every next token, and a loss by teacher forcing.
 
         Args:
-            input_ids (`torch.LongTensor` of shape `(B, n)`): union ids that follow what `past_key_values` has
-                seen (the whole text if there is none). Left and right padding are accepted.
+            input_ids (`torch.LongTensor` of shape `(B, n)`): union ids that follow the text in `past_key_values` (the
+                whole text without it). Left and right padding are accepted.
             attention_mask (`torch.LongTensor` of shape `(B, L)`, *optional*): 1 = keep, over the whole text.
-            past_key_values (`EnsembleCache`, *optional*): from an earlier call; continued in place.
+            past_key_values (`EnsembleCache`, *optional*): the state of an earlier call; updated in place.
             labels (`torch.LongTensor` of shape `(B, n)`, *optional*): as in transformers: shifted inside, -100 is
                 ignored.
             prompt_length (`int` or `torch.LongTensor` of shape `(B,)`, *optional*): the column of the first
-                completion token, where span 0 begins. Without it: the first label that is not -100, else the
-                first attended token.
-            use_cache (`bool`, *optional*): whether to return a cache that can be continued.
-            logits_to_keep (`int`, defaults to 0): only the last so many columns; 0 for all.
+                completion token, where span 0 begins. Default: the column of the first label that is not -100, else of
+                the first attended token.
+            use_cache (`bool`, *optional*): whether members keep their caches, so that the returned state can be
+                continued.
+            logits_to_keep (`int`, defaults to 0): number of last columns to return logits for; 0 for all.
             member_input_ids, member_attention_mask (`torch.LongTensor` of shape `(B, M, L)`, *optional*): each
                 member's own rendering of the prompt, from `tokenizer.apply_chat_template`.
 
         Returns:
-            `CausalLMOutputWithPast`: `logits` of shape `(B, n, V)`. With one member, that member's own; else the
-            mixture's log-probabilities in fp32, shifted by `sum_k w_k log Z_k`. `loss` in nats per label. Where
-            tokenizers differ, every member reads the prompt in its own tokens, so the columns inside a prompt that
-            was declared (by `prompt_length`, labels or `generate`) have no next-token distribution: they are NaN.
+            `CausalLMOutputWithPast`: `logits` of shape `(B, n, V)`. With one member, they are its own logits; else the
+            mixture's log-probabilities in fp32, shifted by `sum_k w_k log Z_k`. `loss` is in nats per label. If
+            tokenizers differ, every member reads the prompt in its own tokens. The columns inside a prompt that is
+            declared (by `prompt_length`, labels or `generate`) then have no next-token distribution: they are NaN.
 
         Raises:
             InputError: ids outside the union vocabulary, shapes that do not fit, a row without any token.
-            PolicyError: weights that are no weights.
+            PolicyError: invalid weights.
         """
         cache = past_key_values
         if cache is None:
@@ -308,7 +315,7 @@ class EnsembleForCausalLM(PreTrainedModel, GenerationMixin):
         with torch.inference_mode() if cache.in_generate else nullcontext():
             logits = self._mixed_logits(cache, policy, keep)
         if cache.is_recording and logits.is_inference():
-            logits = logits.clone()  # assisted decoding writes into what it is given
+            logits = logits.clone()  # assisted decoding writes into the logits
         cache.finish_step()
         loss = None
         if labels is not None:
@@ -320,7 +327,7 @@ class EnsembleForCausalLM(PreTrainedModel, GenerationMixin):
         return CausalLMOutputWithPast(loss=loss, logits=logits, past_key_values=cache)
 
     def _mixed_logits(self, cache: EnsembleCache, policy: Policy, keep: int) -> torch.Tensor:
-        """Asks the policy wherever a span begins, and mixes the members: `(B, keep, V)`."""
+        """Calls the policy for every span that begins, and mixes the members: logits of shape `(B, keep, V)`."""
         step = cache.call.step(cache, keep)
         for query in step.queries():
             weights = ask(policy, self._states.state(cache, step, query)).weights
@@ -335,7 +342,7 @@ class EnsembleForCausalLM(PreTrainedModel, GenerationMixin):
         member_ids: torch.Tensor | None,
         member_mask: torch.Tensor | None,
     ) -> None:
-        """Finds where completions begin, and hands members the prompts of their own."""
+        """Finds the columns where completions begin, and passes members their own prompts."""
         firsts = cache.first_columns()
         if cache.start is not None:
             starts = torch.full_like(firsts, cache.start)
@@ -365,7 +372,7 @@ class EnsembleForCausalLM(PreTrainedModel, GenerationMixin):
         is_first_iteration: bool | None = False,
         **kwargs: Any,
     ) -> dict[str, Any]:
-        """Gives `forward` the columns that it has not seen; the cache keeps the whole text."""
+        """The arguments of `forward`: only the columns that are not in the cache."""
         cache = past_key_values
         assert cache is not None
         device = self.device
@@ -407,16 +414,16 @@ class EnsembleForCausalLM(PreTrainedModel, GenerationMixin):
         generation_config: GenerationConfig | None = None,
         **kwargs: Any,
     ) -> Any:
-        """transformers' `generate`, with the members deciding every token together.
+        """transformers' `generate` with the mixture of the members.
 
         Args:
             inputs, generation_config, kwargs: as in `transformers.GenerationMixin.generate`. Prompts are padded on
                 the left.
 
         Returns:
-            `torch.LongTensor` of shape `(B, L)`, or with `return_dict_in_generate=True` transformers' output with
-            three more fields: `span_weights` `(B, S, M)`, `span_starts` `(S,)` (completion tokens, from 0) and
-            `member_logps` `(B, T, M)` (NaN where a member was not run).
+            `torch.LongTensor` of shape `(B, L)`, or with `return_dict_in_generate=True` transformers' output with three
+            more fields (see [`EnsembleGenerateOutput`]): `span_weights` `(B, S, M)`, `span_starts` `(S,)` and
+            `member_logps` `(B, T, M)`.
 
         Raises:
             InputError: an empty prompt, right padding, a row without tokens, ids outside the union vocabulary, a
@@ -448,19 +455,21 @@ class EnsembleForCausalLM(PreTrainedModel, GenerationMixin):
         return attach_trace(self, result, cache) if wants_dict else result
 
     def as_custom_generate(self) -> Callable[..., Any]:
-        """For the first member's own `generate(..., custom_generate=ensemble.as_custom_generate())`.
+        """The argument `custom_generate` for the first member's own `generate`.
+
+        Usage: `model.generate(..., custom_generate=ensemble.as_custom_generate())`, with the first member's model.
 
         Returns:
-            a callable that decodes with the ensemble, by the settings of the call, and returns ids of the first
-            member's tokenizer with the same text. Where tokenizers differ, a completion with tokens that the first
-            member lacks is encoded from its bytes (characters that its tokenizer has no token for are lost).
-            Processors and stopping criteria of the call see union ids. transformers hands no `streamer`,
-            `assistant_model` or `tokenizer` (for `stop_strings`) on; give those to the ensemble's own `generate`.
+            `Callable`: decodes with the ensemble and the settings of the call, and returns ids of the first member's
+            tokenizer. If tokenizers differ, a completion with tokens that the first member lacks is encoded from its
+            bytes (characters that its tokenizer has no token for are lost). Processors and stopping criteria of the
+            call see union ids. transformers does not pass `streamer`, `assistant_model` or `tokenizer` (for
+            `stop_strings`) on; use the ensemble's own `generate` for these.
         """
         return make_custom_generate(self)
 
     def save_pretrained(self, save_directory: Any, **kwargs: Any) -> None:  # type: ignore[override]
-        """Writes config, generation config and policy; members are stored by id and revision."""
+        """Saves config, generation config and policy; members are saved as folder or Hub id, with their revision."""
         loading.save(self, save_directory, **kwargs)
 
     @classmethod

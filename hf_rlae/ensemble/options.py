@@ -1,4 +1,4 @@
-"""The keyword arguments that ensembles are built and loaded with, for type checkers and editors."""
+"""The keyword arguments of `from_members` and `from_pretrained`, for type checkers and editors."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ GivenMember = str | os.PathLike[str] | tuple[PreTrainedModel, PreTrainedTokenize
 
 
 class EnsembleOptions(TypedDict, total=False):
-    """Fields of [`EnsembleConfig`] that users set."""
+    """The fields of [`EnsembleConfig`] that users set."""
 
     span_length: int
     mixing: Literal["linear", "log"]
@@ -30,7 +30,7 @@ class EnsembleOptions(TypedDict, total=False):
 
 
 class MemberOptions(TypedDict, total=False):
-    """How members are loaded: one entry per member in lists; see [`EnsembleForCausalLM.from_members`]."""
+    """Options for loading members; lists have one entry per member. See [`EnsembleForCausalLM.from_members`]."""
 
     dtype: str | torch.dtype | None
     device_map: Any

@@ -1,4 +1,4 @@
-"""`generate`'s outputs with the weights of every span and each member's log-probability of every token."""
+"""Outputs of `generate` with the weights of every span and each member's log-probability of every token."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ class EnsembleGenerateOutput(GenerateDecoderOnlyOutput):
 
     Attributes:
         span_weights (`torch.FloatTensor` of shape `(B, S, M)`): the weights of every span.
-        span_starts (`torch.LongTensor` of shape `(S,)`): the completion token that each span begins with.
+        span_starts (`torch.LongTensor` of shape `(S,)`): the index of the first completion token of each span, from 0.
         member_logps (`torch.FloatTensor` of shape `(B, T, M)`): each member's own log-probability of every token, in
-            nats; NaN where it was not run.
+            nats; NaN if the member had no weight or was not run, minus infinity if it could not propose the token.
     """
 
     span_weights: torch.FloatTensor | None = None
@@ -41,7 +41,7 @@ class EnsembleGenerateBeamOutput(GenerateBeamDecoderOnlyOutput):
 def attach_trace(
     model: EnsembleForCausalLM, result: Any, cache: EnsembleCache
 ) -> EnsembleGenerateOutput | EnsembleGenerateBeamOutput:
-    """Adds the trace of one call to what transformers' `generate` returned."""
+    """Adds the trace of one call to the output of transformers' `generate`."""
     sequences = result.sequences
     start = cache.start or 0
     steps = sequences.shape[1] - start
@@ -76,7 +76,7 @@ def attach_trace(
 def _beam_logps(
     cache: EnsembleCache, sequences: torch.Tensor, beam_indices: torch.Tensor, start: int, steps: int
 ) -> list[torch.Tensor | None]:
-    """Follows each returned beam back through the rows in which it lived; NaN after its end."""
+    """The members' log-probabilities of the returned beams, gathered from the rows of each step; NaN after the end."""
     values: list[torch.Tensor | None] = []
     for step in range(steps):
         if step >= beam_indices.shape[1]:

@@ -1,4 +1,4 @@
-"""Which weights hold at which token."""
+"""Spans of completion tokens, and the weights that hold in them."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ import torch
 
 @dataclass(frozen=True)
 class SpanQuery:
-    """Rows in which a span begins, so that the policy has to give weights.
+    """Rows in which a span begins, so that the policy must return weights.
 
     Attributes:
-        column (`int`): the last column of the text that the policy may see.
+        column (`int`): the last column of the text that the policy observes.
         span (`int`): the index of the span that begins.
         rows (`torch.LongTensor` of shape `(R,)`, on the CPU, or `None`): the row numbers; `None` for all rows.
     """
@@ -24,12 +24,13 @@ class SpanQuery:
 
 @dataclass(frozen=True)
 class SpanRecord:
-    """Weights as they were given.
+    """The weights of one query.
 
     Attributes:
-        span (`int`): the span that they hold for.
-        column (`int`): the last column that the policy saw.
-        weights (`torch.FloatTensor` of shape `(B, M)`): after cutting; 0 in rows that have not been asked about.
+        span (`int`): the index of the span.
+        column (`int`): the last column that the policy observed.
+        weights (`torch.FloatTensor` of shape `(B, M)`): the weights after cutting; 0 in rows whose weights are not
+            known yet.
     """
 
     span: int
@@ -38,10 +39,10 @@ class SpanRecord:
 
 
 class SpanWeights:
-    """Counts completion tokens and holds the weights of every span and row.
+    """The weights of every span and row.
 
-    The token after column `j` of a row is its completion token `j + 1 - start`; span `s` covers the completion
-    tokens `s * span_length` to `(s + 1) * span_length - 1`. Tokens of the prompt have the weights of span 0.
+    The token after column `j` of a row is its completion token `j + 1 - start`. Span `s` covers the completion tokens
+    `s * span_length` to `(s + 1) * span_length - 1`. Tokens of the prompt have the weights of span 0.
 
     Args:
         span_length (`int`): tokens per span.
@@ -49,32 +50,36 @@ class SpanWeights:
         firsts (`torch.LongTensor` of shape `(B,)`, on the CPU): the first attended column of each row.
 
     Attributes:
-        records (`list[SpanRecord]`): what was given, in order.
+        records (`list[SpanRecord]`): the weights of all queries, in order.
     """
 
     def __init__(self, span_length: int, starts: torch.Tensor, firsts: torch.Tensor) -> None:
         self.span_length = span_length
         self.starts = starts
         self.firsts = firsts
-        # True if all rows begin their spans at the same columns, which makes every step cheaper
+        # whether all rows begin their spans at the same columns, which makes every step cheaper
         self.uniform = bool((starts == starts[0]).all()) and bool((firsts < starts).all())
         self.records: list[SpanRecord] = []
         self._weights: dict[int, torch.Tensor] = {}  # by span, of shape (B, M)
-        self._known: dict[int, torch.Tensor] = {}  # by span: the rows whose weights are known, of shape (B,)
+        self._known: dict[int, torch.Tensor] = {}  # by span: whether the weights of each row are known, of shape (B,)
         self._lists: dict[int, list[list[float]]] = {}  # by span: the weights as lists
         self._active: dict[int, frozenset[int]] = {}  # by span: the members with weight in some row
-        self._drawn: dict[int, tuple[torch.Tensor, list[list[float]]]] = {}  # by column: one-hot weights of draws
+        self._drawn: dict[int, tuple[torch.Tensor, list[list[float]]]] = {}  # by column: one-hot weights of the draws
 
     def span_of(self, column: int) -> torch.Tensor:
         """The span of the token after `column`, for every row: shape `(B,)`."""
         return ((column + 1 - self.starts) // self.span_length).clamp(min=0)
 
     def _shared_span_of(self, column: int) -> int:
-        """The same where all rows agree (`uniform`)."""
+        """The span of the token after `column`, if it is the same for all rows (`uniform`)."""
         return max(0, (column + 1 - int(self.starts[0])) // self.span_length)
 
     def queries(self, low: int, high: int) -> list[SpanQuery]:
-        """The queries whose answers the tokens after the columns `low .. high - 1` need, in order."""
+        """The queries that the tokens after the columns `low .. high - 1` need, sorted by column.
+
+        A span that begins with the token after column `c` is queried at `c`, the last column before it. Spans whose
+        weights are known are left out.
+        """
         if self.uniform:
             start = int(self.starts[0])
             spans = range(self._shared_span_of(low), self._shared_span_of(high - 1) + 1)
@@ -89,6 +94,7 @@ class SpanWeights:
             for span in range(max(0, (low + 1 - start) // self.span_length), last + 1):
                 if span in self._known and bool(self._known[span][row]):
                     continue
+                # without a prompt, nothing is before the first token: span 0 is queried at the first token itself
                 column = max(start + span * self.span_length - 1, first)
                 wanted.setdefault((column, span), []).append(row)
         return [
@@ -97,11 +103,11 @@ class SpanWeights:
         ]
 
     def set(self, query: SpanQuery, weights: torch.Tensor) -> None:
-        """Stores the answer to a query.
+        """Stores the weights of a query.
 
         Args:
             query (`SpanQuery`): one of `queries`.
-            weights (`torch.FloatTensor` of shape `(R, M)`): of the rows of the query.
+            weights (`torch.FloatTensor` of shape `(R, M)`): the weights of the rows of the query.
         """
         if query.rows is None:
             self._known[query.span] = torch.ones(len(self.starts), dtype=torch.bool)
@@ -139,7 +145,7 @@ class SpanWeights:
         return self._given(low, high)
 
     def span_weights(self, column: int) -> torch.Tensor:
-        """The weights that the policy gave for the token after `column`, before any draw: shape `(B, M)`."""
+        """The policy's weights for the token after `column`, without draws: shape `(B, M)`."""
         return self._given(column, column + 1)[:, 0]
 
     def _given(self, low: int, high: int) -> torch.Tensor:
@@ -155,7 +161,7 @@ class SpanWeights:
         return result
 
     def as_lists(self, column: int) -> list[list[float]]:
-        """The weights of the token after `column` as B lists of M numbers; all 0 in rows whose span has not begun."""
+        """The weights of the token after `column` as B lists of M numbers; 0 in rows whose weights are not known."""
         if column in self._drawn:
             return self._drawn[column][1]
         if self.uniform:
@@ -165,10 +171,10 @@ class SpanWeights:
         return [self._lists[span][row] if span in self._lists else [0.0] * members for row, span in enumerate(spans)]
 
     def select(self, rows: torch.Tensor) -> None:
-        """Makes row `i` continue what row `rows[i]` was."""
+        """Row `i` becomes the former row `rows[i]`."""
         on_cpu = rows.cpu()
         self.starts, self.firsts = self.starts[on_cpu], self.firsts[on_cpu]
-        if self.uniform:  # else rows that began later may still need the older spans
+        if self.uniform:  # otherwise rows with a later start may still need older spans
             for span in sorted(self._weights)[:-2]:
                 del self._weights[span], self._known[span], self._lists[span]
         self._drawn = {
@@ -181,7 +187,7 @@ class SpanWeights:
             self._lists[span] = [self._lists[span][row] for row in on_cpu.tolist()]
 
     def crop(self, columns: int) -> None:
-        """Forgets the weights that were given at or after column `columns`."""
+        """Drops the weights of queries at or after column `columns`."""
         for record in self.records:
             if record.column >= columns:
                 for table in (self._weights, self._known, self._lists):

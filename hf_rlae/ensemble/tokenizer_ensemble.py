@@ -1,4 +1,4 @@
-"""The tokenizers of ensembles: encode as the first member does, decode any union id, render chats per member."""
+"""Tokenizers of ensembles: encode as the first member's, decode every union id, render chats per member."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from hf_rlae.vocabulary import UnionVocabulary
 from hf_rlae.vocabulary.token_bytes import byte_level_alphabet
 
 STOP_TOKEN = "<|stop|>"
-"""How STOP is written; it has no bytes."""
+"""The token string of STOP, which has no bytes."""
 
 
 def padded(rows: Sequence[Sequence[int]], pad: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Rows of ids, padded on the left: ids and mask of shape `(B, L)`."""
+    """Pads rows of ids on the left; returns ids and mask of shape `(B, L)`."""
     width = max(map(len, rows))
     ids = torch.tensor([[pad] * (width - len(row)) + list(row) for row in rows], dtype=torch.long)
     mask = torch.tensor([[0] * (width - len(row)) + [1] * len(row) for row in rows], dtype=torch.long)
@@ -32,10 +32,10 @@ else:
 
 
 class MemberChats(_Base):
-    """A tokenizer of transformers that also renders chats for every member; a mixin at run time.
+    """A mixin for tokenizers that renders chats for every member.
 
     Attributes:
-        member_tokenizers (`Sequence[PreTrainedTokenizerBase]`): the members' own, the first one's first.
+        member_tokenizers (`Sequence[PreTrainedTokenizerBase]`): the members' tokenizers, the first member's first.
         member_names (`Sequence[str]`): the members' names, for messages.
     """
 
@@ -43,16 +43,16 @@ class MemberChats(_Base):
     member_names: Sequence[str]
 
     def apply_chat_template(self, conversation: Any, *args: Any, **kwargs: Any) -> Any:
-        """Renders conversations by each member's own chat template.
+        """Renders conversations with each member's own chat template.
 
         Args:
-            conversation (`list[dict]` or `list[list[dict]]`): messages with `role` and `content`, of one conversation
-                or of several.
-            args, kwargs: as in transformers. With `tokenize=False` the first member's text is returned.
+            conversation (`list[dict]` or `list[list[dict]]`): the messages, with `role` and `content`, of one or
+                several conversations.
+            args, kwargs: as in transformers. `tokenize=False` returns the first member's text.
 
         Returns:
             `BatchEncoding`: `input_ids` and `attention_mask` `(B, L)` of the first member, `member_input_ids` and
-            `member_attention_mask` `(B, M, L')` of all, padded on the left; to be passed to `generate`.
+            `member_attention_mask` `(B, M, L')` of all members, padded on the left. Pass it to `generate`.
 
         Raises:
             TokenizerError: a member has no chat template.
@@ -66,7 +66,7 @@ class MemberChats(_Base):
         for name, tokenizer in zip(self.member_names, self.member_tokenizers, strict=True):
             if not tokenizer.chat_template and not kwargs.get("chat_template"):
                 raise TokenizerError(
-                    f"the tokenizer of member {name} has no chat template; set its `chat_template`, or give plain text "
+                    f"the tokenizer of member {name} has no chat template; set its `chat_template`, or pass plain text "
                     "to the tokenizer instead of messages"
                 )
             options = {**kwargs, "tokenize": False}
@@ -89,7 +89,7 @@ class MemberChats(_Base):
 def shared_tokenizer(
     tokenizers: Sequence[PreTrainedTokenizerBase], names: Sequence[str], pad_token_id: int | None
 ) -> MemberChats:
-    """A copy of the first member's tokenizer, padding on the left and rendering chats for every member."""
+    """A copy of the first member's tokenizer that pads on the left and renders chats for every member."""
     tokenizer: Any = copy.deepcopy(tokenizers[0])
     kind = type(tokenizer)
     tokenizer.__class__ = type(kind.__name__, (MemberChats, kind), {"__module__": kind.__module__})
@@ -107,12 +107,12 @@ class EnsembleTokenizer(MemberChats, PreTrainedTokenizerFast):
     """Encodes as the first member's tokenizer does and decodes every id of the union vocabulary.
 
     Args:
-        union (`UnionVocabulary`): what the ids mean.
-        tokenizers (`Sequence[PreTrainedTokenizerBase]`): the members', the first one's first.
+        union (`UnionVocabulary`): the union vocabulary.
+        tokenizers (`Sequence[PreTrainedTokenizerBase]`): the members' tokenizers, the first member's first.
         names (`Sequence[str]`): the members' names, for messages.
 
     Attributes:
-        eos_token (`str`): STOP; `eos_token_id` is `union.stop_id`.
+        eos_token (`str`): the token string of STOP; `eos_token_id` is `union.stop_id`.
     """
 
     def __init__(
@@ -146,7 +146,7 @@ class EnsembleTokenizer(MemberChats, PreTrainedTokenizerFast):
         self._strips = self._strips_leading_space()
 
     def _names_of_extra_tokens(self) -> dict[int, str]:
-        """A token string for every union id that the first tokenizer lacks; unique, and readable where it can be."""
+        """A unique token string for every union id that the first tokenizer lacks; readable if the bytes are text."""
         known = self._tokenizer.get_vocab(with_added_tokens=True)
         taken = set(known)
         decoder = self._tokenizer.decoder
@@ -205,7 +205,7 @@ class EnsembleTokenizer(MemberChats, PreTrainedTokenizerFast):
         return [self._convert_id_to_token(int(i)) for i in ids if int(i) not in skipped]
 
     def convert_tokens_to_string(self, tokens: list[str]) -> str:
-        """The text of token strings."""
+        """The text of a list of token strings."""
         if not any(token in self._extra_ids for token in tokens):
             return super().convert_tokens_to_string(tokens)
         return self._decode([self._convert_token_to_id_with_added_voc(token) for token in tokens], True)

@@ -1,4 +1,4 @@
-"""What each member gave to every token of a completion, recorded if it is asked for."""
+"""Records each member's log-probability of every completion token, on request."""
 
 from __future__ import annotations
 
@@ -12,16 +12,18 @@ from transformers import StoppingCriteria
 
 @dataclass
 class MemberScores:
-    """The members' distributions for the last columns, kept until it is known which tokens were chosen.
+    """The members' next-token distributions after the last n columns, kept until the tokens are known.
 
     Attributes:
-        column (`int`): the first column they are for (the token after it).
-        logps (`list` of `(scores, log_z)` or `None`): for each member, scores of shape `(B, n, V)` whose log-total
-            is `log_z` of shape `(B, n)`; `None` for members that were not run.
-        weights (`torch.FloatTensor` of shape `(B, n, M)`): of the members; what one without weight in a row would say
-            there is not known, or not up to date.
-        are_probs (`bool`): the scores are probabilities, and `log_z` only says whether the member was run.
-        rows (`torch.LongTensor` of shape `(B,)` or `None`): which row of the tensors each present row continues.
+        column (`int`): the first of these columns; its token is the one after it.
+        logps (`list` of `(scores, log_z)` or `None`): for each member, scores of shape `(B, n, V)` and the log of their
+            sum of exponentials, `log_z` of shape `(B, n)`; `None` for members that were not run.
+        weights (`torch.FloatTensor` of shape `(B, n, M)`): the members' weights. The scores of a member without weight
+            in a row may be missing or outdated, so they are not used.
+        are_probs (`bool`): whether the scores are probabilities. Then `log_z` only marks rows without next-token mass
+            (-inf).
+        rows (`torch.LongTensor` of shape `(B,)` or `None`): the row of the tensors that each current row continues;
+            `None` if the rows are the same.
     """
 
     column: int
@@ -31,15 +33,15 @@ class MemberScores:
     rows: torch.Tensor | None = None
 
     def of(self, tokens: torch.Tensor) -> torch.Tensor:
-        """The members' log-probabilities of `tokens` `(B, n)`: shape `(B, n, M)`, NaN for members not run."""
+        """The members' log-probabilities of `tokens` `(B, n)`: shape `(B, n, M)`, NaN for members that were not run."""
         return self._pick(tokens[..., None])[..., 0, :]
 
     def of_candidates(self, tokens: torch.Tensor) -> torch.Tensor:
-        """Log-probabilities of `tokens` `(B, C)`, all for the first column: shape `(B, C, M)`."""
+        """The members' log-probabilities of `tokens` `(B, C)`, all after the first column: shape `(B, C, M)`."""
         return self._pick(tokens[:, None])[:, 0]
 
     def _pick(self, tokens: torch.Tensor) -> torch.Tensor:
-        """Of tokens `(B, n, C)`: shape `(B, n, C, M)`."""
+        """The members' log-probabilities of `tokens` `(B, n, C)`: shape `(B, n, C, M)`."""
         columns = []
         n = tokens.shape[1]
         weights = self.weights[:, :n]
@@ -55,7 +57,7 @@ class MemberScores:
             inside = tokens.to(scores.device)
             within = inside < scores.shape[-1]
             picked = scores.gather(-1, inside.clamp(max=scores.shape[-1] - 1)).float()
-            if self.are_probs:  # a row in which the member had nothing to say has log Z = -inf
+            if self.are_probs:  # log Z = -inf marks rows in which the member has no next-token mass
                 logps = picked.log().masked_fill((log_z == -torch.inf)[..., None], torch.nan)
             else:
                 logps = picked - log_z[..., None]
@@ -67,11 +69,11 @@ class MemberScores:
 
 @dataclass(frozen=True)
 class Candidates:
-    """The tokens by which beams could go on after one step, with what each member gave to them.
+    """The candidates of a beam search for the next token, with the members' log-probabilities.
 
     Attributes:
-        tokens (`torch.LongTensor` of shape `(N, C)`): one row an item of the batch.
-        logps (`torch.FloatTensor` of shape `(N, K, C, M)`): for each of its K beams.
+        tokens (`torch.LongTensor` of shape `(N, C)`): the candidates of each of the N items of the batch.
+        logps (`torch.FloatTensor` of shape `(N, K, C, M)`): their log-probabilities after each of the K beams.
     """
 
     tokens: torch.Tensor
@@ -80,13 +82,14 @@ class Candidates:
 
 @dataclass
 class Trace:
-    """What was recorded along the way, if it was asked for.
+    """The recorded log-probabilities of one call.
 
     Attributes:
         enabled (`bool`): whether member log-probabilities are recorded.
         pending (`MemberScores`, *optional*): distributions whose tokens are not known yet.
-        member_logps (`list[tuple[int, Tensor]]`): column of a token, and `(B, M)` log-probabilities.
-        candidates (`dict[int, Candidates]`): for beams, by the column of the token.
+        member_logps (`list[tuple[int, torch.FloatTensor]]`): the column of each token, and the members'
+            log-probabilities `(B, M)`.
+        candidates (`dict[int, Candidates]`): for beam search, by the column of the token.
     """
 
     enabled: bool = False
@@ -95,7 +98,7 @@ class Trace:
     candidates: dict[int, Candidates] = field(default_factory=dict)
 
     def settle(self, ids: torch.Tensor, columns: int) -> None:
-        """Reads off what the members gave to the tokens that have since been chosen, those before `columns`."""
+        """Records the log-probabilities of the tokens that are known now: those of `ids` before column `columns`."""
         pending = self.pending
         if pending is None or self.candidates:
             return
@@ -108,7 +111,7 @@ class Trace:
         self.pending = None
 
     def consider(self, tokens: torch.Tensor, beams: int) -> None:
-        """Records the candidates `(N, C)` of a beam search with so many beams an item."""
+        """Records the candidates `(N, C)` of a beam search with `beams` beams per item."""
         pending = self.pending
         if pending is None:
             return
@@ -118,7 +121,7 @@ class Trace:
         )
 
     def of_beams(self, column: int, tokens: torch.Tensor, parents: torch.Tensor) -> torch.Tensor | None:
-        """What the members gave to `tokens` `(R,)`, each chosen by the beam `parents` `(R,)`: shape `(R, M)`."""
+        """The members' log-probabilities `(R, M)` of `tokens` `(R,)`, each a continuation of beam `parents` `(R,)`."""
         known = self.candidates.get(column)
         if known is None:
             return None
@@ -128,22 +131,22 @@ class Trace:
         return known.logps[item, parents % beams, place]
 
     def reorder(self, rows: torch.Tensor) -> None:
-        """Makes row `i` continue what row `rows[i]` was."""
+        """Row `i` becomes the former row `rows[i]`."""
         if self.pending is not None:
             self.pending.rows = rows if self.pending.rows is None else self.pending.rows[rows]
 
     def crop(self, length: int) -> None:
-        """Forgets the tokens from column `length` on."""
+        """Drops the records of tokens from column `length` on."""
         self.member_logps = [entry for entry in self.member_logps if entry[0] < length]
 
 
 class BeamWatch(StoppingCriteria):
-    """Stops nothing: it sees every token by which a beam may go on or end.
+    """A stopping criterion that never stops: it records all candidates of a beam search, including end tokens.
 
     Args:
-        trace (`Trace`): where they are recorded.
-        beams (`int`): of the search, for each item of the batch.
-        items (`int`): of the batch.
+        trace (`Trace`): the trace that records them.
+        beams (`int`): number of beams per item of the batch.
+        items (`int`): number of items of the batch.
     """
 
     def __init__(self, trace: Trace, beams: int, items: int) -> None:

@@ -1,4 +1,4 @@
-"""Floor 3: policies, which give every member a weight for each span."""
+"""Floor 3: policies, which return one weight per member for each span."""
 
 from hf_rlae.policies.configuration_policy import PolicyConfig
 from hf_rlae.policies.entropy import EntropyPolicy

@@ -1,4 +1,4 @@
-"""From scores to weights: deterministically, or drawn for training, with log-densities."""
+"""The distributions of a learned policy's actions: from scores to weights, deterministic or drawn for training."""
 
 from __future__ import annotations
 
@@ -12,24 +12,25 @@ from torch.distributions import Dirichlet, Normal
 from hf_rlae.policies.configuration_policy import PolicyConfig
 
 LEAST_WEIGHT = 1e-6
-"""Drawn Dirichlet weights are at least so large: at 0 their density is infinite.
+"""Lower bound of drawn Dirichlet weights: at 0 the density is infinite.
 
-A share of about `LEAST_WEIGHT ** a` of the draws of a member with concentration `a` lies below it, and is given the
-density of the limit. That biases the gradient of weights that are nearly 0 (with `a` = 0.1 a quarter of the draws).
+About `LEAST_WEIGHT ** a` of the draws of a member with concentration `a` are below it and get the density at the bound.
+This biases the gradient of weights near 0 (with `a` = 0.1, a quarter of the draws).
 """
 
 
 class Actions(nn.Module):
-    """The distribution that a policy's actions are drawn from, given the members' scores.
+    """The distribution of a policy's actions, given the scores of the members.
 
-    Weights are `softmax(scores)` wherever nothing is drawn. What can be drawn:
+    Without drawing, the weights are `softmax(scores)`. The distributions are:
 
-    * `dirichlet`: the action is the weights, `w ~ Dirichlet(c * softmax(scores))` with learned concentration c;
-      its mean is the deterministic weights.
-    * `logistic_normal`: the action is scores, `x ~ N(scores, sigma)` with one learned sigma a member; `w = softmax(x)`.
-    * `gaussian`: the same, but every member's score is the action of an agent of its own, with its own log-density.
+    * `dirichlet`: the actions are the weights, `w ~ Dirichlet(c * softmax(scores))` with a learned concentration c. The
+      mean is the deterministic weights.
+    * `logistic_normal`: the actions are scores, `x ~ N(scores, sigma)` with one learned sigma per member, and
+      `w = softmax(x)`.
+    * `gaussian`: the same, but every member's score is the action of a separate agent, with its own log-density.
 
-    Source: RLAE (arXiv 2506.00439) for one agent and for one agent a member; the parametrisation is ours.
+    Source: RLAE (arXiv 2506.00439) for one agent and for one agent per member; the parametrisation is ours.
 
     Args:
         config (`PolicyConfig`): `distribution`, `concentration`, `noise` and `num_members`.
@@ -48,9 +49,9 @@ class Actions(nn.Module):
             return Dirichlet(scale * scores.softmax(-1), validate_args=False)
         return Normal(scores, scale, validate_args=False)
 
-    @torch.no_grad()  # a draw that kept the graph of its scores would have a log-density without gradient
+    @torch.no_grad()  # with the graph of the scores, the gradient of a draw would cancel that of its log-density
     def draw(self, scores: torch.Tensor, seeds: Sequence[int] | None = None) -> torch.Tensor:
-        """Actions of shape `(B, M)`; with a seed for each row, what a row draws does not depend on the others."""
+        """Draws actions of shape `(B, M)`; with one seed per row, the draw of a row does not depend on other rows."""
         if seeds is None:
             drawn = self._distribution(scores).sample()
         else:
@@ -73,15 +74,15 @@ class Actions(nn.Module):
         return torch.stack(rows).to(scores.device)
 
     def weights(self, actions: torch.Tensor) -> torch.Tensor:
-        """The weights `(B, M)` that actions `(B, M)` stand for."""
+        """The weights `(B, M)` of actions `(B, M)`."""
         return actions if self.kind == "dirichlet" else actions.softmax(-1)
 
     def log_probs(self, scores: torch.Tensor, actions: torch.Tensor) -> torch.Tensor:
-        """Log-densities in nats: `(B,)` of one agent, `(B, M)` of one agent a member."""
+        """Log-densities in nats: `(B,)` for one agent, `(B, M)` for one agent per member."""
         found = self._distribution(scores).log_prob(actions)
         return found.sum(-1) if self.kind == "logistic_normal" else found
 
     def entropies(self, scores: torch.Tensor) -> torch.Tensor:
-        """Entropies in nats, in the shape of the log-densities."""
+        """Entropies in nats, with the shape of the log-densities."""
         found = self._distribution(scores).entropy().expand(scores.shape if self.kind != "dirichlet" else (-1,))
         return found.sum(-1) if self.kind == "logistic_normal" else found

@@ -1,4 +1,4 @@
-"""Settings of a learned policy."""
+"""The config of a learned policy."""
 
 # no `from __future__ import annotations`: the types of fields are checked, and must not be strings
 
@@ -28,9 +28,9 @@ _COUNTS_AFTER_PADDING = (
     "xlm-roberta-xl",
     "xmod",
 )
-"""Encoders whose positions begin after the padding token's id, so that they read fewer tokens than they have."""
+"""Encoders whose positions start after the padding token's id; they read fewer tokens than they have positions."""
 DISTRIBUTIONS = {"joint": ("dirichlet", "logistic_normal"), "per_member": ("gaussian",)}
-"""What actions can be drawn from, for each kind of actor; the first one is the default."""
+"""The distributions of actions for each kind of actor; the first one is the default."""
 _BOUNDS = {
     **dict.fromkeys(("num_members", "pooled_tokens", "span_length", "hidden_size", "max_text_tokens"), COUNT),
     **dict.fromkeys(("concentration", "noise"), POSITIVE),
@@ -39,38 +39,41 @@ _BOUNDS = {
 
 @strict
 class PolicyConfig(PreTrainedConfig):
-    r"""What a learned policy sees, and how it weighs members.
+    r"""What a learned policy observes, and how it computes weights.
 
     Args:
-        num_members (`int`, defaults to 2): M.
+        num_members (`int`, defaults to 2): number of members, M.
         observation (`str`, defaults to `"members"`): `"members"` (their last hidden states, entropies, margins and
-            agreement: almost free), `"text"` (an encoder reads prompt and text so far) or `"both"`.
+            agreement, at almost no extra cost), `"text"` (an encoder reads the prompt and the text so far) or `"both"`.
         actor (`str`, defaults to `"joint"`): `"joint"` (one agent gives all weights, for PPO) or `"per_member"` (one
-            agent a member, each with its own score, for MAPPO). The critic is shared. Source: RLAE (arXiv 2506.00439).
-        encoder_config (`PreTrainedConfig` or `dict`, *optional*): of the encoder that reads the text; saved inside, so
-            that loading a policy never asks for the encoder's own repository. See [`PolicyModel.from_encoder`].
-        member_hidden_sizes (`list[int]`, *optional*): width of each member's last hidden states; needed where
-            members are observed. See [`PolicyConfig.for_members`].
-        pooled_tokens (`int`, defaults to 8): over how many of its newest tokens each member's last hidden states are
-            averaged; the mean is observed beside the newest one. 1 for the newest one alone. A confident member's
-            newest state says what it is about to write; what it read a few tokens ago, and whether that is any business
-            of its own, is in the mean (ours, measured: see the results of the study).
-        span_length (`int`, defaults to 8): tokens per span that the policy was made for. Source: public code of
-            RLAE (4 or 8).
+            agent per member, each with its own score, for MAPPO). The critic is shared. Source: RLAE (arXiv
+            2506.00439).
+        encoder_config (`PreTrainedConfig` or `dict`, *optional*): the config of the encoder that reads the text. It is
+            saved with this config, so that loading a policy does not need the encoder's repository. See
+            [`PolicyModel.from_encoder`].
+        member_hidden_sizes (`list[int]`, *optional*): width of each member's last hidden states; required if members
+            are observed. See [`PolicyConfig.for_members`].
+        pooled_tokens (`int`, defaults to 8): number of newest tokens over which each member's last hidden states are
+            averaged. The mean is observed in addition to the newest hidden state; 1 for the newest one alone. The
+            newest state of a confident member mostly predicts its next token; the mean also has what it read before,
+            and so whether the text is in its domain (ours, measured: see the results of the study).
+        span_length (`int`, defaults to 8): tokens per span for which the policy is made. Source: public code of RLAE (4
+            or 8).
         hidden_size (`int`, defaults to 128): width of the heads (ours).
-        share_trunk (`bool`, defaults to `False`): with `actor="per_member"`, whether the agents share all layers but
+        share_trunk (`bool`, defaults to `False`): with `actor="per_member"`, whether the agents share all layers except
             the last (ours).
-        max_text_tokens (`int`, defaults to 512): the newest so many tokens of the text are read. Source: public code of
-            RLAE.
-        distribution (`str`, *optional*): what actions are drawn from while training: `"dirichlet"` (default) or
-            `"logistic_normal"` for the joint actor, `"gaussian"` for one actor a member. Without training the weights
-            are always the softmax of the scores, which is the mean of the Dirichlet.
-        concentration (`float`, defaults to 20.0): what the Dirichlet's parameters sum to at first (ours).
-        noise (`float`, defaults to 0.5): standard deviation of drawn scores at first, for the other two (ours).
+        max_text_tokens (`int`, defaults to 512): number of newest tokens of the text that the encoder reads. Source:
+            public code of RLAE.
+        distribution (`str`, *optional*): the distribution of actions in training: `"dirichlet"` (default) or
+            `"logistic_normal"` for the joint actor, `"gaussian"` for one actor per member. Outside of training the
+            weights are the softmax of the scores, which is the mean of the Dirichlet.
+        concentration (`float`, defaults to 20.0): initial sum of the Dirichlet's parameters (ours).
+        noise (`float`, defaults to 0.5): initial standard deviation of drawn scores, for the other two distributions
+            (ours).
 
     Raises:
-        ConfigError: a value that cannot be used; the message names the field.
-        StrictDataclassFieldValidationError: a value of another type; the message names the field.
+        ConfigError: an invalid value; the message names the field.
+        StrictDataclassFieldValidationError: a value of the wrong type; the message names the field.
     """
 
     model_type = "hf_rlae_policy"
@@ -104,8 +107,8 @@ class PolicyConfig(PreTrainedConfig):
         sizes = self.member_hidden_sizes
         if sizes is not None and (len(sizes) != self.num_members or min(sizes, default=1) < 1):
             raise ConfigError(
-                f"member_hidden_sizes={sizes} for num_members={self.num_members}: give one width a member, each at "
-                "least 1, or let `PolicyConfig.for_members(members)` fill them in"
+                f"member_hidden_sizes={sizes} for num_members={self.num_members}: give one width per member, each at "
+                "least 1, or use `PolicyConfig.for_members(members)`, which fills them in"
             )
         self._check_encoder()
 
@@ -115,7 +118,7 @@ class PolicyConfig(PreTrainedConfig):
         kind = self.encoder_config.model_type
         if self.encoder_config.is_encoder_decoder:
             raise ConfigError(
-                f"encoder_config: {kind} is an encoder-decoder model; take an encoder such as DeBERTa or ModernBERT"
+                f"encoder_config: {kind} is an encoder-decoder model; use an encoder such as DeBERTa or ModernBERT"
             )
         limit = readable_tokens(self.encoder_config)
         if limit is not None and limit < self.max_text_tokens:
@@ -126,51 +129,56 @@ class PolicyConfig(PreTrainedConfig):
 
     @classmethod
     def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Any:
-        """As in transformers. Policies that were saved before there was `pooled_tokens` see the newest token alone."""
+        """As in transformers. Policies that were saved before `pooled_tokens` existed observe the newest token only."""
         return super().from_dict({"pooled_tokens": 1, **config_dict}, **kwargs)
 
     @property
     def observes_members(self) -> bool:
-        """Whether the members' hidden states and distributions are looked at."""
+        """Whether the policy observes the members' hidden states and distributions."""
         return self.observation != "text"
 
     @property
     def observes_text(self) -> bool:
-        """Whether the text is read."""
+        """Whether the policy reads the text."""
         return self.observation != "members"
 
     @classmethod
     def for_members(cls, members: Sequence[Any], **settings: Any) -> "PolicyConfig":
-        """A config with the number and the widths of some members filled in.
+        """A config with the number of the given members and the widths of their hidden states.
 
         Args:
             members: `Member` objects, as in `ensemble.members`, or `(model, tokenizer)` pairs.
             settings: the other fields.
 
+        Returns:
+            `PolicyConfig`: the config.
+
         Raises:
-            ConfigError: no members, something else than members, or a field that cannot be used.
+            ConfigError: no members, objects that are not members, or an invalid field.
 
         Example:
 
         >>> PolicyConfig.for_members(ensemble.members, actor="per_member")  # doctest: +SKIP
         """
         if isinstance(members, (str, bytes)) or not isinstance(members, Sequence) or not members:
-            raise ConfigError("members must be a list with at least one Member; give `ensemble.members`")
+            raise ConfigError(
+                f"members must be a list with at least one Member, got {members!r:.80}; give `ensemble.members`"
+            )
         sizes = []
         for index, given in enumerate(members):
             if isinstance(given, (tuple, list)) and len(given) == 2:
                 given = Member(*given)
             if not isinstance(given, Member):
                 raise ConfigError(
-                    f"members[{index}] is a {type(given).__name__}, whose width is not known; give `ensemble.members`, "
-                    "or (model, tokenizer) pairs"
+                    f"members[{index}] is a {type(given).__name__}, not a Member; give `ensemble.members`, or (model, "
+                    "tokenizer) pairs"
                 )
             sizes.append(given.hidden_size)
         return cls(**{"num_members": len(sizes), "member_hidden_sizes": sizes, **settings})
 
 
 def readable_tokens(encoder_config: PreTrainedConfig) -> int | None:
-    """How many tokens an encoder can read at once; `None` where its config does not say."""
+    """The maximum number of tokens of an encoder; `None` if its config does not have it."""
     limit = getattr(encoder_config, "max_position_embeddings", None)
     if not isinstance(limit, int) or limit <= 0:
         return None
@@ -184,8 +192,8 @@ def _config_of(given: dict[str, Any]) -> PreTrainedConfig:
     kind = fields.pop("model_type", None)
     if kind is None:
         raise ConfigError(
-            "encoder_config has no model_type, so it cannot be told which encoder it is of; give the config object, "
-            "such as AutoConfig.from_pretrained(...), or its `to_dict()`"
+            "encoder_config has no model_type, so the class of the encoder is unknown; give the config object, such as "
+            "AutoConfig.from_pretrained(...), or its `to_dict()`"
         )
     try:
         return AutoConfig.for_model(kind, **fields)

@@ -1,4 +1,4 @@
-"""Weights from how sure the members are."""
+"""Weights from the members' entropies."""
 
 from __future__ import annotations
 
@@ -13,15 +13,16 @@ from hf_rlae.policies.temperature import checked_temperature
 
 @policies.register("entropy")
 class EntropyPolicy:
-    """The surer a member is of its next token at the span's start, the more weight it has.
+    """Gives more weight to members that are more confident about the first token of the span.
 
     `w = softmax(-H / temperature)`, where `H_m` is the entropy of member m's next-token distribution in nats. It needs
-    no training, and fails where a member is wrong with confidence.
+    no training. It fails if a member is confident and wrong.
 
     Source: ours.
 
     Args:
-        temperature (`float`, defaults to 1.0): above 0, in nats; small values give all weight to the surest member.
+        temperature (`float`, defaults to 1.0): above 0, in nats; small values give all weight to the most confident
+            member.
 
     Raises:
         ConfigError: a temperature that is not finite or not above 0.

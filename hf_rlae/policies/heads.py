@@ -1,4 +1,4 @@
-"""The small layers of a learned policy: what they see becomes scores, one a member, and a value."""
+"""The heads of a learned policy: from observations to one score per member and a value."""
 
 from __future__ import annotations
 
@@ -11,26 +11,26 @@ from hf_rlae.policies.actions import Actions
 from hf_rlae.policies.configuration_policy import PolicyConfig
 
 MAX_SCORE_AT_START = 0.009
-"""Scores of random heads are at most so far from 0, so that weights are within 2 % of 1/M: `exp(2 * 0.009) < 1.02`."""
+"""Upper bound of the scores of random heads. It keeps the weights within 2% of 1/M: `exp(2 * 0.009) < 1.02`."""
 
 
 class Score(nn.Linear):
-    """The last layer of an actor; its input is between -1 and 1."""
+    """The last layer of an actor; its inputs are between -1 and 1."""
 
 
 class Heads(nn.Module):
-    """Actor and critic on top of what is observed, in fp32 whatever the members' dtype is.
+    """Actor and critic on top of the observation, in fp32 for members of any dtype.
 
-    Each member's last hidden state, its mean over several tokens where the policy pools them, and the encoder's pooled
-    state go through a layer norm and a linear layer with `tanh` each; with the members' entropies and margins (as
-    `log(1 + x)`) and their pairwise agreement they make the features. An actor is a linear layer with `tanh` (the
-    trunk) and one that gives scores; the critic is the same, with a value.
+    Each member's last hidden state, the mean over several of them (if the policy pools), and the encoder's pooled state
+    go through a layer norm and a linear layer with `tanh` each. The features are their outputs, the members' entropies
+    and margins (as `log(1 + x)`), and the pairwise agreement. An actor is a linear layer with `tanh` (the trunk) and a
+    linear layer that returns scores. The critic is the same, with a value.
 
     Source: RLAE (arXiv 2506.00439) for actor and critic; observing members, and the layers, are ours.
 
     Args:
-        config (`PolicyConfig`): sizes, with `member_hidden_sizes` where members are observed.
-        text_size (`int`, *optional*): width of the encoder's states, where text is observed.
+        config (`PolicyConfig`): the sizes; `member_hidden_sizes` is required if members are observed.
+        text_size (`int`, *optional*): width of the encoder's states, if text is observed.
     """
 
     def __init__(self, config: PolicyConfig, text_size: int | None) -> None:
@@ -57,8 +57,8 @@ class Heads(nn.Module):
         """Scores `(B, M)` and values `(B,)`, in fp32.
 
         Args:
-            observation: see [`PolicyModel.observe`].
-            pooled (`torch.Tensor` of shape `(B, H)`, *optional*): what the encoder makes of the text.
+            observation (`dict[str, torch.Tensor]`): see [`PolicyModel.observe`].
+            pooled (`torch.Tensor` of shape `(B, H)`, *optional*): the encoder's pooled state of the text.
         """
         features = self._features(observation, pooled)
         trunks = [torch.tanh(trunk(features)) for trunk in self.trunks]
@@ -82,7 +82,7 @@ class Heads(nn.Module):
         return torch.cat(parts, dim=-1)
 
     def _apply(self, fn: Callable[[torch.Tensor], torch.Tensor], recurse: bool = True) -> Heads:
-        """Moves to another device, but never to a coarser dtype."""
+        """Changes the device, but never to a dtype with less precision."""
 
         def keep(tensor: torch.Tensor) -> torch.Tensor:
             moved = fn(tensor)

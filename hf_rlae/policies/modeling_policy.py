@@ -1,4 +1,4 @@
-"""`PolicyModel`: a policy that is learned."""
+"""`PolicyModel`: a learned policy."""
 
 from __future__ import annotations
 
@@ -19,27 +19,28 @@ from hf_rlae.policies.heads import MAX_SCORE_AT_START, Heads, Score
 from hf_rlae.policies.state import PolicyOutput, PolicyState
 
 Observation = Mapping[str, torch.Tensor]
-"""What a policy saw, as tensors that can be kept; see `PolicyModel.observe`."""
+"""What a policy observes, as tensors that can be stored; see `PolicyModel.observe`."""
 
 _HUB_OPTIONS = ("cache_dir", "force_download", "local_files_only", "token", "revision", "subfolder")
 
 
 class PolicyModel(PreTrainedModel):
-    """Weighs members by what they show, by the text, or by both; an actor gives weights, a critic values.
+    """A learned policy that observes the members, the text or both; an actor returns weights, a critic values.
 
-    With random heads the weights are within 2 % of 1/M. Weights are deterministic (the softmax of the actor's scores),
-    but for an encoder's dropout in training mode; inside `exploring()` they are drawn, for training.
+    With random heads the weights are within 2% of 1/M. Weights are deterministic (the softmax of the actor's scores),
+    except for the encoder's dropout in training mode. Inside `exploring()` they are drawn, for training.
 
     Source: RLAE (arXiv 2506.00439) for the policy that reads the text, its actors and its critic; observing members is
     ours.
 
     Args:
-        config (`PolicyConfig`): for members, see [`PolicyConfig.for_members`].
-        tokenizer (*optional*): the encoder's, where text is observed; saved and loaded with the policy.
+        config (`PolicyConfig`): the config; to observe members, make it with [`PolicyConfig.for_members`].
+        tokenizer (`PreTrainedTokenizerBase`, *optional*): the encoder's tokenizer, if text is observed; it is saved and
+            loaded with the policy.
 
     Raises:
-        ConfigError: members are observed but `member_hidden_sizes` is missing, or text is observed but
-            `encoder_config` is missing.
+        ConfigError: `member_hidden_sizes` is missing although members are observed, or `encoder_config` is missing
+            although text is observed.
 
     Example:
 
@@ -63,9 +64,9 @@ class PolicyModel(PreTrainedModel):
         super().__init__(config)
         if config.observes_members and config.member_hidden_sizes is None:
             raise ConfigError(
-                f"member_hidden_sizes is missing, but observation={config.observation!r} looks at hidden states: make "
-                "the config with `PolicyConfig.for_members(ensemble.members, ...)`, which fills it in, or give the "
-                "width of each member's hidden states"
+                f"member_hidden_sizes is missing, but observation={config.observation!r} reads hidden states: make the "
+                "config with `PolicyConfig.for_members(ensemble.members, ...)`, which fills it in, or give the width "
+                "of each member's hidden states"
             )
         if config.observes_text and not isinstance(config.encoder_config, PreTrainedConfig):
             raise ConfigError(
@@ -86,18 +87,21 @@ class PolicyModel(PreTrainedModel):
     def from_encoder(
         cls, encoder: Any, members: Sequence[Any], *, observation: str = "text", **settings: Any
     ) -> PolicyModel:
-        """A policy whose text encoder is pretrained. It is in float32, whatever the encoder's files are in.
+        """A policy with a pretrained text encoder, in float32 for any dtype of the encoder's files.
 
         Args:
-            encoder (`str` or pair): a folder or Hub id, such as the paper's `microsoft/deberta-v3-large`, or
-                `(model, tokenizer)`. Any encoder of transformers' `AutoModel` works.
+            encoder (`str` or pair): a folder or Hub id, such as the paper's `microsoft/deberta-v3-large`, or a
+                `(model, tokenizer)` pair. Any encoder of transformers' `AutoModel` works.
             members: as in [`PolicyConfig.for_members`].
-            observation (`str`, defaults to `"text"`): or `"both"`.
-            settings: further fields of `PolicyConfig`. `max_text_tokens` is 512, or what the encoder can read if that
-                is less.
+            observation (`str`, defaults to `"text"`): `"text"` or `"both"`.
+            settings: other fields of `PolicyConfig`. `max_text_tokens` defaults to 512, or to the encoder's maximum if
+                that is smaller.
+
+        Returns:
+            `PolicyModel`: in eval mode, on the device of the encoder.
 
         Raises:
-            ConfigError: an observation without text, an encoder that is none, or a field that cannot be used.
+            ConfigError: an observation without text, an invalid encoder, or an invalid field.
         """
         if observation == "members":
             raise ConfigError("observation='members' needs no encoder: use PolicyModel(PolicyConfig.for_members(...))")
@@ -106,15 +110,15 @@ class PolicyModel(PreTrainedModel):
         elif isinstance(encoder, (tuple, list, nn.Module)):
             raise ConfigError(
                 "encoder must be a folder, a Hub id or a (model, tokenizer) pair, got "
-                f"{type(encoder).__name__}; a model needs its tokenizer beside it"
+                f"{type(encoder).__name__}; give a loaded model together with its tokenizer"
             )
         else:
-            # by default transformers takes the dtype of the files, in which half-precision weights do not train
+            # transformers' default is the dtype of the files; in half precision Adam's small steps would be lost
             model = AutoModel.from_pretrained(encoder, dtype=torch.float32)
             tokenizer = AutoTokenizer.from_pretrained(encoder)
         encoder_config = copy.deepcopy(model.config)
         encoder_config.dtype = torch.float32
-        encoder_config.name_or_path = ""  # of no use to others, and perhaps a folder of this machine
+        encoder_config.name_or_path = ""  # may be a local folder, which must not be published
         limits = [readable_tokens(encoder_config), tokenizer.model_max_length]
         longest = min([512, *(limit for limit in limits if isinstance(limit, int) and limit > 0)])
         settings = {"max_text_tokens": longest, **settings}
@@ -126,7 +130,7 @@ class PolicyModel(PreTrainedModel):
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: Any, *args: Any, **kwargs: Any) -> Any:
-        """As in transformers; the encoder's tokenizer lies beside the policy and is loaded with it."""
+        """As in transformers; the encoder's tokenizer is loaded from the same folder or repository."""
         loaded = super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
         policy = loaded[0] if isinstance(loaded, tuple) else loaded
         if policy.config.observes_text and policy.tokenizer is None:
@@ -136,7 +140,7 @@ class PolicyModel(PreTrainedModel):
         return loaded
 
     def save_pretrained(self, save_directory: Any, *args: Any, **kwargs: Any) -> None:
-        """As in transformers; the encoder's tokenizer is saved beside the policy."""
+        """As in transformers; the encoder's tokenizer is saved to the same folder or repository."""
         super().save_pretrained(save_directory, *args, **kwargs)
         if self.tokenizer is not None:
             wanted = ("push_to_hub", "repo_id", "token", "private", "commit_message", "revision", "create_pr")
@@ -145,22 +149,22 @@ class PolicyModel(PreTrainedModel):
 
     @property
     def num_members(self) -> int:
-        """M."""
+        """Number of members, M."""
         return self.config.num_members
 
     @property
     def observes_members(self) -> bool:
-        """Whether members have to be run, and their hidden states kept, for this policy."""
+        """Whether this policy needs the members to run and to keep their hidden states."""
         return self.config.observes_members
 
     @property
     def pooled_tokens(self) -> int:
-        """Over how many of each member's newest tokens hidden states are averaged; 1 for the last one alone."""
+        """Number of newest tokens over which each member's hidden states are averaged; 1 for the last one alone."""
         return self.config.pooled_tokens
 
     @contextmanager
     def exploring(self) -> Iterator[None]:
-        """Within this context actions are drawn, and `PolicyOutput` has them with their log-densities."""
+        """Draws actions within this context; `PolicyOutput` then has the actions and their log-densities."""
         before, self._explores = self._explores, True
         try:
             yield
@@ -169,36 +173,36 @@ class PolicyModel(PreTrainedModel):
 
     @torch.no_grad()
     def observe(self, state: PolicyState) -> dict[str, torch.Tensor]:
-        """What the policy sees of a state, as tensors that a rollout can keep.
+        """The observation of a state, as tensors that a rollout can store.
 
         Args:
             state (`PolicyState`): B rows at a span's first token.
 
         Returns:
-            `dict[str, torch.Tensor]`, on the policy's device. Where members are observed: `hidden_states_0`, ... of
-            shape `(B, H_m)`, or `(B, 2 H_m)` with means beside them (`pooled_tokens`), in each member's dtype,
-            `entropies` and `margins` `(B, M)`, `agreement` `(B, M, M)`. Where text is observed: `input_ids` and
-            `attention_mask` `(B, L)` in the encoder's tokens, the newest `max_text_tokens` of them.
+            `dict[str, torch.Tensor]`: on the policy's device. If members are observed: `hidden_states_0`, ... of shape
+            `(B, H_m)`, or `(B, 2 H_m)` with means (`pooled_tokens`), in each member's dtype, `entropies` and `margins`
+            `(B, M)`, `agreement` `(B, M, M)`. If text is observed: `input_ids` and `attention_mask` `(B, L)`, the
+            newest `max_text_tokens` tokens of the encoder's tokenizer.
 
         Raises:
-            PolicyError: another number of members, or hidden states that are missing or of another width.
+            PolicyError: the state has another number of members, or hidden states are missing or have another width.
             ConfigError: text is observed, and the policy has no tokenizer.
         """
         device = self.heads.actions.log_scale.device
         if state.num_members != self.num_members:
             raise PolicyError(
                 f"{type(self).__name__} weighs {self.num_members} members, the state has {state.num_members}; make the "
-                "policy for that number"
+                "policy for that number of members"
             )
         observation: dict[str, torch.Tensor] = {}
         if self.config.observes_members:
             sizes = self.config.member_hidden_sizes or []
             run_for = state.hidden_tokens
-            is_unlike = run_for is not None and max(run_for, 1) != self.pooled_tokens
-            if is_unlike or (run_for == 0 and any(hidden is None for hidden in state.hidden_states)):
+            is_mismatch = run_for is not None and max(run_for, 1) != self.pooled_tokens
+            if is_mismatch or (run_for == 0 and any(hidden is None for hidden in state.hidden_states)):
                 raise PolicyError(
                     f"the policy was made for pooled_tokens={self.pooled_tokens}, and the members were run for "
-                    f"{run_for}: a policy that asks this one needs its attributes `observes_members` and "
+                    f"{run_for}: a policy that calls this one must have the same attributes `observes_members` and "
                     "`pooled_tokens`"
                 )
             parts = 2 if self.pooled_tokens > 1 else 1
@@ -238,26 +242,27 @@ class PolicyModel(PreTrainedModel):
         actions: torch.Tensor | None = None,
         sample: bool | Sequence[int] | None = None,
     ) -> PolicyOutput:
-        """Weights for every row, with what training needs.
+        """Weights for every row, and the outputs that training needs.
 
         Args:
-            observation (`PolicyState` or `dict[str, torch.Tensor]`): a state, or what `observe` made of one, perhaps
-                with the rows of several put together by `stack`.
-            actions (`torch.Tensor` of shape `(B, M)`, *optional*): drawn before; their log-densities are wanted.
+            observation (`PolicyState` or `dict[str, torch.Tensor]`): a state, or the result of `observe`, or the rows
+                of several results joined by `stack`.
+            actions (`torch.Tensor` of shape `(B, M)`, *optional*): actions drawn before, to get their log-densities.
             sample (`bool` or `Sequence[int]`, *optional*): whether to draw actions; `None` = only inside
-                `exploring()`. A seed for each row (at least 0, below 2**63) makes a row's draw the same in any batch.
+                `exploring()`. With one seed per row (at least 0, below 2**63) the draw of a row is the same in every
+                batch.
 
         Returns:
             `PolicyOutput`: fp32 `weights` `(B, M)` and `state_values` `(B,)`. With actions, drawn or given: `actions`
-            `(B, M)`, and `log_probs` and `entropies` in nats, `(B,)` with a joint actor and `(B, M)` with one actor a
+            `(B, M)`, and `log_probs` and `entropies` in nats, `(B,)` with a joint actor and `(B, M)` with one actor per
             member.
 
         Raises:
-            PolicyError: another number of seeds than rows; and see `observe`.
+            PolicyError: the number of seeds is not the number of rows; and see `observe`.
             ConfigError: see `observe`.
         """
         seen = self.observe(observation) if isinstance(observation, PolicyState) else observation
-        if torch.is_grad_enabled():  # what was kept inside `generate` takes part in gradients only as a copy
+        if torch.is_grad_enabled():  # autograd cannot use inference tensors, which `generate` leaves
             seen = {name: tensor.clone() if tensor.is_inference() else tensor for name, tensor in seen.items()}
         pooled = self._read(seen) if self.encoder is not None else None
         head: Actions = self.heads.actions
@@ -266,7 +271,7 @@ class PolicyModel(PreTrainedModel):
             scores, values = self.heads(seen, None if pooled is None else pooled.float())
             seeds = None if sample is None or isinstance(sample, bool) else sample
             if seeds is not None and len(seeds) != len(scores):
-                raise PolicyError(f"sample holds {len(seeds)} seeds for {len(scores)} rows; give each row one")
+                raise PolicyError(f"sample has {len(seeds)} seeds for {len(scores)} rows; give one seed per row")
             if actions is None and (self._explores if sample is None else sample):
                 actions = head.draw(scores, seeds)
             if actions is None:
@@ -285,7 +290,7 @@ class PolicyModel(PreTrainedModel):
         return (states * kept).sum(1) / kept.sum(1).clamp(min=1.0)
 
     def stack(self, observations: Sequence[Observation]) -> dict[str, torch.Tensor]:
-        """The rows of several observations in one; shorter texts are padded."""
+        """Concatenates the rows of several observations; shorter texts are padded."""
         stacked: dict[str, torch.Tensor] = {}
         for name in observations[0]:
             parts = [observation[name] for observation in observations]
@@ -313,7 +318,7 @@ class PolicyModel(PreTrainedModel):
 
 
 def _prepared(tokenizer: Any, max_length: int) -> Any:
-    """A copy that keeps the newest text, pads on the right, and is not changed by its first call."""
+    """A copy that truncates on the left and pads on the right; called once, because the first call changes settings."""
     tokenizer = copy.deepcopy(tokenizer)
     tokenizer.truncation_side, tokenizer.padding_side = "left", "right"
     if tokenizer.pad_token_id is None:

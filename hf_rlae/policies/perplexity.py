@@ -1,4 +1,4 @@
-"""Weights from how well the members know the prompt."""
+"""Weights from the members' perplexities of the prompt."""
 
 from __future__ import annotations
 
@@ -13,20 +13,20 @@ from hf_rlae.policies.temperature import checked_temperature
 
 @policies.register("perplexity")
 class PerplexityPolicy:
-    """The likelier a member finds the prompt, the more weight it has in the whole text.
+    """Gives more weight, in the whole completion, to members with a lower perplexity of the prompt.
 
     `w = softmax(-L / temperature)`, where `L_m` is the logarithm of member m's perplexity of the prompt. With one
-    tokenizer that is PackLLM-sim: `L_m` is the mean negative log-probability of the prompt's tokens. Members with
-    different tokenizers write the prompt in tokens of different lengths, so there `L_m` is the mean per byte times the
-    bytes that a token has on average over the members, and the order of the members makes no difference.
+    tokenizer this is PackLLM-sim: `L_m` is the mean negative log-probability of the prompt's tokens. Different
+    tokenizers split the prompt into tokens of different lengths. Then `L_m` is the mean per byte, times the mean number
+    of bytes per token over the members, so the order of the members makes no difference.
 
-    A prompt of one token has no perplexity: every member has the same weight. Every member reads the prompt once more.
+    A prompt of one token has no perplexity; the weights are then equal. Every member reads the prompt once more.
 
     Source: PackLLM (arXiv 2404.11531), "PackLLM-sim". Its public code has `softmax(-loss / tau)` with `tau = 1`.
 
     Args:
         temperature (`float`, defaults to 1.0): above 0, in nats per token; small values give all weight to the member
-            that knows the prompt best. Source: public code of PackLLM.
+            with the lowest perplexity. Source: public code of PackLLM.
 
     Raises:
         ConfigError: a temperature that is not finite or not above 0.
@@ -48,7 +48,7 @@ class PerplexityPolicy:
         per_byte = -scores.logps / scores.num_bytes.clamp(min=1)
         bytes_per_token = (scores.num_bytes / scores.num_tokens.clamp(min=1)).mean(1, keepdim=True)
         scaled = -per_byte * bytes_per_token / self.temperature
-        return scaled.clamp(min=-1e6).softmax(1)  # a prompt can be impossible for every member
+        return scaled.clamp(min=-1e6).softmax(1)  # without it, NaN if the prompt is impossible for every member
 
     def settings(self) -> dict[str, Any]:
         """What `PerplexityPolicy(**settings)` needs, for saving."""

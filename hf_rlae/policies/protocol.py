@@ -1,4 +1,4 @@
-"""What a policy is: a callable, and what it may say about itself."""
+"""The interface of policies: a callable, and its optional attributes."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from hf_rlae.policies.state import PolicyOutput, PolicyState
 
 @runtime_checkable
 class Policy(Protocol):
-    """Anything that is called with a `PolicyState` and returns one weight per row and member.
+    """Any callable that takes a `PolicyState` and returns one weight per row and member.
 
-    A function is enough. A policy may say more about itself by attributes, all of them optional:
+    A function is enough. A policy may have these attributes, all of them optional:
 
     * `observes_members` (`bool`, `True` if absent) and `pooled_tokens` (`int`, 1 if absent): which hidden states of
       the members it reads, see [`MemberObserver`];
@@ -37,10 +37,10 @@ class Policy(Protocol):
 
 @runtime_checkable
 class MemberObserver(Protocol):
-    """A policy that says which hidden states of the members it reads.
+    """A policy that declares which hidden states of the members it reads.
 
     Attributes:
-        observes_members (`bool`): `False` if it reads no member, so that members without weight need not be run.
+        observes_members (`bool`): `False` if it reads no member, so that members without weight do not run.
         pooled_tokens (`int`): 1 for the newest hidden state alone; n > 1 adds the mean over the newest n tokens.
     """
 
@@ -70,7 +70,7 @@ class SavedPolicy(Protocol):
     registered_name: str
 
     def settings(self) -> dict[str, Any]:
-        """The arguments that make the same policy again; values that JSON can hold."""
+        """The arguments that make the same policy again, as JSON values."""
 
 
 def observed_tokens(policy: Any) -> int:
@@ -80,8 +80,8 @@ def observed_tokens(policy: Any) -> int:
         policy (`Policy`): see [`MemberObserver`]; absent attributes count as `True` and 1.
 
     Returns:
-        `int`: 0 if it reads no member; 1 for the newest token; n > 1 for the newest token and, beside it, the mean
-        over the newest n (each in the member's own tokens).
+        `int`: 0 if it reads no member; 1 for the newest token; n > 1 for the newest token and the mean over the newest
+        n (each in the member's own tokens).
 
     Raises:
         PolicyError: `pooled_tokens` is not an integer of at least 1.
@@ -96,10 +96,10 @@ def observed_tokens(policy: Any) -> int:
 
 
 def members_of(policy: Any) -> int | None:
-    """The number of members that a policy was made for; `None` if it does not say.
+    """The number of members that a policy was made for; `None` if it does not declare one.
 
     Args:
-        policy (`Policy`): see [`SizedPolicy`]; the config of a `PreTrainedModel` may say it, too.
+        policy (`Policy`): see [`SizedPolicy`]; the config of a `PreTrainedModel` can have `num_members`, too.
     """
     if isinstance(policy, SizedPolicy):
         return policy.num_members

@@ -1,4 +1,4 @@
-"""What a policy is asked about: the text and the members at the first token of a span."""
+"""The input and output of policies: the state of text and members at the first token of a span, and the weights."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from transformers.utils import ModelOutput
 from hf_rlae.errors import PolicyError
 
 LEAST_LOGIT = -1e4
-"""Logits are at most so far below the best one; `exp` of it is 0."""
+"""Lower bound of logits minus the largest logit; `exp` of it is 0."""
 
 
 class _once:
@@ -35,12 +35,12 @@ class _once:
 
 @dataclass(frozen=True)
 class MemberObservation:
-    """What one member shows at the position whose next token is chosen.
+    """The outputs of one member for the next token.
 
     Attributes:
         logits (`torch.Tensor` of shape `(B, V_m)`): the member's logits, in its own vocabulary and dtype.
-        hidden (`torch.Tensor` of shape `(B, H_m)` or `None`): the input of its language-model head; with the mean of
-            its newest inputs beside it, `(B, 2 H_m)`, for a policy that pools them (see `observed_tokens`).
+        hidden (`torch.Tensor` of shape `(B, H_m)` or `None`): the input of its language-model head; of shape
+            `(B, 2 H_m)`, with the mean over the newest inputs, for a policy that pools them (see `observed_tokens`).
     """
 
     logits: torch.Tensor
@@ -53,13 +53,13 @@ class PolicyOutput(ModelOutput):
 
     Attributes:
         weights (`torch.FloatTensor` of shape `(B, M)`): each row is at least 0 and sums to 1.
-        actions (`torch.FloatTensor` of shape `(B, M)`, *optional*): the actions that were drawn, before they became
-            weights.
+        actions (`torch.FloatTensor` of shape `(B, M)`, *optional*): the drawn actions, from which the weights are
+            computed.
         log_probs (`torch.FloatTensor` of shape `(B,)` or `(B, M)`, *optional*): log-densities of the actions, in nats:
             one per row with a joint actor, one per agent with an actor per member.
         state_values (`torch.FloatTensor` of shape `(B,)`, *optional*): the critic's estimates.
-        entropies (`torch.FloatTensor`, *optional*, same shape as `log_probs`): entropies of the distributions that
-            actions are drawn from, in nats.
+        entropies (`torch.FloatTensor`, *optional*, same shape as `log_probs`): entropies of the distributions of the
+            actions, in nats.
     """
 
     weights: torch.Tensor
@@ -71,16 +71,16 @@ class PolicyOutput(ModelOutput):
 
 @dataclass(frozen=True)
 class PromptScores:
-    """How likely each member finds the prompts.
+    """The members' log-probabilities of the prompts.
 
-    A member cannot score the first id that it reads. Where that is text for some member of a row (no
-    beginning-of-text token comes before it), no member of the row scores its first token, so that all are measured on
-    nearly the same text. Special tokens are never counted. A prompt with nothing to score is 0 everywhere.
+    A member cannot score the first id that it reads. If this id is text for some member of a row (because no
+    beginning-of-text token precedes it), all members of the row skip their first token, so that all of them score
+    nearly the same text. Special tokens are not scored. A prompt without scored tokens has 0 in all fields.
 
     Attributes:
         logps (`torch.FloatTensor` of shape `(B, M)`): sum of the log-probabilities of the scored tokens, in nats.
-        num_bytes (`torch.FloatTensor` of shape `(B, M)`): how many bytes these tokens have.
-        num_tokens (`torch.FloatTensor` of shape `(B, M)`): how many tokens they are.
+        num_bytes (`torch.FloatTensor` of shape `(B, M)`): number of bytes of the scored tokens.
+        num_tokens (`torch.FloatTensor` of shape `(B, M)`): number of scored tokens.
     """
 
     logps: torch.Tensor
@@ -89,41 +89,41 @@ class PromptScores:
 
 
 class PolicyState:
-    """The state of all rows at a span's first token. Everything is computed when it is first read.
+    """The state of all rows at a span's first token. Every attribute is computed on first access.
 
-    A member that has nothing to say in a row counts as one that finds every token equally likely.
+    A member without next-token mass in a row counts as a member with a uniform distribution.
 
     Args:
-        num_members (`int`): M.
-        span_index (`torch.LongTensor` of shape `(B,)`): how many spans each row has finished.
-        device (`torch.device`): where weights are wanted.
+        num_members (`int`): number of members, M.
+        span_index (`torch.LongTensor` of shape `(B,)`): number of finished spans of each row.
+        device (`torch.device`): the device of the weights.
         read_text (callable): returns the prompt and the text so far of every row.
-        observe (callable): returns one `MemberObservation` per member; runs the members if need be.
-        read_next (callable, *optional*): for members with different tokenizers: given the observations and each
-            member's most likely ids, a tensor of shape `(B, M)`, returns the bytes that each of these adds to the text,
-            by row and member (`b""` for the end of the text, `None` for no text). Without it, or if it returns `None`,
-            ids are compared as they are.
-        score_prompts (callable, *optional*): returns `PromptScores`; runs the members over the prompts if need be.
-        hidden_tokens (`int`, *optional*): what `observed_tokens` said when the members were run.
+        observe (callable): returns one `MemberObservation` per member; runs the members if they have not run.
+        read_next (callable, *optional*): for members with different tokenizers. Takes the observations and each
+            member's most likely ids, of shape `(B, M)`, and returns the bytes that each id adds to the text, by row and
+            member (`b""` for the end of the text, `None` for no text). Without it, or if it returns `None`, the ids
+            themselves are compared.
+        score_prompts (callable, *optional*): returns `PromptScores`; runs the members over the prompts if needed.
+        hidden_tokens (`int`, *optional*): the `observed_tokens` of the policy for which the members were run.
 
     Attributes:
-        text (`list[str]`): prompt and text so far, one a row.
-        observations (`list[MemberObservation]`): one a member.
-        hidden_states (`list[torch.Tensor]`): last hidden states, `(B, H_m)` each; `(B, 2 H_m)` with means beside them,
-            for a policy that asks for these (see `observed_tokens`).
-        entropies (`torch.FloatTensor` of shape `(B, M)`): of the members' next-token distributions, in nats.
-        margins (`torch.FloatTensor` of shape `(B, M)`): log-probability of the best token less the second's, in nats;
-            at most 1e4.
-        top_logps (`torch.FloatTensor` of shape `(B, M)`): log-probability of the best token.
-        agreement (`torch.FloatTensor` of shape `(B, M, M)`): 1.0 where the likeliest next tokens of two members agree,
-            else 0.0; 1.0 on the diagonal. With one tokenizer they agree if they are the same token. With different
-            ones they agree if both end the text, or if the bytes of one begin those of the other: neither member would
-            contradict the other's token.
-        prompt_scores (`PromptScores`): of the prompts; costs one more forward pass of each member over each prompt,
-            once a call.
+        text (`list[str]`): prompt and text so far, one per row.
+        observations (`list[MemberObservation]`): one per member.
+        hidden_states (`list[torch.Tensor]`): last hidden states, of shape `(B, H_m)` each, or `(B, 2 H_m)` with means
+            for a policy that pools them (see `observed_tokens`).
+        entropies (`torch.FloatTensor` of shape `(B, M)`): entropies of the members' next-token distributions, in nats.
+        margins (`torch.FloatTensor` of shape `(B, M)`): log-probability of the most likely token minus that of the
+            second, in nats; at most 1e4.
+        top_logps (`torch.FloatTensor` of shape `(B, M)`): log-probability of the most likely token, in nats.
+        agreement (`torch.FloatTensor` of shape `(B, M, M)`): 1.0 if the most likely next tokens of two members agree,
+            else 0.0; 1.0 on the diagonal. With one tokenizer, the same token agrees. With different tokenizers, two
+            tokens agree if both end the text, or if the bytes of one are a prefix of the bytes of the other, so that
+            they do not contradict each other.
+        prompt_scores (`PromptScores`): the members' log-probabilities of the prompts; costs one more forward pass of
+            each member over each prompt, once per call.
         prompt_logps (`torch.FloatTensor` of shape `(B, M)`): log-probability of each prompt, in nats.
-        prompt_perplexities (`torch.FloatTensor` of shape `(B, M)`): of each prompt, per *byte*, so that members with
-            different tokenizers can be compared: `exp(-logps / num_bytes)`; 1.0 where there is nothing to score.
+        prompt_perplexities (`torch.FloatTensor` of shape `(B, M)`): perplexity of each prompt per *byte*,
+            `exp(-logps / num_bytes)`, which is comparable between tokenizers; 1.0 if no token is scored.
     """
 
     def __init__(
@@ -200,8 +200,8 @@ class PolicyState:
     def prompt_scores(self) -> PromptScores:
         if self._score_prompts is None:
             raise PolicyError(
-                "this PolicyState cannot score prompts: whoever made it gave no `score_prompts`. An ensemble's own "
-                "states can; in a state of your own, pass `score_prompts=` that returns PromptScores"
+                "this PolicyState cannot score prompts, because it was made without `score_prompts`; pass "
+                "`score_prompts=`, a callable that returns PromptScores, as ensembles do"
             )
         return self._score_prompts()
 
@@ -215,37 +215,37 @@ class PolicyState:
         return (-scores.logps / scores.num_bytes.clamp(min=1)).exp()
 
 
-@torch.no_grad()  # members are frozen, and what is in the way is written over
+@torch.no_grad()  # members are frozen, and the in-place operations below would break autograd
 def _summary(logits: torch.Tensor) -> torch.Tensor:
     """The entropy, margin, best log-probability and best id of fp32 logits `(B, V)`: shape `(4, B)`, in fp32.
 
-    A few passes over the logits and two copies of them; `topk`, `max` with indices and comparisons take far longer.
-    fp32 holds ids up to 2^24.
+    It takes a few passes over the logits and two copies; `topk`, `max` with indices and comparisons take much longer.
+    fp32 is exact for ids up to 2^24.
     """
     best = _first_best(logits)
     top = logits.gather(1, best[:, None])
-    rest = (logits - top).clamp_(min=LEAST_LOGIT)  # 0 times minus infinity is no number
+    rest = (logits - top).clamp_(min=LEAST_LOGIT)  # 0 * -inf would be NaN
     rest.scatter_(1, best[:, None], LEAST_LOGIT)
     margin = -rest.amax(-1)
     scaled = rest.exp()
     z = scaled.sum(-1) + 1.0
     log_z = z.log()
-    products = rest.mul_(scaled)  # in its place
+    products = rest.mul_(scaled)
     entropy = log_z - products.sum(-1) / z
-    is_silent = ~torch.isfinite(top[:, 0])
-    if bool(is_silent.any()):
+    is_empty = ~torch.isfinite(top[:, 0])  # no next-token mass: counts as a uniform distribution
+    if bool(is_empty.any()):
         size = logits.shape[-1]
-        entropy = entropy.masked_fill(is_silent, math.log(size))
-        log_z = log_z.masked_fill(is_silent, math.log(size))
-        margin = margin.masked_fill(is_silent, 0.0)
-        best = best.masked_fill(is_silent, size)
+        entropy = entropy.masked_fill(is_empty, math.log(size))
+        log_z = log_z.masked_fill(is_empty, math.log(size))
+        margin = margin.masked_fill(is_empty, 0.0)
+        best = best.masked_fill(is_empty, size)
     return torch.stack([entropy, margin, -log_z, best.to(entropy.dtype)])
 
 
 def _first_best(logits: torch.Tensor) -> torch.Tensor:
-    """The best id of each row, the first one of equals: shape `(B,)`."""
+    """The id with the largest logit of each row, the first one if several are equal: shape `(B,)`."""
     if logits.device.type == "cpu":
-        # of 50,000 ids ten times as fast as torch's, and about as fast of 400
+        # ten times as fast as torch's argmax for 50,000 ids, and about as fast for 400
         return torch.from_numpy(logits.detach().numpy().argmax(-1))
     return logits.argmax(-1)
 

@@ -1,4 +1,4 @@
-"""Policies whose weights never change."""
+"""Policies with constant weights."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ from hf_rlae.policies.state import PolicyState
 from hf_rlae.registry import Registry
 
 policies: Registry[type] = Registry("policy")
-"""Policies that are saved by name and settings in an ensemble's `config.json`."""
+"""Policies that an ensemble saves by name and settings in its `config.json`."""
 
 
 @policies.register("static")
 class StaticPolicy:
-    """The same weights for every span of every text.
+    """The same weights for every span of every row.
 
     Args:
-        weights (`Sequence[float]`): one a member, at least 0, not all 0; divided by their sum.
+        weights (`Sequence[float]`): one per member, at least 0, not all 0; they are divided by their sum.
 
     Raises:
         ConfigError: weights that are negative, not finite, or all 0.
@@ -39,8 +39,8 @@ class StaticPolicy:
         values = [float(weight) for weight in weights]
         if not values or not all(math.isfinite(v) and v >= 0 for v in values) or sum(values) <= 0:
             raise ConfigError(
-                f"weights={list(weights)} cannot weigh members: give one number per member, each finite and at "
-                "least 0, and not all 0"
+                f"weights={list(weights)}: give one number per member, each finite and at least 0, and at least one "
+                "above 0"
             )
         total = sum(values)
         self.weights = [value / total for value in values] if total != 1.0 else values
@@ -57,7 +57,7 @@ class StaticPolicy:
 
 @policies.register("uniform")
 class UniformPolicy:
-    """Every member has the same weight, however many there are."""
+    """Equal weights for any number of members."""
 
     registered_name = "uniform"
     observes_members = False
@@ -66,5 +66,5 @@ class UniformPolicy:
         return torch.full((state.batch_size, state.num_members), 1 / state.num_members, device=state.device)
 
     def settings(self) -> dict[str, Any]:
-        """Nothing to save."""
+        """No settings: an empty `dict`."""
         return {}

@@ -1,4 +1,4 @@
-"""The temperature of policies that are a softmax."""
+"""Validation of the temperature of softmax policies."""
 
 from __future__ import annotations
 
@@ -13,5 +13,5 @@ def checked_temperature(temperature: Any) -> float:
     Raises:
         ConfigError: it is not finite, or not above 0.
     """
-    check_number("temperature", temperature, Bounds(above=0, note="for equal weights take UniformPolicy"))
+    check_number("temperature", temperature, Bounds(above=0, note="for equal weights use UniformPolicy"))
     return float(temperature)

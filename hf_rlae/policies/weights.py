@@ -1,4 +1,4 @@
-"""From a policy's answer to the weights of a span: checked, cut, renormalised."""
+"""From a policy's output to the weights of a span: validation, cuts and renormalisation."""
 
 from __future__ import annotations
 
@@ -13,21 +13,21 @@ from hf_rlae.policies.state import PolicyOutput, PolicyState
 
 SUM_TOLERANCE = 1e-3
 COARSE_SUM_TOLERANCE = 2e-2  # a softmax in bfloat16 is off by some of its steps of 2^-8
-"""How far a policy's weights may be from summing to 1 before they are refused (they are renormalised)."""
+"""How far the sum of a policy's weights may be from 1; weights within the tolerance are renormalised."""
 
 
 def ask(policy: Policy, state: PolicyState) -> PolicyOutput:
-    """Calls a policy and checks its answer.
+    """Calls a policy and validates its output.
 
     Args:
         policy (`Policy`): returns weights, or a `PolicyOutput`.
         state (`PolicyState`): the rows at a span's first token.
 
     Returns:
-        `PolicyOutput` with fp32 weights of shape `(B, M)` whose rows sum to 1.
+        `PolicyOutput`: with fp32 weights of shape `(B, M)` whose rows sum to 1.
 
     Raises:
-        PolicyError: the answer has another shape, or is negative, not finite, or does not sum to 1.
+        PolicyError: the weights have another shape, are negative or not finite, or do not sum to 1.
     """
     answer: Any = policy(state)
     weights: Any = answer.weights if isinstance(answer, PolicyOutput) else answer
@@ -35,7 +35,10 @@ def ask(policy: Policy, state: PolicyState) -> PolicyOutput:
     expected = (state.batch_size, state.num_members)
     if not isinstance(weights, torch.Tensor) or tuple(weights.shape) != expected:
         given = tuple(weights.shape) if isinstance(weights, torch.Tensor) else type(weights).__name__
-        raise PolicyError(f"the policy {name} must return weights of shape (rows, members) = {expected}, got {given}")
+        raise PolicyError(
+            f"the policy {name} must return weights of shape (rows, members) = {expected}, got {given}; return one row "
+            "of weights per row of the batch"
+        )
     tolerance = SUM_TOLERANCE if weights.dtype in (torch.float32, torch.float64) else COARSE_SUM_TOLERANCE
     weights = weights.to(device=state.device, dtype=torch.float32)
     total = weights.sum(1, keepdim=True)
@@ -51,14 +54,14 @@ def ask(policy: Policy, state: PolicyState) -> PolicyOutput:
 
 
 def cut(weights: torch.Tensor, min_weight: float, max_active: int | None) -> torch.Tensor:
-    """Sets small weights to exactly 0 and renormalises, which is how a subset of members is chosen.
+    """Sets small weights to exactly 0, so that these members do not run, and renormalises the others.
 
-    The largest weight of a row always stays.
+    The largest weight of a row is always kept.
 
     Args:
         weights (`torch.Tensor` of shape `(B, M)`): rows sum to 1.
         min_weight (`float`): weights below it become 0.
-        max_active (`int`, *optional*): at most so many members keep their weight.
+        max_active (`int`, *optional*): maximum number of members that keep their weight.
 
     Returns:
         `torch.Tensor` of shape `(B, M)`: rows sum to 1; unchanged if nothing is cut.
@@ -69,7 +72,7 @@ def cut(weights: torch.Tensor, min_weight: float, max_active: int | None) -> tor
     tensor([[0.6739, 0.3261, 0.0000]])
     """
     members = weights.shape[1]
-    order = weights.argsort(dim=1, descending=True, stable=True)  # of equal weights the first ones count as larger
+    order = weights.argsort(dim=1, descending=True, stable=True)  # stable: of equal weights the first ones are kept
     keep = torch.ones_like(weights, dtype=torch.bool)
     if min_weight > 0:
         keep &= weights >= min_weight

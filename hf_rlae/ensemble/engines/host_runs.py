@@ -1,4 +1,4 @@
-"""Runs of the host, the member inside whose own `generate` an ensemble decodes: it is run there, not here."""
+"""Runs of the host, the member in whose plain `generate` an ensemble decodes; `generate` runs it, not the engine."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from hf_rlae.members.shared_run import ReadsSharedColumns
 
 
 class SharedTokenizerHost(ReadsSharedColumns):
-    """The host in place of a `SharedRun` (see `HostRun`): its logits are those that were fed."""
+    """The host's run if all members share a tokenizer (see `HostRun`); it returns the logits that were fed."""
 
     def __init__(self) -> None:
         self.forward_calls = 0
@@ -27,20 +27,20 @@ class SharedTokenizerHost(ReadsSharedColumns):
     def read(
         self, input_ids: torch.Tensor, attention_mask: torch.Tensor | None, keep: int, hidden: bool
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """See `SharedRun`; only the newest column is known."""
+        """See `SharedRun`; only the outputs of the newest column are known."""
         assert self._fed is not None
         assert keep == 1
         logits, states = self._fed
         return logits[:, None], None if states is None else states[:, None]
 
     def reorder(self, rows: torch.Tensor) -> None:
-        """`generate` reorders the host itself."""
+        """Does nothing: `generate` reorders the host."""
 
     def record(self) -> None:
-        """Columns are never taken back."""
+        """Does nothing: columns are never removed."""
 
     def crop(self, length: int) -> bool:
-        """Columns are never taken back."""
+        """`False`: columns are never removed."""
         return False
 
     def reset(self) -> None:
@@ -49,10 +49,10 @@ class SharedTokenizerHost(ReadsSharedColumns):
 
 
 class _FedReadings(ReadingsRun):
-    """A `ReadingsRun` whose outputs after the text as it is written are fed."""
+    """A `ReadingsRun` that is fed the host's outputs after the generated ids."""
 
     def _cleaned(self, logits: torch.Tensor) -> torch.Tensor:
-        """Logits in fp32 on the member's device, -inf for the ids that have no part in the mixture."""
+        """Logits in fp32 on the member's device, with -inf for the ids that are not part of the mixture."""
         logits = logits.to(device=self.device, dtype=torch.float32)
         return logits.index_fill(-1, self._excluded, -torch.inf) if len(self._excluded) else logits
 
@@ -61,15 +61,15 @@ class _FedReadings(ReadingsRun):
 
 
 class ReadingsHost(_FedReadings):
-    """The host in place of a `ReadingsRun` (see `HostRun`): it is never run, and its ids are those that were written.
+    """The host's run if tokenizers differ (see `HostRun`): it never runs the model, and its ids are the generated ids.
 
-    `generate` conditions the host on the ids of the text, so the live path of every update is the written id: all ends
-    count for it. Where another member proposed the written token, the host itself might have written a longer one.
-    Such a stay needs no forward pass, only the probabilities that the host gave before, so stays are kept as by every
-    other member.
+    `generate` conditions the host on the generated ids, so the path of every update is the generated id, and the mass
+    of all ends goes to it. If another member proposed the token, the host might itself have generated a longer one.
+    Such a stay needs no forward pass, only probabilities that are known already, so the host keeps stays as every other
+    member does.
 
-    The outputs after a column are fed before the column is taken in. Until then `measure` uses those of the column
-    before, which is what updates need.
+    The outputs after a column are fed before the text of the column is taken in. Until then `measure` uses the outputs
+    after the previous column, which updates need.
     """
 
     _fed: tuple[torch.Tensor, torch.Tensor | None, list[int]] | None = None
@@ -80,7 +80,7 @@ class ReadingsHost(_FedReadings):
         self._fed = (logits, hidden, text[:, -1].tolist())
 
     def _keep_fed(self) -> None:
-        """Puts what was fed into the store; rows that begin, or whose newest id has no text, start from there."""
+        """Stores the fed outputs; new rows, and rows whose newest id has no text, get one reading without a tail."""
         if self._fed is None:
             return
         logits, hidden, last_ids = self._fed
@@ -94,14 +94,14 @@ class ReadingsHost(_FedReadings):
                 self.rows[row] = RowReadings(readings=(Reading((), b"", 1.0, self._entries[row]),))
 
     def admit(self, prompts: Sequence[Sequence[int] | None]) -> None:
-        """See `ReadingsRun`; the host has read its prompt."""
+        """See `ReadingsRun`; the host has read its prompt already."""
         self._keep_fed()
 
     def catch_up(self, rows: Sequence[int] | range) -> None:
-        """The host is never behind."""
+        """Does nothing: the host has always read the whole text."""
 
     def defer(self, row: int, raw: bytes) -> None:
-        """The host is never behind: it takes the text in at once."""
+        """Takes the text in at once: the host has always read the whole text."""
         updates: list[Update | None] = [None] * len(self.rows)
         updates[row] = Update(raw)
         self.advance(updates)
@@ -154,10 +154,10 @@ class ReadingsHost(_FedReadings):
 
 
 class RereadingHost(_FedReadings):
-    """The host with readings of its own, as every other member has them (see `HostRun`).
+    """The host's run with its own readings, like every other member (see `HostRun`).
 
-    Where its live path is the text as it was written, `generate` has run it already and those outputs are used; only
-    where it reads the text in other tokens is it run once more, on a cache of its own.
+    If its path is the generated ids, the outputs of `generate` are used. Only if it reads the text in other tokens, the
+    host runs once more, on a separate cache.
     """
 
     _fed: tuple[torch.Tensor, torch.Tensor | None] | None = None
@@ -171,7 +171,7 @@ class RereadingHost(_FedReadings):
         self._text, self._pads = text, pads
 
     def admit(self, prompts: Sequence[Sequence[int] | None]) -> None:
-        """See `ReadingsRun`; the host has read its prompt."""
+        """See `ReadingsRun`; the host has read its prompt already."""
         assert self._fed is not None
         entries = self.store.put(*self._fed, {0})
         self.rows = [
@@ -199,7 +199,7 @@ class RereadingHost(_FedReadings):
     def _merged(
         self, paths: list[Path | None], fed_logits: torch.Tensor, fed_hidden: torch.Tensor | None
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """Outputs along all paths, row by row: fed ones for rows in `_served`, and of a forward pass for the others."""
+        """Outputs of all paths, row by row: the fed ones for rows in `_served`, else those of a forward pass."""
         rest = [None if row in self._served else path for row, path in enumerate(paths)]
         own = self.runner.run(rest) if any(rest) else None
         own_logits = None if own is None else self._cleaned(own.logits)
@@ -217,7 +217,7 @@ class RereadingHost(_FedReadings):
         return torch.cat(logits), torch.cat(hidden) if hidden else None
 
     def _settled(self, row: int, read: tuple[int, ...], readings: list[Reading]) -> RowReadings:
-        # where `generate` has read the text, the host's own cache has not moved
+        # if the outputs of `generate` were used, the run's own cache has not changed
         return super()._settled(row, () if row in self._served else read, readings)
 
     def advance(self, updates: Sequence[Update | None], sums: UpdateSums | None = None) -> None:

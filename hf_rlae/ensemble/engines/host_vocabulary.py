@@ -1,4 +1,4 @@
-"""From the union vocabulary back to the vocabulary of one member."""
+"""Maps distributions over the union vocabulary to the vocabulary of one member."""
 
 from __future__ import annotations
 
@@ -10,16 +10,16 @@ from hf_rlae.vocabulary import ByteVocabulary, UnionVocabulary
 
 
 class HostVocabulary:
-    """Brings distributions over the union vocabulary onto the vocabulary of the host.
+    """Restricts distributions over the union vocabulary to the vocabulary of the host.
 
-    Union tokens that the host lacks lend their mass to the longest host token that begins them; STOP goes to one of
-    the host's end ids, the one that the host itself finds likeliest; what no host token begins is left out, and the
-    rest is renormalised. Special tokens that are not text have no mass in the union and get none.
+    The mass of a union token that the host lacks goes to the longest host token that is a prefix of it. The mass of
+    STOP goes to one of the host's end ids, the most likely one by the host's own scores. Union tokens without such a
+    host token are left out, and the rest is renormalised. Special tokens that are not text have no mass.
 
     Args:
-        vocabulary (`ByteVocabulary`), end_ids (`Sequence[int]`): of the host.
-        union (`UnionVocabulary`): its first ids are the host's.
-        stop_ids (`Sequence[int]`): those of `end_ids` that STOP may become.
+        vocabulary (`ByteVocabulary`), end_ids (`Sequence[int]`): the vocabulary and the end ids of the host.
+        union (`UnionVocabulary`): the union vocabulary, whose first ids are the host's.
+        stop_ids (`Sequence[int]`): the ids of `end_ids` that can receive the mass of STOP.
     """
 
     def __init__(
@@ -41,17 +41,20 @@ class HostVocabulary:
         self.lent_to = torch.tensor([pair[1] for pair in pairs], dtype=torch.long)
 
     def to(self, device: torch.device) -> HostVocabulary:
-        """Moves the tables."""
+        """Moves the index tensors to a device."""
         for name in ("end_ids", "stop_ids", "lent_from", "lent_to"):
             setattr(self, name, getattr(self, name).to(device))
         return self
 
     def restrict(self, logits: torch.Tensor, host_scores: torch.Tensor) -> torch.Tensor:
-        """Logits over the union `(B, V)` to logits over the host's vocabulary, with the same sum of exponentials.
+        """Maps logits over the union to logits over the host's vocabulary, with the same sum of exponentials.
 
         Args:
-            logits (`torch.FloatTensor` of shape `(B, V)`): fp32.
-            host_scores (`torch.FloatTensor` of shape `(B, V_host)`): the host's, to choose among end ids.
+            logits (`torch.FloatTensor` of shape `(B, V)`): logits over the union, in fp32.
+            host_scores (`torch.FloatTensor` of shape `(B, V_host)`): the host's scores, to choose an end id.
+
+        Returns:
+            `torch.FloatTensor` of shape `(B, V_host)`: logits over the host's vocabulary.
         """
         probs = logits.softmax(-1)
         kept = probs[:, : self.size].index_fill(1, self.end_ids, 0.0)

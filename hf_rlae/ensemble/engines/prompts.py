@@ -1,4 +1,4 @@
-"""Every member's own ids for the same prompt."""
+"""Encodes prompts for members with different tokenizers."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ class PromptEncoder:
 
     Args:
         members (`Sequence[Member]`), vocabularies (`Sequence[ByteVocabulary]`): one vocabulary per member.
-        union (`UnionVocabulary`): what the ids of the prompt mean.
-        tokenizer (`PreTrainedTokenizerBase`): decodes them.
+        union (`UnionVocabulary`): the union vocabulary, which has the ids of the prompt.
+        tokenizer (`PreTrainedTokenizerBase`): decodes union ids.
     """
 
     def __init__(
@@ -40,10 +40,10 @@ class PromptEncoder:
             ids (`Sequence[int]`): union ids, without padding.
 
         Returns:
-            `list[tuple[int, ...]]`: the prompt in each member's own ids; for the first member `ids` as they are.
+            `list[tuple[int, ...]]`: the prompt in each member's own ids; for the first member `ids` unchanged.
 
         Raises:
-            InputError: a member has no token to begin an empty text with.
+            InputError: the prompt is empty for a member whose tokenizer has no token to start a text with.
         """
         text: str | None = None
         prompts = []
@@ -60,14 +60,14 @@ class PromptEncoder:
     def _encode(self, index: int, text: str, ids: Sequence[int]) -> tuple[int, ...]:
         member, vocabulary = self.members[index], self.vocabularies[index]
         rest = b""
-        if "�" in text:  # half a character, which no tokenizer encodes: its bytes follow
+        if "�" in text:  # tokenizers cannot encode an incomplete character: its bytes are tokenised separately
             raw = b"".join(self.union.pieces[i] or b"" for i in ids)
             head, rest = _split_at_invalid(raw)
             text = head.removeprefix(" ") if not text.startswith(" ") else head
         own = [] if not text and rest else list(member.tokenizer(text, verbose=False)["input_ids"])
         while own and own[-1] in member.end_ids and own[-1] not in member.declared_text_end_ids:
             if len(own) == 1:
-                break  # a text may begin with its end token
+                break  # the end token of some tokenizers is also their beginning-of-text token
             own.pop()
         unknown = member.tokenizer.unk_token_id
         if unknown is not None and unknown in own:
@@ -88,8 +88,8 @@ class PromptEncoder:
             if i is not None:
                 return int(i)
         raise InputError(
-            f"the prompt is empty for member {member.name}, and its tokenizer has no token to begin a text with; "
-            "give a prompt with text, or set the tokenizer's bos_token"
+            f"the prompt is empty for member {member.name}, and its tokenizer has no token to start a text with; give "
+            "a prompt with text, or set the tokenizer's bos_token"
         )
 
 
@@ -109,6 +109,6 @@ def rows_of(ids: torch.Tensor, mask: torch.Tensor | None) -> list[tuple[int, ...
 
 
 def member_prompts(ids: torch.Tensor, mask: torch.Tensor) -> list[list[tuple[int, ...]]]:
-    """Prompts of the members' own by row and member, from tensors of shape `(B, M, L)`; 1 = keep."""
+    """The members' own prompts by row and member, from tensors of shape `(B, M, L)`; 1 = keep."""
     members = [rows_of(ids[:, index], mask[:, index]) for index in range(ids.shape[1])]
     return [list(prompts) for prompts in zip(*members, strict=True)]

@@ -1,10 +1,10 @@
-"""What an engine is: it runs members and mixes their distributions, whatever their tokenizers are.
+"""The interface of engines, which run members and mix their distributions.
 
-There are two: [`SharedTokenizerEngine`] for members with one vocabulary, and [`ReadingsEngine`] for members with
-different tokenizers. Nothing outside this folder knows which one an ensemble has.
+There are two engines: [`SharedTokenizerEngine`] for members with one tokenizer, and [`ReadingsEngine`] for members with
+different tokenizers. Code outside of this folder does not depend on the engine of an ensemble.
 
-* An `Engine` belongs to the ensemble and never changes.
-* An `EngineCall` belongs to one call (one `EnsembleCache`): each member's run, and how far it has read.
+* An `Engine` belongs to the ensemble and does not change.
+* An `EngineCall` belongs to one call (one `EnsembleCache`): the run of each member, and how far it has read.
 * An `EngineStep` is one forward pass of the ensemble over new columns:
 
       step = cache.call.step(cache, keep)
@@ -31,36 +31,36 @@ if TYPE_CHECKING:
 
 
 class MemberRun(Protocol):
-    """One member's state in one call: what it has read, with its key-value cache."""
+    """One member's state in one call: the text that it has read, and its key-value cache."""
 
     @property
     def forward_calls(self) -> int:
-        """Forward passes so far."""
+        """Number of forward passes so far."""
 
     def reorder(self, rows: torch.Tensor) -> None:
-        """Makes row `i` continue what row `rows[i]` was; the number of rows may change."""
+        """Row `i` becomes the former row `rows[i]`; the number of rows may change."""
 
     def record(self) -> None:
-        """Keeps what is needed to take columns back, from now on."""
+        """Records what `crop` needs, from now on."""
 
     def crop(self, length: int) -> bool:
-        """Goes back to the first `length` columns; `False` if that is not possible without reading them again."""
+        """Goes back to the first `length` columns; `False` if they must be read again."""
 
     def reset(self) -> None:
-        """Forgets everything."""
+        """Drops everything that was read."""
 
 
 class HostRun(MemberRun, Protocol):
-    """The run of a member that is not run by the engine: another `generate` runs it and hands its outputs in."""
+    """The run of the host: its plain `generate` runs it, and its outputs are fed to the engine."""
 
     def feed(self, logits: torch.Tensor, hidden: torch.Tensor | None, text: torch.Tensor, pads: Sequence[int]) -> None:
         """Takes the host's outputs after the newest column.
 
         Args:
             logits (`torch.Tensor` of shape `(B, V_m)`): next-token logits; may be overwritten.
-            hidden (`torch.Tensor` of shape `(B, H)` or `None`): as policies see it.
+            hidden (`torch.Tensor` of shape `(B, H)` or `None`): hidden states, as policies observe them.
             text (`torch.LongTensor` of shape `(B, L)`): all ids so far.
-            pads (`Sequence[int]`): columns of padding in front of each row.
+            pads (`Sequence[int]`): number of padding columns before each row.
         """
 
 
@@ -68,13 +68,13 @@ class EngineStep(Protocol):
     """One forward pass over the columns that the members have not read yet."""
 
     def queries(self) -> Iterable[SpanQuery]:
-        """The rows in which a span begins. Each query must be answered (`SpanWeights.set`) before the next is taken."""
+        """The spans that begin; the weights of each must be set (`SpanWeights.set`) before the next query is taken."""
 
     def observe(self, query: SpanQuery) -> list[MemberObservation]:
-        """What each member shows at the query's column, for all B rows; runs members that have not been run."""
+        """Each member's outputs at the query's column, for all B rows; runs members that have not run yet."""
 
     def logits(self) -> torch.Tensor:
-        """The mixture's log-probabilities, of shape `(B, keep, V)`, once all queries are answered."""
+        """The mixture's log-probabilities, of shape `(B, keep, V)`; call it after all queries."""
 
 
 class EngineCall(Protocol):
@@ -86,31 +86,31 @@ class EngineCall(Protocol):
 
     @property
     def hidden_tokens(self) -> int:
-        """The `observed_tokens` of the policy for which members are run."""
+        """The `observed_tokens` of the policy for which the members run."""
 
     def step(self, cache: EnsembleCache, keep: int) -> EngineStep:
         """A forward pass that gives logits for the last `keep` columns of `cache.ids`."""
 
     def set_prompts(self, cache: EnsembleCache, ids: torch.Tensor, mask: torch.Tensor) -> None:
-        """Gives every member a prompt of its own, in place of the columns before the completion.
+        """Sets a separate prompt for every member, which replaces the columns before the completion.
 
         Args:
-            cache (`EnsembleCache`): of the call; its spans have begun.
+            cache (`EnsembleCache`): the cache of the call; its spans have begun.
             ids, mask (`torch.LongTensor` of shape `(B, M, L)`): the prompts, in each member's own ids; 1 = keep.
 
         Raises:
-            InputError: the completions of the rows begin in different columns, where the engine needs one.
+            InputError: the completions of the rows begin at different columns, which the engine does not support.
         """
 
     @property
     def rereads_own_prompts(self) -> bool:
-        """Whether a further `generate` with this call's cache would read the members' own prompts again."""
+        """Whether another `generate` with this call's cache would read the members' own prompts again."""
 
     def prompts(self, cache: EnsembleCache, row: int) -> list[tuple[int, ...]]:
         """The prompt of a row in each member's own ids."""
 
     def prompt_lengths(self, ids: torch.Tensor, mask: torch.Tensor | None) -> list[int]:
-        """The longest of the prompts `(B, L)` in each member's own tokens."""
+        """For each member, the length of the longest prompt of `(B, L)` in its own tokens."""
 
     def next_bytes(
         self, observations: Sequence[MemberObservation], best: torch.Tensor, rows: Sequence[int]
@@ -118,26 +118,26 @@ class EngineCall(Protocol):
         """The bytes that each member's most likely next token adds to each text.
 
         Args:
-            observations (`Sequence[MemberObservation]`): one per member, of R rows.
+            observations (`Sequence[MemberObservation]`): one per member, with R rows.
             best (`torch.LongTensor` of shape `(R, M)`): each member's most likely id.
-            rows (`Sequence[int]`): their row numbers.
+            rows (`Sequence[int]`): the R row numbers.
 
         Returns:
-            `list[list[bytes | None]]` or `None`: by row and member; `b""` for the end of the text, and `None` for an
-            id that adds no text. `None` in place of the lists if the ids themselves can be compared.
+            `list[list[bytes | None]]` or `None`: the bytes by row and member; `b""` for the end of the text, `None` for
+            an id that adds no text. `None` instead of the list if the ids themselves can be compared.
         """
 
     def reorder(self, rows: torch.Tensor) -> None:
-        """Makes row `i` continue what row `rows[i]` was; the number of rows may change."""
+        """Row `i` becomes the former row `rows[i]`; the number of rows may change."""
 
     def record(self) -> None:
-        """Keeps what is needed to take columns back, from now on."""
+        """Records what `crop` needs, from now on."""
 
     def crop(self, length: int) -> None:
-        """Goes back to the first `length` columns; what cannot go back is read again with the next step."""
+        """Goes back to the first `length` columns; runs that cannot go back are read again in the next step."""
 
     def reset(self) -> None:
-        """Forgets everything that was read."""
+        """Drops everything that was read."""
 
 
 class Engine(Protocol):
@@ -145,19 +145,19 @@ class Engine(Protocol):
 
     @property
     def members(self) -> Sequence[Member]:
-        """M members."""
+        """The M members."""
 
     @property
     def vocab_size(self) -> int:
-        """The number of ids that logits are given for, V."""
+        """The width of logits, V."""
 
     @property
     def num_input_ids(self) -> int:
-        """`input_ids` must be below this."""
+        """The number of ids that `input_ids` can have."""
 
     @property
     def union(self) -> UnionVocabulary | None:
-        """What the ids mean if tokenizers differ; `None` if the members share one."""
+        """The union vocabulary if tokenizers differ; `None` if the members share one tokenizer."""
 
     @property
     def vocabularies(self) -> Sequence[ByteVocabulary]:
@@ -172,7 +172,7 @@ class Engine(Protocol):
         """Whether the columns inside a prompt have next-token distributions."""
 
     def new_call(self, use_cache: bool, hidden_tokens: int) -> EngineCall:
-        """Fresh runs for one call.
+        """New runs for one call.
 
         Args:
             use_cache (`bool`): whether members keep their own caches from step to step.
@@ -180,32 +180,38 @@ class Engine(Protocol):
         """
 
     def new_host_call(self, hidden_tokens: int, rereads: bool) -> tuple[EngineCall, HostRun]:
-        """Fresh runs for one call inside the `generate` of the first member, and the run of that member.
+        """New runs for one call in the plain `generate` of the first member, and the run of that member.
 
         Args:
             hidden_tokens (`int`): see `observed_tokens`.
-            rereads (`bool`): whether the first member keeps readings of its own, see `EnsembleLogitsProcessor`.
+            rereads (`bool`): whether the first member keeps its own readings, see `EnsembleLogitsProcessor`.
         """
 
     def check_generation(self, settings: GenerationConfig) -> None:
-        """Raises `InputError` for generation settings that this engine cannot follow."""
+        """Raises `InputError` for generation settings that this engine does not support."""
 
     def to_union(self, ids: torch.Tensor) -> torch.Tensor:
-        """Ids of the first member's tokenizer as ids of the ensemble: its end ids mean STOP, where there is one."""
+        """Maps ids of the first member's tokenizer to ids of the ensemble: its end ids become STOP, if there is one."""
 
     def to_first_member(self, sequences: torch.Tensor, columns: int, pad_token_id: int | None) -> torch.Tensor:
-        """Written texts in ids of the first member's tokenizer.
+        """Maps generated sequences to ids of the first member's tokenizer.
 
         Args:
             sequences (`torch.LongTensor` of shape `(B, L)`): ids of the ensemble.
-            columns (`int`): the width of the prompts, which are left as they are.
-            pad_token_id (`int`, *optional*): fills shorter rows on the right.
+            columns (`int`): the width of the prompts, which do not change.
+            pad_token_id (`int`, *optional*): pads shorter rows on the right.
+
+        Returns:
+            `torch.LongTensor` of shape `(B, L')`: the same texts in ids of the first member.
         """
 
     def scores_of_first_member(self, logits: torch.Tensor, host_scores: torch.Tensor) -> torch.Tensor:
-        """The mixture over the first member's own ids, with the same sum of exponentials.
+        """Maps the mixture to the first member's own ids, with the same sum of exponentials.
 
         Args:
-            logits (`torch.FloatTensor` of shape `(B, V)`): fp32, of the mixture.
+            logits (`torch.FloatTensor` of shape `(B, V)`): the logits of the mixture, in fp32.
             host_scores (`torch.FloatTensor` of shape `(B, V_1)`): the first member's own scores.
+
+        Returns:
+            `torch.FloatTensor` of shape `(B, V_1)`: the logits of the mixture for the first member's ids.
         """

@@ -32,8 +32,8 @@ class ReadingsEngine:
         members (`Sequence[Member]`): M members.
         vocabularies (`Sequence[ByteVocabulary]`): one per member; members with one tokenizer share theirs.
         union (`UnionVocabulary`): the union vocabulary, of size V.
-        runners: how each member is run on ragged rows.
-        mixing (`Mixing`): how distributions become one.
+        runners (`Sequence[type]`): `BatchRunner` or `RowRunner` for each member.
+        mixing (`Mixing`): mixes the members' distributions.
         encoder (`PromptEncoder`): encodes prompts for every member.
         max_readings (`int`), min_reading (`float`): see `EnsembleConfig`.
     """
@@ -64,7 +64,7 @@ class ReadingsEngine:
             Alignment(vocabulary, union, member.end_ids)
             for member, vocabulary in zip(members, vocabularies, strict=True)
         ]
-        # by member: the first member with the same tokenizer
+        # for each member, the first member with the same tokenizer
         self.groups = [
             next(j for j, other in enumerate(vocabularies) if other is vocabulary) for vocabulary in vocabularies
         ]
@@ -87,7 +87,7 @@ class ReadingsEngine:
         )
 
     def new_call(self, use_cache: bool, hidden_tokens: int) -> ReadingsCall:
-        """See `Engine`; for `hidden_tokens` see `BatchRunner`."""
+        """See `Engine`; `hidden_tokens` is passed to `BatchRunner`."""
         members = range(len(self.members))
         return ReadingsCall(
             self, [self._new_run(index, use_cache, hidden_tokens, ReadingsRun) for index in members], hidden_tokens
@@ -105,8 +105,8 @@ class ReadingsEngine:
         """See `Engine`."""
         if settings.guidance_scale not in (None, 1):
             raise InputError(
-                f"guidance_scale={settings.guidance_scale}: with different tokenizers some ids have no probability, "
-                "and classifier-free guidance compares their logarithms; leave guidance_scale out"
+                f"guidance_scale={settings.guidance_scale}: classifier-free guidance subtracts log-probabilities, and "
+                "with different tokenizers some of them are -inf; leave guidance_scale out"
             )
 
     def to_union(self, ids: torch.Tensor) -> torch.Tensor:
@@ -115,7 +115,7 @@ class ReadingsEngine:
         return torch.where(torch.isin(ids, ends), self.union.stop_id, ids)
 
     def to_first_member(self, sequences: torch.Tensor, columns: int, pad_token_id: int | None) -> torch.Tensor:
-        """See `Engine`; completions with ids that the first member lacks are encoded from their bytes."""
+        """See `Engine`; a completion with ids that the first member lacks is encoded from its bytes."""
         host, size = self.members[0], self.vocabularies[0].size
         wanted = token_ids(getattr(host.generation_config, "eos_token_id", None))
         ends = [i for i in wanted if i in host.end_ids] or list(host.end_ids)
@@ -161,12 +161,12 @@ class ReadingsCall:
     """The members' runs in one call (see `EngineCall`).
 
     Args:
-        engine (`ReadingsEngine`): whose call.
+        engine (`ReadingsEngine`): the engine of the ensemble.
         runs (`list[ReadingsRun]`): one per member.
         hidden_tokens (`int`): see `observed_tokens`.
 
     Attributes:
-        num_read (`int`): columns whose text the members have taken in.
+        num_read (`int`): number of columns whose text the members have taken in.
     """
 
     def __init__(self, engine: ReadingsEngine, runs: list[ReadingsRun], hidden_tokens: int) -> None:
@@ -176,7 +176,7 @@ class ReadingsCall:
         self.num_read = 0
         self.has_warned_of_end = False
         self._own_prompts: list[list[tuple[int, ...]]] | None = None  # by row and member
-        self._encoded: dict[tuple[int, ...], list[tuple[int, ...]]] = {}  # by prompt of the text: by member
+        self._encoded: dict[tuple[int, ...], list[tuple[int, ...]]] = {}  # by prompt: the ids of each member
 
     @property
     def rereads_own_prompts(self) -> bool:
@@ -223,7 +223,7 @@ class ReadingsCall:
     def _next_bytes(self, index: int, row: int, logits: torch.Tensor, best: int) -> bytes | None:
         readings = self.runs[index].rows[row].readings
         tail = readings[0].tail if readings else b""
-        if tail:  # the text holds half a token already: only tokens that begin with it can follow
+        if tail:  # the member is inside a token: only longer tokens that start with the tail can come next
             ids = self.engine.alignments[index].stay_ids(tail).to(logits.device)
             if not len(ids):
                 return None

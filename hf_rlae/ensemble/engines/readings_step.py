@@ -1,4 +1,4 @@
-"""One forward pass of an ensemble whose members have different tokenizers."""
+"""One forward pass of an ensemble with different tokenizers."""
 
 from __future__ import annotations
 
@@ -20,15 +20,16 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 Distribution = tuple[torch.Tensor, torch.Tensor]
-"""A member's probabilities over the union vocabulary `(B, V)`, and the log of its sum of exponentials `(B,)`."""
+"""A member's probabilities over the union vocabulary `(B, V)`, and the log of its sum of exponentials `(B,)`, which is
+-inf in rows without next-token mass."""
 
 
 class ColumnText:
-    """The text of one column, as the members have to take it in.
+    """The text of one column, as updates of the members' readings.
 
     Attributes:
-        updates (`list[list[Update | None]]`): by member and row; `None` without new text, or once it is taken in.
-        sums (`list[UpdateSums | None]`): by member, the sums that its updates rest on, where they are known.
+        updates (`list[list[Update | None]]`): by member and row; `None` without new text, and after it was taken in.
+        sums (`list[UpdateSums | None]`): by member, the sums for its updates, if they are known.
     """
 
     def __init__(self, updates: list[list[Update | None]], sums: list[UpdateSums | None]) -> None:
@@ -37,15 +38,15 @@ class ColumnText:
 
 
 class ReadingsStep:
-    """Takes the text of new columns in, one column after the other (see `EngineStep`).
+    """Reads new columns one after the other (see `EngineStep`).
 
-    What a member believes after a column depends on who proposed the column's token, so columns cannot be read
-    at once.
+    A member's readings after a column depend on the shares of the members that proposed its token, and so on the
+    weights. Therefore several columns cannot be read at once.
 
     Args:
         call (`ReadingsCall`): the members' runs.
         cache (`EnsembleCache`): the text and the weights.
-        keep (`int`): logits are wanted for the last so many columns.
+        keep (`int`): number of last columns to compute logits for.
     """
 
     def __init__(self, call: ReadingsCall, cache: EnsembleCache, keep: int) -> None:
@@ -56,7 +57,7 @@ class ReadingsStep:
         self.low = cache.ids.shape[1] - keep
         spans = cache.spans
         self.prompt_ends: list[int] = torch.maximum(spans.starts - 1, spans.firsts).tolist()
-        # `generate` copies the logits of a single column; members' probabilities that are traced stay as they are
+        # safe, because `generate` copies the logits of a single column; a trace keeps the members' probabilities
         self.writes_in_place = cache.in_generate and keep == 1 and not cache.trace.enabled
         self._column = -1
         self._text = ColumnText([], [])
@@ -64,10 +65,10 @@ class ReadingsStep:
         self._members: list[list[Distribution | None]] = []
         self._weights: list[torch.Tensor] = []
 
-    # -- the way of a step --------------------------------------------------------------------------------
+    # -- the interface of a step --------------------------------------------------------------------------
 
     def queries(self) -> Iterator[SpanQuery]:
-        """See `EngineStep`: reads columns, and stops wherever a span begins."""
+        """See `EngineStep`; reads the columns, and yields a query whenever a span begins."""
         cache, first, total = self.cache, self.call.num_read, self.cache.ids.shape[1]
         text = cache.ids[:, first:].tolist()
         mask = None
@@ -106,7 +107,7 @@ class ReadingsStep:
     # -- one column ---------------------------------------------------------------------------------------
 
     def _begin_column(self, tokens: Sequence[int | None]) -> None:
-        """Hands out the prompts that end in the column, and finds what its tokens mean for the members."""
+        """Passes the members the prompts that end at the column, and computes the updates for its tokens."""
         column, pieces = self._column, self.engine.union.pieces
         begins = [row for row, end in enumerate(self.prompt_ends) if end == column]
         if begins:
@@ -118,7 +119,7 @@ class ReadingsStep:
         self._text = self._measured(raws)
 
     def _admit(self, begins: Sequence[int]) -> None:
-        """Hands every member the prompts of the rows whose prompt ends here."""
+        """Passes every member the prompts of the rows `begins`."""
         prompts: list[list[tuple[int, ...] | None]] = [[None] * len(self.prompt_ends) for _ in self.runs]
         for row in begins:
             for index, prompt in enumerate(self.call.prompts(self.cache, row)):
@@ -127,7 +128,7 @@ class ReadingsStep:
             run.admit(rows)
 
     def _finish_column(self) -> None:
-        """Runs the members with weight and mixes their distributions; the others take the text in later."""
+        """Runs the members with weight and mixes their distributions; the other members defer the text."""
         cache, column = self.cache, self._column
         is_wanted = column >= self.low
         has_begun = [end <= column for end in self.prompt_ends]
@@ -143,7 +144,7 @@ class ReadingsStep:
                     run.defer(row, update.raw)
         if not is_wanted:
             return
-        if cache.trace.enabled:  # inside a prompt no member has weight
+        if cache.trace.enabled:  # inside a prompt no member has a distribution, so no weight
             has_weights = any(output is not None for output in outputs)
             none = torch.zeros(len(has_begun), 1, len(outputs), device=cache.ids.device)
             self._members.append(outputs)
@@ -151,7 +152,7 @@ class ReadingsStep:
         self._mixed.append(self._mix(outputs, has_begun))
 
     def _run(self, has_begun: Sequence[bool], is_wanted: bool) -> list[Distribution | None]:
-        """Lets the members with weight read what they have not read yet, and returns their distributions."""
+        """Lets the members with weight read all unread text, and returns their distributions."""
         weights = self.cache.spans.as_lists(self._column)
         outputs: list[Distribution | None] = [None] * len(self.runs)
         for index, run in enumerate(self.runs):
@@ -163,7 +164,7 @@ class ReadingsStep:
         return outputs
 
     def _run_drawn(self, has_begun: Sequence[bool]) -> list[Distribution | None]:
-        """As `_run`, with one drawn member per row; if it has no next-token mass, another one is drawn."""
+        """Like `_run`, with one drawn member per row; if that member has no next-token mass, another one is drawn."""
         cache, column, runs, draws = self.cache, self._column, self.runs, self.cache.draws
         assert draws is not None
         excluded = [{k for k, run in enumerate(runs) if run.rows[row].is_exhausted} for row in range(len(has_begun))]
@@ -171,26 +172,34 @@ class ReadingsStep:
             draws.choose(cache.spans, cache.ids, column, [sorted(members) for members in excluded])
             outputs = self._run(has_begun, True)
             drawn = [weights.index(1.0) for weights in cache.spans.as_lists(column)]
-            in_doubt = [
+            may_be_empty = [
                 (row, k)
                 for row, k in enumerate(drawn)
                 if has_begun[row] and k not in excluded[row] and runs[k].rows[row].may_be_empty
             ]
-            empty = [(row, k) for row, k in in_doubt if _is_empty(outputs[k], row)]
+            empty = [(row, k) for row, k in may_be_empty if _is_empty(outputs[k], row)]
             if not empty:
                 return outputs
             for row, k in empty:
                 excluded[row].add(k)
 
-    # -- what new text means for the members --------------------------------------------------------------
+    # -- updates for new text -----------------------------------------------------------------------------
 
     def _measured(self, raws: Sequence[bytes | None]) -> ColumnText:
-        """The updates of all members, with the shares of those who proposed the tokens of this column."""
+        """The updates of all members, with the shares of the members that proposed the tokens of this column.
+
+        Computes `r` and `q` of "After a token" in docs/concepts.md, "Readings": per tokenizer and row, the shares of
+        `P(b)` that members with this tokenizer proposed whole and unfinished.
+
+        Args:
+            raws (`Sequence[bytes | None]`): the bytes of each row's token; `None` without text.
+        """
         if not any(raw is not None for raw in raws):
             return ColumnText([[None] * len(raws) for _ in self.runs], [None] * len(self.runs))
+        # the token of this column was chosen with the weights that held after the previous column
         weights = self.cache.spans.as_lists(self._column - 1)
         sums = self._sums(raws, weights)
-        # by tokenizer and row: what its members proposed whole, and as the beginning of a longer token
+        # by tokenizer and row: weighted mass that its members proposed whole, and as the start of a longer token
         proposals: dict[int, list[list[float]]] = {}
         totals = [0.0] * len(raws)
         for index, known in enumerate(sums):
@@ -203,6 +212,7 @@ class ReadingsStep:
                 proposed[row][0] += weight * whole
                 proposed[row][1] += weight * unfinished
                 totals[row] += weight * (whole + unfinished)
+        # members without sums (no weight, or unread text) get r = q = 0, as does a token that no member proposed
         unknown = [None if raw is None else Update(raw) for raw in raws]
         updates = [list(unknown) for _ in self.runs]
         for index, known in enumerate(sums):
@@ -214,7 +224,7 @@ class ReadingsStep:
         return ColumnText(updates, sums)
 
     def _sums(self, raws: Sequence[bytes | None], weights: list[list[float]]) -> list[UpdateSums | None]:
-        """By member, the sums for the rows in which it had weight and has read all text; one copy to the CPU."""
+        """By member, the sums for the rows in which it had weight and has read all text; copied to the CPU at once."""
         pending = [
             run.measure(
                 [
@@ -236,7 +246,7 @@ class ReadingsStep:
         return found
 
     def _catch_up(self, index: int, rows: Sequence[int]) -> None:
-        """Lets a member read all that it has not read yet in the given rows."""
+        """Lets a member read all unread text of the given rows."""
         run, updates = self.runs[index], self._text.updates[index]
         if any(run.rows[row].unread for row in rows):
             for row in rows:
@@ -292,12 +302,12 @@ class ReadingsStep:
 
 
 def _is_empty(output: Distribution | None, row: int) -> bool:
-    """Whether a member has no next-token mass in a row; waits for the device."""
+    """Whether a member has no next-token mass in a row; synchronises with the device."""
     return output is None or bool(output[1][row] == -torch.inf)
 
 
 def _stacked(columns: Sequence[Sequence[Distribution | None]]) -> list[Distribution | None]:
-    """Member outputs of n columns, `(B, n, V)` and `(B, n)` each; NaN in the columns that a member was not run for."""
+    """The members' outputs of n columns, `(B, n, V)` and `(B, n)` each; NaN in columns that a member did not read."""
     result: list[Distribution | None] = []
     for entries in zip(*columns, strict=True):
         some = next((entry for entry in entries if entry is not None), None)

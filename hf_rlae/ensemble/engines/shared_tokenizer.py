@@ -1,4 +1,4 @@
-"""The engine of members that share a tokenizer: they read the same ids, and their logits are mixed as they are."""
+"""The engine of members that share a tokenizer: they read the same ids, and their logits are mixed directly."""
 
 from __future__ import annotations
 
@@ -25,15 +25,17 @@ AnySharedRun = SharedRun | SeparateRowsRun | OwnPromptRun | SharedTokenizerHost
 
 
 class SharedTokenizerEngine:
-    """Members read the same ids; their logits are mixed as they are (see `Engine`).
+    """Members read the same ids, and their logits are mixed without a mapping (see `Engine`).
 
     Args:
         members (`Sequence[Member]`): M members with one vocabulary.
-        mixing (`Mixing`): how distributions become one.
+        mixing (`Mixing`): mixes the members' distributions.
 
     Attributes:
-        vocab_size (`int`): V, the largest number of logits of any member.
-        num_input_ids (`int`): the smallest; no token has an id beyond it.
+        vocab_size (`int`): the largest number of logits of any member, V.
+        num_input_ids (`int`): the smallest number of logits of any member; all members can read ids below it.
+        contexts (`list[float]`): the context length of each member, or infinity.
+        survivor (`int`): the member with the largest context, which stays if all contexts are outgrown.
     """
 
     union: UnionVocabulary | None = None
@@ -47,7 +49,7 @@ class SharedTokenizerEngine:
         self.contexts = [
             torch.inf if member.context_length is None else float(member.context_length) for member in members
         ]
-        self.survivor = self.contexts.index(max(self.contexts))  # the member that stays where all are outgrown
+        self.survivor = self.contexts.index(max(self.contexts))
 
     @cached_property
     def vocabularies(self) -> list[ByteVocabulary]:
@@ -60,7 +62,7 @@ class SharedTokenizerEngine:
         return self.vocabularies[0].pieces
 
     def new_call(self, use_cache: bool, hidden_tokens: int) -> SharedTokenizerCall:
-        """See `Engine`; hidden states are kept only if a policy asks for them (see `SharedRun`)."""
+        """See `Engine`."""
         shares_prompts = len(self.members) > 1
         runs: list[AnySharedRun] = []
         for index, member in enumerate(self.members):
@@ -82,8 +84,8 @@ class SharedTokenizerEngine:
         """See `Engine`."""
         if settings.prefill_chunk_size is not None:
             raise InputError(
-                f"prefill_chunk_size={settings.prefill_chunk_size}: the policy is asked about the whole prompt, which "
-                "is read in one piece; leave prefill_chunk_size out"
+                f"prefill_chunk_size={settings.prefill_chunk_size}: the policy observes the whole prompt, so members "
+                "read it in one forward pass; leave prefill_chunk_size out"
             )
 
     def to_union(self, ids: torch.Tensor) -> torch.Tensor:
@@ -95,7 +97,7 @@ class SharedTokenizerEngine:
         return sequences
 
     def scores_of_first_member(self, logits: torch.Tensor, host_scores: torch.Tensor) -> torch.Tensor:
-        """See `Engine`: ids that only wider members have are left out."""
+        """See `Engine`; ids past the first member's logits are left out."""
         width = host_scores.shape[1]
         if logits.shape[1] <= width:
             return logits
@@ -103,12 +105,12 @@ class SharedTokenizerEngine:
         return kept + (logits.logsumexp(1, keepdim=True) - kept.logsumexp(1, keepdim=True))
 
     def padded(self, logits: torch.Tensor) -> torch.Tensor:
-        """Logits of a member as `V` logits; -inf for the ids that it lacks."""
+        """A member's logits, padded to V with -inf for the ids that it lacks."""
         missing = self.vocab_size - logits.shape[-1]
         return torch.nn.functional.pad(logits, (0, missing), value=-torch.inf) if missing else logits
 
     def readable(self, logits: torch.Tensor) -> torch.Tensor:
-        """Mixed logits without the ids that some member could not read: no token has them."""
+        """Mixed logits with -inf for the ids that some member cannot read; they are not ids of the tokenizer."""
         if self.num_input_ids == self.vocab_size:
             return logits
         beyond = torch.full_like(logits[..., self.num_input_ids :], -torch.inf)
@@ -119,8 +121,8 @@ class SharedTokenizerCall:
     """The members' runs in one call (see `EngineCall`).
 
     Args:
-        engine (`SharedTokenizerEngine`): whose call.
-        runs: one per member.
+        engine (`SharedTokenizerEngine`): the engine of the ensemble.
+        runs (`list`): one per member.
         hidden_tokens (`int`): see `observed_tokens`.
     """
 
@@ -128,16 +130,16 @@ class SharedTokenizerCall:
         self.engine = engine
         self.runs = runs
         self.hidden_tokens = hidden_tokens
-        self.warned_of: set[int] = set()  # members whose context a text has outgrown
+        self.warned_of: set[int] = set()  # members whose outgrown context was logged
 
     @property
     def has_own_prompts(self) -> bool:
-        """Whether some member has read a prompt of its own."""
+        """Whether some member has its own prompt."""
         return any(isinstance(run, OwnPromptRun) for run in self.runs)
 
     @property
     def rereads_own_prompts(self) -> bool:
-        """See `EngineCall`: every member continues from what it has read."""
+        """See `EngineCall`; `False`, because every run continues after the text that it has read."""
         return False
 
     def step(self, cache: EnsembleCache, keep: int) -> SharedTokenizerStep:
@@ -145,12 +147,13 @@ class SharedTokenizerCall:
         return SharedTokenizerStep(self, cache, keep)
 
     def set_prompts(self, cache: EnsembleCache, ids: torch.Tensor, mask: torch.Tensor) -> None:
-        """See `EngineCall`; a member whose prompt is the shared one keeps its run."""
+        """See `EngineCall`; a member whose own prompt equals the shared one keeps its run."""
         starts = cache.spans.starts
         start = int(starts[0])
         if bool((starts != start).any()):
             raise InputError(
-                "member_input_ids: the completions of the rows must begin in one column; pad the prompts on the left"
+                "member_input_ids: the completions of all rows must begin at the same column, got the columns "
+                f"{starts.tolist()}; pad the prompts on the left"
             )
         shared = cache.ids[:, :start]
         shared_mask = torch.ones_like(shared) if cache.mask is None else cache.mask[:, :start]
@@ -174,7 +177,7 @@ class SharedTokenizerCall:
         return [ids.shape[1] if mask is None else int((mask != 0).sum(1).max())] * len(self.runs)
 
     def next_bytes(self, observations: Sequence[MemberObservation], best: torch.Tensor, rows: Sequence[int]) -> None:
-        """See `EngineCall`: ids of members that share a tokenizer can be compared as they are."""
+        """See `EngineCall`; `None`, because members that share a tokenizer have the same ids."""
 
     def reorder(self, rows: torch.Tensor) -> None:
         """See `EngineCall`."""
@@ -204,7 +207,13 @@ class SharedTokenizerStep:
     Args:
         call (`SharedTokenizerCall`): the members' runs.
         cache (`EnsembleCache`): the text and the weights.
-        keep (`int`): logits are wanted for the last so many columns.
+        keep (`int`): number of last columns to compute logits for.
+
+    Attributes:
+        low (`int`): the first column with logits.
+        first (`int`): the first column for which members compute outputs: `low`, or an earlier column at which a span
+            begins.
+        skipped (`int`): number of requested columns inside prompts, which have no logits.
     """
 
     def __init__(self, call: SharedTokenizerCall, cache: EnsembleCache, keep: int) -> None:
@@ -213,10 +222,12 @@ class SharedTokenizerStep:
         self.cache = cache
         self.total = cache.ids.shape[1]
         low = self.total - keep
-        # inside prompts of their own members share no columns, so there are no logits
+        # Members with their own prompts have no common columns before the last one of the prompt: no logits there.
         self.skipped = max(int(cache.spans.starts.max()) - 1 - low, 0) if call.has_own_prompts else 0
         self.low = low + self.skipped
         self._queries = cache.spans.queries(self.low, self.total)
+        # A span that holds at `low` may begin, and be queried, before it. Members run once per step, so they compute
+        # outputs from the earliest query on; columns before `cache.seen` are in their caches and cannot be computed.
         self.first = min([self.low, *(max(query.column, cache.seen) for query in self._queries)])
         self._outputs: dict[int, tuple[torch.Tensor, torch.Tensor | None]] = {}
 
@@ -225,14 +236,14 @@ class SharedTokenizerStep:
         return self._queries
 
     def _output(self, index: int) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """Logits and hidden states of a member for the columns from `first` on; runs it once per step."""
+        """Logits and hidden states of a member for the columns from `first` on; the member runs once per step."""
         if index not in self._outputs:
             cache, run = self.cache, self.call.runs[index]
             self._outputs[index] = run.read(cache.ids, cache.mask, self.total - self.first, hidden=bool(self._queries))
         return self._outputs[index]
 
     def observe(self, query: SpanQuery) -> list[MemberObservation]:
-        """See `EngineStep`; a member shows nothing in rows whose text has outgrown its context."""
+        """See `EngineStep`; logits are -inf and hidden states 0 in rows whose text has outgrown a member's context."""
         column = max(query.column, self.first)
         outgrown = self._outgrown(column, column + 1)
         return [
@@ -255,7 +266,7 @@ class SharedTokenizerStep:
         return MemberObservation(logits, hidden)
 
     def logits(self) -> torch.Tensor:
-        """See `EngineStep`; NaN inside prompts of the members' own."""
+        """See `EngineStep`; NaN inside the members' own prompts."""
         cache, spans, low, total = self.cache, self.cache.spans, self.low, self.total
         outgrown = self._outgrown(low, total)
         if cache.draws is not None:
@@ -266,12 +277,12 @@ class SharedTokenizerStep:
             weights = _without(weights, outgrown.to(weights.device))
             active = (weights > 0).any(0).any(0).nonzero()[:, 0].tolist()
         logits = [self._output(index)[0][:, low - self.first :] for index in active]
-        if len(active) == 1 and not self.skipped:
+        if len(active) == 1 and not self.skipped:  # a single member: its own logits, bit-exactly
             if cache.trace.enabled:
                 self._record(active, logits, [logits[0].float().logsumexp(-1)], weights)
             return self.engine.readable(self.engine.padded(logits[0]))
         device = cache.ids.device
-        # what a member has just returned belongs to this step, unless it is traced or a policy has seen it
+        # mixing overwrites its input, so copy logits that the trace, a policy or the caller of `forward` may still use
         copy = cache.trace.enabled or not cache.in_generate or bool(self._queries)
         scores = [self.engine.padded(entry).to(device=device, dtype=torch.float32, copy=copy) for entry in logits]
         log_z = [entry.logsumexp(-1) for entry in scores]
@@ -281,12 +292,12 @@ class SharedTokenizerStep:
         return torch.nn.functional.pad(mixed, (0, 0, self.skipped, 0), value=torch.nan) if self.skipped else mixed
 
     def _outgrown(self, low: int, high: int) -> torch.Tensor | None:
-        """Whose context each row's text has outgrown at the columns `low .. high - 1`.
+        """Whether each row's text has outgrown each member's context at the columns `low .. high - 1`.
 
-        Where all members are too small for a text, the one with the largest context stays.
+        If it has outgrown all contexts, the member with the largest context stays.
 
         Returns:
-            `torch.BoolTensor` of shape `(B, high - low, M)`, on the CPU, or `None` if no context is outgrown.
+            `torch.BoolTensor` of shape `(B, high - low, M)` on the CPU, or `None` if no context is outgrown.
         """
         limits, runs = self.engine.contexts, self.call.runs
         if len(limits) == 1 or all(run.columns(high) <= limit for limit, run in zip(limits, runs, strict=True)):
@@ -317,7 +328,7 @@ class SharedTokenizerStep:
 
 
 def _without(weights: torch.Tensor, outgrown: torch.Tensor) -> torch.Tensor:
-    """Weights `(B, n, M)` without outgrown members; where all weight lay on these, the others share it equally."""
+    """Weights `(B, n, M)` without outgrown members; if those had all the weight, the others share it equally."""
     left = weights.masked_fill(outgrown, 0.0)
     total = left.sum(-1, keepdim=True)
     equal = (~outgrown).float() / (~outgrown).sum(-1, keepdim=True)

@@ -1,4 +1,4 @@
-"""What a policy can see when a span begins."""
+"""Builds the `PolicyState` that a policy gets when a span begins."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from hf_rlae.policies import MemberObservation, PolicyState, PromptScores
 
 
 class StateReader:
-    """Makes the `PolicyState` of a query: what it holds is computed when the policy first reads it.
+    """Builds the `PolicyState` of a query; its attributes are computed on first access.
 
     Args:
-        engine (`Engine`): of the ensemble.
-        tokenizer (`PreTrainedTokenizerBase`): decodes the ids of the text.
+        engine (`Engine`): the engine of the ensemble.
+        tokenizer (`PreTrainedTokenizerBase`): decodes union ids.
     """
 
     def __init__(self, engine: Engine, tokenizer: Any) -> None:
@@ -31,9 +31,9 @@ class StateReader:
         """The state of the rows of a query.
 
         Args:
-            cache (`EnsembleCache`): of the call.
-            step (`EngineStep`): runs members that a policy looks at.
-            query (`SpanQuery`): which span begins, in which rows.
+            cache (`EnsembleCache`): the cache of the call.
+            step (`EngineStep`): runs the members if the policy observes them.
+            query (`SpanQuery`): the span that begins, and its rows.
         """
         view = _QueryView(self.engine, self.tokenizer, cache, step, query)
         return PolicyState(
@@ -49,7 +49,7 @@ class StateReader:
 
 
 class _QueryView:
-    """The rows of one query; each method gives what the property of `PolicyState` with its name needs."""
+    """The rows of one query; its methods compute the attributes of `PolicyState`."""
 
     def __init__(
         self, engine: Engine, tokenizer: Any, cache: EnsembleCache, step: EngineStep, query: SpanQuery
@@ -95,7 +95,7 @@ class _QueryView:
     def _sums(
         self, prompts: Sequence[tuple[int, ...]], scores: Sequence[Sequence[float]]
     ) -> list[tuple[float, float, float]]:
-        """For each member of one row: log-probability, bytes and tokens of what is scored (see `PromptScores`)."""
+        """For each member in one row: log-probability, number of bytes and number of tokens (see `PromptScores`)."""
         members = []
         for index, (prompt, logps) in enumerate(zip(prompts, scores, strict=True)):
             pieces = self.engine.vocabularies[index].pieces

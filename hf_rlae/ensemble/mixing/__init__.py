@@ -1,4 +1,4 @@
-"""How members' distributions become one: one file a mixing, registered by name."""
+"""Mixings of the members' distributions: one file per mixing, registered by name."""
 
 from hf_rlae.ensemble.mixing.linear import LinearMixing
 from hf_rlae.ensemble.mixing.log import LogMixing

@@ -39,7 +39,7 @@ class LinearMixing:
         self, probs: Sequence[torch.Tensor], log_z: Sequence[torch.Tensor], weights: torch.Tensor
     ) -> torch.Tensor:
         """See `Mixing.of_probs`."""
-        # multiplied and added one after the other, not fused, so that the order of two does not matter
+        # multiply and add separately, not fused, so that the result for two members does not depend on their order
         if torch.is_grad_enabled():
             mixed = probs[0] * weights[..., 0, None]
             for index, prob in enumerate(probs[1:], 1):
@@ -52,13 +52,13 @@ class LinearMixing:
 
 
 def _log(values: torch.Tensor) -> torch.Tensor:
-    """The logarithm, whose gradient where a value is 0 is 0 and not NaN: what nobody proposes trains nobody."""
+    """The logarithm, with gradient 0 instead of NaN at 0: a token that no member proposes changes no weight."""
     is_zero = values == 0
     return values.masked_fill(is_zero, 1.0).log().masked_fill(is_zero, -torch.inf)
 
 
 def _logaddexp(first: torch.Tensor, second: torch.Tensor) -> torch.Tensor:
-    """`logaddexp`, whose gradient where both are -inf is 0 and not NaN."""
+    """`logaddexp`, with gradient 0 instead of NaN if both arguments are -inf."""
     is_neither = (first == -torch.inf) & (second == -torch.inf)
     first, second = first.masked_fill(is_neither, 0.0), second.masked_fill(is_neither, 0.0)
     return torch.logaddexp(first, second).masked_fill(is_neither, -torch.inf)

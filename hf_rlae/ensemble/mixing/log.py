@@ -14,11 +14,11 @@ logger = logging.getLogger(__name__)
 
 
 class LogMixing:
-    """`p(y) = prod_k p_k(y)^w_k / Z`: a token that one member rules out is ruled out.
+    """`p(y) = prod_k p_k(y)^w_k / Z`: a token that one member with weight rules out is ruled out.
 
-    Where the members rule out every token between them (Z = 0), their linear mixture is taken.
+    If the members together rule out every token (Z = 0), linear mixing is used, with a warning.
 
-    Source: products of experts; as an option of the weighted ensemble, ours.
+    Source: products of experts; their use in the weighted ensemble is ours.
     """
 
     def of_logits(
@@ -33,7 +33,7 @@ class LogMixing:
         total = mixed.logsumexp(-1)
         lost = total == -torch.inf
         if bool(lost.any()):
-            logger.warning("the members rule out every token between them; their linear mixture is taken there")
+            logger.warning("log mixing: the members together rule out every token; linear mixing is used instead")
             unshifted = [torch.zeros_like(z) for z in log_z]
             linear = LinearMixing().of_probs([score.softmax(-1) for score in scores], unshifted, weights)
             mixed = torch.where(lost[..., None], linear, mixed)
@@ -49,15 +49,15 @@ class LogMixing:
 
 
 def _weighted(score: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
-    """`score * weight`, but 0 where there is no weight: without it a member has no say, not even in what it rules out.
+    """`score * weight`, but 0 if the weight is 0: a member without weight does not rule tokens out.
 
-    `0 * -inf` is NaN, in values and in gradients, which are 0 here for what is ruled out: it trains nobody.
+    Without the masks, `0 * -inf` would be NaN, in values and in gradients. The gradients of ruled-out tokens are 0.
     """
-    has_say = weight > 0
+    has_weight = weight > 0
     if not torch.is_grad_enabled():
-        return torch.where(has_say, score * weight, 0.0)
-    is_ruled_out = has_say & (score == -torch.inf)
-    return (score.masked_fill(is_ruled_out | ~has_say, 0.0) * weight).masked_fill(is_ruled_out, -torch.inf)
+        return torch.where(has_weight, score * weight, 0.0)
+    is_ruled_out = has_weight & (score == -torch.inf)
+    return (score.masked_fill(is_ruled_out | ~has_weight, 0.0) * weight).masked_fill(is_ruled_out, -torch.inf)
 
 
 mixings.register("log")(LogMixing())

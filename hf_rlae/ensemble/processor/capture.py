@@ -1,4 +1,4 @@
-"""Listening to the model inside whose own `generate` an ensemble writes."""
+"""Captures the outputs of the model in whose plain `generate` an ensemble decodes."""
 
 from __future__ import annotations
 
@@ -16,17 +16,18 @@ from hf_rlae.members.recurrence import returned_state
 
 @dataclass(frozen=True)
 class HostPass:
-    """What one forward pass of the host read and said.
+    """The inputs and outputs of one forward pass of the host.
 
     Attributes:
-        last_ids (`torch.LongTensor` of shape `(B,)`): the last column that it read.
-        columns (`int`): how many columns it read.
-        mask (`torch.Tensor` of shape `(B, L)` or `None`): its attention mask.
-        has_mask (`bool`): whether `mask` tells what is padding; models may be given another kind of mask.
-        logits (`torch.Tensor` of shape `(B, V)`): of the last column.
-        hidden (`torch.Tensor` of shape `(B, n, H)` or `None`): what entered the head in the newest columns, as many as
-            were asked for or the pass had.
-        cache: the key-value cache that it returned, or `None`.
+        last_ids (`torch.LongTensor` of shape `(B,)`): the ids of the last column.
+        columns (`int`): number of columns.
+        mask (`torch.Tensor` of shape `(B, L)` or `None`): the attention mask, if it is 2-D.
+        has_mask (`bool`): whether `mask` marks the padding (`None` for no padding); `False` if the host got a mask of
+            another kind.
+        logits (`torch.Tensor` of shape `(B, V)`): the logits of the last column.
+        hidden (`torch.Tensor` of shape `(B, n, H)` or `None`): the input of the head in the newest columns: as many as
+            the policy needs, or as the pass has.
+        cache: the key-value cache that the host returned, or `None`.
     """
 
     last_ids: torch.Tensor
@@ -39,11 +40,11 @@ class HostPass:
 
 
 class HostCapture:
-    """Keeps what the host said in its newest forward pass, thread by thread, until it is taken.
+    """Keeps the newest forward pass of the host, per thread, until `take` is called.
 
-    `generate` has run the host once before it calls a processor for the first time, so the hooks are there from
-    `attach` on; they change nothing that the caller sees, keep as few columns as they can, and go with `detach`. A
-    copied or pickled model gets a tap that hears nothing.
+    `generate` runs the host before it calls a processor for the first time, so the hooks are registered by `attach`,
+    before any call, and removed by `detach`. They do not change what the caller of the host gets, and they keep as few
+    columns as possible. A copied or pickled model gets a `HostCapture` that is not attached.
     """
 
     def __init__(self) -> None:
@@ -55,7 +56,12 @@ class HostCapture:
         return HostCapture, ()
 
     def attach(self, member: Member, hidden_tokens: Callable[[], int]) -> None:
-        """Begins to listen; also for what enters the head in the newest columns, as many as `hidden_tokens` says."""
+        """Registers the hooks.
+
+        Args:
+            member (`Member`): the host.
+            hidden_tokens (callable): returns the number of newest columns whose head inputs are kept.
+        """
         self._hidden_tokens = hidden_tokens
         self._handles = [
             member.model.register_forward_pre_hook(self._widen, with_kwargs=True),
@@ -64,20 +70,20 @@ class HostCapture:
         ]
 
     def detach(self) -> None:
-        """Stops listening."""
+        """Removes the hooks."""
         for handle in self._handles:
             handle.remove()
         self._handles = []
 
     def take(self) -> HostPass | None:
-        """The newest pass of this thread; a second call returns `None`."""
+        """Returns and removes the newest pass of this thread; `None` if there is none."""
         self._local.__dict__.pop("hidden", None)
         return self._local.__dict__.pop("last", None)
 
     def _widen(
         self, _module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
-        """Lets the columns of a mean come as far as the head, which answers those alone that were asked for."""
+        """Raises `logits_to_keep`, so that all columns of a mean reach the head; `_note_hidden` cuts them again."""
         self._local.__dict__.pop("asked", None)
         asked = kwargs.get("logits_to_keep")
         wanted = self._hidden_tokens() if self._handles else 0

@@ -1,4 +1,4 @@
-"""`EnsembleLogitsProcessor`: an ensemble inside the plain `generate` of its first member."""
+"""`EnsembleLogitsProcessor`: an ensemble in the plain `generate` of its first member."""
 
 from __future__ import annotations
 
@@ -26,18 +26,18 @@ from hf_rlae.policies import Policy, observed_tokens
 logger = logging.getLogger(__name__)
 
 SAME_SCORES = 1e-4
-"""How far scores may be from what the host returned before they count as changed."""
+"""Tolerance: scores that differ by more from the host's logits count as changed."""
 
 
 @dataclass
 class _HostScores:
-    """The host's scores at one step, told apart from what other processors did to them.
+    """The host's scores at one step, separated from the changes of other processors.
 
     Attributes:
-        logits (`torch.FloatTensor` of shape `(B, V)`): the host's own.
+        logits (`torch.FloatTensor` of shape `(B, V)`): the host's own logits; the changed ones if `is_changed`.
         blocked (`torch.BoolTensor` of shape `(B, V)`): the ids that other processors have ruled out.
-        is_normalised (`bool`): whether `generate` works with log-probabilities, as it does for beams.
-        is_changed (`bool`): whether another processor changed scores in any other way; `logits` are the changed ones.
+        is_normalised (`bool`): whether `generate` uses log-probabilities, as for beams.
+        is_changed (`bool`): whether another processor has changed scores in any other way.
     """
 
     logits: torch.Tensor
@@ -48,18 +48,18 @@ class _HostScores:
 
 @dataclass
 class _Call:
-    """One `generate` call: the ensemble's state, and what it takes to recognise the next step."""
+    """One `generate` call: the ensemble's state, and the data to recognise the next step of the same call."""
 
     cache: EnsembleCache
     host: HostRun
     ids: torch.Tensor
     mask: torch.Tensor | None  # of the prompts
-    groups: torch.Tensor  # rows with one number have the same prompt
+    groups: torch.Tensor  # rows with the same number have the same prompt
     pads: list[int]  # columns of padding in front of each row
-    has_host_cache: bool  # the host keeps a cache, so that it reads one column per step
+    has_host_cache: bool  # the host has a cache, so it reads one column per step
     host_cache: Any = None
     has_warned: bool = False
-    states: ColumnStates | None = None  # of the host, where a policy reads means of them
+    states: ColumnStates | None = None  # of the host, if the policy reads means of them
 
     @property
     def start(self) -> int:
@@ -67,14 +67,14 @@ class _Call:
         return self.cache.start or 0
 
     def hidden(self, host_pass: HostPass) -> torch.Tensor | None:
-        """The host's hidden states `(B, H)` after the newest column, as policies see them."""
+        """The host's hidden states `(B, H)` after the newest column, as policies observe them."""
         if host_pass.hidden is None:
             return None
         if self.states is None:
             return host_pass.hidden[:, -1]
         columns = self.ids.shape[1]
         is_text: torch.Tensor | None = None
-        if columns - self.states.count < max(self.pads):  # the mean reaches back to padding
+        if columns - self.states.count < max(self.pads):  # the mean would include padding
             is_text = torch.arange(columns)[None] >= torch.tensor(self.pads)[:, None]
         means = self.states.add(host_pass.hidden, columns, 1, is_text)
         return None if means is None else means[:, 0]
@@ -97,7 +97,7 @@ class _Call:
         return torch.where(same.diagonal(), own, same.int().argmax(1))
 
     def reorder(self, parents: torch.Tensor) -> None:
-        """Makes row `i` continue what row `parents[i]` was."""
+        """Row `i` becomes the former row `parents[i]`."""
         self.cache.reorder_cache(parents)
         if self.mask is not None:
             self.mask = self.mask[parents.to(self.mask.device)]
@@ -107,40 +107,40 @@ class _Call:
 
 @dataclass
 class _ThreadCall:
-    """The call of one thread, if there is one."""
+    """The current call of one thread, or `None`."""
 
     call: _Call | None = field(default=None)
 
 
 class EnsembleLogitsProcessor(LogitsProcessor):
-    """Lets an ensemble decode inside the plain `generate` of its first member, the host.
+    """An ensemble in the plain `generate` of its first member, the host.
 
-    `generate` runs the host, the processor runs the other members and returns the mixture. With one shared tokenizer
-    the tokens are those of [`EnsembleForCausalLM`]. With several, the text can only hold tokens of the host: its
-    scores are the ensemble's mixture restricted to the host's vocabulary. A union token that the host lacks lends its
-    mass to the longest host token that begins it, STOP becomes an end token of the host, and special tokens that are
-    not text get nothing.
+    `generate` runs the host; the processor runs the other members and returns the mixture. With one shared tokenizer
+    the tokens are those of [`EnsembleForCausalLM`]. With several tokenizers, the text has only tokens of the host: the
+    scores are the ensemble's mixture, restricted to the host's vocabulary. The mass of a union token that the host
+    lacks is added to the longest host token that is a prefix of it, STOP becomes an end token of the host, and special
+    tokens that are not text get no mass.
 
-    One object serves many calls, also from several threads. A call continues as long as every row is a row of the
-    step before with one more token; anything else begins a new call. Ids that processors in front of this one rule out
-    (-inf) stay ruled out. Other changes that they make, such as a repetition penalty's, would act on the host alone; a
-    warning says so.
+    One object can be used for many calls, also from several threads. A call continues as long as every row is a row of
+    the previous step with one more token; any other input starts a new call. Ids that earlier processors rule out
+    (-inf) stay ruled out. Other changes by earlier processors, such as a repetition penalty, would act on the host
+    alone; a warning says so.
 
     Source: ours.
 
     Args:
         ensemble (`EnsembleForCausalLM`): its first member is the host.
-        attention_mask (`torch.LongTensor` of shape `(B, L)`, *optional*): 1 = keep, of the prompts of the coming calls.
-            Without it, the mask that `generate` gives to the host counts; where the host takes none of that kind, the
-            leading run of padding ids is padding. The attribute may be set before each call.
-        host_rereads (`bool`, defaults to `False`): where tokenizers differ, `generate` conditions the host on the very
-            tokens that were written, such as single letters where the host would have written a word. With `True` the
-            host keeps readings of its own, as it does in [`EnsembleForCausalLM`], and is run once more wherever it
-            would have written the text in other tokens: better text at a higher cost. No difference with one shared
-            tokenizer, or where the host's tokens are the shortest.
+        attention_mask (`torch.LongTensor` of shape `(B, L)`, *optional*): the mask of the prompts of the next calls,
+            1 = keep. By default, the mask that `generate` passes to the host is used; if the host has no 2-D mask, the
+            leading padding ids are padding. The attribute can be set before each call.
+        host_rereads (`bool`, defaults to `False`): if tokenizers differ, `generate` conditions the host on the
+            generated tokens, for example on single letters where the host would have generated a word. With `True` the
+            host keeps its own readings, as in [`EnsembleForCausalLM`], and runs once more if it would have generated
+            the text in other tokens. The text is better, the cost is higher. It makes no difference with one shared
+            tokenizer, or if the host has the shortest tokens.
 
     Raises:
-        ConfigError: an ensemble that draws members, or an adapter that is named for the host.
+        ConfigError: an ensemble that draws members, or an adapter name for the host.
 
     Example:
 
@@ -179,16 +179,16 @@ class EnsembleLogitsProcessor(LogitsProcessor):
 
         Args:
             host (`PreTrainedModel` or `PeftModel`): the model whose `generate` is called.
-            others: the models that decode with it.
-            tokenizers: one per model, the host's first.
+            others (`Sequence[PreTrainedModel]`): the other members.
+            tokenizers (`Sequence[PreTrainedTokenizerBase]`): one per model, the host's first.
             policy (`Policy`, *optional*): called with a `PolicyState`, returns weights `(B, M)`, the host's first;
                 `None` = uniform.
             attention_mask (`torch.LongTensor` of shape `(B, L)`, *optional*), host_rereads (`bool`): see the class.
             settings: as in [`EnsembleForCausalLM.from_members`], such as `span_length`, `mixing`, `end_token_ids`.
 
         Raises:
-            ConfigError: another number of tokenizers than of models, or an option that cannot be used.
-            MemberError, TokenizerError: a model or a tokenizer that cannot take part.
+            ConfigError: the number of tokenizers is not the number of models, or an option is invalid.
+            MemberError, TokenizerError: a model or a tokenizer that cannot be used.
         """
         if isinstance(others, (str, bytes)) or not isinstance(others, Sequence):
             raise ConfigError(f"others must be a list of models, got {type(others).__name__}; give [model_2, ...]")
@@ -204,23 +204,23 @@ class EnsembleLogitsProcessor(LogitsProcessor):
 
     @torch.no_grad()
     def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.FloatTensor:
-        """The ensemble's scores for the next token, in the place of the host's.
+        """Replaces the host's scores for the next token by the ensemble's.
 
         Args:
             input_ids (`torch.LongTensor` of shape `(B, L)`): the text so far.
-            scores (`torch.FloatTensor` of shape `(B, V)`): of the host.
+            scores (`torch.FloatTensor` of shape `(B, V)`): the scores of the host.
 
         Returns:
-            `torch.FloatTensor` of shape `(B, V)`: the mixture's log-probabilities, for beams normalised, else shifted
+            `torch.FloatTensor` of shape `(B, V)`: the mixture's log-probabilities; normalised for beams, else shifted
             by `sum_k w_k log Z_k` as in [`EnsembleForCausalLM`].
 
         Raises:
-            InputError: scores that are not from the forward pass that the host has just made, prompts that cannot be
-                used, an attention mask of another shape.
-            PolicyError: weights that are no weights.
+            InputError: the scores are not from the host's newest forward pass, prompts are invalid, or the attention
+                mask has another shape.
+            PolicyError: invalid weights.
         """
         of_thread = self._of_thread()
-        call, of_thread.call = of_thread.call, None  # an exception leaves no call behind
+        call, of_thread.call = of_thread.call, None  # after an exception, the next step starts a new call
         try:
             host_pass = self._newest_pass(input_ids, scores)
             own = _own_scores(host_pass, scores)
@@ -237,7 +237,7 @@ class EnsembleLogitsProcessor(LogitsProcessor):
             call.host.feed(own.logits.clone(), call.hidden(host_pass), input_ids, call.pads)
             mixed = self._mixed(call, input_ids)
         finally:
-            self._capture.take()  # the host may be another member's model, too
+            self._capture.take()  # if another member has the same model, its passes were captured, too
         of_thread.call = call
         return cast(torch.FloatTensor, self._finished(mixed.to(scores.device), own, scores))
 
@@ -248,7 +248,7 @@ class EnsembleLogitsProcessor(LogitsProcessor):
         return of_thread
 
     def _newest_pass(self, ids: torch.Tensor, scores: torch.Tensor) -> HostPass:
-        """The host's newest forward pass; refuses scores of anything else."""
+        """The host's newest forward pass; raises `InputError` if the scores are not from it."""
         host_pass = self._capture.take()
         if (
             host_pass is None
@@ -258,15 +258,15 @@ class EnsembleLogitsProcessor(LogitsProcessor):
             or not torch.equal(host_pass.last_ids.to(ids.device), ids[:, -1])
         ):
             raise InputError(
-                f"scores of shape {tuple(scores.shape)} do not come from a forward pass that the host "
-                f"{self.host.name} has just made for these rows: pass the processor to the `generate` of the model it "
-                "was built for, with input_ids, and without assisted decoding (`assistant_model`, "
-                "`prompt_lookup_num_tokens`), in which one pass serves several tokens (`EnsembleForCausalLM` can)"
+                f"scores of shape {tuple(scores.shape)} are not from the newest forward pass of the host "
+                f"{self.host.name} for these rows: pass the processor to the `generate` of the model it was built for, "
+                "with input_ids, and without assisted decoding (`assistant_model`, `prompt_lookup_num_tokens`), in "
+                "which one pass gives several tokens (the `generate` of `EnsembleForCausalLM` supports it)"
             )
         return host_pass
 
     def _begin(self, of_thread: _ThreadCall, ids: torch.Tensor, host_pass: HostPass) -> _Call:
-        """A new call."""
+        """Starts a new call."""
         mask = self._mask(ids, host_pass)
         check_prompts(self.ensemble, ids, mask)
         hidden_tokens = observed_tokens(self.ensemble.policy)
@@ -285,14 +285,14 @@ class EnsembleLogitsProcessor(LogitsProcessor):
         return call
 
     def _mask(self, ids: torch.Tensor, host_pass: HostPass) -> torch.Tensor | None:
-        """What of the prompts is not padding, or `None` for all."""
+        """The mask of the prompts, 1 = keep; `None` without padding."""
         rows, columns = ids.shape
         mask = self.attention_mask
         if mask is not None:
             if mask.dim() != 2 or rows % len(mask) or mask.shape[1] != columns:
                 raise InputError(
                     f"attention_mask of shape {tuple(mask.shape)} does not fit prompts of shape {(rows, columns)}; set "
-                    "`processor.attention_mask` to that of the call, or to None"
+                    "`processor.attention_mask` to the mask of the call, or to None"
                 )
             mask = mask.to(ids.device).repeat_interleave(rows // len(mask), 0)
         elif host_pass.mask is not None and host_pass.mask.shape == ids.shape:
@@ -317,12 +317,12 @@ class EnsembleLogitsProcessor(LogitsProcessor):
         return self.ensemble(**inputs, logits_to_keep=1).logits[:, -1].float()
 
     def _finished(self, mixed: torch.Tensor, own: _HostScores, scores: torch.Tensor) -> torch.Tensor:
-        """The scores that `generate` continues with."""
+        """The scores that `generate` gets: restricted to the host's ids, normalised for beams, without blocked ids."""
         mixed = self.ensemble.engine.scores_of_first_member(mixed, scores)
         if own.is_normalised:
             mixed = mixed.log_softmax(-1)
         mixed = mixed.masked_fill(own.blocked, -torch.inf)
-        # where everything that the ensemble allows is blocked, the host's scores stand as they are
+        # if all ids that the ensemble allows are blocked, the host's scores stay
         lost = ~torch.isfinite(mixed).any(1, keepdim=True)
         return torch.where(lost, scores, mixed)
 
@@ -330,13 +330,13 @@ class EnsembleLogitsProcessor(LogitsProcessor):
 def _check_ensemble(ensemble: EnsembleForCausalLM) -> None:
     if ensemble.config.draw is not None:
         raise ConfigError(
-            f"draw={ensemble.config.draw!r}: inside a plain `generate` the host is run for every token, also "
-            "where another member is drawn; leave draw out, or call the `generate` of `EnsembleForCausalLM`"
+            f"draw={ensemble.config.draw!r}: in a plain `generate` the host runs for every token, even if another "
+            "member is drawn; leave draw out, or call the `generate` of `EnsembleForCausalLM`"
         )
     if ensemble.members[0].adapter_name is not None:
         raise ConfigError(
             f"adapter_names[0]={ensemble.members[0].adapter_name!r}: the host uses the adapter that is active "
-            "when `generate` is called; give None for it, and call `model.set_adapter(...)`"
+            "when `generate` is called; give None for the host, and call `model.set_adapter(...)`"
         )
 
 
@@ -350,13 +350,13 @@ def _check_columns(host_pass: HostPass, needed: int) -> None:
     if given < needed:
         raise InputError(
             f"the policy reads the mean of the host's newest {needed} hidden states, but the host's last pass over the "
-            f"prompt has shown {given}: leave out `prefill_chunk_size`, and cut a cache from which `generate` goes on "
-            "shorter; or make the policy with `pooled_tokens=1`, or call the `generate` of `EnsembleForCausalLM`"
+            f"prompt has {given}: leave out `prefill_chunk_size`, and pass a shorter cache (`past_key_values`); or "
+            "make the policy with `pooled_tokens=1`, or call the `generate` of `EnsembleForCausalLM`"
         )
 
 
 def _end_with(host_cache: Any, of_thread: _ThreadCall) -> Any:
-    """Drops the members' caches when that of the host is deleted, which is when its `generate` has ended."""
+    """A weak reference to the host's cache that drops the call when the cache is deleted: its `generate` has ended."""
     reference_to_thread = weakref.ref(of_thread)
 
     def end(reference: Any) -> None:
@@ -371,10 +371,10 @@ def _end_with(host_cache: Any, of_thread: _ThreadCall) -> Any:
 
 
 def _own_scores(host_pass: HostPass, scores: torch.Tensor) -> _HostScores:
-    """Compares scores with the logits that the host returned."""
+    """Compares the scores with the host's logits, raw and normalised, to find the changes of other processors."""
     raw = host_pass.logits.to(device=scores.device, dtype=torch.float32)
     ruled_out = scores == -torch.inf
-    # where one id is left, its score does not matter
+    # if only one id is left in a row, its score does not matter
     settled = ruled_out | (ruled_out.sum(1, keepdim=True) >= scores.shape[1] - 1)
     best: tuple[int, torch.Tensor, bool] | None = None
     for is_normalised in (False, True):
@@ -392,8 +392,8 @@ def _own_scores(host_pass: HostPass, scores: torch.Tensor) -> _HostScores:
 
 def _warn_of_changes() -> None:
     logger.warning(
-        "the host's scores were changed before they reached EnsembleLogitsProcessor (by repetition_penalty, "
-        "sequence_bias, guidance_scale, or a processor in front of it), so the change acts on the host alone, not on "
-        "the ensemble; put the processor first: leave that option out (repetition_penalty=1.0) and pass "
+        "the host's scores were changed before EnsembleLogitsProcessor (by repetition_penalty, sequence_bias, "
+        "guidance_scale, or an earlier processor), so the change acts on the host alone, not on the ensemble; put the "
+        "processor first: leave that option out (repetition_penalty=1.0) and pass "
         "logits_processor=[processor, RepetitionPenaltyLogitsProcessor(...)]"
     )

@@ -1,4 +1,4 @@
-"""Bad input gets a typed error that names the argument and the mend, before any forward pass."""
+"""Bad input raises a typed error that names the argument and how to fix it, before any forward pass."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def different(policy=None, **options):
 
 @contextmanager
 def refused(kind, *words, ensemble=None):
-    """The error is of this kind, its message has these words, and no member was run."""
+    """Checks the type of the error and the words of its message, and that no member was run."""
     models = [] if ensemble is None else [member.model for member in ensemble.members]
     with columns_read(*models) as calls, pytest.raises(kind) as caught:
         yield
@@ -92,7 +92,7 @@ def test_prompt_longer_than_a_context(ensemble):
 
 
 def test_prompt_longer_than_the_context_of_a_member_with_shorter_tokens():
-    """What counts is the prompt in each member's own tokens."""
+    """The length of the prompt counts in each member's own tokens."""
     members = [pair("llama"), pair("gpt2", 1, raw_bytes(), max_position_embeddings=20)]
     ensemble = EnsembleForCausalLM.from_members(members)
     inputs = ensemble.tokenizer(["Once upon a time, there was a"], return_tensors="pt")
@@ -140,7 +140,7 @@ def test_chunks_of_a_prompt():
 
 
 def test_settings_in_a_configuration_are_looked_at():
-    """As those among the arguments: what counts is what transformers makes of both."""
+    """Settings in a `GenerationConfig` are checked like those among the arguments."""
     ensemble = different()
     with refused(InputError, "guidance_scale=1.5", ensemble=ensemble):
         ensemble.generate(**encode("the dogs ran"), generation_config=GenerationConfig(guidance_scale=1.5))
@@ -161,7 +161,7 @@ def chat_of(ensemble):
 
 
 def test_a_chat_goes_on_by_its_messages(ensemble):
-    """Not by the cache of its last answer, with which members would read the old prompt again."""
+    """A chat cannot be continued with the cache of the last call: members would read the old prompt again."""
     chat = chat_of(ensemble)
     out = ensemble.generate(**chat, max_new_tokens=3, do_sample=False, return_dict_in_generate=True)
     options = {"past_key_values": out.past_key_values, "max_new_tokens": 3}
@@ -188,7 +188,7 @@ def test_members_prompts_that_end_nowhere(ensemble):
 
 
 def test_labels_inside_a_prompt_without_distributions():
-    """Members with different tokenizers read the prompt in their own tokens; with one tokenizer there is a loss."""
+    """Labels inside a prompt raise an error if tokenizers differ; with one tokenizer there is a loss."""
     inputs = encode("the dogs ran 12 miles")
     ids = inputs["input_ids"]
     ensemble = different()

@@ -34,7 +34,7 @@ def member(architecture="llama", tokenizer=byte_level_bpe, seed=0):
 
 
 def trio(policy=None, **options):
-    """Byte-level BPE, bytes and a sentencepiece BPE."""
+    """Members with byte-level BPE, bytes and a SentencePiece BPE."""
     return EnsembleForCausalLM.from_members(
         [member(), member("gpt2", raw_bytes, 1), member("gemma3", sentencepiece_bpe, 2)], policy, **options
     )
@@ -45,12 +45,12 @@ def encoded(ensemble, *texts):
 
 
 def stepped(out):
-    """The logits of a `generate` call, `(B, T, V)`."""
+    """The sequences and logits of a `generate` call; logits of shape `(B, T, V)`."""
     return torch.stack(out.logits, dim=1)
 
 
 def assert_close(got, expected, atol=1e-4):
-    """Logits as log-probabilities, and as probabilities where they are tiny: fp32 sums differ there."""
+    """Compares logits as log-probabilities, or as probabilities if they are tiny, where fp32 sums differ."""
     got, expected = got.log_softmax(-1), expected.log_softmax(-1)
     likely = expected > -12
     torch.testing.assert_close(got[likely], expected[likely], atol=atol, rtol=0)
@@ -72,7 +72,7 @@ def forced(ensemble, inputs, sequences, **options):
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_teacher_forcing_equals_stepping(architecture):
-    """Law: `forward` over a whole text = token-by-token calls, whatever model reads the other's tokens."""
+    """Law: `forward` over a whole text = token-by-token calls, for every architecture."""
     ensemble = EnsembleForCausalLM.from_members(
         [member("llama", raw_bytes), member(architecture, sentencepiece_bpe, 1)],
         policy_of_text,
@@ -97,7 +97,7 @@ def test_teacher_forcing_equals_stepping(architecture):
     seed=st.integers(0, 99),
 )
 def test_teacher_forcing_of_samples(first, span_length, mixing, seed):
-    """Law: a sampled text scores by teacher forcing as it was sampled, in a padded batch."""
+    """Law: teacher forcing of sampled texts gives the log-probabilities of sampling, in a padded batch."""
     ensemble = trio(StaticPolicy([first, (1 - first) / 2, (1 - first) / 2]), mixing=mixing, span_length=span_length)
     inputs = encoded(ensemble, *TEXTS)
     torch.manual_seed(seed)
@@ -113,7 +113,7 @@ def test_teacher_forcing_of_samples(first, span_length, mixing, seed):
 
 
 def test_without_a_cache():
-    """Law: `use_cache=False` writes the same text from the same distributions."""
+    """Law: `use_cache=False` generates the same text from the same distributions."""
     ensemble = trio(policy_of_text, span_length=3)
     inputs = encoded(ensemble, *TEXTS)
     kept, run = (
@@ -125,7 +125,7 @@ def test_without_a_cache():
 
 
 def test_kept_probabilities_are_those_of_a_run_from_scratch():
-    """Law: what is kept for every reading equals reading its ids anew."""
+    """Law: the stored probabilities of every reading equal those of a new forward pass over its ids."""
     ensemble = trio(policy_of_text, span_length=2)
     cache_of_call = ensemble.new_cache()
     ensemble.generate(
@@ -150,7 +150,7 @@ def test_kept_probabilities_are_those_of_a_run_from_scratch():
 
 @pytest.mark.parametrize("architecture", ["llama", "gemma2", "rwkv", "mamba"])
 def test_rows_are_independent(architecture):
-    """Law: a row of a batch = the row alone, whatever stands beside it."""
+    """Law: a row of a batch = the row alone, for any other rows."""
     ensemble = EnsembleForCausalLM.from_members(
         [member("llama", raw_bytes), member(architecture, byte_level_bpe, 1)], policy_of_text, span_length=3
     )
@@ -175,7 +175,7 @@ def test_rows_are_independent(architecture):
 
 @pytest.mark.parametrize("padding", [1, 5, 64])
 def test_left_padding_changes_nothing(padding):
-    """Law: so many pads on the left = none."""
+    """Law: padding on the left changes nothing."""
     ensemble = trio(policy_of_text, span_length=3)
     inputs = encoded(ensemble, TEXTS[0])
     pads = torch.full((1, padding), ensemble.tokenizer.pad_token_id)
@@ -189,7 +189,7 @@ def test_left_padding_changes_nothing(padding):
     assert_close(stepped(got), stepped(plain))
 
 
-# Who has a say
+# Members with all the weight, and their order
 
 
 SUPPRESSED = {
@@ -204,7 +204,7 @@ SUPPRESSED = {
 @pytest.mark.parametrize("which", [0, 1, 2])
 @pytest.mark.parametrize("architecture", ["llama", *slow("gpt2", "rwkv")])
 def test_all_weight_on_one(architecture, which):
-    """Law: with all weight on a member, its own greedy text comes out, to the byte and to the stop."""
+    """Law: with all weight on a member, the ensemble generates that member's own greedy text, including the stop."""
     tokenizers = [byte_level_bpe, raw_bytes, unigram]
     members = [member(architecture, tokenizer, 5 + k) for k, tokenizer in enumerate(tokenizers)]
     weights = [float(k == which) for k in range(3)]
@@ -238,7 +238,7 @@ def own_bytes(ensemble, which, ids):
 
 
 def test_order_of_two():
-    """Law: the order of members does not matter: the same probability for every byte string, bitwise for two."""
+    """Law: the order of members does not matter: the same probability of every byte string, bit-exact for two."""
     members = [member("llama", raw_bytes), member("gpt2", sentencepiece_bpe, 1)]
     one = EnsembleForCausalLM.from_members(members, StaticPolicy([0.3, 0.7]))
     other = EnsembleForCausalLM.from_members(members[::-1], StaticPolicy([0.7, 0.3]))
@@ -255,7 +255,7 @@ def test_order_of_two():
 
 
 def test_order_of_three():
-    """Law: the order of members does not matter, within rounding for three."""
+    """Law: the order of three members does not matter, up to rounding."""
     members = [
         member("llama", raw_bytes),
         member("gpt2", sentencepiece_bpe, 1),
@@ -283,7 +283,7 @@ def test_order_of_three():
     mixing=st.sampled_from(["linear", "log"]),
 )
 def test_mixtures_sum_to_one(weights, dtype, mixing):
-    """Law: each mixture sums to 1; no mass on special tokens; STOP has the mass of all end ids."""
+    """Law: each mixture sums to 1, special tokens have no mass, and STOP has the mass of all end ids."""
     members = [member(), member("gpt2", raw_bytes, 1), member("llama", sentencepiece_bpe, 2)]
     ensemble = EnsembleForCausalLM.from_members(
         [(type(model)(model.config).to(dtype).eval() if dtype != torch.float32 else model, t) for model, t in members],
@@ -301,7 +301,7 @@ def test_mixtures_sum_to_one(weights, dtype, mixing):
 
 
 def test_stop_is_the_mass_of_all_end_ids():
-    """Law: STOP has the weighted sum of the members' end ids; a member that has none gives it nothing."""
+    """Law: STOP has the weighted sum of the mass of the members' end ids, which is 0 for a member without end ids."""
     first, second = member(), member("gpt2", sentencepiece_bpe, 1)
     ends = [[0, 300, 301], []]
     ensemble = EnsembleForCausalLM.from_members([first, second], StaticPolicy([0.6, 0.4]), end_token_ids=ends)
@@ -336,7 +336,7 @@ def test_the_policy_is_asked_once_per_span(span_length):
 
 
 def test_beams_keep_their_weights_and_readings():
-    """Law: a returned beam scores by teacher forcing what it was found with."""
+    """Law: teacher forcing of a returned beam gives the score of the beam."""
     ensemble = trio(policy_of_text, span_length=2)
     inputs = encoded(ensemble, *TEXTS)
     out = ensemble.generate(
@@ -355,7 +355,7 @@ def test_beams_keep_their_weights_and_readings():
     logps = forced(ensemble, rows, out.sequences)
     logps[..., ensemble.union.stop_id] = -torch.inf
     tokens = out.sequences[:, width:]
-    # transformers normalises the scores that it was given before it suppresses
+    # transformers normalises scores before it suppresses tokens
     full = forced(ensemble, rows, out.sequences).log_softmax(-1)
     scores = full.gather(-1, tokens[..., None])[..., 0].sum(1)
     torch.testing.assert_close(out.sequences_scores, scores, atol=2e-4, rtol=0)
@@ -363,7 +363,7 @@ def test_beams_keep_their_weights_and_readings():
 
 
 def test_a_member_without_weight_is_not_run():
-    """Law: a member with weight 0 is not run in that span, and catches up in one pass when it is needed."""
+    """Law: a member with weight 0 does not run in that span, and reads the missed text in one pass when needed."""
     members = [member(), member("gpt2", raw_bytes, 1)]
     ensemble = EnsembleForCausalLM.from_members(members, Schedule([1, 0], [1, 0], [0.5, 0.5]), span_length=3)
     inputs = encoded(ensemble, TEXTS[0])
@@ -383,7 +383,7 @@ def test_a_member_without_weight_is_not_run():
         own = members[1][0](torch.tensor([ids])).logits[0, -1].log_softmax(-1)
     seventh = out.sequences[0, inputs["input_ids"].shape[1] + 6]
     piece = ensemble.union.pieces[int(seventh)]
-    if len(piece) == 1:  # bytes have one segmentation: the member is where it would be had it read along
+    if len(piece) == 1:  # bytes have one segmentation, so the member's state is as if it had run in every step
         (own_id,) = ensemble.engine.vocabularies[1].canonical_ids(piece)
         assert float(out.member_logps[0, 6, 1]) == pytest.approx(float(own[own_id]), abs=1e-4)
 
@@ -392,7 +392,7 @@ def test_a_member_without_weight_is_not_run():
 
 
 def test_calls_do_not_know_one_another():
-    """Law: a call after another one, or after an exception in the middle, is as if it were the first."""
+    """Law: a call after another one, or after an exception in the middle of one, equals a first call."""
     ensemble = trio(policy_of_text, span_length=3)
     inputs, others = encoded(ensemble, *TEXTS), encoded(ensemble, LONGER)
     options = {"max_new_tokens": 8, "do_sample": False}
@@ -413,7 +413,7 @@ def test_calls_do_not_know_one_another():
 @pytest.mark.parametrize("lookup", [2, 5])
 @pytest.mark.parametrize("architecture", ["llama", "gemma3", "rwkv"])
 def test_proposed_tokens(architecture, lookup):
-    """Law: prompt lookup writes what greedy decoding writes, and tokens taken back leave no trace."""
+    """Law: prompt lookup generates the greedy text, and rejected tokens change nothing."""
     ensemble = EnsembleForCausalLM.from_members(
         [member("llama", byte_level_bpe), member(architecture, raw_bytes, 1)], policy_of_text, span_length=2
     )
@@ -442,11 +442,11 @@ def test_a_sampled_batch_is_reproducible():
     assert torch.equal(*texts)
 
 
-# Members that have nothing to say
+# Members without next-token mass
 
 
 def test_a_member_that_cannot_write_a_character():
-    """A member without byte fallback is silent about what it cannot write, and goes on from the text around it."""
+    """A member without byte fallback skips characters that it has no token for, and continues after them."""
     members = [member("llama", raw_bytes), member("gpt2", characters, 1)]
     ensemble = EnsembleForCausalLM.from_members(members, StaticPolicy([0.5, 0.5]))
     inputs = encoded(ensemble, "the 字 dog")
@@ -460,7 +460,7 @@ def test_a_member_that_cannot_write_a_character():
 
 
 def test_a_member_drops_out_at_the_end_of_its_context(caplog):
-    """A text longer than one member's context: that member drops out with a warning, and the others go on."""
+    """If a text is longer than one member's context, that member drops out with a warning; the others continue."""
     members = [member("llama", raw_bytes), pair("gpt2", 1, byte_level_bpe(), max_position_embeddings=16)]
     ensemble = EnsembleForCausalLM.from_members(members, StaticPolicy([0.5, 0.5]))
     inputs = encoded(ensemble, "Once upon a time")
@@ -481,7 +481,7 @@ def test_a_member_drops_out_at_the_end_of_its_context(caplog):
 
 @pytest.mark.parametrize("tokenizer", [unigram, wordpiece, characters])
 def test_any_kind_of_tokenizer(tokenizer):
-    """A member with any lossless tokenizer takes part."""
+    """Members can have any lossless tokenizer."""
     ensemble = EnsembleForCausalLM.from_members(
         [member("llama", byte_level_bpe), member("gpt2", tokenizer, 3)], policy_of_text
     )
@@ -493,7 +493,7 @@ def test_any_kind_of_tokenizer(tokenizer):
 
 
 def test_recurrent_members_alone():
-    """Two recurrent members with different tokenizers write together."""
+    """Two recurrent members with different tokenizers decode together."""
     members = [
         member(architecture, tokenizer, 3)
         for architecture, tokenizer in zip(RECURRENT, (raw_bytes, byte_level_bpe), strict=True)
@@ -507,7 +507,7 @@ def test_recurrent_members_alone():
 
 
 def test_rows_that_need_different_members():
-    """Each row has its own weights, at every token, with a policy that looks at all members."""
+    """Each row has its own weights at every token, with a policy that observes all members."""
 
     def policy(state):
         assert state.top_logps.shape == (3, 2)
@@ -523,7 +523,7 @@ def test_rows_that_need_different_members():
 
 
 def test_a_quantised_member():
-    """A member with int8 weights writes along; alone it is itself."""
+    """A member with int8 weights can be used; alone, its outputs do not change."""
     quantization = pytest.importorskip("torch.ao.quantization")
     model, tokenizer = pair("gpt2", 1, raw_bytes())
     with warnings.catch_warnings():
@@ -540,7 +540,7 @@ def test_a_quantised_member():
 
 
 def test_a_member_in_training_mode():
-    """A model with dropout that is in training mode is tried out without it, and stays in that mode."""
+    """A model in training mode with dropout is probed without dropout, and stays in training mode."""
     model, tokenizer = pair("gpt2", 1, raw_bytes())
     model.train()
     EnsembleForCausalLM.from_members([pair("llama"), (model, tokenizer)])
@@ -550,7 +550,7 @@ def test_a_member_in_training_mode():
 
 @pytest.mark.parametrize("adapter", ["one", "two"])
 def test_adapters_and_another_tokenizer(adapter):
-    """Two adapters of one base and a member with another tokenizer: each adapter speaks for itself."""
+    """Two adapters of one base model and a member with another tokenizer: each member uses its own adapter."""
     model, tokenizer = with_adapters(pair("llama")[0]), byte_level_bpe()
     names = ["one", "two"]
     ensemble = EnsembleForCausalLM.from_members(

@@ -1,4 +1,4 @@
-"""Sampling from one drawn member at a time gives exactly the mixture that it says: of tokens, of words, of spans."""
+"""Sampling from one drawn member at a time gives exactly the mixture of tokens, of words or of spans."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ SEEDS = (10, 11, 12)
 
 
 def p_value(counts: Counter, expected: dict[tuple[int, ...], float]) -> float:
-    """How likely counts like these are under the expected probabilities (chi-square; small cells together)."""
+    """The p-value of a chi-square test of counts against expected probabilities (small cells are merged)."""
     total = sum(counts.values())
     assert sum(expected.values()) == pytest.approx(1, abs=1e-4)
     assert set(counts) <= {key for key, probability in expected.items() if probability > 0}
@@ -43,7 +43,7 @@ def p_value(counts: Counter, expected: dict[tuple[int, ...], float]) -> float:
 
 
 def sampled(ensemble, ids, seed, **options) -> Counter:
-    """How often each completion of `STEPS` tokens was sampled."""
+    """The number of samples of each completion of `STEPS` tokens."""
     torch.manual_seed(seed)
     counts: Counter = Counter()
     for _ in range(2):
@@ -75,7 +75,7 @@ def twins():
 
 
 def expected_of_one_tokenizer(unit: str, prompt: list[int], span_length: int, weights=WEIGHTS):
-    """The definition, summed over all draws."""
+    """The expected probabilities by definition, summed over all draws."""
     models = [model for model, _ in twins()]
     size = len(twins()[0][1])
     space = twins()[0][1].convert_tokens_to_ids([" ", " a"])
@@ -87,7 +87,7 @@ def expected_of_one_tokenizer(unit: str, prompt: list[int], span_length: int, we
 
     expected = {}
     for tokens in itertools.product(range(size), repeat=STEPS):
-        states = {None: 1.0}  # the probability of the tokens so far with each member speaking
+        states = {None: 1.0}  # the probability of the tokens so far if each member is drawn
         for step, token in enumerate(tokens):
             w = weights[step // span_length % 2]
             is_fresh = unit == "token" or step == 0
@@ -117,7 +117,7 @@ def test_exact_for_one_tokenizer(unit, span_length):
 
 
 def test_a_wrong_sampler_is_rejected():
-    """The test can fail: other weights, and another unit, are told apart."""
+    """The test can fail: it detects other weights and another unit."""
     prompt = [4, 5]
     counts = sampled(
         endless(twins(), StaticPolicy([0.45, 0.55]), draw="token"),
@@ -141,7 +141,7 @@ def test_a_wrong_sampler_is_rejected():
 
 @pytest.mark.slow
 def test_rows_that_share_a_draw_keep_their_law():
-    """Law: `draw_scope="batch"` changes how rows depend on one another, not what each of them is."""
+    """Law: `draw_scope="batch"` makes rows dependent, but does not change the distribution of each row."""
     ensemble = endless(twins(), policy(), span_length=2, draw="token", draw_scope="batch")
     prompt = torch.tensor([[4, 5]])
     options = {"do_sample": True, "top_k": 0, "max_new_tokens": STEPS, "eos_token_id": None, "pad_token_id": 3}
@@ -162,7 +162,7 @@ def place():
 
 
 def expected_of_two_tokenizers(unit: str, prompts, span_length: int):
-    """The definition over the union, each member with its readings, summed over all draws."""
+    """The expected probabilities over the union by definition, with each member's readings, summed over all draws."""
     world = place()
     union = world.union
     tokens = [*sorted(union.id_of.values()), union.stop_id]
@@ -182,7 +182,7 @@ def expected_of_two_tokenizers(unit: str, prompts, span_length: int):
             speaker = copy.copy(references[new])
             speaker.readings = list(speaker.readings)
             raw, shares = pending[new]
-            if raw:  # what a member proposed itself is its own only if it goes on at once
+            if raw:  # a member's own proposal counts as its own only if the same member is drawn next
                 speaker.update(raw, *(shares if new == member else (0.0, 0.0)))
             whole, unfinished = speaker.proposals()
             for u in tokens:
@@ -204,7 +204,7 @@ def expected_of_two_tokenizers(unit: str, prompts, span_length: int):
 
 @pytest.mark.parametrize(("unit", "span_length"), [("word", 2), *slow(("token", 2), ("span", 2))])
 def test_exact_for_two_tokenizers(unit, span_length):
-    """Law: with different tokenizers too, each draw by its own definition, the lagging members' readings included."""
+    """Law: the same with different tokenizers, including the readings of members that have unread text."""
     world = place()
     members = [voice.member for voice in world.voices]
     ensemble = EnsembleForCausalLM.from_members(members, policy(), span_length=span_length, draw=unit)
@@ -220,7 +220,7 @@ def test_exact_for_two_tokenizers(unit, span_length):
 
 @pytest.mark.parametrize("tokenizer", [None, raw_bytes], ids=["one_tokenizer", "two_tokenizers"])
 def test_only_the_drawn_member_is_run(tokenizer):
-    """At batch 1 there is one forward pass a token, and the trace says whose it was."""
+    """At batch size 1 there is one forward pass per token, and the trace shows the member."""
     members = [pair("llama"), pair("gpt2", 1, tokenizer() if tokenizer else None)]
     ensemble = endless(members, StaticPolicy([0.5, 0.5]), span_length=4, draw="token")
     torch.manual_seed(0)
@@ -236,7 +236,7 @@ def test_only_the_drawn_member_is_run(tokenizer):
 
 
 def test_spans_are_routed():
-    """With `draw="span"` one member writes the whole span."""
+    """With `draw="span"` the whole span is sampled from one member."""
     members = [pair("llama"), pair("gpt2", 1, raw_bytes())]
     ensemble = endless(members, StaticPolicy([0.5, 0.5]), span_length=5, draw="span")
     torch.manual_seed(1)
@@ -248,7 +248,7 @@ def test_spans_are_routed():
 
 
 def test_one_draw_for_all_rows():
-    """With `draw_scope="batch"` and equal weights all rows have the same member."""
+    """With `draw_scope="batch"` and equal weights all rows draw the same member."""
     members = [pair("llama"), pair("gpt2", 1)]
     ensemble = endless(members, StaticPolicy([0.5, 0.5]), draw="token", draw_scope="batch")
     torch.manual_seed(1)
@@ -258,7 +258,7 @@ def test_one_draw_for_all_rows():
 
 
 def test_members_without_weight_are_never_drawn():
-    """A weight of 0 stays 0."""
+    """A member with weight 0 is never drawn."""
     ensemble = endless(twins(), StaticPolicy([0.0, 1.0]), draw="token")
     alone = endless(twins()[1:], draw=None)
     texts = []
@@ -275,7 +275,7 @@ def test_members_without_weight_are_never_drawn():
 
 
 def test_a_member_that_has_nothing_to_say_is_drawn_anew(caplog):
-    """Where the drawn member has outgrown its context another one is drawn, and the text goes on."""
+    """If the text has outgrown the drawn member's context, another member is drawn and the text continues."""
     members = [pair("llama", 0, raw_bytes()), pair("gpt2", 1, max_position_embeddings=20)]
     ensemble = endless(members, StaticPolicy([0.1, 0.9]), draw="token")
     inputs = dict(ensemble.tokenizer(["Once upon a time"], return_tensors="pt"))
@@ -305,7 +305,7 @@ def test_a_member_that_has_nothing_to_say_is_drawn_anew(caplog):
     ],
 )
 def test_ways_of_decoding_that_are_refused(options, word):
-    """Greedy search, beams and assisted decoding need the mixture's own probabilities."""
+    """Greedy search, beam search and assisted decoding raise an error: they need the mixture's probabilities."""
     ensemble = endless([pair("llama"), pair("gpt2", 1)], draw="token")
     with pytest.raises(InputError, match=word):
         ensemble.generate(**encode(TEXTS[0]), max_new_tokens=3, **options)
@@ -320,13 +320,13 @@ def test_ways_of_decoding_that_are_refused(options, word):
     ],
 )
 def test_options_that_are_refused(options, word):
-    """Unknown units and scopes, and a product of experts, which no draw gives."""
+    """Unknown units and scopes raise an error, and so does log mixing, which draws cannot give."""
     with pytest.raises(ConfigError, match=word):
         endless([pair("llama"), pair("gpt2", 1)], **options)
 
 
 def test_warping_is_logged(caplog):
-    """Temperature and top-p act on the drawn member, and a log line says so."""
+    """Temperature and top-p act on the drawn member, which is logged."""
     ensemble = endless([pair("llama"), pair("gpt2", 1)], draw="token")
     with caplog.at_level(logging.INFO, logger="hf_rlae"):
         ensemble.generate(**encode(TEXTS[0]), max_new_tokens=2, do_sample=True, top_p=0.9, temperature=0.7, top_k=0)
@@ -334,8 +334,8 @@ def test_warping_is_logged(caplog):
 
 
 def test_a_member_drawn_for_a_word_is_drawn_no_longer_than_it_has_weight():
-    """Law: a draw holds for a word, but never for a token for which the member has no weight."""
-    draws = MemberDraws("word", "row", torch.zeros(9, dtype=torch.bool))  # no id begins a word
+    """Law: a draw holds for a word, but not for a token at which the member has no weight."""
+    draws = MemberDraws("word", "row", torch.zeros(9, dtype=torch.bool))  # no id starts a word
     spans = SpanWeights(2, torch.tensor([2]), torch.tensor([0]))
     for column, weights in ((1, [1.0, 0.0]), (2, [1.0, 0.0]), (3, [0.0, 1.0]), (4, [0.0, 1.0])):
         for query in spans.queries(column, column + 1):

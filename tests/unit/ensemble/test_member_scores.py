@@ -29,7 +29,7 @@ def written(ensemble, inputs):
 @pytest.mark.parametrize("kind", ["shared", "different"])
 @pytest.mark.parametrize("policy", POLICIES.values(), ids=POLICIES)
 def test_equals_what_generating_recorded(kind, policy):
-    """With the weights of the run, forcing its text gives what was recorded on the way, NaN included."""
+    """With the weights of a call, teacher forcing of its text gives the recorded log-probabilities, including NaN."""
     ensemble = EnsembleForCausalLM.from_members(members(kind), policy, span_length=2)
     inputs = encode(*TEXTS)
     out = written(ensemble, inputs)
@@ -46,7 +46,7 @@ def test_equals_what_generating_recorded(kind, policy):
 @pytest.mark.parametrize("kind", ["shared", "different"])
 @pytest.mark.parametrize("start", [None, 5, 12])
 def test_a_pass_over_a_prompt_is_recorded(kind, start):
-    """Also where the prompt is declared, and members with different tokenizers say nothing inside it."""
+    """The same with a declared prompt, inside which members with different tokenizers have no distribution."""
     ensemble = EnsembleForCausalLM.from_members(members(kind))
     inputs = encode(*TEXTS[:2])
     assert inputs["input_ids"].shape[1] == 12

@@ -1,4 +1,4 @@
-"""Gradients of mixtures with respect to the weights: what is ruled out, or has nothing to say, leaves no NaN."""
+"""Gradients of mixtures with respect to the weights: no NaN from ruled-out tokens or members without mass."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def mixed(mixing, method, logits, weights):
 @pytest.mark.parametrize("logits", SCORES.values(), ids=SCORES)
 @pytest.mark.parametrize(("mixing", "method"), MIXTURES, ids=[f"{type(m).__name__}.{name}" for m, name in MIXTURES])
 def test_gradients_are_the_derivatives(mixing, method, logits):
-    """Law: gradients of every possible token's log-probability are what small changes of the weights give."""
+    """Law: gradients of every possible token's log-probability equal finite differences."""
     weights = torch.tensor([0.7, 0.3], dtype=torch.float64, requires_grad=True)
     possible = torch.isfinite(mixed(mixing, method, logits, weights.detach()))
     assert possible.any()
@@ -48,7 +48,7 @@ def test_gradients_are_the_derivatives(mixing, method, logits):
 @pytest.mark.parametrize("logits", SCORES.values(), ids=SCORES)
 @pytest.mark.parametrize("method", ["of_logits", "of_probs"])
 def test_log_mixing_is_the_same_with_and_without_gradients(method, logits):
-    """Law: whether gradients are asked for changes no value."""
+    """Law: values are the same with and without gradients."""
     for pair_of_weights in ([0.7, 0.3], [1.0, 0.0]):
         weights = torch.tensor(pair_of_weights)
         with torch.no_grad():
@@ -68,7 +68,7 @@ def test_members_get_no_gradients(tokenizer):
 
 
 def test_a_member_without_weight_trains_nobody():
-    """With all weight on one member the other's exclusions, and scores that are no numbers, leave no trace."""
+    """With all weight on one member, ruled-out tokens and NaN scores of the other member have no effect."""
     for nothing in (-INF, torch.nan):
         weights = torch.tensor([1.0, 0.0], requires_grad=True)
         first, second = torch.tensor([1.0, 2.0, 3.0]), torch.tensor([0.0, -INF, nothing])
@@ -95,7 +95,7 @@ def loss_by_scores(members, text, prompt_length, mixing, is_endless):
 
 
 def with_exclusions():
-    """Two members with one tokenizer, each of which rules out tokens that the other may write, and some both do."""
+    """Two members with one tokenizer that rule out different tokens, and some tokens both."""
     tokenizer = byte_level_bpe()
     used = set(tokenizer("the dogs")["input_ids"])
     logits = torch.randn(2, len(tokenizer), generator=torch.Generator().manual_seed(0))
@@ -105,15 +105,15 @@ def with_exclusions():
 
 
 def with_other_tokenizers():
-    """The second member's vocabulary has words that the first, who writes bytes, never proposes."""
+    """The second member has tokens for words, which the first, with a byte tokenizer, never proposes."""
     return [pair("llama", 0, raw_bytes()), pair("gpt2", 1, byte_level_bpe())]
 
 
 @pytest.mark.parametrize("members", [with_exclusions, with_other_tokenizers])
 def test_gradients_reach_the_policy_through_log_mixing(members):
-    """Teacher forcing: the first label's loss has the gradient that small changes of the policy's scores give."""
+    """Teacher forcing: the gradient of the first label's loss equals finite differences of the policy's scores."""
     one_tokenizer = members is with_exclusions
-    prompt_length = 2 if one_tokenizer else 7  # of one label; later ones know the weights by the readings, too
+    prompt_length = 2 if one_tokenizer else 7  # one label: later losses depend on the weights by the readings, too
     loss = loss_by_scores(members(), "the dogs", prompt_length, "log", one_tokenizer)
     scores = torch.tensor([0.3, -0.2], requires_grad=True)
     value = loss(scores)
@@ -128,7 +128,7 @@ def test_gradients_reach_the_policy_through_log_mixing(members):
 
 @pytest.mark.parametrize("mixing", ["linear", "log"])
 def test_gradients_where_a_member_has_outgrown_its_context_in_one_row(mixing):
-    """A member that has nothing more to say in one row of a batch leaves the gradients of the others finite."""
+    """Gradients stay finite if a member has no next-token mass in one row of a batch."""
     members = [pair("llama", 0, raw_bytes()), pair("gpt2", 1, byte_level_bpe(), max_position_embeddings=16)]
     scores = torch.tensor([0.3, -0.2], requires_grad=True)
     ensemble = EnsembleForCausalLM.from_members(

@@ -1,4 +1,4 @@
-"""An ensemble of one member is that member: the same tokens and the same scores, bit for bit."""
+"""An ensemble of one member is that member: the same tokens and the same scores, bit-exactly."""
 
 from __future__ import annotations
 
@@ -26,13 +26,13 @@ EVERYTHING = {"output_scores": True, "output_logits": True, "return_dict_in_gene
 
 @cache
 def alone(architecture: str):
-    """A model and the ensemble that has it as its only member."""
+    """A model, and an ensemble with this model as its only member."""
     model, tokenizer = pair(architecture)
     return model, EnsembleForCausalLM.from_members([(model, tokenizer)])
 
 
 def assert_same(model, ensemble, inputs, exact=True, reference=None, **settings):
-    """Calls both with equal seeds and compares ids and scores; `reference` changes what the model is told."""
+    """Calls both with equal seeds and compares ids and scores; `reference` changes the options of the model."""
     if "generation_config" not in settings:
         settings = {"max_new_tokens": 8, **EVERYTHING, **settings}
     torch.manual_seed(1)
@@ -55,7 +55,7 @@ def assert_same(model, ensemble, inputs, exact=True, reference=None, **settings)
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_every_architecture(architecture, mode, use_cache):
-    """Law: one member = that member, for each way of decoding; in a left-padded batch where it can read one."""
+    """Law: one member = that member, for each decoding method; in a left-padded batch if the model supports it."""
     model, ensemble = alone(architecture)
     settings = {"use_cache": use_cache, **MODES[mode]}
     if architecture not in RECURRENT:
@@ -63,14 +63,14 @@ def test_every_architecture(architecture, mode, use_cache):
     elif mode in ("greedy", "sampling"):
         assert_same(model, ensemble, encode(TEXTS[0]), **settings)
     else:
-        # transformers' RWKV mixes the rows of a batch when it steps with a cache; without one it is right
+        # transformers' RWKV mixes the rows of a batch in steps with a cache, but not without one
         assert_same(model, ensemble, encode(TEXTS[0]), exact=False, reference={"use_cache": False}, **settings)
 
 
 @pytest.mark.parametrize("use_cache", [True, False], ids=["cache", "no_cache"])
 @pytest.mark.parametrize("architecture", RECURRENT)
 def test_recurrent_rows_in_a_padded_batch(architecture, use_cache):
-    """Law: one member = that member: a recurrent row in a batch is that row alone, whatever its padding."""
+    """Law: one member = that member: a row of a batch of a recurrent model = the row alone, for any padding."""
     model, ensemble = alone(architecture)
     got = ensemble.generate(**encode(*TEXTS), max_new_tokens=8, do_sample=False, use_cache=use_cache)
     for row, text in enumerate(TEXTS):
@@ -79,7 +79,7 @@ def test_recurrent_rows_in_a_padded_batch(architecture, use_cache):
 
 
 class Parrot(BaseStreamer):
-    """Keeps every id that is put."""
+    """A streamer that keeps all ids."""
 
     def __init__(self):
         self.ids = []
@@ -109,7 +109,7 @@ SETTINGS = {
 @pytest.mark.parametrize("name", SETTINGS)
 @pytest.mark.parametrize("architecture", ["gpt2", "gemma3"])
 def test_settings(architecture, name):
-    """Law: one member = that member, with the settings of `generate` that look at ids, scores or lengths."""
+    """Law: one member = that member, with generation settings that depend on ids, scores or lengths."""
     model, ensemble = alone(architecture)
     got = assert_same(model, ensemble, encode(*TEXTS), **SETTINGS[name])
     if name == "max_length":
@@ -119,7 +119,7 @@ def test_settings(architecture, name):
 
 
 def test_stop_strings():
-    """Law: one member = that member, up to a stop string that cuts the text short."""
+    """Law: one member = that member, with a stop string that ends the text early."""
     model, ensemble = alone("llama")
     inputs = encode(TEXTS[0])
     free = model.generate(**inputs, max_new_tokens=20, do_sample=False)[0, -20:-1].tolist()
@@ -130,7 +130,7 @@ def test_stop_strings():
 
 
 def test_own_generation_config():
-    """Law: one member = that member: its own generation config holds where nothing is said."""
+    """Law: one member = that member: its own generation config is the default."""
     model, tokenizer = pair("llama")
     model.generation_config.update(do_sample=True, top_k=5, repetition_penalty=1.3, max_new_tokens=6)
     ensemble = EnsembleForCausalLM.from_members([(model, tokenizer)])
@@ -143,7 +143,7 @@ def test_own_generation_config():
 
 
 def test_streamers():
-    """Law: one member = that member: a streamer gets the same ids, and text streamers work."""
+    """Law: one member = that member: a streamer gets the same ids."""
     model, ensemble = alone("llama")
     heard = []
     for generator in (model, ensemble):
@@ -156,7 +156,7 @@ def test_streamers():
 
 
 def test_text_streamer(capsys):
-    """A stock text streamer prints what the ensemble writes."""
+    """transformers' `TextStreamer` prints the generated text."""
     _, ensemble = alone("llama")
     streamer = TextStreamer(ensemble.tokenizer, skip_prompt=True)
     ids = ensemble.generate(**encode(TEXTS[0]), streamer=streamer, max_new_tokens=8, do_sample=False)
@@ -166,7 +166,7 @@ def test_text_streamer(capsys):
 @pytest.mark.parametrize("do_sample", [False, True], ids=["greedy", "sampling"])
 @pytest.mark.parametrize("architecture", ["llama", "gpt2", "mistral", "gemma3", "mixtral"])
 def test_prompt_lookup(architecture, do_sample):
-    """Law: one member = that member, when several tokens are proposed at once and some are taken back."""
+    """Law: one member = that member, if several tokens are proposed at once and some are rejected."""
     model, ensemble = alone(architecture)
     inputs = encode("the dogs ran and the dogs ran and the dogs ran and")
     settings = {"prompt_lookup_num_tokens": 4, "do_sample": do_sample, "max_new_tokens": 12}
@@ -175,7 +175,7 @@ def test_prompt_lookup(architecture, do_sample):
 
 @pytest.mark.parametrize("architecture", ["llama", "gpt2", "gemma2"])
 def test_assistant_model(architecture):
-    """Law: one member = that member, with an assistant that is right about some tokens."""
+    """Law: one member = that member, with an assistant of which some tokens are accepted."""
     model, ensemble = alone(architecture)
     assistant, _ = pair(architecture)
     with torch.no_grad():
@@ -190,7 +190,7 @@ def test_assistant_model(architecture):
 
 @pytest.mark.parametrize("named", [False, True], ids=["active", "named"])
 def test_peft_model(named):
-    """Law: one member = that member, for a PEFT model: its active adapter, or the one that is named."""
+    """Law: one member = that member, for a PEFT model: with its active adapter, or a named one."""
     base, tokenizer = pair("llama")
     inputs = encode(*TEXTS)
     without = base.generate(**inputs, max_new_tokens=8, do_sample=False)

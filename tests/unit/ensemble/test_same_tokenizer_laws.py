@@ -72,7 +72,7 @@ def test_copies_with_any_weights(weights, mixing, seed):
 @quick
 @given(first=st.floats(0.0, 1.0), mixing=st.sampled_from(MIXINGS), seed=st.integers(0, 99))
 def test_order_of_two(first, mixing, seed):
-    """Law: two members in the other order, with their weights, give the same numbers bit for bit."""
+    """Law: swapping two members with their weights gives the same numbers, bit-exactly."""
     one, two, _ = trio()
     weights = torch.tensor([[first, 1 - first]])
     forwards = endless([one, two], lambda state: weights.expand(state.batch_size, -1), mixing=mixing)
@@ -132,7 +132,7 @@ logit_rows = st.lists(finite | st.sampled_from([0.0, -torch.inf]), min_size=6, m
     dtype=st.sampled_from([torch.float32, torch.bfloat16]),
 )
 def test_a_linear_mixture_sums_to_one(rows, weights, dtype):
-    """Law: mixtures sum to 1 and are the formula, with ties, tokens ruled out, weights of 0 and bf16 members."""
+    """Law: mixtures sum to 1 and equal the formula, with ties, ruled-out tokens, weights of 0 and bf16 members."""
     size = len(byte_level_bpe())
     weights = torch.tensor(weights[: len(rows)], dtype=torch.float32) + torch.tensor([1e-3, 0.0, 0.0])[: len(rows)]
     weights = weights / weights.sum()
@@ -146,7 +146,7 @@ def test_a_linear_mixture_sums_to_one(rows, weights, dtype):
     shift = sum(float(w) * row.logsumexp(0) for w, row in zip(weights, exact, strict=True))
     probs = (got[0].double() - shift).exp()
     assert not probs.isnan().any()
-    rounding = 1e-6 + 2.5e-7 * abs(float(shift))  # of fp32 numbers as large as the shift
+    rounding = 1e-6 + 2.5e-7 * abs(float(shift))  # fp32 rounding of numbers as large as the shift
     torch.testing.assert_close(probs.sum(-1), torch.ones(3, dtype=torch.float64), atol=rounding, rtol=0)
     mixed = sum(float(w) * row.softmax(0) for w, row in zip(weights, exact, strict=True))
     torch.testing.assert_close(got[0].double().softmax(-1), mixed.expand(3, -1), atol=1e-6, rtol=0)
@@ -156,7 +156,7 @@ def test_a_linear_mixture_sums_to_one(rows, weights, dtype):
 @quick
 @given(rows=st.lists(st.lists(finite, min_size=6, max_size=6), min_size=2, max_size=2), first=st.floats(0.0, 1.0))
 def test_a_product_of_experts(rows, first):
-    """Law: log mixing multiplies probabilities; what a member with weight rules out is ruled out."""
+    """Law: log mixing multiplies probabilities; a token that a member with weight rules out is ruled out."""
     size = len(byte_level_bpe())
     logits = [torch.tensor(row).repeat(size // 6 + 1)[:size] for row in rows]
     logits[0][3::6] = -torch.inf
@@ -172,7 +172,7 @@ def test_a_product_of_experts(rows, first):
 
 
 def test_bf16_members_are_mixed_in_fp32():
-    """Law: the mixture is computed in fp32 from what bf16 members say."""
+    """Law: the mixture of bf16 members is computed in fp32."""
     members = pairs(["llama", "qwen2"])
     ensemble = endless(members, StaticPolicy([0.3, 0.7]))
     ensemble.to(torch.bfloat16)
@@ -186,7 +186,7 @@ def test_bf16_members_are_mixed_in_fp32():
 
 
 def test_members_of_different_widths():
-    """A member with a padded vocabulary takes part; what the other could not read is never written."""
+    """A member can have a padded vocabulary; ids that the other member cannot read are never generated."""
     members = [pair("llama", 0), pair("gpt2", 1, vocab_size=352)]
     ensemble = endless(members, StaticPolicy([0.5, 0.5]))
     ids = text_ids(5)
@@ -202,13 +202,13 @@ def test_members_of_different_widths():
 @pytest.mark.parametrize("weights", [[0.5, 0.5], [0.0, 1.0]])
 @pytest.mark.parametrize("order", [1, -1])
 def test_members_of_different_widths_write(order, weights):
-    """Ids beyond the narrowest member's embedding are neither written nor accepted in prompts."""
+    """Ids past the smallest embedding are neither generated nor accepted in prompts."""
     members = [pair("llama", 0), pair("llama", 1, vocab_size=394)][::order]
     ensemble = endless(members, StaticPolicy(weights[::order]))
     torch.manual_seed(0)
     out = ensemble.generate(**encode(*TEXTS), do_sample=True, top_k=0, temperature=3.0, max_new_tokens=60)
     assert int(out.max()) < 330
-    with pytest.raises(InputError, match="holds the id 350, outside the union vocabulary of 330"):
+    with pytest.raises(InputError, match="has the id 350, outside the union vocabulary of 330"):
         ensemble(input_ids=torch.tensor([[5, 350]]))
 
 
@@ -216,7 +216,7 @@ def test_members_of_different_widths_write(order, weights):
 
 
 def test_rows_keep_their_weights_where_a_member_drops_out_for_others():
-    """Only a row all of whose weight lay on the member that is gone has its weights shared out anew."""
+    """The others get equal weights only in a row in which the member that dropped out had all the weight."""
     members = [pair("llama", 0, max_position_embeddings=24), pair("llama", 1), pair("llama", 2)]
     rows = torch.tensor([[1.0, 0.0, 0.0], [0.0, 0.9, 0.1]])
     ids = text_ids(30, rows=2)
@@ -230,7 +230,7 @@ def test_rows_keep_their_weights_where_a_member_drops_out_for_others():
 
 @pytest.mark.parametrize("contexts", [(40, 24), (24, 40)])
 def test_the_member_with_the_largest_context_stays(contexts):
-    """Where a text is longer than every member's context; positions of the other would not even exist."""
+    """A text that is longer than every member's context; the smaller member has no positions for it."""
     members = [pair("gpt2", seed, max_position_embeddings=size) for seed, size in enumerate(contexts)]
     members[contexts.index(40)] = pair("llama", 0, max_position_embeddings=40)
     ensemble = endless(members)
@@ -251,7 +251,7 @@ OUTGROWN = {
 @pytest.mark.parametrize("policy", [None, policy_of_text, EntropyPolicy()], ids=["uniform", "text", "members"])
 @pytest.mark.parametrize("kind", OUTGROWN)
 def test_a_batch_is_its_rows_where_one_of_them_outgrows_a_context(kind, policy, caplog):
-    """A member goes on with the short row after the long one is too long for it."""
+    """A member continues a short row after a long row has outgrown its context."""
     ensemble = endless(OUTGROWN[kind](), policy, span_length=2)
     texts = ["Once upon a time, there", "the"]
     options = {"do_sample": False, "max_new_tokens": 8, "return_dict_in_generate": True, "output_logits": True}
@@ -280,7 +280,7 @@ def test_one_pass_over_a_text_that_outgrows_a_context_equals_stepping(kind, use_
 
 
 def test_proposals_beyond_a_context_that_were_not_taken_cost_no_member():
-    """Assisted decoding gives what greedy decoding gives, members' own numbers included."""
+    """Assisted decoding gives the same as greedy decoding, including the members' log-probabilities."""
     members = OUTGROWN["llama"]()
     ensemble = endless(members, span_length=3)
     options = {"do_sample": False, "max_new_tokens": 12, "return_dict_in_generate": True}
@@ -320,7 +320,7 @@ def test_stepping_equals_one_pass(family, use_cache):
 
 @pytest.mark.parametrize("family", ["plain", "sliding", "recurrent", "rwkv"])
 def test_padding_changes_nothing(family):
-    """Law: 0 to 64 columns of padding on the left, and the rows beside it, do not change a row."""
+    """Law: 0 to 64 columns of padding on the left, and other rows, do not change a row."""
     ensemble = endless(pairs(FAMILIES[family]), policy_of_text, span_length=4)
     rows = [text_ids(length, seed=length)[0] for length in (12, 5, 9)]
     with torch.no_grad():
@@ -417,7 +417,7 @@ def test_where_spans_start():
 
 @pytest.mark.parametrize("mode", [{"num_beams": 3}, {"do_sample": True, "top_k": 0}, {"repetition_penalty": 1.5}])
 def test_the_cache_changes_nothing(mode):
-    """Law: `use_cache=False` writes the same texts."""
+    """Law: `use_cache=False` generates the same texts."""
     ensemble = endless(pairs(["llama", "gemma3", "mamba"]), policy_of_text, span_length=3)
     outputs = []
     for use_cache in (True, False):
@@ -431,7 +431,7 @@ def test_the_cache_changes_nothing(mode):
 
 
 def test_gradients_reach_the_weights_of_the_policy():
-    """Outside `generate`, the loss can be differentiated with respect to what a policy gave."""
+    """Outside of `generate`, the loss can be differentiated with respect to the weights of a policy."""
     scores = torch.zeros(2, requires_grad=True)
     ensemble = endless(pairs(["llama", "gpt2"]), lambda state: scores.softmax(0).expand(state.batch_size, -1))
     ids = text_ids(8)
@@ -449,9 +449,9 @@ def test_gradients_reach_the_weights_of_the_policy():
 @pytest.mark.parametrize("mixing", ["linear", "log"])
 @pytest.mark.parametrize("kind", OUTGROWN)
 def test_the_others_share_the_weight_of_a_member_that_drops_out(kind, mixing):
-    """Law: once a member's context is outgrown, the ensemble is what the others are without it.
+    """Law: after a member's context is outgrown, the ensemble equals an ensemble of the others.
 
-    In a product of experts the weights are exponents: left as they were, they would flatten the distribution.
+    In a product of experts the weights are exponents: without renormalisation they would flatten the distribution.
     """
     members = OUTGROWN[kind]()
     ensemble = endless(members, StaticPolicy([0.4, 0.6]), mixing=mixing)

@@ -1,4 +1,4 @@
-"""Samples of one prompt, and its beams, read it once."""
+"""Samples or beams of one prompt read it once."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Weights hold for a span: who is asked, when, about which text, and what the trace of a call says."""
+"""Weights hold for a span: when the policy is called, on which text, and what the trace has."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def members():
 
 
 def text_before(ensemble, ids, prompt_mask, column):
-    """The text of one row up to a column, as a policy should see it."""
+    """The text of one row up to a column, as a policy should observe it."""
     kept = [i for at, i in enumerate(ids[:column].tolist()) if at >= len(prompt_mask) or prompt_mask[at]]
     return ensemble.tokenizer.decode(kept, skip_special_tokens=True)
 
@@ -88,7 +88,7 @@ def test_weights_hold_for_a_span(span_length, mixing, use_cache):
 @pytest.mark.parametrize("span_length", [1, 3, 4, 20])
 @pytest.mark.parametrize("mode", [{"do_sample": False}, {"do_sample": True, "num_return_sequences": 2}])
 def test_trace(mode, span_length):
-    """The trace says which weights held, where spans started, and what each member gave to every token."""
+    """The trace has the weights, the starts of spans, and each member's log-probability of every token."""
     ensemble = endless(members(), policy_of_text, span_length=span_length)
     inputs = encode(*TEXTS)
     out = ensemble.generate(**inputs, max_new_tokens=8, **mode, **TRACED)
@@ -153,7 +153,7 @@ def beams_of(name, span_length):
 @pytest.mark.parametrize("span_length", [1, 3, 4])
 @pytest.mark.parametrize("name", BEAMS)
 def test_weights_follow_the_beams(name, span_length):
-    """Law: a returned beam, recomputed with the weights that its own text had been given, has the beam's score."""
+    """Law: recomputing a returned beam with the weights of its own text gives the beam's score."""
     lengths = set()
     for ensemble, out, row, mask, steps, ids, width in beams_of(name, span_length):
         spans = (torch.arange(steps) // span_length).tolist()
@@ -169,7 +169,7 @@ def test_weights_follow_the_beams(name, span_length):
 
 @pytest.mark.parametrize("name", BEAMS)
 def test_member_logps_follow_the_beams(name):
-    """Law: `member_logps` of a beam is what each member gives to the beam's own tokens, its last one included."""
+    """Law: `member_logps` of a beam has each member's log-probabilities of the beam's own tokens, with the last one."""
     for _ensemble, out, row, mask, steps, ids, width in beams_of(name, 3):
         for index, own in enumerate(completion_logits(ids, mask, steps)):
             expected = own.log_softmax(-1).gather(-1, ids[width:, None])[:, 0]
@@ -180,7 +180,7 @@ def test_member_logps_follow_the_beams(name):
 
 @pytest.mark.parametrize("name", ["ending", "early"])
 def test_nothing_is_said_after_the_end_of_a_beam(name):
-    """After a beam's last token no member was run for it: `member_logps` is NaN there."""
+    """After a beam's last token no member runs for it: `member_logps` is NaN there."""
     ended = 0
     for _ensemble, out, row, _mask, steps, _ids, _width in beams_of(name, 3):
         assert out.member_logps[row, steps:].isnan().all(), f"row {row}"
@@ -195,7 +195,7 @@ def test_nothing_is_said_after_the_end_of_a_beam(name):
     ids=["text", "schedule", "static"],
 )
 def test_proposed_tokens_that_are_taken_back(policy, span_length):
-    """Law: prompt lookup writes what greedy decoding writes; tokens taken back leave no trace in the weights."""
+    """Law: prompt lookup generates the greedy text; rejected tokens do not change the weights."""
     ensemble = endless(members(), policy, span_length=span_length)
     inputs = encode("a a a a a a a a")
     options = {"max_new_tokens": 14, "do_sample": False, **TRACED}
@@ -222,7 +222,7 @@ def test_assistants(seed):
 
 
 def test_rows_that_have_ended():
-    """A row that has ended keeps being asked about its own text, and the others keep their weights."""
+    """The policy still gets a row that has ended, with its own text, and the other rows keep their weights."""
     recorder = Recorder()
     ensemble = endless(members(), recorder, span_length=2)
     inputs = encode(*TEXTS)
@@ -252,7 +252,7 @@ def test_reordering_keeps_the_spans_of_rows_that_lag_behind():
 
 
 def spans_of(starts, firsts, span_length=4, members=2):
-    """Spans whose weights say to which span they belong: span `s` gives `1 / (s + 2)` to the first member."""
+    """Spans with recognisable weights: span `s` gives `1 / (s + 2)` to the first member."""
     spans = SpanWeights(span_length, torch.tensor(starts), torch.tensor(firsts))
 
     def answer(low, high):
@@ -281,7 +281,7 @@ def test_selecting_rows_keeps_the_span_that_ends_and_the_one_that_begins():
 
 @pytest.mark.parametrize(("starts", "firsts"), [([9, 9], [0, 2]), ([9, 5], [0, 2])], ids=["alike", "ragged"])
 def test_tokens_of_the_prompt_have_the_weights_of_the_first_span(starts, firsts):
-    """Law: there is no span before the first; the columns far inside a prompt have its weights, too."""
+    """Law: columns inside a prompt have the weights of the first span."""
     spans, answer = spans_of(starts, firsts)
     answer(0, 9)
     assert spans.span_of(0).tolist() == [0, 0]

@@ -1,4 +1,4 @@
-"""State belongs to one call: nothing that a call does, or fails to do, is seen by another one or by the models."""
+"""State belongs to one call: no call, not even a failed one, changes another call or the models."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def adapted():
 
 
 def policy_of_members(state):
-    """Weights from what the members show: their last hidden states and their entropies."""
+    """Weights from the members' last hidden states and entropies."""
     shown = torch.stack([hidden.float().mean(-1) for hidden in state.hidden_states], dim=1)
     return (shown + state.entropies / 10).softmax(1)
 
@@ -55,7 +55,7 @@ ENSEMBLES = {
 @pytest.mark.parametrize("options", [{}, {"do_sample": True}, {"num_beams": 3}, {"prompt_lookup_num_tokens": 3}])
 @pytest.mark.parametrize("name", ENSEMBLES)
 def test_two_calls(name, options):
-    """Law: two calls on one object are equal, whatever was called in between; the object is as it was."""
+    """Law: two calls on one object are equal, with any calls in between, and the object does not change."""
     ensemble = ENSEMBLES[name]()
     before = dict(vars(ensemble))
     outputs = []
@@ -68,11 +68,11 @@ def test_two_calls(name, options):
 
 
 class Failure(Exception):
-    """What a user's own code raises in the middle of a call."""
+    """An exception of a user's own code in the middle of a call."""
 
 
 class FailAt:
-    """Fails at the n-th call; stands for a stopping criterion, a logits processor or a streamer."""
+    """Fails at the n-th call; used as a stopping criterion, a logits processor or a streamer."""
 
     def __init__(self, n):
         self.left = n
@@ -100,7 +100,7 @@ class FailAt:
 @pytest.mark.parametrize("where", ["stopping_criteria", "logits_processor", "streamer", "policy", "member"])
 @pytest.mark.parametrize("name", ENSEMBLES)
 def test_an_exception_leaves_nothing_behind(name, where):
-    """Law: after a call that failed half way, the next call, the models and torch are as if it had not been."""
+    """Law: a call that failed half way does not change the next call, the models or torch."""
     ensemble = ENSEMBLES[name]()
     inputs = encode(TEXTS[0])
     options = {"max_new_tokens": 8, "do_sample": False}
@@ -137,7 +137,7 @@ def test_an_exception_leaves_nothing_behind(name, where):
 
 @pytest.fixture
 def eager_threads():
-    """Threads take turns as often as they can."""
+    """Makes threads switch as often as possible."""
     interval = sys.getswitchinterval()
     sys.setswitchinterval(1e-5)
     yield
@@ -153,11 +153,11 @@ def eager_threads():
     ],
 )
 def test_two_threads(name, calls):
-    """Law: all calls from two threads on one ensemble equal the calls made one after the other."""
+    """Law: concurrent calls of two threads on one ensemble equal the same calls in sequence."""
     ensemble = ENSEMBLES[name]()
     texts = [*TEXTS, "the other thing"]
     options = {"max_new_tokens": 8, "do_sample": False}
-    inputs = [encode(text) for text in texts]  # a tokenizer itself is not made for two threads
+    inputs = [encode(text) for text in texts]  # tokenizers are not thread-safe
     expected = [ensemble.generate(**entry, **options) for entry in inputs]
     equal, errors = [0, 0], []
     start = threading.Barrier(2)
@@ -182,7 +182,7 @@ def test_two_threads(name, calls):
 
 @pytest.mark.parametrize("adapter", ["one", "two"])
 def test_each_adapter_speaks_for_itself(adapter):
-    """Law: with all weight on it, a member is its own adapter of the base model that it shares."""
+    """Law: with all weight on it, a member uses its own adapter of the shared base model."""
     (model, _), _ = adapted()
     ensemble = two_adapters(StaticPolicy([adapter == "one", adapter == "two"]))
     inputs = encode(*TEXTS)
@@ -196,7 +196,7 @@ def test_each_adapter_speaks_for_itself(adapter):
 
 
 def test_adapters_of_one_base_are_mixed():
-    """Two adapters of one base make a mixture of their two distributions, and the active one stays active."""
+    """Two adapters of one base model are mixed, and the active adapter stays active."""
     (model, _), _ = adapted()
     ids = encode(TEXTS[0])["input_ids"]
     probs = []
@@ -215,7 +215,7 @@ def test_adapters_of_one_base_are_mixed():
 
 @pytest.mark.parametrize("training", [False, True])
 def test_models_keep_what_they_have(training):
-    """A model that is passed in keeps requires_grad, its mode, config and generation config; a tokenizer its side."""
+    """Models keep requires_grad, mode, config and generation config; tokenizers keep their padding side."""
     (model, tokenizer), other = pairs(["llama", "gpt2"])
     model.train(training)
     model.lm_head.weight.requires_grad_(False)
@@ -259,7 +259,7 @@ class Scores(nn.Module):
 
 
 def test_parameters_mean_the_policy():
-    """`parameters()`, `state_dict()` and `num_parameters()` mean the policy; members are attached, not inside."""
+    """`parameters()`, `state_dict()` and `num_parameters()` cover the policy only, not the members."""
     ensemble = endless(members(), Scores())
     assert [name for name, _ in ensemble.named_parameters()] == ["policy.scores"]
     assert list(ensemble.state_dict()) == ["policy.scores"]
@@ -270,7 +270,7 @@ def test_parameters_mean_the_policy():
 
 
 def test_moving_and_eval_reach_the_members():
-    """`.to()` and `.eval()` reach members; `.train()` is for the policy alone."""
+    """`.to()` and `.eval()` apply to members; `.train()` applies to the policy only."""
     pair_of_models = pairs(["llama", "gpt2"])
     ensemble = endless(pair_of_models, Scores())
     models = [model for model, _ in pair_of_models]
@@ -298,7 +298,7 @@ def test_moving_and_eval_reach_the_members():
 
 @pytest.fixture
 def folders(tmp_path):
-    """Two members in folders."""
+    """Saves two members to folders."""
     paths = []
     for name, (model, tokenizer) in zip(("a", "b"), members(), strict=True):
         model.save_pretrained(tmp_path / name)
@@ -309,7 +309,7 @@ def folders(tmp_path):
 
 @pytest.mark.parametrize("policy", [None, UniformPolicy(), StaticPolicy([0.9, 0.1])])
 def test_round_trip(folders, tmp_path, policy):
-    """An ensemble comes back from its folder: members, settings, policy, generation config, and what it writes."""
+    """A loaded ensemble has the same members, settings, policy and generation config, and generates the same text."""
     settings = {
         "span_length": 3,
         "mixing": "log",
@@ -335,7 +335,7 @@ def test_round_trip(folders, tmp_path, policy):
 
 
 def test_ends_are_not_lost(folders, tmp_path):
-    """Empty lists (only the length ends a text) and what a `Member` was given itself come back."""
+    """Empty lists (only the length ends texts) and the options of a `Member` are saved and loaded."""
     for name, given, options, ends in (
         ("none", folders, {"end_token_ids": [[], []]}, [(), ()]),
         ("its own", [Member.load(folders[0], end_token_ids=[5]), folders[1]], {}, [(5,), (0,)]),
@@ -353,7 +353,7 @@ def test_options_that_contradict_a_member(folders):
 
 
 def test_settings_can_be_changed_in_loading(folders, tmp_path):
-    """Those of the ensemble; a learned policy is loaded with its own."""
+    """`from_pretrained` accepts fields of the ensemble's config; a learned policy keeps its own config."""
     policy = PolicyModel(PolicyConfig.for_members(members(), hidden_size=8, span_length=4))
     EnsembleForCausalLM.from_members(folders, policy, span_length=4).save_pretrained(tmp_path / "e")
     loaded = EnsembleForCausalLM.from_pretrained(tmp_path / "e", min_weight=0.2, draw="token")
@@ -364,14 +364,14 @@ def test_settings_can_be_changed_in_loading(folders, tmp_path):
 
 
 def test_loading_with_another_policy(folders, tmp_path):
-    """A policy passed to `from_pretrained` takes the place of the saved one."""
+    """A policy that is passed to `from_pretrained` replaces the saved one."""
     EnsembleForCausalLM.from_members(folders, StaticPolicy([1, 0])).save_pretrained(tmp_path / "e")
     loaded = EnsembleForCausalLM.from_pretrained(tmp_path / "e", policy=policy_of_text)
     assert loaded.policy is policy_of_text
 
 
 def test_the_config_alone(folders, tmp_path):
-    """`EnsembleConfig` is read back as it was written, without loading a member."""
+    """`EnsembleConfig` is loaded as it was saved, without loading a member."""
     EnsembleForCausalLM.from_members(folders, StaticPolicy([3, 1]), span_length=5).save_pretrained(tmp_path / "e")
     config = EnsembleConfig.from_pretrained(tmp_path / "e")
     assert config.members == folders
@@ -384,7 +384,7 @@ def contents(folder):
 
 
 def test_files_whole_or_not_at_all(folders, tmp_path, monkeypatch):
-    """If saving fails half way, the folder holds what it held before, and nothing else."""
+    """If saving fails half way, the folder does not change."""
     target = tmp_path / "ensemble"
     ensemble = EnsembleForCausalLM.from_members(folders, StaticPolicy([0.5, 0.5]))
     ensemble.save_pretrained(target)
@@ -408,7 +408,7 @@ def test_files_whole_or_not_at_all(folders, tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("what", ["member", "policy"])
 def test_what_cannot_be_saved(folders, tmp_path, what):
-    """A member without a folder or a policy that is a function is refused by name, and no file is written."""
+    """A member without a folder, or a function as policy, raises an error that names it; no file is written."""
     given = members() if what == "member" else folders
     ensemble = EnsembleForCausalLM.from_members(given, policy_of_text if what == "policy" else None)
     with pytest.raises(ConfigError, match="member 0" if what == "member" else "policy function"):
@@ -417,7 +417,7 @@ def test_what_cannot_be_saved(folders, tmp_path, what):
 
 
 def test_an_adapter_is_not_lost_in_saving(folders, tmp_path):
-    """A PEFT member is refused, or comes back with its adapter: never silently as its base model."""
+    """Saving a PEFT member raises an error, or it is loaded with its adapter: never silently as its base model."""
     base = AutoModelForCausalLM.from_pretrained(folders[0])
     model = with_adapters(base, names=["default"])
     ensemble = EnsembleForCausalLM.from_members([(model, members()[0][1])])
@@ -431,7 +431,7 @@ def test_an_adapter_is_not_lost_in_saving(folders, tmp_path):
 
 
 def test_a_cache_can_be_continued():
-    """The state of a call can be kept by its owner: `forward` goes on where it ended, and twice gives the same."""
+    """A caller can keep the state of a call: `forward` continues from it, and twice gives the same."""
     ensemble = endless(members(), Schedule([0.2, 0.8], [0.7, 0.3]), span_length=2)
     ids = encode(TEXTS[0])["input_ids"]
     with torch.no_grad():
@@ -442,11 +442,11 @@ def test_a_cache_can_be_continued():
             torch.testing.assert_close(rest, whole[:, 5:], atol=1e-4, rtol=0)
 
 
-@pytest.mark.parametrize("name", ["two_models", "two_tokenizers"])  # adapters of one base take turns
+@pytest.mark.parametrize("name", ["two_models", "two_tokenizers"])  # a lock serialises adapters of one base model
 def test_what_a_policy_sees_is_its_own_call(name):
-    """Law: the hidden states that a policy sees come from its own call, also while another thread is in the model.
+    """Law: a policy observes the hidden states of its own call, even if another thread runs the same model.
 
-    Whenever the call is inside a member's head, another thread runs that very model from beginning to end.
+    Whenever the call is inside a member's head, another thread runs the whole model.
     """
     ensemble = ENSEMBLES[name]()
     inputs = encode("the dogs", tokenizer=ensemble.tokenizer)

@@ -59,13 +59,13 @@ def random_text(rng: random.Random) -> str:
 
 @cache
 def everybody():
-    """All kinds of tokenizers and their union."""
+    """Tokenizers of all kinds, and their union."""
     vocabularies = {name: ByteVocabulary(make()) for name, make in LOSSLESS.items()}
     return vocabularies, UnionVocabulary(list(vocabularies.values()))
 
 
 def test_ten_thousand_texts():
-    """Law: a text handed from tokenizer to tokenizer through the union vocabulary comes out as it went in."""
+    """Law: a text that passes from tokenizer to tokenizer through the union vocabulary does not change."""
     vocabularies, union = everybody()
     rng = random.Random(0)
     for _ in range(10_000):
@@ -73,14 +73,14 @@ def test_ten_thousand_texts():
         for name in rng.sample(sorted(vocabularies), 2):
             vocabulary = vocabularies[name]
             places = [union.id_of[vocabulary.pieces[i]] for i in vocabulary.canonical_ids(raw)]
-            # only what a tokenizer without byte fallback has no token for is left out
+            # only characters without a token, in tokenizers without byte fallback, are left out
             expected = vocabulary.representable(raw) if name in ("unigram", "characters") else raw
             raw = b"".join(union.pieces[place] for place in places)
             assert raw == expected, (name, raw)
 
 
 def test_own_round_trip():
-    """Law: through the union = the tokenizer's own round trip, for texts that it encodes itself."""
+    """Law: decoding through the union = the tokenizer's own decoding, for texts that it encodes itself."""
     vocabularies, union = everybody()
     rng = random.Random(2)
     for _ in range(2_000):
@@ -94,7 +94,7 @@ def test_own_round_trip():
 
 @cache
 def listener(name: str):
-    """A small model that hears text in the tokens of `name`, and the union it is heard through."""
+    """A run of a small model with the tokenizer `name`, and the union vocabulary."""
     model, tokenizer = pair("llama", 3, LOSSLESS[name](), max_position_embeddings=4096)
     vocabularies, union = everybody()
     member = Member(model, tokenizer, end_token_ids=[])
@@ -109,7 +109,7 @@ def listener(name: str):
     shares=st.sampled_from([(0, 0), (1, 0), (0.5, 0.3)]),
 )
 def test_what_a_member_heard_is_what_was_written(seed, name, shares):
-    """Law: for every reading `bytes(ids) + tail` is the text, less what the member cannot represent."""
+    """Law: for every reading `bytes(ids) + tail` is the text, without bytes that the member cannot represent."""
     member, vocabulary, alignment = listener(name)
     rng = random.Random(seed)
     prompt = tuple(vocabulary.canonical_ids(b"the"))
@@ -132,14 +132,14 @@ def test_what_a_member_heard_is_what_was_written(seed, name, shares):
 
 
 def is_thinned(short: bytes, long: bytes) -> bool:
-    """Whether `short` is `long` with something left out."""
+    """Whether `short` is a subsequence of `long`."""
     rest = iter(long)
     return all(byte in rest for byte in short)
 
 
 @pytest.mark.parametrize("text", ["naïve café", "日本語 😀👍🏽", "a\tb\n\n  c", "e\u0301", "\0 NUL"])
 def test_members_write_bytes_that_the_other_lacks(text):
-    """An ensemble can write any text one of its members can: the forced text comes back byte for byte."""
+    """An ensemble can generate every text that one of its members can: a forced text is returned exactly."""
     members = [pair("llama", 0, byte_level_bpe()), pair("gpt2", 1, sentencepiece_bpe())]
     ensemble = EnsembleForCausalLM.from_members(members, StaticPolicy([0.5, 0.5]))
     union = ensemble.union
@@ -164,7 +164,7 @@ def test_members_write_bytes_that_the_other_lacks(text):
 
 
 def test_lone_continuation_bytes():
-    """A byte that is no character by itself is decoded as a replacement character, and its neighbours survive."""
+    """A byte that is not a character is decoded as a replacement character; its neighbours do not change."""
     members = [pair("llama", 0, raw_bytes()), pair("gpt2", 1, byte_level_bpe())]
     ensemble = EnsembleForCausalLM.from_members(members)
     union = ensemble.union

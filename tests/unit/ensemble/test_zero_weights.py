@@ -1,4 +1,4 @@
-"""A member with weight 0 is not run in that span, catches up in one chunk, and its absence changes nothing."""
+"""A member with weight 0 does not run in that span, reads the missed text in one chunk, and changes nothing."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def member(architecture, seed=0):
 
 
 def expected_logits(ensemble, out, inputs, row, mixing="linear"):
-    """The formula with the weights of the trace, from full texts: what it would be if nothing had been skipped."""
+    """The formula with the weights of the trace, from full texts: the result if no member is skipped."""
     width = inputs["input_ids"].shape[1]
     padding = int((inputs["attention_mask"][row] == 0).sum())
     ids = out.sequences[row, padding:]
@@ -38,13 +38,13 @@ def expected_logits(ensemble, out, inputs, row, mixing="linear"):
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_a_skipped_member_catches_up(architecture):
-    """Law: skipping a member and letting it catch up = running it all along, for every architecture."""
+    """Law: skipping a member and letting it catch up = running it in every step, for every architecture."""
     policy = Schedule([1, 0], [0.5, 0.5], [1, 0], [1, 0], [0, 1])
     ensemble = endless([member("llama", 7), member(architecture)], policy, span_length=3)
     inputs = encode(TEXTS[0])
     out = ensemble.generate(**inputs, max_new_tokens=18, do_sample=False, **TRACED)
     expected = expected_logits(ensemble, out, inputs, 0)
-    # where one member has all the weight its own logits come out, in whatever its scale is: compare distributions
+    # with all weight on one member the logits have its own scale: compare distributions
     got = torch.cat(out.logits).double()
     torch.testing.assert_close(got.log_softmax(-1), expected.log_softmax(-1), atol=1e-4, rtol=0)
 
@@ -61,7 +61,7 @@ def test_a_skipped_member_is_not_run():
 
 
 def test_a_member_that_is_never_needed():
-    """A member without any weight is never run, and the other one speaks alone: its logits, bit for bit."""
+    """A member without any weight never runs; the logits are those of the other member, bit-exactly."""
     ensemble = endless([member("llama", 0), member("gpt2", 1)], StaticPolicy([1, 0]))
     inputs = encode(*TEXTS)
     with columns_read(ensemble.members[1].model) as (calls,):
@@ -84,7 +84,7 @@ def test_a_member_that_is_never_needed():
     use_cache=st.booleans(),
 )
 def test_any_schedule(table, span_length, mixing, use_cache):
-    """Law: whatever members are skipped, the result is the formula with the weights of the trace."""
+    """Law: for any skipped members, the result equals the formula with the weights of the trace."""
     policy = Schedule(*([w / sum(row) for w in row] for row in table))
     members = [member("llama", 0), member("gemma3", 1), member("gpt2", 2)]
     ensemble = endless(members, policy, span_length=span_length, mixing=mixing)
@@ -110,7 +110,7 @@ def by_row(*rows):
 
 
 def test_rows_that_need_different_members():
-    """Law: each row has its own weights, also where another row's member is not needed by it."""
+    """Law: each row has its own weights, even if a member has weight in another row only."""
     members = [member("llama", 0), member("qwen2", 1), member("mistral", 2)]
     policy = by_row([1, 0, 0], [0, 0.5, 0.5], [0.3, 0.7, 0])
     ensemble = endless(members, policy, span_length=2)
@@ -125,12 +125,12 @@ def test_rows_that_need_different_members():
 @pytest.mark.parametrize("num_beams", [1, 3])
 @pytest.mark.parametrize("architecture", ["llama", "mistral", *RECURRENT])
 def test_skipping_is_invisible_to_beams(architecture, num_beams):
-    """Law: beams reorder a member that lags behind as they reorder the others."""
+    """Law: beam search reorders a member with unread text like the others."""
     policy = Schedule([1, 0], [0.4, 0.6])
     skipping = endless([member("llama", 7), member(architecture)], policy, span_length=2)
 
     class Watched(Schedule):
-        """Looks at the members and so makes all of them run at every span."""
+        """Observes the members, so that all of them run at every span."""
 
         def __call__(self, state):
             assert len(state.observations) == 2
@@ -146,7 +146,7 @@ def test_skipping_is_invisible_to_beams(architecture, num_beams):
 @pytest.mark.parametrize("prompt_length", [2, 14])
 @pytest.mark.parametrize("architecture", ["mistral", "rwkv", *slow("llama")])
 def test_proposals_while_a_member_lags_behind(architecture, prompt_length):
-    """Law: taking back proposed tokens leaves a member alone that has not read them."""
+    """Law: rejecting proposed tokens does not change a member that has not read them."""
     policy = Schedule([0.5, 0.5], *[[1, 0]] * 7, [0.5, 0.5])
     ensemble = endless([member("llama", 0), member(architecture, 1)], policy, span_length=2)
     assistant, _ = pair("llama", 5)
@@ -179,7 +179,7 @@ def test_proposals_while_a_member_lags_behind(architecture, prompt_length):
     ],
 )
 def test_small_weights_are_cut(options, expected):
-    """`min_weight` and `max_active_members` set small weights to 0, renormalise, and so choose who is run."""
+    """`min_weight` and `max_active_members` set small weights to 0 and renormalise; weight 0 means no forward pass."""
     members = [member("llama", seed) for seed in range(4)]
     ensemble = endless(members, StaticPolicy([0.5, 0.3, 0.15, 0.05]), **options)
     inputs = encode(TEXTS[0])
@@ -194,7 +194,7 @@ def test_small_weights_are_cut(options, expected):
 @pytest.mark.parametrize("limit", [1, 2, 3])
 @pytest.mark.parametrize("count", [2, 4, 8])
 def test_equal_weights_are_no_more_than_the_limit(count, limit):
-    """Of equal weights the first ones stay."""
+    """Of equal weights the first ones are kept."""
     kept = cut(torch.full((2, count), 1 / count), 0.0, limit)
     active = min(count, limit)
     assert torch.equal(kept, torch.tensor([[1 / active] * active + [0.0] * (count - active)] * 2))
@@ -202,7 +202,7 @@ def test_equal_weights_are_no_more_than_the_limit(count, limit):
 
 @pytest.mark.parametrize("kind", ["shared", "different"])
 def test_what_a_member_without_weight_in_a_row_would_say_is_not_told(kind):
-    """Also where it is run for another row: its readings of this one may be behind."""
+    """`member_logps` is NaN without weight, even if the member runs for another row: its readings may be outdated."""
     rows = torch.tensor([[1.0, 0.0], [0.5, 0.5]])
     ensemble = endless(rlae_members(kind), lambda state: rows[: state.batch_size], span_length=1)
     both = ensemble.generate(**encode(*TEXTS[:2]), max_new_tokens=4, do_sample=False, **TRACED)
@@ -219,7 +219,7 @@ def test_what_a_member_without_weight_in_a_row_would_say_is_not_told(kind):
     most=st.sampled_from([None, 1, 2, 3]),
 )
 def test_what_cutting_keeps(rows, min_weight, most):
-    """Law: rows still sum to 1, the largest weight stays, kept weights keep their ratios, ties included."""
+    """Law: rows sum to 1, the largest weight is kept, and kept weights keep their ratios, with ties."""
     given = torch.tensor(rows, dtype=torch.float32)
     given = given / given.sum(1, keepdim=True)
     ensemble = endless([member("llama", 0)] * 3, lambda state: given, min_weight=min_weight, max_active_members=most)

@@ -1,4 +1,4 @@
-"""Rows that advance by different numbers of ids: however they are put into forward passes, each is read as if alone."""
+"""Ragged rows, which advance by different numbers of ids: in any forward passes, each row is read as if alone."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def _read_alone(member: Member, texts: Sequence[tuple[int, ...]], wants: Sequenc
 
 
 def _means_alone(member: Member, texts: list[tuple[int, ...]], wants: list[int], count: int) -> torch.Tensor:
-    """The means of the newest `count` hidden states at the wanted ids of every text, each read by itself."""
+    """The means of the newest `count` hidden states at the last ids of every text, each read alone."""
     means = []
     for ids, want in zip(texts, wants, strict=True):
         with torch.no_grad(), captured_head_input(member, True) as caught:
@@ -49,7 +49,7 @@ def _means_alone(member: Member, texts: list[tuple[int, ...]], wants: list[int],
 
 
 def _said(member: Member, hidden: torch.Tensor) -> torch.Tensor:
-    """The logits that belong to hidden states."""
+    """The logits of hidden states."""
     with torch.no_grad():
         logits = member.model.get_output_embeddings()(hidden)
     cap = getattr(member.config, "final_logit_softcapping", None)
@@ -82,7 +82,7 @@ def test_every_row_is_read_as_if_it_were_alone(member, monkeypatch, least_saved,
                     paths.append(None)
                     wants.append(0)
                     continue
-                kept = len(ids) - rng.choice([0, 0, 0, 1])  # now and then the last id turns out to be another one
+                kept = len(ids) - rng.choice([0, 0, 0, 1])  # sometimes the last id is replaced
                 new = tuple(rng.choices(range(20, 300), k=rng.choice([1, 1, 1, 2, 5, 9])))
                 want = rng.randint(1, len(new))
                 paths.append(Path(Chain(None, ids[:kept]), new, kept, want))
@@ -96,7 +96,7 @@ def test_every_row_is_read_as_if_it_were_alone(member, monkeypatch, least_saved,
                 newest, means = output.hidden.chunk(2, dim=-1)
                 _close(_said(member, newest), output.logits)
                 _close(means, _means_alone(member, texts, wants, runner.hidden_tokens))
-    assert (runner.forward_calls > runs) == (least_saved < 1000)  # some were read in two passes, or none
+    assert (runner.forward_calls > runs) == (least_saved < 1000)  # some rows were read in two passes, or in none
 
 
 @pytest.mark.parametrize("kind", ["longrope", "dynamic"])
@@ -120,9 +120,9 @@ def test_positions_that_depend_on_the_longest_row_are_read_in_one_pass(monkeypat
 def test_columns_are_narrow_where_few_rows_are_long():
     assert shared_columns([1] * 30 + [9], 10, 0.0) == 1
     assert shared_columns([1] * 30 + [9] * 30, 10, 0.0) == 1
-    assert shared_columns([9] * 30, 10, 0.0) == 9  # nothing is saved
-    assert shared_columns([1] * 30 + [9], 1000, 0.0) == 9  # not enough is
-    assert shared_columns([1] * 30 + [9] * 30, 10, 100.0) == 9  # the caches of 30 rows cost more
+    assert shared_columns([9] * 30, 10, 0.0) == 9  # a second pass saves nothing
+    assert shared_columns([1] * 30 + [9], 1000, 0.0) == 9  # it saves too little
+    assert shared_columns([1] * 30 + [9] * 30, 10, 100.0) == 9  # copying the caches of 30 rows costs more
     assert shared_columns([1, 3, 3, 3, 3, 12], 1, 0.0) == 3
     assert shared_columns([0, 0, 0, 4], 1, 0.0) == 1
 
@@ -141,7 +141,7 @@ def test_no_other_number_of_columns_has_fewer_cells(seed):
 
 @pytest.mark.parametrize("hidden_tokens", [0, 3])
 def test_rows_of_different_lengths_that_all_advance_by_one(member, hidden_tokens):
-    """Law: the commonest step. Each row has its own positions, and its new token lies behind its own last one."""
+    """Law: the most common step: each row has its own positions, and one new token after its own last one."""
     runner = BatchRunner(member, hidden_tokens=hidden_tokens)
     rng = random.Random(0)
     texts = [tuple(rng.choices(range(20, 300), k=length)) for length in (2, 7, 4)]

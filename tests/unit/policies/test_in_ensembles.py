@@ -1,4 +1,4 @@
-"""Learned policies in ensembles: the same weights as outside, once a span, saved and loaded with the ensemble."""
+"""Learned policies in ensembles: the same weights as outside, called once per span, saved with the ensemble."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def policy_for(given, observation="members", actor="joint", **options):
 
 
 class Watched:
-    """Notes every state that a policy is asked about."""
+    """Records every state that a policy gets."""
 
     def __init__(self, policy):
         self.policy = policy
@@ -74,14 +74,14 @@ class Watched:
 @pytest.mark.parametrize("observation", ["both", *slow("members", "text")])
 @pytest.mark.parametrize("kind", ["same", "different"])
 def test_asked_once_a_span(kind, observation, mode):
-    """The policy is asked once a span for all rows; its answers are the weights of the trace, and differ by text."""
+    """The policy is called once per span for all rows; its weights are those of the trace, and depend on the text."""
     watched = Watched(policy_for(members(kind), observation, span_length=3))
     ensemble = endless(members(kind), watched, span_length=3)
     torch.manual_seed(0)
     out = ensemble.generate(**encode(*TEXTS), max_new_tokens=8, return_dict_in_generate=True, **MODES[mode])
     assert len(watched.seen) == math.ceil(8 / 3)
     assert len({tuple(row.tolist()) for _, _, weights in watched.seen for row in weights}) > 3
-    by_text: dict[str, list[torch.Tensor]] = {}  # texts that end in different halves of a character look alike
+    by_text: dict[str, list[torch.Tensor]] = {}  # different incomplete characters decode to the same text
     for texts, _, weights in watched.seen:
         for row, text in enumerate(texts):
             by_text.setdefault(text, []).append(weights[row])
@@ -100,7 +100,7 @@ def test_asked_once_a_span(kind, observation, mode):
 
 @pytest.mark.parametrize("kind", ["same", "different"])
 def test_rows_of_a_batch_are_rows_alone(kind):
-    """Law: what the policy sees of a row does not depend on the other rows or on padding."""
+    """Law: the policy's observation of a row does not depend on other rows or on padding."""
     seen = []
     for texts in (TEXTS, *([text] for text in TEXTS)):
         watched = Watched(policy_for(members(kind), span_length=3))
@@ -114,7 +114,7 @@ def test_rows_of_a_batch_are_rows_alone(kind):
 
 
 def test_hidden_states_are_those_of_the_models():
-    """At the span's first token: the members' own last hidden states, logits' entropies, and agreement by bytes."""
+    """The state at a span's first token has the members' last hidden states, entropies, and agreement by bytes."""
     given = members("different")
     watched = Watched(policy_for(given))
     endless(given, watched).generate(**encode(TEXTS[0]), max_new_tokens=1, do_sample=False)
@@ -138,7 +138,7 @@ def test_hidden_states_are_those_of_the_models():
 
 @pytest.mark.parametrize("mode", MODES)
 def test_a_policy_sees_nothing_of_a_member_that_dropped_out(mode, caplog):
-    """A member whose context the text has outgrown is not run any more, also where the policy looks at members."""
+    """A member does not run after its context is outgrown, even if the policy observes members."""
     given = [pair("llama"), pair("gpt2", 1, max_position_embeddings=12)]
     policy = Watched(policy_for(given))
     ensemble = endless(given, policy, span_length=2)
@@ -155,7 +155,7 @@ def test_a_policy_sees_nothing_of_a_member_that_dropped_out(mode, caplog):
 
 
 def test_the_same_member_twice_agrees_across_tokenizers():
-    """A member and its copy always agree, also where a token has begun; a third one does not."""
+    """A member and its copy always agree, even inside a token; a third member does not."""
     given = [pair("llama"), pair("gpt2", 1, sentencepiece_bpe()), pair("llama")]
     states = []
 
@@ -171,7 +171,7 @@ def test_the_same_member_twice_agrees_across_tokenizers():
 
 
 def test_agreement_inside_a_token():
-    """What a member has begun to write counts as written: only the bytes after it are compared."""
+    """The tail of a reading is part of the text: only the bytes after it are compared."""
     tokenizer = pair("llama")[1]
     word = " there"
     assert len(tokenizer(word)["input_ids"]) == 1
@@ -198,7 +198,7 @@ def test_agreement_inside_a_token():
 
 @pytest.mark.parametrize("observation", ["members", "both"])
 def test_saved_with_the_ensemble(observation, tmp_path):
-    """The ensemble's only parameters are the policy's; it is written to `policy/` and comes back with the ensemble."""
+    """The ensemble's only parameters are the policy's; the policy is saved to `policy/` and loaded from there."""
     folders = []
     for name, (model, tokenizer) in zip(("a", "b"), members("different"), strict=True):
         model.save_pretrained(tmp_path / name)
@@ -231,7 +231,7 @@ def test_saved_with_the_ensemble(observation, tmp_path):
 
 
 def test_a_saved_policy_of_an_unknown_kind(tmp_path):
-    """A policy class that nobody registered is asked for by name."""
+    """Loading an unregistered policy class raises an error that names it."""
     folders = []
     for name, (model, tokenizer) in zip(("a", "b"), members("same"), strict=True):
         model.save_pretrained(tmp_path / name)
@@ -248,7 +248,7 @@ def test_a_saved_policy_of_an_unknown_kind(tmp_path):
 
 
 def test_policies_for_other_members_are_refused(caplog):
-    """Another number or other widths are refused before anything is run; another span length is warned of."""
+    """Another number of members or other widths raise an error; another span length logs a warning."""
     given = members("different")
     ensemble = endless(given)
     with pytest.raises(ConfigError, match="weighs 3 members"):
@@ -265,7 +265,7 @@ def test_policies_for_other_members_are_refused(caplog):
 
 @pytest.mark.parametrize("kind", ["same", "different"])
 def test_coarse_members(kind):
-    """Members in bf16: the policy works in fp32, and hidden states are kept as they are."""
+    """With bf16 members the policy computes in fp32, and hidden states keep their dtype."""
     given = [(pair("llama")[0].to(torch.bfloat16), members(kind)[0][1]), members(kind)[1]]
     watched = Watched(policy_for(given))
     endless(given, watched).generate(**encode(*TEXTS), max_new_tokens=9, do_sample=False)
@@ -275,7 +275,7 @@ def test_coarse_members(kind):
 
 
 def test_training_from_a_rollout():
-    """What a rollout kept gives its log-densities again, with gradients: the weights that led to good texts grow."""
+    """Stored observations give the same log-densities, with gradients: weights with a high reward grow."""
     given = members("same")
     policy = policy_for(given)
     ensemble = endless(given, policy)
@@ -311,7 +311,7 @@ def test_training_from_a_rollout():
 
 @pytest.mark.parametrize("pooled_tokens", [1, 8])
 def test_hidden_states_that_are_not_kept(pooled_tokens):
-    """A policy that says it does not observe members and then does is told so."""
+    """A policy that observes members although its `observes_members` is `False` raises an error."""
     given = members("different")
 
     class Forgetful:
@@ -330,7 +330,7 @@ def test_hidden_states_that_are_not_kept(pooled_tokens):
 @pytest.mark.parametrize("mode", ["greedy", "beams"])
 @pytest.mark.parametrize("observation", ["members", "text", "both"])
 def test_inside_a_plain_generate(observation, mode):
-    """With one tokenizer the processor asks a learned policy about the same states, and writes the same text."""
+    """With one tokenizer the processor gives a learned policy the same states, and generates the same text."""
     given = members("same")
     policy = policy_for(given, observation, span_length=3)
     ends = [[], []]
@@ -366,7 +366,7 @@ def test_training_free_policies_inside_a_plain_generate(policy, kind):
 @pytest.mark.parametrize("min_weight", [0.0, 0.3])
 @pytest.mark.parametrize("kind", ["same", "different"])
 def test_gradients_reach_the_policy_through_the_loss(kind, min_weight):
-    """Teacher forcing outside `generate` trains the weights, also where some are cut; members are left alone."""
+    """Teacher forcing outside of `generate` trains the weights, even if some are cut; members do not change."""
     given = members(kind)
     policy = policy_for(given, span_length=3)
     with torch.no_grad():

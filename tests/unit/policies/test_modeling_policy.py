@@ -1,4 +1,4 @@
-"""The learned policy: its start, what it sees, its actors, batches, gradients, saving."""
+"""The learned policy: initial weights, observations, actors, batches, gradients, saving."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def policy_of(observation="members", actor="joint", seed=0, sizes=SIZES, **optio
 
 
 def varied(policy, seed=1):
-    """The policy with large weights, so that its answers differ."""
+    """Scales the policy's parameters, so that its outputs differ."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         with torch.no_grad():
@@ -68,7 +68,7 @@ def varied(policy, seed=1):
     scale=st.sampled_from([0.0, 1.0, 1e4]),
 )
 def test_a_random_policy_is_nearly_uniform(seed, members, actor, hidden_size, scale):
-    """Law: whatever the seed and the state, weights begin within 2 % of 1/M."""
+    """Law: for any seed and state, initial weights are within 2% of 1/M."""
     policy = policy_of(actor=actor, seed=seed, sizes=[20] * members, hidden_size=hidden_size)
     observation = policy.observe(random_state(5, [20] * members, [30] * members, seed))
     observation = {name: scale * tensor if name != "agreement" else tensor for name, tensor in observation.items()}
@@ -87,7 +87,7 @@ def test_a_random_policy_that_reads_is_nearly_uniform(observation):
 
 @pytest.mark.parametrize(("observation", "actor", "options"), KINDS)
 def test_rows_do_not_see_one_another(observation, actor, options):
-    """Law: a row of a batch is weighed as it is alone, and in eval mode every time in the same way."""
+    """Law: a row of a batch gets the same weights as alone, and in eval mode the same weights every time."""
     policy = varied(policy_of(observation, actor, **options))
     state = random_state(4)
     together = policy(state)
@@ -102,7 +102,7 @@ def test_rows_do_not_see_one_another(observation, actor, options):
 
 @pytest.mark.parametrize(("observation", "actor", "options"), KINDS)
 def test_kept_observations_give_the_same(observation, actor, options):
-    """Law: what was kept inside `generate`, put together from several calls, gives what the calls gave."""
+    """Law: stacked observations of several `generate` calls give the outputs of the calls."""
     policy = varied(policy_of(observation, actor, **options))
     states = [random_state(2), random_state(3, seed=1)]
     with torch.inference_mode():
@@ -124,7 +124,7 @@ def test_gradients_reach_every_parameter(observation, actor, options):
     weight = torch.randn(output.log_probs.shape, generator=torch.Generator().manual_seed(0))
     (output.log_probs * weight).sum().add(output.state_values.square().sum()).add(output.entropies.sum()).backward()
     for name, parameter in policy.named_parameters():
-        if "pooler" in name:  # transformers' own, for sentence pairs
+        if "pooler" in name:  # transformers' own head for sentence pairs
             continue
         assert parameter.grad is not None, name
         assert parameter.grad.abs().sum() > 0, name
@@ -132,9 +132,9 @@ def test_gradients_reach_every_parameter(observation, actor, options):
 
 @pytest.mark.parametrize(("observation", "actor", "options"), KINDS)
 def test_round_trip(observation, actor, options, tmp_path):
-    """Law: a policy's parameters are loaded bit by bit, encoder and tokenizer included, without another folder.
+    """Law: a policy is loaded bit-exactly, with encoder and tokenizer, from its own folder alone.
 
-    What it computes may differ by rounding: loaded tensors lie elsewhere in memory.
+    Its outputs may differ by rounding, because loaded tensors have another memory layout.
     """
     policy = varied(policy_of(observation, actor, **options))
     policy.save_pretrained(tmp_path)
@@ -152,7 +152,7 @@ def test_round_trip(observation, actor, options, tmp_path):
 
 
 def test_a_pretrained_encoder(tmp_path):
-    """`from_encoder` takes the encoder's weights, and its folder is not needed, or named, afterwards."""
+    """`from_encoder` copies the encoder's weights; its folder is not needed, or named, afterwards."""
     model, tokenizer = encoder()
     model.save_pretrained(tmp_path / "encoder")
     tokenizer.save_pretrained(tmp_path / "encoder")
@@ -175,7 +175,7 @@ def test_a_pretrained_encoder(tmp_path):
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_an_encoder_of_half_precision_is_read_in_float32(dtype, tmp_path):
-    """Files in half precision would otherwise be trained in it, where Adam's small steps are lost."""
+    """Encoder files in half precision are loaded in fp32, because Adam's small steps are lost in half precision."""
     model, tokenizer = encoder()
     halved = copy.deepcopy(model).to(dtype)
     halved.save_pretrained(tmp_path)
@@ -192,7 +192,7 @@ def test_an_encoder_of_half_precision_is_read_in_float32(dtype, tmp_path):
 
 
 def test_encoders_whose_positions_begin_after_the_padding_token():
-    """RoBERTa reads two tokens less than it has positions."""
+    """RoBERTa reads two tokens fewer than it has positions."""
     tokenizer = byte_level_bpe()
     sizes = {"hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 1, "num_attention_heads": 1}
     config = RobertaConfig(vocab_size=len(tokenizer), max_position_embeddings=18, pad_token_id=1, **sizes)
@@ -206,7 +206,7 @@ def test_encoders_whose_positions_begin_after_the_padding_token():
 
 @pytest.mark.parametrize("architecture", ["gpt2", "llama"])
 def test_other_encoders(architecture):
-    """Any model that gives last hidden states reads texts, also one that has no token for padding."""
+    """Any model with last hidden states can be the encoder, even without a padding token."""
     tokenizer = byte_level_bpe(331)
     tokenizer.pad_token = None
     model = tiny(architecture, len(tokenizer)).base_model
@@ -217,7 +217,7 @@ def test_other_encoders(architecture):
 
 
 def test_the_newest_text_is_read():
-    """Truncation cuts on the left: what came long ago changes nothing, the last word does."""
+    """Truncation is on the left: old text changes nothing, the last word does."""
     policy = varied(policy_of("text", max_text_tokens=16))
     text = "there was a little girl named Lily who loved the café " * 4
 
@@ -235,7 +235,7 @@ def test_the_newest_text_is_read():
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_heads_are_fp32(dtype, tmp_path):
-    """Heads compute in fp32 for coarse members, and stay fp32 when the policy is cast or loaded in another dtype."""
+    """Heads compute in fp32 for half-precision members, and stay fp32 if the policy is cast or loaded otherwise."""
     policy = varied(policy_of("both"))
     state = random_state(dtype=dtype)
     same = random_state(dtype=dtype)
@@ -255,7 +255,7 @@ def test_heads_are_fp32(dtype, tmp_path):
 
 @pytest.mark.parametrize("kind", ["dirichlet", "logistic_normal", "gaussian"])
 def test_log_densities(kind):
-    """Drawn actions have the density of the distribution, weights that sum to 1, and the mean that inference uses."""
+    """Drawn actions have the distribution's density, weights that sum to 1, and the mean that inference uses."""
     policy = varied(policy_of(actor="per_member" if kind == "gaussian" else "joint", distribution=kind))
     observed = policy.observe(random_state(1))
     fixed = policy(observed)
@@ -284,7 +284,7 @@ def test_log_densities(kind):
 
 
 def test_exploring():
-    """Actions are drawn inside `exploring()` and nowhere else, also in training mode, and pass through `ask`."""
+    """Actions are drawn only inside `exploring()`, even in training mode, and `ask` returns them."""
     policy = policy_of().train()
     state = random_state()
     with policy.exploring():
@@ -297,7 +297,7 @@ def test_exploring():
 
 
 def test_agents_are_separate():
-    """With one actor a member, moving one agent's layers moves its own score alone; a shared trunk moves all."""
+    """With one actor per member, changing one agent's layers changes its own score only; a shared trunk changes all."""
     for share in (False, True):
         policy = varied(policy_of(actor="per_member", share_trunk=share))
         observed = policy.observe(random_state())
@@ -309,7 +309,7 @@ def test_agents_are_separate():
 
 
 def test_sizes_of_members():
-    """`for_members` takes what enters the head, from `Member`s or pairs."""
+    """`for_members` uses the width of the head's input, for `Member` objects and pairs."""
     members = [pair("llama"), pair("mamba", 1), Member(*pair("gpt2", 2, hidden_size=16))]
     assert PolicyConfig.for_members(members).member_hidden_sizes == [32, 32, 16]
     assert PolicyConfig.for_members(members, span_length=4).span_length == 4
@@ -338,7 +338,7 @@ def test_sizes_of_members():
     ],
 )
 def test_settings_that_are_refused(options, word):
-    """Unusable settings are refused at construction, by name."""
+    """Invalid settings raise an error at construction, which names them."""
     with pytest.raises(ConfigError, match=word):
         PolicyConfig(**options)
 
@@ -349,7 +349,7 @@ def test_types_that_are_refused():
 
 
 def test_policies_that_cannot_be_built():
-    """Without sizes or an encoder, and with an encoder that is none, the message says what to call."""
+    """Missing sizes, a missing encoder or an invalid one: the message says what to call."""
     with pytest.raises(ConfigError, match=r"for_members"):
         PolicyModel(PolicyConfig())
     with pytest.raises(ConfigError, match=r"from_encoder"):
@@ -364,7 +364,7 @@ def test_policies_that_cannot_be_built():
 
 
 def test_states_that_do_not_fit():
-    """States of other members are refused, by place and width."""
+    """States of other members raise an error with the member's index and width."""
     with pytest.raises(PolicyError, match="width 96"):
         policy_of()(random_state(sizes=[32, 40]))
     with pytest.raises(PolicyError, match="width 48"):

@@ -1,4 +1,4 @@
-"""What a state says about the members, against plain references."""
+"""The attributes of a state, against plain references."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ def test_equal_best_tokens_have_no_margin():
 
 
 def test_a_member_with_nothing_to_say_is_unsure():
-    """It counts as one that finds every token equally likely, and agrees with nobody."""
+    """It counts as a member with a uniform distribution, and agrees with no other member."""
     nothing = torch.full((1, 8), -torch.inf)
     state = state_of(nothing, torch.zeros(1, 8), torch.arange(8.0)[None])
     assert state.entropies[0].tolist() == pytest.approx([math.log(8), math.log(8), state.entropies[0, 2].item()])
@@ -84,7 +84,7 @@ def test_rows_with_nothing_to_say_do_not_touch_others(value):
 
 
 def test_agreement_of_one_tokenizer():
-    """Members agree if their likeliest tokens are the same, whatever their vocabularies are padded to."""
+    """Members agree if their most likely tokens are the same, for any padding of their vocabularies."""
     one, two = torch.zeros(2, 5), torch.zeros(2, 7)
     one[:, 3] = 1.0
     two[0, 3] = 1.0
@@ -93,7 +93,7 @@ def test_agreement_of_one_tokenizer():
 
 
 def test_agreement_of_different_tokenizers():
-    """Members agree if neither's next bytes contradict the other's, or if both end the text."""
+    """Members agree if the next bytes of one are a prefix of the other's, or if both end the text."""
     pieces = [b" th", b" the", b" dog", b"", b"", None]
     logits = [torch.zeros(1, 4)] * len(pieces)
     asked = []

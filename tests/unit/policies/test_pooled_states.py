@@ -1,4 +1,4 @@
-"""Means over several hidden states: what a policy sees is what the models compute, however a text came about."""
+"""Means over several hidden states: a policy observes what the models compute, in every way of decoding."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def members(kind):
 
 
 class Looker:
-    """Notes the hidden states of every text that it is asked about; all weight goes to one member, then to the next."""
+    """Records the hidden states of every text; gives all weight to one member, then to the next."""
 
     pooled_tokens = POOLED
 
@@ -47,7 +47,7 @@ class Looker:
 
 
 def looked_at(given, span_length, inputs, **options):
-    """The sequences, and what was seen."""
+    """The sequences, and the recorded hidden states."""
     looker = Looker()
     ensemble = endless(given, looker, span_length=span_length)
     torch.manual_seed(0)
@@ -69,10 +69,10 @@ def _expected(model, ids):
     ("kind", "mode"),
     [("same", mode) for mode in MODES]
     + [("recurrent", "greedy"), *slow(*(("recurrent", mode) for mode in ("sampling", "beams", "without cache")))],
-)  # recurrent members cannot take tokens back
+)  # recurrent members cannot be cropped
 @pytest.mark.parametrize("span_length", [1, *slow(5)])
 def test_last_state_and_mean_of_the_newest_tokens(kind, span_length, mode):
-    """Law, with one tokenizer: the model's own states after the row's tokens, and their mean; no padding is in it."""
+    """Law, with one tokenizer: the model's own states after the row's tokens, and their mean without padding."""
     given = members(kind)
     inputs = encode(*(TEXTS[:1] if mode == "looked up" else TEXTS))
     ensemble, sequences, seen = looked_at(given, span_length, inputs, **MODES[mode])
@@ -93,7 +93,7 @@ def test_last_state_and_mean_of_the_newest_tokens(kind, span_length, mode):
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("span_length", [5, *slow(1)])
 def test_different_tokenizers_see_what_forcing_the_text_sees(span_length, mode, rows, monkeypatch):
-    """Law: what is seen is a function of the text: writing it and hearing it in one forward pass show the same."""
+    """Law: the observation depends on the text only: it is the same in generation and in one forward pass."""
     given = members("different")
     if rows:
         monkeypatch.setattr("hf_rlae.ensemble.loading.choose_runner", lambda member: RowRunner)
@@ -112,14 +112,14 @@ def test_different_tokenizers_see_what_forcing_the_text_sees(span_length, mode, 
             for index, hidden in enumerate(entries[0]):
                 assert any(_close(entry[index], hidden) for entry in seen[text])
                 compared += 1
-    assert compared > len(sequences) * (13 // span_length)  # texts that end inside a character may look alike
+    assert compared > len(sequences) * (13 // span_length)  # incomplete characters may decode to the same text
 
 
 @pytest.mark.parametrize("rereads", [False, True])
 @pytest.mark.parametrize("mode", ["sampling", "beams", *slow("greedy", "without cache")])
 @pytest.mark.parametrize("kind", ["same", "different"])
 def test_the_host_of_a_processor_is_seen_as_in_the_ensemble(kind, mode, rereads):
-    """At the end of the prompt, and with one tokenizer after every span."""
+    """The processor's observations equal the ensemble's at the end of the prompt; with one tokenizer in all spans."""
     given = members(kind)
     host, others = given[0], given[1:]
     _, sequences, seen = looked_at(given, 2, encode(*TEXTS), **MODES[mode])
@@ -143,7 +143,7 @@ def test_the_host_of_a_processor_is_seen_as_in_the_ensemble(kind, mode, rereads)
             assert any(_close(entry[index], hidden) for entry in seen[text])
     if kind == "same":
         assert torch.equal(out, sequences)
-    elif not rereads and mode != "beams":  # the host has read what was written, id by id
+    elif not rereads and mode != "beams":  # the host has read the generated ids
         inputs = encode(*TEXTS)
         times, width, newest, compared = len(out) // 3, inputs["input_ids"].shape[1], 0, 0
         for row, ids in enumerate(out):
@@ -152,7 +152,7 @@ def test_the_host_of_a_processor_is_seen_as_in_the_ensemble(kind, mode, rereads)
             said = {end: _expected(host[0], own[:end]) for end in range(begin, len(own))}
             for end in range(begin, len(own), 2):
                 found = looker.seen[processor.ensemble.tokenizer.decode(own[:end].tolist(), skip_special_tokens=True)]
-                # the heaviest reading may be one whose token has not ended: what was said before it counts
+                # the most probable reading may have a tail: the outputs before its unfinished token count
                 ends = [e for e in range(begin, end + 1) if any(_close(entry[0], said[e]) for entry in found)]
                 assert ends
                 newest += end in ends
@@ -161,7 +161,7 @@ def test_the_host_of_a_processor_is_seen_as_in_the_ensemble(kind, mode, rereads)
 
 
 def test_members_with_prompts_of_their_own():
-    """The mean reaches into the member's own prompt, not into the one that stands in the text."""
+    """The mean includes tokens of the member's own prompt, not of the shared one."""
     given = members("same")
     looker = Looker()
     ensemble = endless(given, looker, span_length=1)
@@ -206,19 +206,19 @@ def test_the_tap_changes_nothing_that_callers_of_the_host_get():
 
 
 def test_a_host_that_has_shown_too_little_is_refused():
-    """A mean over fewer states than the policy was made for would be another observation."""
+    """A mean over fewer states than `pooled_tokens` raises an error: it would be another observation."""
     (host, tokenizer), (other, _) = members("same")
     processor = EnsembleLogitsProcessor.from_members(host, [other], [tokenizer] * 2, policy=Looker())
     inputs = encode(TEXTS[0])
     with torch.no_grad():
         cache = host(inputs["input_ids"][:, :-1]).past_key_values
-    with pytest.raises(InputError, match=f"newest {POOLED} hidden states.* has shown 1"):
+    with pytest.raises(InputError, match=f"newest {POOLED} hidden states.* over the prompt has 1"):
         host.generate(**inputs, past_key_values=cache, logits_processor=[processor], max_new_tokens=2)
 
 
 @pytest.mark.parametrize("kind", ["same", "different"])
 def test_logits_are_made_for_the_wanted_columns_alone(kind, monkeypatch):
-    """What enters the head is collected for means, and the head is as fast as without them."""
+    """The head's inputs are captured for means, but the head computes no more logits than without means."""
     given = members(kind)
     widths = []
     ensemble = endless(given, Looker(), span_length=2)
@@ -265,7 +265,7 @@ def test_a_cache_of_another_policy_is_refused():
 
 @pytest.mark.parametrize("kind", ["same", "different"])
 def test_a_policy_of_newest_states_goes_on_with_a_cache_of_a_static_one_where_members_show_them(kind):
-    """With one tokenizer every step shows the newest states, so that nothing is missing; readings keep none."""
+    """With one tokenizer the newest states are always available; readings do not keep them unless requested."""
     given = members(kind)
     ensemble = endless(given, UniformPolicy())
     out = ensemble.generate(**encode(TEXTS[0]), max_new_tokens=3, return_dict_in_generate=True)
@@ -323,7 +323,7 @@ def test_means_of_padded_and_short_rows():
 
 
 def test_columns_are_forgotten_no_earlier_than_they_can_be_needed():
-    """Few are kept, however long the text; where too many are taken back, the caller is told to read anew."""
+    """Few states are kept for texts of any length; if too many columns are removed, `crop` returns `False`."""
     columns = ColumnStates(4)
     columns.record()
     states = torch.randn(2, 1000, 3)
@@ -348,7 +348,7 @@ def test_columns_are_forgotten_no_earlier_than_they_can_be_needed():
 
 
 def test_a_long_text_in_one_forward_pass():
-    """Means over all of a text that is far longer than what is kept of it."""
+    """Means over a text that is much longer than the kept states."""
     given = members("same")
     looker = Looker()
     ensemble = endless(given, looker, span_length=9)

@@ -1,4 +1,4 @@
-"""`PolicyModel.forward(sample=[seeds])`: what a row draws belongs to the row."""
+"""`PolicyModel.forward(sample=[seeds])`: the draw of a row depends on its own seed only."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def test_a_row_draws_the_same_in_any_batch(actor, distribution):
 @pytest.mark.parametrize("sample", [True, [3, 4, 5, 6]], ids=["anyhow", "seeded"])
 @pytest.mark.parametrize(("actor", "distribution"), KINDS)
 def test_log_densities_of_draws_have_gradients(actor, distribution, sample):
-    """What is drawn is a constant: its log-density moves with the scores."""
+    """A draw is a constant, so its log-density has a gradient with respect to the scores."""
     policy = made(actor, distribution)
     output = policy(policy.observe(random_state(rows=4)), sample=sample)
     assert not output.actions.requires_grad
@@ -48,7 +48,7 @@ def test_log_densities_of_draws_have_gradients(actor, distribution, sample):
 
 @pytest.mark.parametrize(("actor", "distribution"), KINDS)
 def test_seeded_draws_follow_the_distribution(actor, distribution):
-    """Mean and mean log-density agree with draws without seeds, within five standard errors."""
+    """Mean and mean log-density equal those of draws without seeds, within five standard errors."""
     policy = made(actor, distribution)
     with torch.no_grad():
         for score in policy.heads.scores:

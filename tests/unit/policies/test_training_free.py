@@ -1,4 +1,4 @@
-"""Policies without training: perplexity of the prompt, and confidence."""
+"""Policies without training: perplexity of the prompt, and entropy."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from tests.support.tokenizers import byte_level_bpe, characters, raw_bytes, sent
 
 
 class Keep:
-    """A policy that keeps its states and asks another one."""
+    """A policy that records its states and calls another policy."""
 
     observes_members = True
 
@@ -33,7 +33,7 @@ class Keep:
 
 
 def test_entropy():
-    """The formula itself."""
+    """The formula of `EntropyPolicy`."""
     state = random_state()
     for temperature in (0.1, 1.0, 4.0):
         expected = (-state.entropies / temperature).softmax(1)
@@ -42,7 +42,7 @@ def test_entropy():
 
 
 def test_the_surer_member_speaks():
-    """With different tokenizers, too: a flat member has next to no weight beside a sure one."""
+    """The same with different tokenizers: an uncertain member has almost no weight beside a confident one."""
     sure = torch.zeros(len(byte_level_bpe()))
     sure[40] = 12.0
     ensemble = endless(
@@ -83,7 +83,7 @@ def scores_by_hand(model, tokenizer, text, skip_first):
 
 
 def test_perplexity_of_different_tokenizers():
-    """Bytes and log-probabilities of what each member can score; the order of the members changes nothing."""
+    """Bytes and log-probabilities of the tokens that each member can score; the order of members changes nothing."""
     members = [pair("llama"), pair("gpt2", 1, raw_bytes()), pair("mistral", 2, characters())]
     text = "She said, they walked"
     by_hand = [scores_by_hand(model, tokenizer, text, True) for model, tokenizer in members]
@@ -109,7 +109,7 @@ def test_perplexity_of_different_tokenizers():
 
 
 def test_a_beginning_of_text_token_lets_the_first_token_count():
-    """Where every member has one, all text is scored; else nobody scores its first token."""
+    """If every member has a beginning-of-text token, all text is scored; else no member scores its first token."""
     tokenizer = sentencepiece_bpe()
     backend = tokenizer.backend_tokenizer
     before = backend.post_processor
@@ -136,7 +136,7 @@ def test_a_beginning_of_text_token_lets_the_first_token_count():
 
 
 def test_prompts_are_read_once_a_call():
-    """However many spans, beams and equal rows: each prompt by `generate`, and once more by the policy."""
+    """For any number of spans, beams and equal rows, each prompt is read once by `generate` and once by the policy."""
     model, tokenizer = pair("llama")
     widths = []
     model.register_forward_pre_hook(lambda _m, _a, kwargs: widths.append(kwargs["input_ids"].shape), with_kwargs=True)
@@ -153,7 +153,7 @@ def test_prompts_are_read_once_a_call():
 
 @pytest.mark.parametrize("others", [[], [raw_bytes()]], ids=["same", "different"])
 def test_prompts_without_perplexity(others):
-    """A prompt of one token says nothing about anybody."""
+    """A prompt of one token gives equal weights."""
     members = [pair("llama"), pair("gpt2", 1, *others)]
     policy = Keep(PerplexityPolicy())
     ensemble = endless(members, policy)
@@ -164,7 +164,7 @@ def test_prompts_without_perplexity(others):
 
 @pytest.mark.parametrize("architecture", ["gpt2", "mamba", "mistral"])
 def test_log_probabilities_of_prompts(architecture):
-    """Prompts of any lengths, each as if alone; of one that is too long, the end is read."""
+    """Prompts of any lengths are scored as if alone; of a prompt that is too long, the end is read."""
     limits = {} if architecture == "mamba" else {"max_position_embeddings": 8}
     member = Member(*pair(architecture, **limits))
     prompts = [(5, 6, 7), (9,), (), (8, 9, 10), tuple(range(20, 31)), (5, 6, 7)]
@@ -180,7 +180,7 @@ def test_log_probabilities_of_prompts(architecture):
 
 
 def test_impossible_prompts():
-    """A member that finds the prompt impossible has no weight; if all do, all have the same."""
+    """A member that gives the prompt probability 0 has no weight; if all do, the weights are equal."""
     policy = PerplexityPolicy()
     one = scored([[-torch.inf, -40.0]], [[20, 20]], [[5, 5]])
     assert policy(one).tolist() == [[0.0, 1.0]]
@@ -198,7 +198,7 @@ def test_temperatures_that_are_refused(kind, temperature):
 
 @pytest.mark.parametrize("policy", [EntropyPolicy(0.7), PerplexityPolicy(2.0)])
 def test_saving(policy, tmp_path):
-    """They are saved with the ensemble, by name and temperature."""
+    """The policies are saved with the ensemble, by name and temperature."""
     assert policies[policy.registered_name] is type(policy)
     folders = []
     for name, (model, tokenizer) in zip(("a", "b"), pairs(["llama", "gpt2"]), strict=True):

@@ -1,4 +1,4 @@
-"""Laws of canonical bytes: a tokenizer's own text comes back, whatever kind of tokenizer it is."""
+"""Laws of canonical bytes: the bytes of encoded text equal the text, for tokenizers of every kind."""
 
 from __future__ import annotations
 

@@ -102,7 +102,7 @@ def test_vocabularies_are_compared_not_byte_maps():
 
 
 def test_end_ids_that_are_text_are_no_stays(vocabularies):
-    """Law: an end id ends the text, also if it has bytes: no reading waits for it, inside or at the end of a token."""
+    """Law: an end id with bytes ends the text: no reading can stay in it, and it never continues a tail."""
     tokenizer = byte_level_bpe()
     vocabulary = ByteVocabulary(tokenizer)
     union = UnionVocabulary([vocabulary, *vocabularies])

@@ -1,4 +1,4 @@
-"""From the union vocabulary back to the vocabulary of the host."""
+"""Maps distributions over the union vocabulary to the vocabulary of the host."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def logits_of(ensemble, rows=3):
 
 
 def test_the_sum_of_exponentials_is_kept():
-    """Law: scores of the host stand where the mixture's stand, so that a repetition penalty acts alike on both."""
+    """Law: the restricted scores have the mixture's scale, so that a repetition penalty acts alike on both."""
     ensemble = EnsembleForCausalLM.from_members([pair("llama", 0, raw_bytes()), pair("llama", 1, byte_level_bpe())])
     logits, host_scores = logits_of(ensemble)
     found = ensemble.engine.scores_of_first_member(logits, host_scores)
@@ -26,7 +26,7 @@ def test_the_sum_of_exponentials_is_kept():
 
 
 def test_ids_of_wider_members_are_left_out():
-    """Law: with one tokenizer, the ids that only wider members have give their mass to the others, in proportion."""
+    """Law: with one tokenizer, ids past the first member's logits are left out, and the rest is renormalised."""
     tokenizer = byte_level_bpe()
     members = [pair("llama", 0, tokenizer), pair("llama", 1, tokenizer, vocab_size=len(tokenizer) + 9)]
     ensemble = EnsembleForCausalLM.from_members(members)

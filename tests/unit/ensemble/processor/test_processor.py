@@ -1,4 +1,4 @@
-"""The ensemble inside the plain `generate` of its first member, compared with the ensemble itself."""
+"""The ensemble in the plain `generate` of its first member, compared with the ensemble itself."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ MODES = {
 
 
 def policy_of_members(state):
-    """Weights from what the members show: their last hidden states and their entropies."""
+    """Weights from the members' last hidden states and entropies."""
     shown = torch.stack([hidden.float().mean(-1) for hidden in state.hidden_states], dim=1)
     return (shown + state.entropies / 10).softmax(1)
 
@@ -66,7 +66,7 @@ def seeded(generate, *args, **kwargs):
 
 
 def assert_same_scores(got, expected):
-    """Equal within 1e-5 where defined, and undefined in the same places."""
+    """Equal within 1e-5, with NaN in the same places."""
     assert len(got) == len(expected)
     for ours, theirs in zip(got, expected, strict=True):
         assert torch.equal(ours == -torch.inf, theirs == -torch.inf)
@@ -75,7 +75,7 @@ def assert_same_scores(got, expected):
 
 
 class Spy(LogitsProcessor):
-    """Keeps the texts and the scores that reach it."""
+    """A logits processor that records texts and scores."""
 
     def __init__(self):
         self.seen = []
@@ -105,7 +105,7 @@ def test_one_tokenizer_equals_the_ensemble(policy, mode, use_cache):
 @pytest.mark.parametrize("mode", ["greedy", "beams"])
 @pytest.mark.parametrize("settings", [{"mixing": "log"}, {"min_weight": 0.3}, {"max_active_members": 1}])
 def test_settings_of_the_ensemble(settings, mode):
-    """Law: the same with every setting, also where the host itself has no weight."""
+    """Law: the same with every setting, even if the host has no weight."""
     policy = Schedule([0.2, 0.5, 0.3], [0.0, 1.0, 0.0], [0.6, 0.0, 0.4])
     options = {"max_new_tokens": 10, "eos_token_id": None, **MODES[mode], **OUTPUTS}
     ensemble = EnsembleForCausalLM.from_members(same(), policy, span_length=2, **settings)
@@ -118,7 +118,7 @@ def test_settings_of_the_ensemble(settings, mode):
 
 @pytest.mark.parametrize("architecture", ["llama", "gpt2", "mistral", "gemma2", "gemma3", "mamba"])
 def test_hosts_of_every_kind(architecture):
-    """Law: the same whatever the host is."""
+    """Law: the same for every architecture of the host."""
     members = [pair(architecture, 3), same()[0]]
     ensemble = EnsembleForCausalLM.from_members(members, policy_of_members, span_length=3)
     expected = ensemble.generate(**encode(TEXTS[0]), **GREEDY, **OUTPUTS)
@@ -144,7 +144,7 @@ def test_a_wider_member():
 
 
 def test_the_same_model_twice():
-    """The host may be another member too: its passes as a member are not taken for the host's own."""
+    """The host can be another member, too: its passes as a member are not used as passes of the host."""
     members = [same()[0], same()[0], same()[1]]
     expected = EnsembleForCausalLM.from_members(members, policy_of_text, span_length=3).generate(
         **encode(*TEXTS), **GREEDY
@@ -157,7 +157,7 @@ def test_the_same_model_twice():
 
 
 class Restriction:
-    """What the ensemble gives to the host's tokens, by the plainest reading of the rule."""
+    """The ensemble's mass on the host's tokens, by a direct implementation of the rule."""
 
     any_path = False
 
@@ -169,16 +169,16 @@ class Restriction:
         self.caches = {}
 
     def place(self, piece):
-        """The host's token that is the longest beginning of a piece."""
+        """The longest token of the host that is a prefix of a piece."""
         if piece not in self.places:
             fits = [own for own in self.pieces if own and piece.startswith(own)]
             self.places[piece] = self.ensemble.union.id_of[max(fits, key=len)] if fits else None
         return self.places[piece]
 
     def follows_the_columns(self, cache, ids):
-        """Whether the host's own readings go along the ids of the text.
+        """Whether the host's own readings have the ids of the text.
 
-        The ensemble may read the text anew in other ids of the host, which `generate` cannot.
+        The ensemble may read the text in other ids of the host, which `generate` cannot do.
         """
         readings = [own for own, _, _ in cache.runs[0].readings(0)]
         return all(own == tuple(ids[: len(own)]) for own in readings)
@@ -188,7 +188,7 @@ class Restriction:
         if any(self.pieces[i] is None for i in ids[start:].tolist()):
             return None
         text = tuple(ids.tolist())
-        # goes on from what was made for the text before, if no other row has
+        # continues from the state of the previous text, if no other row has
         cache, read = self.caches.pop((start, text[:-1]), None) or (self.ensemble.new_cache(), 0)
         for column in range(max(start, read + 1), len(ids) + 1):
             piece = ids[None, :start] if column == start else ids[None, column - 1 : column]
@@ -230,7 +230,7 @@ def test_the_mixture_restricted_to_the_host(tokenizers, mode, host_rereads):
     """Law: every row of every step = the ensemble's distribution after that text, restricted and renormalised."""
     members = different(*TOKENIZERS[tokenizers])
     host, tokenizer = members[0]
-    # readings at the border of being dropped would make the two differ by their weight
+    # readings near the threshold could be dropped in one of the two only
     settings = {"span_length": 3, "min_reading": 0.0, "max_readings": 16}
     reference = Restriction(members, policy_of_text, **settings)
     reference.any_path = host_rereads
@@ -264,7 +264,7 @@ def test_the_mixture_restricted_to_the_host(tokenizers, mode, host_rereads):
 
 @pytest.mark.parametrize("name", MEMBERS)
 def test_a_batch_is_its_rows(name):
-    """Law: rows padded on the left write what they write alone."""
+    """Law: rows padded on the left generate the same text as alone."""
     members = MEMBERS[name]()
     host, processor = members[0][0], processor_of(members, policy_of_members)
     together = host.generate(**encode(*TEXTS), **GREEDY, eos_token_id=None, logits_processor=[processor])
@@ -275,7 +275,7 @@ def test_a_batch_is_its_rows(name):
 
 @pytest.mark.parametrize("mode", ["greedy", "beams"])
 def test_the_host_needs_no_cache(mode):
-    """Law: with different tokenizers, too, `use_cache=False` changes nothing."""
+    """Law: `use_cache=False` changes nothing with different tokenizers, either."""
     host, processor = different()[0][0], processor_of(different())
     options = {"max_new_tokens": 8, **MODES[mode]}
     cached = host.generate(**encode(*TEXTS), **options, logits_processor=[processor])
@@ -285,7 +285,7 @@ def test_the_host_needs_no_cache(mode):
 
 
 def test_a_sure_member_ends_the_text():
-    """STOP becomes the end token of the host that the host finds likeliest; text that ends in it has ended."""
+    """STOP becomes the host's most likely end token, and this token ends the text."""
     tokenizer, other = byte_level_bpe(), raw_bytes()
     logits = torch.zeros(len(other))
     logits[other.eos_token_id] = 30.0
@@ -304,7 +304,7 @@ def test_a_sure_member_ends_the_text():
     assert scores[7] == scores[11] == scores[tokenizer.eos_token_id] == -torch.inf
 
 
-# What other processors do
+# Other processors
 
 
 @pytest.mark.parametrize("mode", ["greedy", "beams", "sample"])
@@ -320,7 +320,7 @@ def test_a_sure_member_ends_the_text():
     ids=lambda options: next(iter(options)),
 )
 def test_what_is_ruled_out_stays_so(options, mode, caplog):
-    """Law: options that rule tokens out do to the host's `generate` what they do to the ensemble's."""
+    """Law: options that rule tokens out act on the host's `generate` as on the ensemble's."""
     options = {**MODES[mode], **options, "max_new_tokens": 8, **OUTPUTS}
     ensemble = EnsembleForCausalLM.from_members(same(), policy_of_text, span_length=3)
     expected = seeded(ensemble.generate, **encode(*TEXTS), **options)
@@ -332,7 +332,7 @@ def test_what_is_ruled_out_stays_so(options, mode, caplog):
 
 
 def test_ruled_out_with_different_tokenizers():
-    """What came as -inf leaves as -inf; if the ensemble has nothing that is left, what was allowed stands."""
+    """Scores of -inf stay -inf; if no other token is possible for the ensemble, the host's scores stay."""
     host, processor = different()[0][0], processor_of(different())
     allowed = list(range(50, 90))
     spy = Spy()
@@ -360,7 +360,7 @@ def test_ruled_out_with_different_tokenizers():
 
 @pytest.mark.parametrize("mode", ["greedy", "beams"])
 def test_changed_scores_are_warned_of(mode, caplog):
-    """A repetition penalty in front is warned of once a call; behind, it is that of the ensemble, without a word."""
+    """A repetition penalty before the processor logs one warning per call; after it, it acts on the ensemble."""
     host, processor = same()[0][0], processor_of(same())
     options = {**MODES[mode], "max_new_tokens": 8}
     host.generate(**encode(*TEXTS), **options, repetition_penalty=1.5, logits_processor=[processor])
@@ -383,7 +383,7 @@ def test_changed_scores_are_warned_of(mode, caplog):
 @pytest.mark.parametrize("mode", ["greedy", "beams"])
 @pytest.mark.parametrize("name", MEMBERS)
 def test_the_host_is_not_run_twice(name, mode):
-    """Law: the host reads what it reads in a plain `generate`, whatever the policy looks at."""
+    """Law: the host reads the same ids as in a plain `generate`, for any observation of the policy."""
     members = MEMBERS[name]()
     host, processor = members[0][0], processor_of(members, policy_of_members)
     options = {"max_new_tokens": 6, "eos_token_id": None, **MODES[mode]}
@@ -396,7 +396,7 @@ def test_the_host_is_not_run_twice(name, mode):
 
 @pytest.mark.parametrize("first", [raw_bytes, byte_level_bpe])
 def test_a_host_that_rereads_is_run_only_where_it_must(first):
-    """Law: with `host_rereads`, a host whose text can be read in one way only is not run twice."""
+    """Law: with `host_rereads`, a host whose text has only one tokenisation does not run twice."""
     members = different(first, sentencepiece_bpe)
     host, tokenizer = members[0]
     processor = processor_of(members, policy_of_members, host_rereads=True)
@@ -408,7 +408,7 @@ def test_a_host_that_rereads_is_run_only_where_it_must(first):
 
 @pytest.mark.parametrize("name", MEMBERS)
 def test_what_the_policy_sees(name):
-    """Law: at the start of every span the policy sees what it sees in the ensemble: text, scores, hidden states."""
+    """Law: at every span the policy observes the same text, scores and hidden states as in the ensemble."""
     members = MEMBERS[name]()
 
     def watch(seen):
@@ -436,7 +436,7 @@ def test_what_the_policy_sees(name):
 
 
 def test_the_policy_is_asked_anew_in_every_call():
-    """Law: a call that goes on from the text of the last one begins with a first span."""
+    """Law: a call that continues the text of the last call starts with a first span."""
     recorder = Recorder()
     host, processor = same()[0][0], processor_of(same(), recorder, span_length=4)
     ids = encode(TEXTS[0])["input_ids"]
@@ -450,7 +450,7 @@ def test_the_policy_is_asked_anew_in_every_call():
 
 @pytest.mark.parametrize("name", MEMBERS)
 def test_many_calls(name):
-    """Law: a call on an object that was used before = the same call on a fresh one."""
+    """Law: a call on a used object = the same call on a new object."""
     members = MEMBERS[name]()
     host, processor = members[0][0], processor_of(members, policy_of_members)
     calls = [(TEXTS, mode) for mode in MODES] + [(TEXTS[:1], "greedy"), (TEXTS[1:], "beams"), (TEXTS, "greedy")]
@@ -463,7 +463,7 @@ def test_many_calls(name):
 
 @pytest.mark.parametrize("name", MEMBERS)
 def test_two_threads(name):
-    """Law: calls from two threads on one object equal the calls made one after the other."""
+    """Law: concurrent calls of two threads on one object equal the same calls in sequence."""
     members = MEMBERS[name]()
     host, processor = members[0][0], processor_of(members, policy_of_members)
     inputs = [encode(text) for text in TEXTS]
@@ -500,7 +500,7 @@ class Failure(Exception):
 @pytest.mark.parametrize("where", ["policy", "processor", "member"])
 @pytest.mark.parametrize("name", MEMBERS)
 def test_an_exception_in_the_middle(name, where):
-    """Law: after a call that failed half way, the next one is as if it had not been."""
+    """Law: a call that failed half way does not change the next call."""
     members = MEMBERS[name]()
     host = members[0][0]
     failing = [False]
@@ -539,7 +539,7 @@ def test_an_exception_in_the_middle(name, where):
 
 
 def test_the_members_caches_go_with_the_call():
-    """When `generate` has ended, the caches of its members are let go."""
+    """After `generate`, the caches of its members are freed."""
     host, processor = same()[0][0], processor_of(same())
     host.generate(**encode(*TEXTS), **GREEDY, logits_processor=[processor])
     gc.collect()
@@ -547,7 +547,7 @@ def test_the_members_caches_go_with_the_call():
 
 
 def test_hooks_go_with_the_processor():
-    """The host has its hooks for as long as the processor lives; copies of the host are plain models."""
+    """The host has hooks as long as the processor exists; copies of the host are plain models."""
     model, tokenizer = pair("llama", 5)
     plain = model.generate(**encode(*TEXTS), **GREEDY)
 
@@ -567,7 +567,7 @@ def test_hooks_go_with_the_processor():
 
 
 def test_padding():
-    """A mask that is given counts; a host that is given masks of another kind reads leading pads as padding."""
+    """A given mask is used; if the host gets another kind of mask, leading padding ids are padding."""
     host, processor = same()[0][0], processor_of(same())
     inputs = encode(*TEXTS)
     expected = host.generate(**inputs, **GREEDY, logits_processor=[processor])
@@ -580,7 +580,7 @@ def test_padding():
 
 
 def test_a_peft_host(request):
-    """A PEFT model as the host speaks by its active adapter."""
+    """A PEFT model as the host uses its active adapter."""
     model = with_adapters(pair("llama")[0])
     other, tokenizer = same()[1]
     processor = EnsembleLogitsProcessor.from_members(model, [other], tokenizers=[tokenizer, tokenizer])
@@ -685,7 +685,7 @@ def test_weights_that_are_no_weights():
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("name", MEMBERS)
 def test_custom_generate_writes_the_same_text(name, mode):
-    """Law: `custom_generate` returns ids of the host, which say what the ensemble's own say."""
+    """Law: `custom_generate` returns ids of the host with the same text as the ensemble's ids."""
     members = MEMBERS[name]()
     host, tokenizer = members[0]
     ensemble = EnsembleForCausalLM.from_members(members, policy_of_members, span_length=3)
@@ -700,7 +700,7 @@ def test_custom_generate_writes_the_same_text(name, mode):
 
 
 def test_custom_generate_of_a_host_with_short_tokens():
-    """Tokens that the host lacks are encoded anew; an end is the host's own end token, and pads follow it."""
+    """Tokens that the host lacks are encoded again; the end is the host's own end token, followed by padding."""
     members = different(raw_bytes, byte_level_bpe)
     host, tokenizer = members[0]
     ensemble = EnsembleForCausalLM.from_members(members, StaticPolicy([0.1, 0.8, 0.1]))
@@ -753,7 +753,7 @@ def test_custom_generate_keeps_the_settings(name, options, caplog):
 
 
 def test_custom_generate_with_processors_and_criteria():
-    """What the call brings along sees union ids and acts once."""
+    """The user's own processors and criteria get union ids and act once."""
     host = same()[0][0]
     ensemble = EnsembleForCausalLM.from_members(same(), policy_of_text, span_length=3)
     spy, calls = Spy(), []
@@ -798,7 +798,7 @@ def test_custom_generate_of_another_model():
 )
 @pytest.mark.parametrize("name", MEMBERS)
 def test_custom_generate_keeps_what_the_user_gave_beside_settings_of_the_same_kind(name, given, settings):
-    """Law: as in a plain `generate`, a user's own processor takes the place of the one that settings would make."""
+    """Law: as in a plain `generate`, a user's own processor replaces the one that settings would make."""
     members = MEMBERS[name]()
     host, tokenizer = members[0]
     ensemble = EnsembleForCausalLM.from_members(members, policy_of_text, span_length=3)
@@ -808,7 +808,7 @@ def test_custom_generate_keeps_what_the_user_gave_beside_settings_of_the_same_ki
     texts = [ensemble.tokenizer.decode(expected[0]), tokenizer.decode(got[0])]
     assert texts[0].removesuffix("<|stop|>") == texts[1].removesuffix(str(tokenizer.eos_token))
     by_settings = ensemble.generate(**encode(TEXTS[0]), **options)
-    assert by_settings.tolist() != expected.tolist()  # what the user gave makes a difference
+    assert by_settings.tolist() != expected.tolist()  # the user's entries make a difference
 
 
 @pytest.mark.parametrize(
@@ -816,7 +816,7 @@ def test_custom_generate_keeps_what_the_user_gave_beside_settings_of_the_same_ki
 )
 @pytest.mark.parametrize("name", MEMBERS)
 def test_custom_generate_warns_of_nothing_that_the_user_did_not_give(name, options, monkeypatch):
-    """transformers warns where a processor or criterion was given and made; the user gave none."""
+    """No warnings of transformers about entries that are given and made from settings, as the user gives none."""
     members = MEMBERS[name]()
     ensemble = EnsembleForCausalLM.from_members(members, policy_of_text, span_length=3)
     warned = []
@@ -832,7 +832,7 @@ def test_custom_generate_warns_of_nothing_that_the_user_did_not_give(name, optio
 
 
 def test_custom_generate_stops_when_the_time_of_the_call_is_up():
-    """The time of `max_time` runs from the call of `generate`, not from where the ensemble begins."""
+    """The time of `max_time` runs from the call of `generate`, not from the start of the ensemble's loop."""
     members = same()
     ensemble = endless(members, policy_of_text, span_length=3)
     out = members[0][0].generate(

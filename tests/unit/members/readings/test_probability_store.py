@@ -1,4 +1,4 @@
-"""Where probabilities are kept."""
+"""The store of probabilities."""
 
 from __future__ import annotations
 

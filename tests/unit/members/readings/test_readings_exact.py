@@ -1,4 +1,4 @@
-"""Readings against exact inference over all segmentations, and cases worked by hand."""
+"""Readings against exact inference over all segmentations, and cases computed by hand."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ ENGINES = ["rules", "run"]
 
 @pytest.fixture(scope="module", autouse=True)
 def one_thread():
-    """Models this small only wait for one another's threads."""
+    """One thread: for such small models, several threads are slower."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     yield
@@ -25,12 +25,12 @@ def one_thread():
 
 
 def engine(name, place, k, **options):
-    """The rules as the references have them, or the package's run: every number holds for both."""
+    """The reference implementation or the package's run; every number must hold for both."""
     return place.reference_run(k, **options) if name == "rules" else place.run(k, **options)
 
 
 def table(run, row=0):
-    """The readings of a row by ids and tail."""
+    """The probabilities of a row's readings, by ids and tail."""
     return {(tuple(ids), tail): a for ids, tail, a in run.readings(row)}
 
 
@@ -55,10 +55,10 @@ def test_all_segmentations_are_what_sampling_gives():
 
 
 def one_path(place, k, before, after, b):
-    """Whether only one sequence of tokens ends with `b`, the tokenizer's own, and all states lie along it."""
+    """Whether only one sequence of tokens ends with `b`, the tokenizer's own, and all states are along it."""
     vocabulary = place.voices[k].vocabulary
     if len(b) > 1 and any(vocabulary.representable(tail + b) != tail + b for _, tail in before):
-        return False  # letters that are only in longer tokens would be left out of canonical ids
+        return False  # canonical ids leave out letters that exist only inside longer tokens
     ends = [ids for ids, tail in after if not tail]
     if len(ends) > 1:
         return False
@@ -78,7 +78,7 @@ def one_path(place, k, before, after, b):
 
 @pytest.mark.parametrize("name", ENGINES)
 def test_equal_to_all_segmentations_while_one_reaches_the_end(name):
-    """With o = 1 nothing is approximated until two segmentations reach the end of the same text."""
+    """With o = 1 readings are exact until two segmentations reach the end of the same text."""
     states = uncertain = steps = 0
     for seed in range(12):
         place = world("pieces", seed)
@@ -126,12 +126,12 @@ def test_equal_to_all_segmentations_while_one_reaches_the_end(name):
 
 
 def next_byte(rng, exact):
-    """A letter that can come next, or nothing."""
+    """A letter that can come next, or `None`."""
     weights = [exact.next_byte_probability(byte) for byte in (b"a", b"b", b"c")]
     return rng.choices((b"a", b"b", b"c"), weights)[0] if sum(weights) > 0 else b""
 
 
-# cases worked by hand; p is always the member's own p(v | ids)
+# cases computed by hand; p is always the member's own p(v | ids)
 
 
 @pytest.fixture(params=ENGINES)
@@ -147,7 +147,7 @@ SP = 0
 
 
 def begun(name, kind, k, *pieces, **options):
-    """A world, a voice, the ids of its prompt, and a run that has read it."""
+    """A world, a member, the ids of its prompt, and a run that has read it."""
     place = world(kind)
     voice = place.voices[k]
     ids = voice.ids(*pieces)
@@ -176,7 +176,7 @@ def test_the_prompt_is_one_reading(name):
 def test_a_one_token_end_and_a_stay(name):
     _, voice, ids, run = begun(name, "th", TH, "y")
     run.advance([(b"th", 0.0, 0.0)])
-    # `th` is a token: E = p(th). the, they and there begin with it and are longer: S = p(the) + p(they) + p(there).
+    # `th` is a token: E = p(th). the, they and there start with it and are longer: S = p(the) + p(they) + p(there).
     # Both are divided by the same Z. o = 1: a(end) = E / (E + S).
     e = voice.p("th", ids)
     s = voice.p("the", ids) + voice.p("they", ids) + voice.p("there", ids)
@@ -189,7 +189,7 @@ def test_a_one_token_end_and_a_stay(name):
 def test_shares_of_the_proposers(name):
     _, voice, ids, run = begun(name, "th", TH, "y")
     run.advance([(b"th", 0.2, 0.3)])
-    # r = 0.2 ended, q = 0.3 went on, of the other 0.5 nothing is known:
+    # r = 0.2 ended, q = 0.3 stays, and there is no information about the other 0.5:
     # a(end) = 0.2 + 0.5 E / (E + S), a(stay) = 0.3 S / S + 0.5 S / (E + S)
     e = voice.p("th", ids)
     s = voice.p("the", ids) + voice.p("they", ids) + voice.p("there", ids)
@@ -202,20 +202,20 @@ def test_shares_of_the_proposers(name):
 def test_q_is_shared_in_proportion_to_the_stays(name):
     _, voice, ids, run = begun(name, "th", SP, "y")
     run.advance([(b" ", 0.0, 0.0)])
-    # two readings: `_` ended (1), or is the beginning of _t, _th, _the or _there (2)
+    # two readings: `_` ended (1), or is the start of _t, _th, _the or _there (2)
     spaced = ("y", " ")
     e = voice.p(" ", ids)
     s = sum(voice.p(piece, ids) for piece in (" t", " th", " the", " there"))
     a1, a2 = e / (e + s), s / (e + s)
     run.advance([(b"t", 0.1, 0.6)])
-    # (1) no token is longer than `t` and begins with it: one end, a1 / Z1 * p(t | y _).
-    # (2) _th, _the, _there stay; _t ends. Z2 = s, as all four remainders are begun by union tokens.
+    # (1) no longer token starts with `t`: one end, a1 / Z1 * p(t | y _).
+    # (2) _th, _the, _there stay; _t ends. Z2 = s, as union tokens are prefixes of all four remainders.
     p1 = voice.next_probs(voice.ids(*spaced))
     e1 = a1 / (1 - p1[0] - p1[3]) * voice.p("t", voice.ids(*spaced))
     e2 = a2 / s * voice.p(" t", ids)
     s2 = a2 / s * sum(voice.p(piece, ids) for piece in (" th", " the", " there"))
     path = voice.ids("y", " ", "t") if e1 > e2 else voice.ids("y", " t")
-    # the likelier end is read, and has the weight of both; r = 0.1, q = 0.6, o = 0.3
+    # the more likely end is read, and has the weight of both; r = 0.1, q = 0.6, o = 0.3
     assert table(run) == {
         (path, b""): close(0.1 + 0.3 * (e1 + e2) / (e1 + e2 + s2)),
         (ids, b" t"): close(0.6 + 0.3 * s2 / (e1 + e2 + s2)),
@@ -225,8 +225,8 @@ def test_q_is_shared_in_proportion_to_the_stays(name):
 def test_canonical_end_with_a_stay_at_an_inner_boundary(name):
     _, voice, ids, run = begun(name, "th", SP, "y")
     run.advance([(b"e e t", 0.0, 0.0)])
-    # `e e t` is no token and begins none; the tokenizer writes e _ e _t. Three inner boundaries:
-    # after e (`_e_t` begins no token), after e _ (`e_t` neither), after e _ e (`_t` begins _th, _the, _there).
+    # `e e t` is not a token, nor a prefix of one; the tokenizer writes e _ e _t. Three inner boundaries:
+    # after e (no token starts with `_e_t`), e _ (nor with `e_t`), and e _ e (_th, _the, _there start with `_t`).
     path = [ids, (*ids, voice.id("e")), (*ids, *voice.ids("e", " ")), (*ids, *voice.ids("e", " ", "e"))]
     inner = voice.p("e", path[0]) * voice.p(" ", path[1]) * voice.p("e", path[2])
     e = inner * voice.p(" t", path[3])
@@ -256,7 +256,7 @@ def canonical_case(name, prompt, r):
 
 
 def canonical_prompts(wanted):
-    """Prompts after which the canonical path is likelier than the one token, or less likely."""
+    """Prompts after which the canonical path is more likely than the single token, or less likely."""
     voice = world("th").voices[TH]
     pieces = [voice.vocabulary.pieces[i].decode() for i in voice.text_ids]
     found = [(x,) for x in pieces if canonical_case("rules", (x,), 0.0)[3] == wanted]
@@ -267,7 +267,7 @@ def canonical_prompts(wanted):
 def test_the_canonical_path_is_read_if_it_is_likelier(name):
     for prompt in canonical_prompts(True):
         voice, ids, readings, _ = canonical_case(name, prompt, 0.0)
-        # no token is longer than what is there, so the end has everything; it is e y, though they is an end too
+        # no longer token starts with the text, so the end has all weight; it is e y, although they is an end, too
         assert readings == {((*ids, *voice.ids("th", "e", "y")), b""): close(1.0)}
 
 
@@ -287,8 +287,8 @@ def test_unfinished_mass_goes_to_the_longest_union_token_that_begins_the_rest(na
     run = engine(name, place, 0)
     run.begin([ids])
     run.advance([(b"t", 0.0, 1.0)])
-    # only the stay is left: the tail is `t`, and they or tee will come of it. `hey` is no union token; h and he
-    # begin it, and he is longer. `ee` is none either; e begins it.
+    # only the stay is left: with the tail `t`, they or tee can follow. `hey` is not a union token; its prefixes h
+    # and he are, and he is longer. `ee` is not a union token either; its prefix e is.
     assert table(run) == {(ids, b"t"): close(1.0)}
     z = voice.p("they", ids) + voice.p("tee", ids)
     expected = np.zeros(place.union.size)
@@ -303,7 +303,7 @@ def test_unfinished_mass_goes_to_the_longest_union_token_that_begins_the_rest(na
 def test_whole_and_unfinished_parts_of_one_union_token(name):
     place, voice, ids, run = begun(name, "th", TH, "y")
     run.advance([(b"th", 0.0, 1.0)])
-    # tail `th`: the gives `e` whole; they (`ey`) and there (`ere`) are no union tokens after the tail and lend to `e`
+    # tail `th`: the gives `e` whole; of they and there the rests (`ey`, `ere`) are no union tokens, so `e` receives them
     e, y, ere = (voice.p(piece, ids) for piece in ("the", "they", "there"))
     whole, unfinished = run.proposed([place.union.id_of[b"e"]])
     assert whole[0] == close(e / (e + y + ere))
@@ -314,8 +314,8 @@ def test_whole_and_unfinished_parts_of_one_union_token(name):
 def test_a_forced_token_counts_like_another_tokenizers(name):
     _, voice, ids, run = begun(name, "th", TH, "re")
     run.advance([(b"here", 0.0, 0.0)])
-    # nobody proposed it: r = q = 0, o = 1. No token begins with here; the tokenizer writes h e re; no inner
-    # boundary has a longer token (`ere` and `re` begin none), so the end has it all
+    # no member proposed it: r = q = 0, o = 1. No token starts with here; the tokenizer writes h e re; no inner
+    # boundary has a longer token (none starts with `ere` or `re`), so the end has all weight
     assert table(run) == {((*ids, *voice.ids("h", "e", "re")), b""): close(1.0)}
 
 
@@ -323,11 +323,11 @@ def test_what_the_member_cannot_represent_is_not_read(name):
     _, voice, ids, run = begun(name, "accent", 0, "h", "b")
     before = run.distribution()
     run.advance([("é".encode(), 0.0, 0.0)])
-    # no token of this member has an `é`: no end, no stay, and no canonical ids to add
+    # no token of this member has an `é`: no end, no stay, no canonical ids
     assert table(run) == {(ids, b""): 1.0}
     np.testing.assert_allclose(run.distribution(), before, atol=1e-6)
     run.advance([(b"h", 0.0, 0.0)])
-    # it goes on with the text behind: h ended, or is the beginning of ha
+    # the member continues after it: h ended, or is the start of ha
     e, s = voice.p("h", ids), voice.p("ha", ids)
     assert table(run) == {((*ids, voice.id("h")), b""): close(e / (e + s)), (ids, b"h"): close(s / (e + s))}
 
@@ -337,10 +337,10 @@ def test_an_unfinished_token_ends_before_what_cannot_be_represented(name):
     run.advance([(b"h", 0.0, 1.0)])
     assert table(run) == {(ids, b"h"): 1.0}
     run.advance([("é".encode(), 0.0, 0.0)])
-    # E + S = 0: the canonical ids of `hé`, less the é
+    # E + S = 0: the canonical ids of `hé` without the é
     assert table(run) == {((*ids, voice.id("h")), b""): 1.0}
     run.advance([("aé€b".encode(), 0.0, 0.0)])
-    # `aé€b`, less é and €, is written as ab (one token, though `aé€b` is none)
+    # `aé€b` without é and € is written as ab (one token, although `aé€b` is none)
     assert table(run) == {((*ids, *voice.ids("h", "ab")), b""): close(1.0)}
 
 
@@ -348,7 +348,7 @@ def test_half_a_character_is_the_beginning_of_a_token(name):
     _, voice, ids, run = begun(name, "accent", 1, "b")
     e, f = (bytes([byte]) for byte in "é".encode())
     run.advance([(e, 0.0, 0.0)])
-    # no token is this byte; the token é begins with it
+    # no token is this byte; the token é starts with it
     assert table(run) == {(ids, e): close(1.0)}
     run.advance([(f, 0.0, 0.0)])
     assert table(run) == {((*ids, voice.id("é")), b""): close(1.0)}
@@ -362,7 +362,7 @@ def test_stop_is_the_sum_of_all_end_ids_at_an_empty_tail(name):
     readings = table(run)
     ended = (*ids, voice.id("th"))
     p = voice.next_probs(ended)
-    # the reading that is inside a longer token cannot end the text here: it has no part in STOP
+    # the reading inside a longer token cannot end the text here, so STOP gets nothing from it
     stop = readings[(ended, b"")] * (p[ends[0]] + p[ends[1]]) / (1 - p[0] - p[3])
     assert run.distribution()[0, place.union.stop_id] == close(stop)
     run.begin([ids])
@@ -375,15 +375,15 @@ def test_without_an_end_or_a_stay_the_heaviest_reading_ends_by_its_canonical_ids
     run.advance([(b"th", 0.0, 1.0)])
     assert table(run) == {(ids, b"th"): close(1.0)}
     run.advance([(b" h", 0.0, 0.0)])
-    # no token begins with `th h`; its canonical ids th _ h do not go beyond the tail `th` with their first token,
-    # so they are no end of this reading by the rule for ends: E + S = 0
+    # no token starts with `th h`; the first of its canonical ids th _ h is not longer than the tail `th`, so they
+    # are no end of this reading by the rule for ends: E + S = 0
     assert table(run) == {((*ids, *voice.ids("th", " ", "h")), b""): 1.0}
 
 
 def test_unfinished_shares_count_as_an_end_where_nothing_can_stay(name):
     _, voice, ids, run = begun(name, "th", TH, "y")
     run.advance([(b"e", 0.0, 1.0)])
-    # no token is longer than `e` and begins with it: S = 0, and q = 1 goes to the end
+    # no longer token starts with `e`: S = 0, and q = 1 goes to the end
     assert table(run) == {((*ids, voice.id("e")), b""): 1.0}
 
 
@@ -420,7 +420,7 @@ def test_a_reading_that_no_union_token_can_continue_is_dropped(name):
     run = engine(name, place, 0)
     run.begin([ids])
     run.advance([(b"th", 0.0, 0.0)])
-    # (1) t h, canonical; (2) the beginning of thx, but nobody has a token that begins with x: Z2 = 0
+    # (1) t h, canonical; (2) the start of thx, but no member has a token that starts with x: Z2 = 0
     ended = (*ids, *voice.ids("t", "h"))
     p = voice.next_probs(ended)
     probs = run.distribution()[0]

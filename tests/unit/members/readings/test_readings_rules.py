@@ -1,4 +1,4 @@
-"""The run of readings does what its rules say, on random texts with random shares."""
+"""`ReadingsRun` equals the reference implementation of the rules, on random texts with random shares."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ Step = tuple[bytes, float, float]
 
 @pytest.fixture(scope="module", autouse=True)
 def one_thread():
-    """Models this small only wait for one another's threads."""
+    """One thread: for such small models, several threads are slower."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     yield
@@ -39,7 +39,7 @@ def one_thread():
 
 
 def same_readings(run: PackageRun, reference, row: int) -> None:
-    """Readings are equal as sets; those with no token to go on with count on neither side."""
+    """Compares readings as sets, without those that no token can continue."""
     rules = reference.rows[row]
     given_readings = run.readings(row)
     weights = [a for _, _, a in given_readings]
@@ -50,14 +50,14 @@ def same_readings(run: PackageRun, reference, row: int) -> None:
     got = {(tuple(ids), tail): a / total for ids, tail, a in alive}
     assert len(got) == len(alive), "two readings are the same"
     expected = {(ids, tail): a for ids, tail, a in reference.readings(row)}
-    # a reading at the very threshold may be kept on one side only
+    # a reading exactly at the threshold may be kept on one side only
     assert {key for key in got if got[key] > 0} == set(expected)
     for key, a in expected.items():
         assert got[key] == pytest.approx(a, abs=CLOSE), key
 
 
 def same_everything(run: PackageRun, reference) -> None:
-    """Readings and distributions."""
+    """Compares readings and distributions."""
     for row in range(len(reference.rows)):
         same_readings(run, reference, row)
     got = run.distribution()
@@ -66,12 +66,12 @@ def same_everything(run: PackageRun, reference) -> None:
 
 
 def has_a_voice(rules) -> bool:
-    """Whether any reading has a token to go on with."""
+    """Whether some token can continue any of the readings."""
     return bool(rules.live())
 
 
 def random_step(rng: random.Random, place: World, rules, realistic: bool) -> tuple[int | None, Step]:
-    """A union token (and its id), several at once, or bytes from elsewhere, with shares."""
+    """A union token (and its id), several tokens at once, or other bytes, with shares."""
     kind = rng.random()
     pieces = place.union.pieces
     if kind < 0.7:
@@ -84,7 +84,7 @@ def random_step(rng: random.Random, place: World, rules, realistic: bool) -> tup
             u = rng.choice(place.union_text_ids)
         if not realistic:
             return u, (pieces[u], *rng.choice(SHARES))
-        # another member, with another tokenizer, proposes some of it too
+        # another member, with another tokenizer, proposes a part of it, too
         whole, unfinished = (float(part[u]) for part in rules.proposals())
         others = rng.choice([0.0, 0.01, 0.3, 1.0])
         total = whole + unfinished + others
@@ -101,7 +101,7 @@ def random_prompt(rng: random.Random, place: World, k: int) -> list[int]:
 
 @st.composite
 def one_row(draw):
-    """A voice, a prompt and steps, small enough to be read when one fails."""
+    """A member, a prompt and steps, small enough to read a failing example."""
     kind, k = draw(st.sampled_from(VOICES))
     place = world(kind)
     prompt = draw(st.lists(st.sampled_from(place.voices[k].text_ids), min_size=1, max_size=3))
@@ -222,7 +222,7 @@ def test_models_that_take_no_mask_or_cannot_go_back(architecture, k):
 
 @pytest.mark.parametrize(("kind", "k"), VOICES)
 def test_kept_probabilities_are_those_of_a_run_from_scratch(kind, k):
-    """Whatever the readings are, the distribution is the one that the model itself gives for their ids."""
+    """For any readings, the distribution equals that of the model itself for their ids."""
     place, rng = world(kind, 3), random.Random(k)
     run = place.run(k)
     prompts = [random_prompt(rng, place, k) for _ in range(3)]
@@ -243,7 +243,7 @@ def test_kept_probabilities_are_those_of_a_run_from_scratch(kind, k):
 
 
 def test_readings_spell_the_text():
-    """The ids and the tail of every reading are the text, less what the member cannot represent."""
+    """The ids and the tail of every reading are the text, without bytes that the member cannot represent."""
     place, rng = th_world(4), random.Random(0)
     for k, voice in enumerate(place.voices):
         run = place.run(k)
@@ -271,7 +271,7 @@ def test_nothing_is_ever_read_as_unknown():
 
 
 def test_an_update_is_a_function_of_ids_and_shares():
-    """A row does not depend on the rows beside it, nor on how often its distribution was asked for."""
+    """A row does not depend on other rows, nor on the number of calls of `distribution`."""
     place = world("th", 6)
     steps = [
         (b"th", 0.1, 0.2),
@@ -292,7 +292,7 @@ def test_an_update_is_a_function_of_ids_and_shares():
 
 
 def test_a_member_without_any_token_to_go_on_with_gives_no_nan():
-    """Only `thx` begins with the tail `th`, and nobody has a token that begins with `x`."""
+    """Only `thx` starts with the tail `th`, and no member has a token that starts with `x`."""
     place = build([pieces_only("t", "h", "a", "thx"), pieces_only("t", "h", "a", "th")], 1)
     run = place.run(0)
     run.begin([place.voices[0].ids("a")])
