@@ -16,7 +16,7 @@ from hf_rlae.cli.progress import progress_bar
 from hf_rlae.ensemble import EnsembleForCausalLM
 from hf_rlae.members import Member
 from hf_rlae.policies import PolicyConfig, PolicyModel
-from hf_rlae.tasks.chains import Question, draw_questions
+from hf_rlae.tasks.chains import Question, answer_of, draw_questions
 from hf_rlae.trainers import RLAEConfig, RLAETrainer
 
 SPAN_LENGTHS = {"different": 2, "shared": 1}
@@ -44,18 +44,14 @@ class _Bar(TrainerCallback):
             self._progress.update(self._task, description=f"training the policy: {float(reward):.0%} right")
 
 
-def chain_reward(completions: Sequence[str], question: Sequence[dict[str, Any]], **columns: Any) -> list[float]:
+def chain_reward(completions: Sequence[str], answer: Sequence[int], **columns: Any) -> list[float]:
     """1.0 for a completion that ends with the right answer, else 0.0."""
-    return [
-        float(Question(tuple(q["operands"]), tuple(q["operators"]), q["form"]).is_solved_by(text))
-        for q, text in zip(question, completions, strict=True)
-    ]
+    return [float(answer_of(text) == right) for text, right in zip(completions, answer, strict=True)]
 
 
 def chain_dataset(questions: Sequence[Question]) -> Dataset:
-    """Questions with a column `prompt`, and the column `question` that `chain_reward` reads."""
-    rows = [{"operands": list(q.operands), "operators": list(q.operators), "form": q.form} for q in questions]
-    return Dataset.from_dict({"prompt": [q.prompt for q in questions], "question": rows})
+    """Questions with the columns `prompt` and `answer`."""
+    return Dataset.from_dict({"prompt": [q.prompt for q in questions], "answer": [q.answer for q in questions]})
 
 
 def train_policy(
@@ -80,7 +76,7 @@ def train_policy(
     questions: list[Question] = []
     for steps, share in STAGES:
         count = total - len(questions) if steps == STAGES[-1][0] else round(share * total)
-        questions += draw_questions(max(1, count), _SEED, num_steps=(steps,), is_held_out=False, is_mixed=False)
+        questions += draw_questions(max(1, count), _SEED, num_steps=(steps,), splits=("train",), is_mixed=False)
     with progress_bar(console) as progress, tempfile.TemporaryDirectory() as folder:
         args = RLAEConfig(
             folder,

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 import torch
 from rich import box
 from rich.console import Console
-from rich.table import Table
+from rich.table import Column, Table
 from transformers.utils.logging import disable_progress_bar
 
 from hf_rlae.cli.progress import progress_bar
@@ -50,14 +50,17 @@ def show(args: argparse.Namespace) -> None:
 
 
 def _members_table(members: Sequence[Member]) -> Table:
-    table = Table(box=box.SIMPLE_HEAD, title="Three members", title_justify="left")
-    for heading in ("member", "right on", "tokenizer", "tokens", "parameters"):
-        table.add_column(heading, justify="right" if heading in ("tokens", "parameters") else "left")
+    numbers = Column("tokens", justify="right"), Column("parameters", justify="right")
+    table = _table("Three members", "member", "right on", "tokenizer", *numbers)
     for member, operator in zip(members, OPERATORS, strict=True):
         parameters = sum(p.numel() for p in member.model.parameters())
         kind = SPECIALISTS[member.name].tokenizer
         table.add_row(member.name, operator, kind, str(len(member.tokenizer)), f"{parameters:,}")
     return table
+
+
+def _table(title: str, *columns: Column | str) -> Table:
+    return Table(*columns, box=box.SIMPLE_HEAD, title=title, title_justify="left")
 
 
 def _train(console: Console, members: Sequence[Member], args: argparse.Namespace) -> PolicyModel:
@@ -97,7 +100,7 @@ def _write_one(console: Console, members: Sequence[Member], policy: PolicyModel,
 
 def _accuracy_table(members: Sequence[Member], policy: PolicyModel, count: int) -> Table:
     """Accuracies on held-out questions: each member alone, fixed weights, the learned policy, and switching."""
-    test, validation = draw_questions(count, split="test"), draw_questions(NUM_VALIDATION, split="validation")
+    test, validation = draw_questions(count, splits=("test",)), draw_questions(NUM_VALIDATION, splits=("validation",))
     size, span_length = len(members), policy.config.span_length
     fixed = EnsembleForCausalLM.from_members(members)
     learned = EnsembleForCausalLM.from_members(members, policy, span_length=span_length)
@@ -122,9 +125,7 @@ def _accuracy_table(members: Sequence[Member], policy: PolicyModel, count: int) 
         shown = ", ".join(f"{weight:.1f}" for weight in best.weights)
         rows.append((f"best fixed weights ({shown})", measure_fixed(best.weights)))
         rows += [("learned policy", measure(learned)), ("switching", measure(oracle))]
-    table = Table(box=box.SIMPLE_HEAD, title=f"Right answers to {count} held-out questions", title_justify="left")
-    table.add_column("weights")
-    table.add_column("right", justify="right")
+    table = _table(f"Right answers to {count} held-out questions", "weights", Column("right", justify="right"))
     for label, share in rows:
         table.add_row(label, f"{share:.0%}")
     return table

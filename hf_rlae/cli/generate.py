@@ -129,15 +129,15 @@ def check(args: argparse.Namespace) -> None:
 
 
 def _check_member(member: str, revision: str | None) -> None:
-    is_folder = os.path.isdir(member)
-    if not is_folder and _looks_like_path(member):
+    if os.path.isdir(member):
+        if revision:
+            raise ConfigError(
+                f"--revisions: {member} is a folder, which has no revisions; leave its entry empty, or give a Hub id"
+            )
+    elif _looks_like_path(member):
         raise MemberError(
             f"{member or repr(member)} is not a folder; give the folder with the model's config.json, weights and "
             "tokenizer, or a Hub id"
-        )
-    if is_folder and revision:
-        raise ConfigError(
-            f"--revisions: {member} is a folder, which has no revisions; leave its entry empty, or give a Hub id"
         )
 
 
@@ -178,15 +178,10 @@ def _stay_offline_without_network(members: list[str]) -> None:
 
 
 def _weights(text: str) -> list[float]:
-    try:
-        values = [float(part) for part in text.split(",")]
-    except ValueError:
-        raise argparse.ArgumentTypeError(
-            f"{text!r} is not a list of numbers; give one per member, such as 0.7,0.3"
-        ) from None
-    if not all(map(NOT_NEGATIVE.holds, values)):
-        raise argparse.ArgumentTypeError(f"{text!r}: weights must be finite and at least 0")
-    if sum(values) == 0:
+    """One weight per member, separated by commas."""
+    weight = number(float, NOT_NEGATIVE)
+    values = [weight(part) for part in text.split(",")]
+    if not any(values):
         raise argparse.ArgumentTypeError(f"{text!r}: at least one weight must be above 0")
     return values
 

@@ -11,7 +11,7 @@ from hf_rlae.objectives.checks import check_axes
 from hf_rlae.objectives.objective import Objective, ObjectiveOutput, Tensors, objectives
 from hf_rlae.objectives.reductions import Number
 from hf_rlae.objectives.settings import ObjectiveSettings
-from hf_rlae.objectives.surrogate import MAX_LOG_RATIO, policy_term, total, value_term
+from hf_rlae.objectives.surrogate import MAX_LOG_RATIO, policy_term, total
 
 _TOKEN_AXES = {"span_index": ("BT",), "member_logps": ("BTM",)}
 
@@ -99,17 +99,10 @@ class Mixture(Objective):
             )
         _check_span_index(batch["span_index"], batch["completion_mask"] != 0, batch["span_mask"] != 0)
 
-    def loss(
-        self,
-        batch: Tensors,
-        output: Tensors,
-        settings: ObjectiveSettings | None = None,
-        num_items: Mapping[str, Number] | None = None,
+    def checked_loss(
+        self, batch: Tensors, output: Tensors, settings: ObjectiveSettings, num_items: Mapping[str, Number]
     ) -> ObjectiveOutput:
-        """See `Objective.loss`."""
-        self.check(batch, output)
-        settings = settings or self.defaults
-        items = self.items(batch, num_items)
+        """See `Objective.checked_loss`."""
         span_mask, token_mask = batch["span_mask"] != 0, _proposed(batch)
         weights = torch.where(span_mask[..., None], output["weights"], 1 / output["weights"].shape[-1])
         ratio = mixture_ratio(
@@ -117,9 +110,8 @@ class Mixture(Objective):
             batch["member_logps"].to(weights.dtype),
             batch["old_mixture_logps"].to(weights.dtype).masked_fill(~token_mask, 0.0),
         )
-        policy = policy_term(ratio, _advantages(batch, token_mask), token_mask, settings, items, "tokens")
-        value = value_term(batch, output, span_mask, settings, items)
-        found = total(policy, value, weight_entropies(weights), span_mask, settings, items)
+        policy = policy_term(ratio, _advantages(batch, token_mask), token_mask, settings, num_items, "tokens")
+        found = total(policy, batch, output, weight_entropies(weights), span_mask, settings, num_items)
         found.metrics["forced_tokens"] = ((batch["completion_mask"] != 0) & ~token_mask).sum().to(weights.dtype)
         return found
 

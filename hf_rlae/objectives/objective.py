@@ -73,7 +73,6 @@ class Objective(ABC):
     output_axes: ClassVar[Axes]
     optional: ClassVar[frozenset[str]] = frozenset({"returns", "old_values", "values"})
 
-    @abstractmethod
     def loss(
         self,
         batch: Tensors,
@@ -96,6 +95,20 @@ class Objective(ABC):
 
         Raises:
             ObjectiveError: a tensor is missing or has another shape; the message names it.
+        """
+        self.check(batch, output)
+        return self.checked_loss(batch, output, settings or self.defaults, self.items(batch, num_items))
+
+    @abstractmethod
+    def checked_loss(
+        self, batch: Tensors, output: Tensors, settings: ObjectiveSettings, num_items: Mapping[str, Number]
+    ) -> ObjectiveOutput:
+        """What `loss` returns, after the tensors have been checked. Each objective implements it.
+
+        Args:
+            batch, output: as for `loss`.
+            settings (`ObjectiveSettings`): never `None`.
+            num_items (`Mapping[str, float | torch.Tensor]`): the divisors of sums, complete.
         """
 
     @abstractmethod

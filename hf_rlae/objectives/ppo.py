@@ -9,7 +9,7 @@ import torch
 from hf_rlae.objectives.objective import Objective, ObjectiveOutput, Tensors, objectives
 from hf_rlae.objectives.reductions import Number
 from hf_rlae.objectives.settings import ObjectiveSettings
-from hf_rlae.objectives.surrogate import density_ratio, policy_term, total, value_term
+from hf_rlae.objectives.surrogate import density_ratio, policy_term, total
 
 
 @objectives.register("ppo")
@@ -61,27 +61,19 @@ class PPO(Objective):
     }
     output_axes = {"log_probs": ("BS",), "entropies": ("BS",), "values": ("BS",)}  # noqa: RUF012
 
-    def loss(
-        self,
-        batch: Tensors,
-        output: Tensors,
-        settings: ObjectiveSettings | None = None,
-        num_items: Mapping[str, Number] | None = None,
+    def checked_loss(
+        self, batch: Tensors, output: Tensors, settings: ObjectiveSettings, num_items: Mapping[str, Number]
     ) -> ObjectiveOutput:
-        """See `Objective.loss`."""
-        self.check(batch, output)
-        settings = settings or self.defaults
-        items = self.items(batch, num_items)
+        """See `Objective.checked_loss`."""
         mask, advantages = batch["span_mask"] != 0, batch["advantages"]
         if advantages.dim() == 1:
             advantages = advantages[:, None].expand(mask.shape)
         ratio = density_ratio(output["log_probs"], batch["old_log_probs"], mask)
-        policy = policy_term(ratio, advantages, mask, settings, items, "spans")
-        value = value_term(batch, output, mask, settings, items)
+        policy = policy_term(ratio, advantages, mask, settings, num_items, "spans")
         entropies = output["entropies"]
         if entropies.dim() == 3:  # of several agents, in the subclass MAPPO
             entropies = entropies.mean(-1)
-        return total(policy, value, entropies, mask, settings, items)
+        return total(policy, batch, output, entropies, mask, settings, num_items)
 
     def num_items(self, batch: Tensors) -> dict[str, torch.Tensor]:
         """See `Objective.num_items`."""

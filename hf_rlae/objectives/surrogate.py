@@ -142,7 +142,8 @@ def value_term(
 
 def total(
     policy: tuple[torch.Tensor, Metrics],
-    value: tuple[torch.Tensor, Metrics],
+    batch: Tensors,
+    output: Tensors,
     entropies: torch.Tensor,
     mask: torch.Tensor,
     settings: ObjectiveSettings,
@@ -159,8 +160,9 @@ def total(
         settings (`ObjectiveSettings`): coefficients.
         num_items (`Mapping[str, float | torch.Tensor]`): number of `"spans"`.
     """
+    policy_loss, policy_metrics = policy
+    value_loss, value_metrics = value_term(batch, output, mask, settings, num_items)
     entropy = masked_mean(entropies, mask, num_items["spans"])
-    loss = policy[0] + settings.value_coef * value[0] - settings.entropy_coef * entropy
-    with torch.no_grad():
-        metrics = {**policy[1], "entropy": masked_mean(entropies, mask), **value[1]}
+    loss = policy_loss + settings.value_coef * value_loss - settings.entropy_coef * entropy
+    metrics = {**policy_metrics, "entropy": masked_mean(entropies.detach(), mask), **value_metrics}
     return ObjectiveOutput(loss, metrics)

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import torch
 from rich import box
-from rich.table import Table
+from rich.table import Column, Table
 
 from hf_rlae.ensemble.outputs import EnsembleGenerateOutput
 
@@ -50,10 +50,8 @@ def member_table(names: Sequence[str], out: EnsembleGenerateOutput, mask: torch.
     span_of = torch.searchsorted(out.span_starts.cpu(), steps, right=True) - 1
     weights = out.span_weights.cpu()[:, span_of][mask.cpu()]
     logps = out.member_logps.cpu()[mask.cpu()]
-    table = Table(box=box.SIMPLE_HEAD)
-    table.add_column("member", overflow="fold")
-    for heading in ("weight", "run", "proposed", "nats/token"):
-        table.add_column(heading, justify="right", no_wrap=True)
+    numbers = [Column(name, justify="right", no_wrap=True) for name in ("weight", "run", "proposed", "nats/token")]
+    table = Table(Column("member", overflow="fold"), *numbers, box=box.SIMPLE_HEAD)
     for index, name in enumerate(names):
         run = logps[:, index][~logps[:, index].isnan()]
         proposed = run[run.isfinite()]

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from itertools import groupby
 
 from rich import box
-from rich.table import Table
+from rich.table import Column, Table
 from rich.text import Text
 
 from hf_rlae.reports.tokens import TracedToken
@@ -67,9 +67,8 @@ def span_table(names: Sequence[str], tokens: Sequence[TracedToken]) -> Table:
         names (`Sequence[str]`): of the members.
         tokens (`Sequence[TracedToken]`): of one completion.
     """
-    table = Table(box=box.SIMPLE_HEAD)
-    table.add_column("spans", justify="right", no_wrap=True)
-    table.add_column("text", overflow="fold")
+    columns = Column("spans", justify="right", no_wrap=True), Column("text", overflow="fold")
+    table = Table(*columns, box=box.SIMPLE_HEAD)
     for index, name in enumerate(names):
         table.add_column(name, justify="right", style=style_of(index), header_style=style_of(index), overflow="fold")
     for weights, group in groupby(tokens, key=lambda token: token.weights):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -145,6 +146,7 @@ class RuleReward(Reward):
         """Whether a text gives this answer. It must not raise, whatever the text."""
 
 
+@dataclass(frozen=True)
 class Row:
     """What a rule may know about one row of the batch.
 
@@ -154,10 +156,9 @@ class Row:
         columns (`dict`): those of the rule's further columns that are there and not `None`.
     """
 
-    def __init__(self, reward: str, index: int, columns: Mapping[str, Any]) -> None:
-        self.reward = reward
-        self.index = index
-        self.columns = columns
+    reward: str
+    index: int
+    columns: Mapping[str, Any]
 
     def unreadable(self, value: Any, expected: str, column: str = "answer") -> RewardError:
         """The error for a ground truth that the rule cannot read."""
@@ -167,6 +168,7 @@ class Row:
         )
 
 
+@dataclass(frozen=True)
 class Batch:
     """The columns of one call.
 
@@ -176,10 +178,9 @@ class Batch:
         columns (`dict`): every argument of the call.
     """
 
-    def __init__(self, reward: str, size: int, columns: Mapping[str, Any]) -> None:
-        self.reward = reward
-        self.size = size
-        self.columns = columns
+    reward: str
+    size: int
+    columns: Mapping[str, Any]
 
     def required(self, name: str) -> Sequence[Any]:
         """A column that must be there."""

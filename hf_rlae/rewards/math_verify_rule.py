@@ -17,7 +17,6 @@ Source: public code (math-verify); the process is ours.
 
 from __future__ import annotations
 
-import contextlib
 import importlib.util
 import json
 import os
@@ -77,11 +76,7 @@ class _Worker:
         if self.owner != os.getpid():
             return
         self.process.kill()
-        self.process.wait()
-        for stream in (self.process.stdin, self.process.stdout):
-            if stream is not None:
-                with contextlib.suppress(OSError):  # what was still to be written has no reader
-                    stream.close()
+        self.process.communicate()  # closes the pipes
 
 
 class MathVerifyReward(Reward):

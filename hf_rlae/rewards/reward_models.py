@@ -160,19 +160,14 @@ def _checked_length(max_length: int | None, model: PreTrainedModel, tokenizer: P
 
 def _label_index(config: Any, label: str | int | None) -> int | None:
     names = {str(text): int(at) for at, text in config.id2label.items()}
-    if label is None and config.num_labels != 1:
-        raise ConfigError(
-            f"the model has {config.num_labels} labels; set label= to the one whose probability is the reward: "
-            f"{', '.join(names)}"
-        )
-    if label is None:
-        return None
     if config.num_labels == 1:
-        raise ConfigError(f"label={label!r}, but the model has only one label; leave label out")
-    if isinstance(label, int) and not isinstance(label, bool):
-        if not 0 <= label < config.num_labels:
-            raise ConfigError(f"label={label}, but the model has the labels 0 to {config.num_labels - 1}")
-        return label
-    if label not in names:
-        raise ConfigError(f"the model has no label {label!r}: {nearest(str(label), names)}")
-    return names[str(label)]
+        if label is not None:
+            raise ConfigError(f"label={label!r}, but the model has only one label; leave label out")
+        return None
+    index = names.get(label) if isinstance(label, str) else label
+    if isinstance(index, bool) or index not in range(config.num_labels):
+        raise ConfigError(
+            f"label={label!r}: give the label whose probability is the reward, a number from 0 to "
+            f"{config.num_labels - 1} or its name: {nearest(str(label), names)}"
+        )
+    return index

@@ -7,7 +7,7 @@ import importlib
 import pkgutil
 
 from hf_rlae.errors import SplitError, TaskError
-from hf_rlae.tasks.definition import BUILT_IN, Example, Task, generated_task, task, tasks
+from hf_rlae.tasks.definition import BUILT_IN, Example, Task, task, tasks
 from hf_rlae.tasks.loading import get_task, list_tasks, load_task
 from hf_rlae.tasks.task_row import TaskRow
 
@@ -21,7 +21,6 @@ __all__ = [
     "Task",
     "TaskError",
     "TaskRow",
-    "generated_task",
     "get_task",
     "list_tasks",
     "load_task",

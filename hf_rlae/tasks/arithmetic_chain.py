@@ -8,12 +8,12 @@ from typing import Any
 from hf_rlae.checks import COUNT, check_choice, check_number
 from hf_rlae.errors import ConfigError
 from hf_rlae.tasks.chains import FORMS, OPERATORS, SPLITS, draw_questions
-from hf_rlae.tasks.definition import Example, generated_task
+from hf_rlae.tasks.definition import Example, task
 
 _DEFAULT_COUNT = 200
 
 
-@generated_task(
+@task(
     "arithmetic_chain",
     description="Chains of sums, differences and products, generated.",
     licence="Apache-2.0",
@@ -46,15 +46,14 @@ def arithmetic_chain(split: str, count: int | None, seed: int, options: Mapping[
     operator = options["operator"]
     if operator is not None:
         check_choice("operator", operator, OPERATORS)
-    count = _DEFAULT_COUNT if count is None else count
     questions = draw_questions(
-        count,
+        _DEFAULT_COUNT if count is None else count,
         seed,
         num_steps=num_steps,
         forms=forms,
-        is_mixed=bool(options["is_mixed"]),
-        operator=operator,
-        split=split,
+        splits=(split,),
+        is_mixed=operator is None and bool(options["is_mixed"]),
+        operators=OPERATORS if operator is None else (operator,),
     )
     for question in questions:
         columns = {"operators": list(question.operators), "solution": question.solution}

@@ -21,7 +21,8 @@ from hf_rlae.errors import ConfigError
 OPERATORS = ("+", "-", "*")
 WORDS = {"+": "plus", "-": "minus", "*": "times"}
 FORMS = ("symbolic", "worded")
-SPLITS = ("train", "validation", "test")
+HELD_OUT_SPLITS = ("validation", "test")
+SPLITS = ("train", *HELD_OUT_SPLITS)
 LARGEST = 99
 """The largest result in a valid chain; the smallest is 0."""
 
@@ -166,7 +167,7 @@ class Question:
         digest = hashlib.sha256(self.expression.encode()).digest()
         if digest[0] % _HELD_OUT_SHARE:
             return "train"
-        return SPLITS[1 + digest[1] % 2]
+        return HELD_OUT_SPLITS[digest[1] % 2]
 
     def is_solved_by(self, completion: str) -> bool:
         """Whether a completion ends with the right answer."""
@@ -293,11 +294,9 @@ def draw_questions(
     *,
     num_steps: Sequence[int] = (2, 3),
     forms: Sequence[str] = FORMS,
-    is_held_out: bool = True,
+    splits: Sequence[str] = HELD_OUT_SPLITS,
     is_mixed: bool = True,
-    operator: str | None = None,
     operators: Sequence[str] = OPERATORS,
-    split: str | None = None,
 ) -> list[Question]:
     """Distinct questions; the same ones for the same arguments.
 
@@ -306,13 +305,10 @@ def draw_questions(
         seed (`int`, defaults to 0): another seed gives other questions.
         num_steps (`Sequence[int]`, defaults to `(2, 3)`), forms (`Sequence[str]`): what to draw from. Single steps
             are drawn as they occur in longer chains.
-        is_held_out (`bool`, defaults to `True`): whether to draw from the chains that no member was trained on, or
-            from the others.
+        splits (`Sequence[str]`, defaults to `("validation", "test")`): of the chains; no member was trained on the
+            default ones.
         is_mixed (`bool`, defaults to `True`): chains of more than one step have at least two different operators.
-        operator (`str`, *optional*): only chains without any other operator; `is_mixed` and `operators` are then
-            ignored.
         operators (`Sequence[str]`, defaults to all three): only chains of these operators.
-        split (`str`, *optional*): one of `SPLITS`; replaces `is_held_out`.
 
     Raises:
         ConfigError: there are fewer such questions than `count`.
@@ -331,13 +327,9 @@ def draw_questions(
         length, form = rng.choice(list(num_steps)), rng.choice(list(forms))
         question = draw_step(rng, form) if length == 1 else draw_question(rng, length, form)
         kinds = set(question.operators)
-        if operator is None:
-            has_operators = kinds <= set(operators) and (not is_mixed or length == 1 or len(kinds) > 1)
-        else:
-            has_operators = kinds == {operator}
-        has_split = question.is_held_out == is_held_out if split is None else question.split == split
+        is_wanted = kinds <= set(operators) and (not is_mixed or length == 1 or len(kinds) > 1)
         key = (question.expression, question.form)
-        if has_operators and has_split and key not in found:
+        if is_wanted and question.split in splits and key not in found:
             found[key] = question
             misses = 0
         else:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
 from hf_rlae.checks import check_choice
 from hf_rlae.errors import ConfigError, SplitError, nearest
@@ -46,6 +46,7 @@ Shot = tuple[str, str]
 """The body and the reply of a worked example."""
 
 Read = Callable[[TaskRow], Example | None]
+F = TypeVar("F", bound=Callable[..., Any])
 Generate = Callable[[str, int | None, int, Mapping[str, Any]], Iterator[Example]]
 
 
@@ -197,10 +198,10 @@ def task(
     *,
     description: str,
     splits: Sequence[str],
-    fields: Mapping[str, str | Sequence[Column]],
+    fields: Mapping[str, str | Sequence[Column]] | None = None,
     **settings: Any,
-) -> Callable[[Read], Read]:
-    """Registers a function from `TaskRow` to `Example` as a task.
+) -> Callable[[F], F]:
+    """Registers a function from `TaskRow` to `Example` as a task; without `fields`, one that generates its questions.
 
     Args:
         name (`str`), description (`str`), splits (sequence of `str`), fields (`Mapping`): as in `Task`; a field with
@@ -214,21 +215,11 @@ def task(
         ConfigError: the name is taken.
     """
 
-    def decorator(read: Read) -> Read:
-        accepted = {key: (value,) if isinstance(value, str) else tuple(value) for key, value in fields.items()}
-        tasks.register(name)(Task(name, description, tuple(splits), read=read, fields=accepted, **settings))
-        return read
-
-    return decorator
-
-
-def generated_task(
-    name: str, *, description: str, splits: Sequence[str], **settings: Any
-) -> Callable[[Generate], Generate]:
-    """Registers a function that generates its questions as a task; arguments as for `task`."""
-
-    def decorator(generate: Generate) -> Generate:
-        tasks.register(name)(Task(name, description, tuple(splits), generate=generate, **settings))
-        return generate
+    def decorator(function: F) -> F:
+        accepted = {key: (value,) if isinstance(value, str) else tuple(value) for key, value in (fields or {}).items()}
+        kind = "generate" if fields is None else "read"
+        own = {kind: function, "fields": accepted, **settings}
+        tasks.register(name)(Task(name, description, tuple(splits), **own))
+        return function
 
     return decorator

@@ -10,8 +10,20 @@ from datasets import Dataset
 from hf_rlae.errors import ConfigError
 
 
+def named_datasets(train_dataset: Any = None, eval_dataset: Any = None) -> dict[str, Any]:
+    """The datasets that are not `None`, by their names in error messages.
+
+    Args:
+        train_dataset (`datasets.Dataset`, *optional*): the training dataset.
+        eval_dataset (`datasets.Dataset` or a mapping of names to these, *optional*): for evaluations.
+    """
+    evaluated = eval_dataset if isinstance(eval_dataset, Mapping) else {"eval_dataset": eval_dataset}
+    found = {"train_dataset": train_dataset, **evaluated}
+    return {name: dataset for name, dataset in found.items() if dataset is not None}
+
+
 def prompts_by_dataset(train_dataset: Any = None, eval_dataset: Any = None) -> dict[str, list[Any]]:
-    """The prompts of each dataset by the dataset's name in error messages. Datasets that are `None` are left out.
+    """The prompts of each dataset, by its name; see `named_datasets`.
 
     Args:
         train_dataset (`datasets.Dataset`, *optional*): with a column `prompt`.
@@ -21,9 +33,7 @@ def prompts_by_dataset(train_dataset: Any = None, eval_dataset: Any = None) -> d
         ConfigError: not a `datasets.Dataset`, an empty one, no column `prompt`, or prompts that are neither all strings
             nor all lists of messages.
     """
-    evaluated = eval_dataset if isinstance(eval_dataset, Mapping) else {"eval_dataset": eval_dataset}
-    found = {"train_dataset": train_dataset, **evaluated}
-    return {name: _prompts(name, dataset) for name, dataset in found.items() if dataset is not None}
+    return {name: _prompts(name, dataset) for name, dataset in named_datasets(train_dataset, eval_dataset).items()}
 
 
 def _prompts(name: str, dataset: Any) -> list[Any]:

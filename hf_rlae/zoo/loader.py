@@ -9,7 +9,7 @@ from typing import Literal
 
 import torch
 
-from hf_rlae.errors import ConfigError, nearest
+from hf_rlae.checks import check_choice
 from hf_rlae.members import Member
 from hf_rlae.policies import PolicyModel
 
@@ -70,8 +70,7 @@ def load_demo_member(name: str, folder: Path | None = None) -> Member:
     >>> load_demo_member("addition-characters").name
     'addition-characters'
     """
-    if name not in SPECIALISTS:
-        raise ConfigError(f"there is no embedded member named {name!r}: {nearest(name, SPECIALISTS)}")
+    check_choice("name", name, SPECIALISTS)
     member = Member.load(str((folder or MEMBERS_FOLDER) / name), dtype=torch.float32)
     member.name = name
     return member
@@ -92,8 +91,7 @@ def load_demo_members(kind: Literal["different", "shared"] = "different", folder
     >>> [member.name for member in load_demo_members("shared")]
     ['addition-bytes', 'subtraction-bytes', 'multiplication-bytes']
     """
-    if kind not in MEMBER_SETS:
-        raise ConfigError(f"kind={kind!r} is not a set of members: {nearest(kind, MEMBER_SETS)}")
+    check_choice("kind", kind, MEMBER_SETS)
     return [load_demo_member(name, folder) for name in MEMBER_SETS[kind]]
 
 
@@ -114,8 +112,6 @@ def load_demo_policy(kind: Literal["different", "shared"] = "different", folder:
     >>> load_demo_policy("different").num_members
     3
     """
-    path = (folder or POLICIES_FOLDER) / kind
-    if not path.is_dir():
-        known = [entry.name for entry in path.parent.glob("*")] if path.parent.is_dir() else []
-        raise ConfigError(f"kind={kind!r}: there is no trained policy of this name: {nearest(kind, known)}")
-    return PolicyModel.from_pretrained(str(path)).eval()
+    folder = folder or POLICIES_FOLDER
+    check_choice("kind", kind, [path.name for path in folder.glob("*")])
+    return PolicyModel.from_pretrained(str(folder / kind)).eval()

@@ -186,7 +186,7 @@ def training_questions(settings: PolicyTraining, operators: Sequence[str] = OPER
             TRAIN_SEED,
             num_steps=(steps,),
             forms=settings.forms,
-            is_held_out=False,
+            splits=("train",),
             is_mixed=False,
             operators=operators,
         )
@@ -202,7 +202,7 @@ def held_out_questions(count: int, split: str = "test", **options: Any) -> list[
         split (`str`, defaults to `"test"`): or `"validation"`, for whatever is chosen.
         options: of `draw_questions`.
     """
-    return draw_questions(count, TEST_SEED if split == "test" else VALIDATION_SEED, split=split, **options)
+    return draw_questions(count, TEST_SEED if split == "test" else VALIDATION_SEED, splits=(split,), **options)
 
 
 def train_policy(

@@ -121,9 +121,9 @@ def _sentiment(sources: Sources, settings: dict[str, Any]) -> TaskParts:
 
 def _arithmetic(settings: dict[str, Any]) -> TaskParts:
     member = load_demo_member(MEMBER)
-    options: dict[str, Any] = {"num_steps": (1,), "operator": OPERATOR}
-    train = draw_questions(NUM_TRAINING_QUESTIONS, TRAIN_SEED, split="train", **options)
-    held_out = draw_questions(settings["questions"], TEST_SEED, is_held_out=True, **options)
+    options: dict[str, Any] = {"num_steps": (1,), "operators": (OPERATOR,), "is_mixed": False}
+    train = draw_questions(NUM_TRAINING_QUESTIONS, TRAIN_SEED, splits=("train",), **options)
+    held_out = draw_questions(settings["questions"], TEST_SEED, **options)
     tables = chain_dataset(train), chain_dataset(held_out)
     return TaskParts(member.model, member.tokenizer, chain_reward, *tables, ANSWER_TOKENS)
 

@@ -13,6 +13,7 @@ from peft import LoraConfig, PeftModel
 from peft.utils.save_and_load import load_peft_weights, set_peft_model_state_dict
 from torch import nn
 
+from hf_rlae.checks import check_choice
 from hf_rlae.errors import CheckpointError, ConfigError
 from hf_rlae.trainers.cory.roles import draws_apart
 
@@ -80,8 +81,7 @@ class AgentAdapters:
 
     def activate(self, name: str) -> None:
         """Activates an agent's adapter; all adapters stay trainable."""
-        if name not in self.adapters:
-            raise ConfigError(f"there is no agent {name!r}; the agents are {', '.join(self.adapters)}")
+        check_choice("agent", name, self.adapters)
         if self.model.active_adapter != self.adapters[name]:
             self.model.set_adapter(self.adapters[name])
         for own in self._parameters.values():

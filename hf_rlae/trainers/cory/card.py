@@ -14,7 +14,7 @@ from transformers import Trainer
 from transformers.trainer_utils import HubStrategy
 from transformers.utils.hub import hf_api
 
-from hf_rlae.errors import ConfigError
+from hf_rlae.checks import check_choice
 from hf_rlae.files import write_whole
 from hf_rlae.trainers.cory.agents import FIRST, AgentAdapters
 from hf_rlae.trainers.cory.checks import check_published_base
@@ -71,7 +71,7 @@ class AgentPublisher(Trainer):
         Raises:
             ConfigError: there is no such agent.
         """
-        self._check_agent(agent)
+        check_choice("agent", agent, self.agents.names)
         if not self.args.should_save:
             return
         with tempfile.TemporaryDirectory() as place:
@@ -80,10 +80,6 @@ class AgentPublisher(Trainer):
         if self.processing_class is not None:
             self.processing_class.save_pretrained(folder)  # type: ignore[union-attr]
         write_whole(Path(folder, "README.md"), self._card(Path(folder).name, agent))
-
-    def _check_agent(self, agent: str) -> None:
-        if agent not in self.agents.adapters:
-            raise ConfigError(f"agent={agent!r}: the agents are {', '.join(self.agents.names)}")
 
     def push_to_hub(
         self,
@@ -110,7 +106,7 @@ class AgentPublisher(Trainer):
         self._check_base()
         if agent is None:
             return super().push_to_hub(commit_message, blocking, token, revision, private, **kwargs)
-        self._check_agent(agent)
+        check_choice("agent", agent, self.agents.names)
         if not self.is_world_process_zero():
             return None
         token = token if token is not None else self.args.hub_token

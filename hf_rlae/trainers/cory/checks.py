@@ -17,7 +17,7 @@ from hf_rlae.errors import ConfigError
 from hf_rlae.trainers.adapter_checks import LORA_HINT, check_adapter
 from hf_rlae.trainers.cory.configuration_cory import CoryArguments
 from hf_rlae.trainers.model_cards import is_hub_id
-from hf_rlae.trainers.prompt_datasets import check_chat_template, check_prompts
+from hf_rlae.trainers.prompt_datasets import check_chat_template, check_prompts, named_datasets
 from hf_rlae.trainers.ratio_bias import warn_of_biased_ratios
 
 logger = logging.getLogger(__name__)
@@ -129,12 +129,10 @@ def check_cory_datasets(args: Any, train_dataset: Any, eval_dataset: Any) -> dic
             not say which of several datasets it belongs to.
     """
     found = check_prompts(args, train_dataset, eval_dataset)
-    datasets = {"train_dataset": train_dataset, "eval_dataset": eval_dataset}
     if isinstance(eval_dataset, Mapping):
-        datasets |= eval_dataset
         _check_best_metric(args, list(eval_dataset))
-    for name, prompts in found.items():
-        columns = datasets[name].column_names
+    for name, dataset in named_datasets(train_dataset, eval_dataset).items():
+        prompts, columns = found[name], dataset.column_names
         images = {"image", "images"}.intersection(columns)
         if images:
             raise ConfigError(f"{name} has a column {images.pop()!r}, but CORY trainers support text only; remove it")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -133,12 +133,10 @@ class CoryArguments:
         return str(getattr(template, "__qualname__", type(template).__qualname__))
 
     def _check_agents(self) -> None:
-        if self.agent_names is not None:
-            self._check_names(self.agent_names)
         check_list("agent_learning_rates", self.agent_learning_rates, NOT_NEGATIVE, self.num_agents)
-
-    def _check_names(self, names: Sequence[str]) -> None:
-        if not _is_list(names, self.num_agents) or len({str(name).lower() for name in names}) != self.num_agents:
+        names: Any = self.names if self.agent_names is None else self.agent_names
+        is_list = isinstance(names, list | tuple) and len(names) == self.num_agents
+        if not is_list or len({str(name).lower() for name in names}) != self.num_agents:
             raise ConfigError(f"agent_names={names!r}: give {self.num_agents} different names in a list, one per agent")
         for name in names:
             if not isinstance(name, str) or not _NAME.fullmatch(name):
@@ -189,7 +187,3 @@ class CoryConfig(CoryArguments, GRPOConfig):
 @dataclass
 class CoryRLOOConfig(CoryArguments, RLOOConfig):
     r"""Arguments of [`CoryRLOOTrainer`]: those of [`CoryArguments`] and of `trl.RLOOConfig`."""
-
-
-def _is_list(value: Any, length: int) -> bool:
-    return isinstance(value, list | tuple) and len(value) == length

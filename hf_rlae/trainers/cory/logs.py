@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 from collections import defaultdict, deque
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, ClassVar
@@ -10,9 +11,7 @@ from typing import Any, ClassVar
 from accelerate.utils import gather_object
 from transformers import Trainer
 
-from hf_rlae.errors import CheckpointError
 from hf_rlae.trainers.cory.agents import AgentAdapters
-from hf_rlae.trainers.durable.checkpoint_folders import check_plain
 
 _TOTALS = ("num_tokens",)
 """Metrics that TRL replaces in each rollout, because they are totals."""
@@ -37,26 +36,18 @@ def merge_metrics(outer: dict[str, list[float]], inner: Mapping[str, Sequence[fl
         outer[name] = [max([*present, *values])] if name in _TOTALS and values else [*present, *values]
 
 
-def plain_logs(logs: Mapping[str, Any]) -> dict[str, Any]:
-    """TRL's tables of completions as plain lists, to be saved; other values are saved as strings.
+def logs_as_json(logs: Mapping[str, Any]) -> str:
+    """TRL's table of completions, for a checkpoint. What JSON does not know is saved as its `str`.
 
     Args:
-        logs (`Mapping`): TRL's `_logs`.
+        logs (`Mapping`): columns, and mappings of columns, each a `deque`.
+
+    Example:
+
+    >>> logs_as_json({"prompt": deque(["a"]), "extra": {"score": deque([0.5])}})
+    '{"prompt": ["a"], "extra": {"score": [0.5]}}'
     """
-    return {
-        name: {column: [_plain(entry) for entry in entries] for column, entries in values.items()}
-        if isinstance(values, Mapping)
-        else [_plain(entry) for entry in values]
-        for name, values in logs.items()
-    }
-
-
-def _plain(entry: Any) -> Any:
-    try:
-        check_plain(entry, "a logged value")
-    except CheckpointError:
-        return str(entry)
-    return entry
+    return json.dumps(logs, default=lambda value: list(value) if isinstance(value, deque) else str(value))
 
 
 class NamedEvaluations(Trainer):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 from collections import defaultdict
 from typing import Any
@@ -10,7 +11,7 @@ import torch
 
 from hf_rlae.errors import CheckpointError
 from hf_rlae.trainers.cory.agents import AgentAdapters
-from hf_rlae.trainers.cory.logs import plain_logs
+from hf_rlae.trainers.cory.logs import logs_as_json
 from hf_rlae.trainers.durable.checkpoints import DurableTrainer
 from hf_rlae.trainers.durable.prompt_order import EpochRepeatSampler
 
@@ -57,7 +58,7 @@ class ResumableRollouts(DurableTrainer):
             "batches": self._batches,
             "buffer": None if is_used_up else self._buffered_inputs,
             "metrics": {name: list(values) for name, values in self._metrics["train"].items()},
-            "logs": plain_logs(self._logs) if self.args.log_completions else None,
+            "logs": logs_as_json(self._logs) if self.args.log_completions else "{}",
         }
 
     def load_extra_state(self, state: dict[str, Any]) -> None:
@@ -80,7 +81,7 @@ class ResumableRollouts(DurableTrainer):
             for batch in state["buffer"]
         ]
         self._metrics["train"] = defaultdict(list, {name: list(values) for name, values in state["metrics"].items()})
-        self._load_logs(state["logs"] or {})
+        self._load_logs(json.loads(state["logs"]))
 
     def _check_batches(self, saved: dict[str, int]) -> None:
         own = self._batches

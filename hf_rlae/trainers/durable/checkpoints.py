@@ -17,6 +17,7 @@ import numpy as np
 import torch
 from accelerate.utils import gather_object
 from transformers import Trainer, TrainerCallback
+from transformers.trainer_utils import rotate_checkpoints
 
 from hf_rlae.errors import CheckpointError, ConfigError
 from hf_rlae.trainers.durable.checkpoint_folders import (
@@ -25,7 +26,6 @@ from hf_rlae.trainers.durable.checkpoint_folders import (
     check_plain,
     missing_parts,
     publish,
-    rotate,
     settle,
     whole_checkpoints,
 )
@@ -200,7 +200,7 @@ class DurableTrainer(Trainer):
         if self.args.push_to_hub:
             self._push_from_checkpoint(folder)
         if self.args.should_save:
-            rotate(run_dir, folder, self.args.save_total_limit, self.state.best_model_checkpoint)
+            rotate_checkpoints(run_dir, self.args.save_total_limit, self.state.best_model_checkpoint, use_mtime=True)
 
     @contextlib.contextmanager
     def _writing_to(self, staging: Path) -> Iterator[None]:
@@ -262,11 +262,11 @@ class DurableTrainer(Trainer):
 class _SaveAtSigterm(TrainerCallback):
     """At SIGTERM, saves a checkpoint at the end of the step and stops training."""
 
+    is_asked = is_stopping = False
+    saved_step = -1
+
     def __init__(self, trainer: DurableTrainer) -> None:
         self.trainer = trainer
-        self.is_asked = False
-        self.is_stopping = False
-        self.saved_step = -1
 
     @contextlib.contextmanager
     def caught(self) -> Iterator[None]:

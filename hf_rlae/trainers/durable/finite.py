@@ -14,14 +14,7 @@ from hf_rlae.errors import NonFiniteError
 Groups = Callable[[], Mapping[str, Iterable[nn.Parameter]]]
 
 
-def check_finite(
-    values: torch.Tensor,
-    what: str,
-    names: Sequence[str] | None = None,
-    step: int | None = None,
-    *,
-    allow_minus_inf: bool = False,
-) -> None:
+def check_finite(values: torch.Tensor, what: str, names: Sequence[str] | None = None, step: int | None = None) -> None:
     """Raises if a tensor has a value that is NaN or infinite.
 
     Source: ours.
@@ -31,25 +24,21 @@ def check_finite(
         what (`str`): their name in the message, such as `"logits of the member small"`.
         names (`Sequence[str]`, *optional*): the owners of the K entries of the last dimension (members, rewards).
         step (`int`, *optional*): the optimizer step, for the message.
-        allow_minus_inf (`bool`, defaults to `False`): whether minus infinity is allowed, as in logits of tokens that
-            are ruled out and in logarithms of 0.
 
     Raises:
         NonFiniteError: says how many values are not finite, and where the first one is.
 
     Example:
 
-    >>> check_finite(torch.tensor([[0.5, -torch.inf]]), "logits", allow_minus_inf=True)
     >>> check_finite(torch.tensor([[0.5, torch.nan]]), "member probabilities", ["small", "large"], step=7)
     Traceback (most recent call last):
     hf_rlae.errors.NonFiniteError: member probabilities at step 7: 1 of 2 values ... (large) ...
     """
     if not values.is_floating_point():
         return
-    bad = values.isnan() | values.isposinf() if allow_minus_inf else ~values.isfinite()
-    if not bool(bad.any()):
+    places = (~values.isfinite()).nonzero()
+    if not len(places):
         return
-    places = bad.nonzero()
     first = tuple(places[0].tolist())
     owner = ""
     if names is not None and first:

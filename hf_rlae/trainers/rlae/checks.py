@@ -16,7 +16,7 @@ from hf_rlae.ensemble import EnsembleForCausalLM
 from hf_rlae.errors import ConfigError, InputError
 from hf_rlae.objectives import objectives
 from hf_rlae.policies import PolicyModel
-from hf_rlae.trainers.prompt_datasets import check_chat_template, check_prompts, prompts_by_dataset
+from hf_rlae.trainers.prompt_datasets import check_chat_template, check_prompts, named_datasets, prompts_by_dataset
 from hf_rlae.trainers.ratio_bias import warn_of_biased_ratios
 from hf_rlae.trainers.rlae.configuration_rlae import RLAEConfig
 
@@ -123,10 +123,9 @@ def check_reward_columns(required: Mapping[str, str], train_dataset: Any, eval_d
     Raises:
         ConfigError: names the dataset, the column and the reward.
     """
-    evaluated = eval_dataset if isinstance(eval_dataset, Mapping) else {"eval_dataset": eval_dataset}
-    for name, dataset in {"train_dataset": train_dataset, **evaluated}.items():
+    for name, dataset in named_datasets(train_dataset, eval_dataset).items():
         for column, reward in required.items():
-            if dataset is not None and column not in dataset.column_names:
+            if column not in dataset.column_names:
                 raise ConfigError(
                     f"{name} has no column {column!r}, which the reward {reward} needs (it has "
                     f"{', '.join(dataset.column_names)}); rename the column that holds these values, or load the data "

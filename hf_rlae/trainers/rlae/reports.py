@@ -14,15 +14,16 @@ from trl.trainer.utils import nanstd, print_prompt_completions_sample
 
 from hf_rlae.files import write_whole
 from hf_rlae.objectives.mixture import weight_entropies
+from hf_rlae.rewards.calls.resolve import RewardCalls
+from hf_rlae.rewards.weighted_sums import total_rewards
 from hf_rlae.trainers.rlae.rollouts import Rollouts
 
 
 def rollout_metrics(
     rollouts: Rollouts,
     rewards_per_func: torch.Tensor,
-    rewards: torch.Tensor,
     num_generations: int,
-    reward_names: Sequence[str],
+    reward_calls: RewardCalls,
     member_names: Sequence[str],
 ) -> dict[str, float]:
     """Metrics of one rollout of all processes, under TRL's names where TRL has one.
@@ -30,13 +31,14 @@ def rollout_metrics(
     Args:
         rollouts (`Rollouts`): N rows; completions of one prompt are adjacent.
         rewards_per_func (`torch.Tensor` of shape `(N, F)`): NaN where a function could not judge.
-        rewards (`torch.Tensor` of shape `(N,)`): the weighted sums.
         num_generations (`int`): G.
-        reward_names, member_names (`Sequence[str]`): F and M names.
+        reward_calls (`RewardCalls`): has the names and weights of the functions.
+        member_names (`Sequence[str]`): M names.
 
     Returns:
         `dict[str, float]`: NaN where no completion could be judged.
     """
+    rewards = total_rewards(rewards_per_func, reward_calls.weights)
     lengths = rollouts.completion_mask.sum(1).float()
     found = {
         "completions/mean_length": float(lengths.mean()),
@@ -51,7 +53,7 @@ def rollout_metrics(
         groups = rewards.view(-1, num_generations)
         spread = groups.nan_to_num(nan=torch.inf).amin(1) == groups.nan_to_num(nan=-torch.inf).amax(1)
         found["frac_reward_zero_std"] = float(spread.float().mean())
-    for index, name in enumerate(reward_names):
+    for index, name in enumerate(reward_calls.names):
         found[f"rewards/{name}/mean"] = float(rewards_per_func[:, index].nanmean())
         found[f"rewards/{name}/std"] = float(nanstd(rewards_per_func[:, index]))
     weights = rollouts.weights[rollouts.span_mask]

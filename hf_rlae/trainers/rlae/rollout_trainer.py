@@ -19,7 +19,6 @@ from hf_rlae.ensemble import EnsembleForCausalLM
 from hf_rlae.objectives import Objective
 from hf_rlae.reports import TokenCounter, short_names
 from hf_rlae.rewards.calls.resolve import RewardCalls
-from hf_rlae.rewards.weighted_sums import total_rewards
 from hf_rlae.trainers.durable.finite import check_finite
 from hf_rlae.trainers.rlae.checks import check_eval_dataset
 from hf_rlae.trainers.rlae.configuration_rlae import RLAEConfig
@@ -160,20 +159,11 @@ class RolloutTrainer(Trainer):
 
     def _gather_objects(self, value: Any) -> list[Any]:
         """The values of all processes, in their order."""
-        return gather_object([value]) if self.accelerator.num_processes > 1 else [value]
+        return gather_object([value])
 
     def _seeds(self, kind: int, number: int, rows: int) -> list[int]:
         start = self.accelerator.process_index * rows
         return [seed_of(self.args.seed, kind, number, row) for row in range(start, start + rows)]
-
-    def _rollout_metrics(
-        self, rollouts: Rollouts, rewards_per_func: torch.Tensor, num_generations: int
-    ) -> dict[str, float]:
-        """Metrics of the rollouts of all processes."""
-        rewards = total_rewards(rewards_per_func, self.reward_calls.weights)
-        return rollout_metrics(
-            rollouts, rewards_per_func, rewards, num_generations, self.reward_calls.names, self.member_names
-        )
 
     # -- evaluation ---------------------------------------------------------------------------------------
 
@@ -221,7 +211,9 @@ class RolloutTrainer(Trainer):
         if len(rollouts) > wanted:  # several processes repeat the first examples to fill the last batch
             rollouts, rewards_per_func = rollouts.select(range(wanted)), rewards_per_func[:wanted]
             self.completion_log.keep(wanted)
-        metrics = self._rollout_metrics(rollouts, rewards_per_func, self.args.num_generations_eval)
+        metrics = rollout_metrics(
+            rollouts, rewards_per_func, self.args.num_generations_eval, self.reward_calls, self.member_names
+        )
         metrics |= {name: mean_of(values) for name, values in self._metrics["eval"].items()}
         named: dict[str, Any] = {f"{metric_key_prefix}_{name}": or_none(value) for name, value in metrics.items()}
         output = output._replace(metrics={**(output.metrics or {}), **named})

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -70,8 +70,7 @@ class Rollouts:
 
     def tensors(self) -> dict[str, torch.Tensor]:
         """The tensors by name, without the observation."""
-        values = {entry.name: getattr(self, entry.name) for entry in fields(self)}
-        return {name: value for name, value in values.items() if isinstance(value, torch.Tensor)}
+        return {name: value for name, value in vars(self).items() if isinstance(value, torch.Tensor)}
 
     def _map(self, change: Callable[[torch.Tensor], torch.Tensor], **others: Any) -> Rollouts:
         """A copy with every tensor changed."""
@@ -90,8 +89,7 @@ class Rollouts:
 
     def state(self) -> dict[str, Any]:
         """The fields that are not `None`, as plain containers to be saved; `Rollouts(**state)` restores them."""
-        values = {entry.name: getattr(self, entry.name) for entry in fields(self)}
-        return {name: value for name, value in values.items() if value is not None}
+        return {name: value for name, value in vars(self).items() if value is not None}
 
 
 def concatenate(parts: Sequence[Rollouts]) -> Rollouts:

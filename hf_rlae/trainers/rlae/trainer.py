@@ -21,7 +21,7 @@ from hf_rlae.trainers.durable.prompt_order import EpochRepeatSampler
 from hf_rlae.trainers.rlae.card import PolicyPublisher
 from hf_rlae.trainers.rlae.checks import check_policy, check_reward_columns, check_rlae_datasets, wrap_policy
 from hf_rlae.trainers.rlae.configuration_rlae import RLAEConfig
-from hf_rlae.trainers.rlae.reports import CompletionLog
+from hf_rlae.trainers.rlae.reports import CompletionLog, rollout_metrics
 from hf_rlae.trainers.rlae.rollout_buffer import RolloutBuffer
 from hf_rlae.trainers.rlae.rollout_trainer import TRAIN_SEEDS, RolloutTrainer, mean_of, or_none
 from hf_rlae.trainers.rlae.rollouts import Rollouts, concatenate
@@ -198,9 +198,10 @@ class RLAETrainer(PolicyPublisher, RolloutTrainer, DurableTrainer, FiniteTrainer
         rewards = total_rewards(rewards_per_func, self.reward_calls.weights)
         rollouts.advantages, rollouts.returns = self._advantages(rollouts, rewards)
         self._num_tokens += int(rollouts.completion_mask.sum())
-        for name, value in self._rollout_metrics(rollouts, rewards_per_func, self.args.num_generations).items():
+        args, calls, members = self.args, self.reward_calls, self.member_names
+        for name, value in rollout_metrics(rollouts, rewards_per_func, args.num_generations, calls, members).items():
             self._metrics["train"][name].append(value)
-        self.completion_log.add(rollouts, rewards_per_func, self.reward_calls.names, self.member_names)
+        self.completion_log.add(rollouts, rewards_per_func, calls.names, members)
         is_judged = ~rewards.isnan()[:, None]
         rollouts.span_mask = rollouts.span_mask & is_judged
         rollouts.completion_mask = rollouts.completion_mask & is_judged

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 from transformers import TrainerCallback
 
+from hf_rlae.checks import check_choice
 from hf_rlae.ensemble import EnsembleForCausalLM
 from hf_rlae.errors import ConfigError
 from hf_rlae.reports import colour_of, plot_token_weights, save_figure, short_names, trace_tokens
@@ -52,8 +53,7 @@ class WeightingReport(TrainerCallback):
         max_new_tokens: int = 64,
         picture_format: Literal["png", "svg", "pdf"] = "png",
     ) -> None:
-        if picture_format not in ("png", "svg", "pdf"):
-            raise ConfigError(f"picture_format={picture_format!r}: give 'png', 'svg' or 'pdf'")
+        check_choice("picture_format", picture_format, ("png", "svg", "pdf"))
         if isinstance(prompts, str) or not all(isinstance(prompt, str) for prompt in prompts):
             raise ConfigError("prompts must be a list of strings")
         self.ensemble = ensemble

@@ -214,11 +214,13 @@ class TokenPPOTrainer(GRPOTrainer):
                 "other samplers; train on text alone"
             )
         logps, values, ref_logps = self._score_tokens(output, rollout)
-        rewards, is_judged = self._own_rewards(rollout, len(logps))
+        all_rewards, all_judged = self._weighted_rewards(rollout)
+        own = slice(self.accelerator.process_index * len(logps), (self.accelerator.process_index + 1) * len(logps))
+        rewards, is_judged = all_rewards[own], all_judged[own]
         tokens = output["completion_mask"] != 0
         where = f"of {self.agent_name} in the rollout of step {self.state.global_step}"
         check_finite(rewards, f"rewards {where}")
-        values = values + self._start_value_head(rollout)
+        values = values + self._start_value_head(all_rewards[all_judged])
         for name, tensor in (("log-probabilities", logps), ("base log-probabilities", ref_logps), ("values", values)):
             check_finite(torch.where(tokens, tensor, 0), f"{name} {where}")
         mask = tokens & is_judged[:, None]
@@ -238,13 +240,12 @@ class TokenPPOTrainer(GRPOTrainer):
             "base_per_token_logps": ref_logps,
         }
 
-    def _start_value_head(self, rollout: _Rollout) -> float:
-        """Sets the bias of a head of zeros to the mean reward of all processes and returns it; else returns 0."""
+    def _start_value_head(self, rewards: torch.Tensor) -> float:
+        """Sets the bias of a head of zeros to the mean of all processes' rewards and returns it; else returns 0."""
         head = self.value_head(self.agent_name)
         if not self.model.training or any(bool(parameter.any()) for parameter in head.parameters()):
             return 0.0
-        rewards, is_judged = self._weighted_rewards(rollout)
-        mean = rewards[is_judged].mean() if bool(is_judged.any()) else rewards.new_zeros(())
+        mean = rewards.mean() if len(rewards) else rewards.new_zeros(())
         with torch.no_grad():
             head.bias.fill_(mean)
         return float(mean)
@@ -255,12 +256,6 @@ class TokenPPOTrainer(GRPOTrainer):
         assert given is not None
         is_judged = ~given.isnan().all(dim=1)
         return total_rewards(given, self.reward_weights).masked_fill(~is_judged, 0.0), is_judged
-
-    def _own_rewards(self, rollout: _Rollout, num_rows: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """The rows of `_weighted_rewards` that are this process's."""
-        rows = slice(self.accelerator.process_index * num_rows, (self.accelerator.process_index + 1) * num_rows)
-        rewards, is_judged = self._weighted_rewards(rollout)
-        return rewards[rows], is_judged[rows]
 
     def _gather_rows(self, rows: torch.Tensor) -> torch.Tensor:
         """The rows `(B, T)` of all processes, padded with 0 to the largest T."""

@@ -107,11 +107,10 @@ def test_a_blind_policy_gives_the_same_weights_everywhere():
 
 
 def test_shuffled_rewards_are_the_same_rewards():
-    question = {"operands": [5, 3], "operators": ["*"], "form": "symbolic"}
     texts = [" 5*3=15. 15"] * 3 + [" 5*3=8. 8"] * 5
-    true = chains.chain_reward(texts, [question] * 8)
+    true = chains.chain_reward(texts, [15] * 8)
     assert true == [1.0] * 3 + [0.0] * 5
-    shuffled = [chains.ShuffledReward(seed)(texts, question=[question] * 8) for seed in range(5)]
+    shuffled = [chains.ShuffledReward(seed)(texts, answer=[15] * 8) for seed in range(5)]
     assert all(sorted(rewards) == sorted(true) for rewards in shuffled)
     assert any(rewards != true for rewards in shuffled)
 
@@ -119,7 +118,7 @@ def test_shuffled_rewards_are_the_same_rewards():
 @pytest.mark.slow
 def test_supervision_learns_what_the_oracle_does(monkeypatch):
     members = load_demo_members("shared")
-    monkeypatch.setattr(chains, "training_questions", lambda settings: draw_questions(80, 3, is_held_out=False))
+    monkeypatch.setattr(chains, "training_questions", lambda settings: draw_questions(80, 3, splits=("train",)))
     settings = chains.replaced(TINY, hidden_size=64)
     policy = chains.supervise_policy(members, 1, settings, 0, epochs=20)
     right = chains.right_answers(chains.with_policy(members, policy, 1), draw_questions(40))

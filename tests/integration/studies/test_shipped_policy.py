@@ -33,7 +33,7 @@ def test_the_policy_that_is_kept_is_the_best_on_validation_questions(monkeypatch
 def test_a_policy_is_saved_for_every_set(tmp_path, monkeypatch):
     for name, value in {"COMPLETIONS": 8, "UPDATES": 1, "ITERATIONS": 1}.items():
         monkeypatch.setattr(demo_training, name, value)
-    monkeypatch.setattr(shipped_policy, "held_out_questions", lambda count, split: draw_questions(4, split=split))
+    monkeypatch.setattr(shipped_policy, "held_out_questions", lambda count, split: draw_questions(4, splits=(split,)))
     shipped_policy.main(["--output", str(tmp_path), "--members", "shared", "--seeds", "0", "--rollouts", "1"])
     policy = load_demo_policy("shared", tmp_path)
     assert policy.config.span_length == shipped_policy.SPAN_LENGTHS["shared"]

@@ -312,7 +312,7 @@ def test_a_template_that_gives_no_prompt(tmp_path):
 def test_an_unknown_agent(tmp_path):
     trainer = trainer_of(tmp_path)
     with (
-        pytest.raises(ConfigError, match="no agent 'agent-3'; the agents are agent-1"),
+        pytest.raises(ConfigError, match=r"agent='agent-3': .*Known: agent-1, agent-2"),
         trainer.alone("agent-3"),
     ):
         pass

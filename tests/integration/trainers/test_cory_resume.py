@@ -13,8 +13,7 @@ from transformers import TrainerCallback
 
 from hf_rlae.errors import CheckpointError
 from hf_rlae.trainers import CoryRLOOTrainer, CoryTrainer
-from hf_rlae.trainers.cory.logs import plain_logs
-from hf_rlae.trainers.durable.checkpoint_folders import check_plain
+from hf_rlae.trainers.cory.logs import logs_as_json
 from tests.support.cory import adapters_of, chats, trainer_of
 from tests.support.cory import base as base_pair
 from tests.support.rlae import assert_same, data, vowels
@@ -116,9 +115,8 @@ def test_with_conversations_in_the_buffer(tmp_path):
 def test_logs_are_saved_as_what_can_be_saved():
     odd = object()
     logs = {"prompt": deque(["a", [{"role": "user", "content": "b"}]]), "extra": {"c": deque([odd, 1.5, None])}}
-    found = plain_logs(logs)
+    found = json.loads(logs_as_json(logs))
     assert found == {"prompt": ["a", [{"role": "user", "content": "b"}]], "extra": {"c": [str(odd), 1.5, None]}}
-    check_plain(found, "logs")
 
 
 def test_a_torn_checkpoint_is_left_out(tmp_path):

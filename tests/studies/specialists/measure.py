@@ -41,7 +41,7 @@ class OperatorScore:
 
 def score_operator(member: Member, specialty: str, operator: str, count: int = 40, seed: int = 0) -> OperatorScore:
     """One member on held-out single steps of one operator."""
-    questions = draw_questions(count, seed, num_steps=(1,), operator=operator)
+    questions = draw_questions(count, seed, num_steps=(1,), operators=(operator,))
     completions = complete(member.model, member.tokenizer, [question.prompt for question in questions])
     right = rule = 0
     for question, completion in zip(questions, completions, strict=True):

@@ -178,7 +178,7 @@ def test_chat_needs_templates(folders, capsys):
 
 BAD = {
     "weights of another number": (["a", "b", "--weights", "1,2,3"], "--weights: 3 given for 2 members"),
-    "weights that are words": (["a", "b", "--weights", "much,little"], "is not a list of numbers"),
+    "weights that are words": (["a", "b", "--weights", "much,little"], "'much' is not a finite number"),
     "negative weights": (["a", "b", "--weights=-1,2"], "at least 0"),
     "weights that are not finite": (["a", "b", "--weights", "nan,1"], "finite"),
     "weights that are all 0": (["a", "b", "--weights", "0,0"], "above 0"),

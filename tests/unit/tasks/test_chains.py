@@ -66,7 +66,7 @@ def test_a_seed_gives_the_same_questions():
 def test_held_out_chains_are_not_taught():
     """A chain is either held out or taught, whatever its form."""
     held = {q.expression for q in draw_questions(300, num_steps=(1, 2, 3), is_mixed=False)}
-    taught = {q.expression for q in draw_questions(300, num_steps=(1, 2, 3), is_mixed=False, is_held_out=False)}
+    taught = {q.expression for q in draw_questions(300, num_steps=(1, 2, 3), is_mixed=False, splits=("train",))}
     assert not held & taught
     for question in draw_questions(20):
         assert all(Question(question.operands, question.operators, form).is_held_out for form in FORMS)
@@ -79,7 +79,7 @@ def test_mixed_chains_have_two_operators():
 
 def test_too_many_questions_are_refused():
     with pytest.raises(ConfigError, match="count=500"):
-        draw_questions(500, num_steps=(1,), operator="*")
+        draw_questions(500, num_steps=(1,), operators=("*",))
 
 
 @pytest.mark.parametrize("text", ["", " 22", " 7+15=22.", " 7+15=22; 22", " 7+15=22. 22;", " 7+15=22. ²"])
@@ -104,4 +104,4 @@ def test_splits():
     assert 150 < counts["validation"] < 350
     assert 150 < counts["test"] < 350
     for split in SPLITS:
-        assert {question.split for question in draw_questions(30, split=split)} == {split}
+        assert {question.split for question in draw_questions(30, splits=(split,))} == {split}
