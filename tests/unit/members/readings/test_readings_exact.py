@@ -303,7 +303,7 @@ def test_unfinished_mass_goes_to_the_longest_union_token_that_begins_the_rest(na
 def test_whole_and_unfinished_parts_of_one_union_token(name):
     place, voice, ids, run = begun(name, "th", TH, "y")
     run.advance([(b"th", 0.0, 1.0)])
-    # tail `th`: the gives `e` whole; of they and there the rests (`ey`, `ere`) are no union tokens, so `e` receives them
+    # tail `th`: "the" gives `e` whole; the rests of "they" and "there" are no union tokens, so `e` receives them
     e, y, ere = (voice.p(piece, ids) for piece in ("the", "they", "there"))
     whole, unfinished = run.proposed([place.union.id_of[b"e"]])
     assert whole[0] == close(e / (e + y + ere))
