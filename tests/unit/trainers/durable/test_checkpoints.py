@@ -10,6 +10,7 @@ import random
 import shutil
 import signal
 import threading
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -22,6 +23,7 @@ from hf_rlae.trainers.durable.checkpoint_folders import (
     UNFINISHED,
     check_plain,
     missing_parts,
+    rotate,
     settle,
     whole_checkpoints,
 )
@@ -216,6 +218,27 @@ def test_rotation(tmp_path):
     """The newest ones are kept."""
     toy_trainer(tmp_path, **{**SHORT, "save_steps": 1}, save_total_limit=2).train()
     assert names(tmp_path) == ["checkpoint-3", "checkpoint-4"]
+
+
+def test_a_deletion_that_is_interrupted_leaves_no_incomplete_checkpoint(tmp_path, monkeypatch):
+    """Law: whatever has the name of a checkpoint is complete, also if rotation was killed in the middle of a folder."""
+    toy_trainer(tmp_path, **{**SHORT, "save_steps": 1}).train()
+
+    class Killed(BaseException):
+        pass
+
+    def killed(path, *args, **kwargs):
+        next(file for file in Path(path).rglob("*") if file.is_file()).unlink()
+        raise Killed
+
+    with monkeypatch.context() as patch:
+        patch.setattr(shutil, "rmtree", killed)
+        with pytest.raises(Killed):
+            rotate(str(tmp_path), str(tmp_path / "checkpoint-4"), 1, None)
+    assert names(tmp_path) == ["checkpoint-2", "checkpoint-3", "checkpoint-4"]
+    assert all(missing_parts(tmp_path / name) == [] for name in names(tmp_path))
+    settle(tmp_path)
+    assert not (tmp_path / UNFINISHED).exists()
 
 
 class Judged(ToyTrainer):
