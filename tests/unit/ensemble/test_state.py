@@ -181,7 +181,7 @@ def test_two_threads(name, calls):
 
 
 @pytest.mark.parametrize("adapter", ["one", "two"])
-def test_each_adapter_speaks_for_itself(adapter):
+def test_each_member_uses_its_own_adapter(adapter):
     """Law: with all weight on it, a member uses its own adapter of the shared base model."""
     (model, _), _ = adapted()
     ensemble = two_adapters(StaticPolicy([adapter == "one", adapter == "two"]))

@@ -396,7 +396,7 @@ def test_one_tokenizer_keeps_one_reading(name):
         assert table(run) == {(tuple(written), b""): close(1.0)}
 
 
-def test_ids_with_the_same_bytes_count_together_and_the_likeliest_is_read(name):
+def test_ids_with_the_same_bytes_are_summed_and_the_most_likely_is_read(name):
     place = world("ab")
     voice = place.voices[3]
     assert len(voice.vocabulary.ids_of[b"a"]) == 2
@@ -407,9 +407,9 @@ def test_ids_with_the_same_bytes_count_together_and_the_likeliest_is_read(name):
         run.begin([ids])
         run.advance([(b"a", 0.0, 0.0)])
         e, s = voice.p("a", ids), voice.p("ab", ids) + voice.p("abab", ids)
-        likeliest = max(voice.vocabulary.ids_of[b"a"], key=lambda v: voice.next_probs(ids)[v])
-        paths.add(likeliest)
-        assert table(run) == {((*ids, likeliest), b""): close(e / (e + s)), (ids, b"a"): close(s / (e + s))}
+        most_likely = max(voice.vocabulary.ids_of[b"a"], key=lambda v: voice.next_probs(ids)[v])
+        paths.add(most_likely)
+        assert table(run) == {((*ids, most_likely), b""): close(e / (e + s)), (ids, b"a"): close(s / (e + s))}
     assert len(paths) == 2
 
 
