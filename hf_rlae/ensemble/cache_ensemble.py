@@ -143,6 +143,7 @@ class EnsembleCache(Cache):
             draws (`MemberDraws`, *optional*): draws the members from which tokens are sampled.
         """
         self._in_generate = True
+        self._is_padded = None
         self.draws = draws
         if not self._is_continued:
             self._start = columns
@@ -245,9 +246,10 @@ class EnsembleCache(Cache):
     def reset(self) -> None:
         """Drops everything that was read."""
         self.call.reset()
-        self._ids = self._mask = self._spans = None
+        self._ids = self._mask = self._spans = self._start = self._is_padded = self.draws = None
         self._seen = 0
-        self._is_continued = False
+        self._in_generate = self._is_continued = False
+        self.prompt_logps.clear()
         self.trace = Trace(enabled=self.trace.enabled)
 
     # -- transformers' interface of a cache ---------------------------------------------------------------

@@ -38,6 +38,7 @@ _FIELDS = tuple(EnsembleOptions.__annotations__)
 POLICY_FOLDER = "policy"
 """The folder of a policy with files, inside the ensemble's folder or repository."""
 
+_PUSH_OPTIONS = ("commit_message", "private", "token", "revision", "create_pr", "tags")
 _PER_MEMBER = ("revisions", "end_token_ids", "adapter_names")
 
 
@@ -275,7 +276,8 @@ def save(ensemble: EnsembleForCausalLM, directory: Any, push_to_hub: bool = Fals
             shutil.rmtree(target / POLICY_FOLDER, ignore_errors=True)
     if push_to_hub:
         pushed: Any = ensemble
-        pushed.push_to_hub(str(kwargs.get("repo_id") or target.name))
+        options = {name: kwargs[name] for name in _PUSH_OPTIONS if name in kwargs}
+        pushed.push_to_hub(str(kwargs.get("repo_id") or target.name), **options)
 
 
 def load(

@@ -160,7 +160,7 @@ def chat_of(ensemble):
             member.tokenizer.chat_template = None
 
 
-def test_a_chat_goes_on_by_its_messages(ensemble):
+def test_a_chat_continues_with_its_messages(ensemble):
     """A chat cannot be continued with the cache of the last call: members would read the old prompt again."""
     chat = chat_of(ensemble)
     out = ensemble.generate(**chat, max_new_tokens=3, do_sample=False, return_dict_in_generate=True)
@@ -347,7 +347,7 @@ def only(letters):
 
 
 @pytest.mark.parametrize("tokenizer", [byte_level_bpe, sentencepiece_bpe], ids=["one_tokenizer", "two_tokenizers"])
-def test_nobody_can_end_a_text(tokenizer):
+def test_no_member_has_an_end_token(tokenizer):
     members = [pair("llama"), pair("llama", 1, tokenizer())]
     for model, own in members:
         model.generation_config.eos_token_id = model.config.eos_token_id = None

@@ -168,7 +168,7 @@ def expected_of_two_tokenizers(unit: str, prompts, span_length: int):
     tokens = [*sorted(union.id_of.values()), union.stop_id]
     expected: dict[tuple[int, ...], float] = {}
 
-    def go_on(written, member, references, pending, chance):
+    def extend(written, member, references, pending, chance):
         step = len(written)
         if step == STEPS or (written and written[-1] == union.stop_id):
             key = written + (world_pad,) * (STEPS - step)
@@ -179,26 +179,26 @@ def expected_of_two_tokenizers(unit: str, prompts, span_length: int):
         is_fresh |= unit == "span" and step % span_length == 0
         is_fresh |= unit == "word" and bool(written) and union.pieces[written[-1]].startswith(b" ")
         for new, weight in enumerate(w) if is_fresh else [(member, 1.0)]:
-            speaker = copy.copy(references[new])
-            speaker.readings = list(speaker.readings)
+            drawn_reference = copy.copy(references[new])
+            drawn_reference.readings = list(drawn_reference.readings)
             raw, shares = pending[new]
             if raw:  # a member's own proposal counts as its own only if the same member is drawn next
-                speaker.update(raw, *(shares if new == member else (0.0, 0.0)))
-            whole, unfinished = speaker.proposals()
+                drawn_reference.update(raw, *(shares if new == member else (0.0, 0.0)))
+            whole, unfinished = drawn_reference.proposals()
             for u in tokens:
                 p = float(whole[u] + unfinished[u])
                 if p <= 0:
                     continue
-                heard = list(references)
-                heard[new] = speaker
+                updated = list(references)
+                updated[new] = drawn_reference
                 piece = union.pieces[u] or b""
                 waiting = [(text + piece, (0.0, 0.0)) for text, _ in pending]
                 waiting[new] = (piece, (float(whole[u]) / p, float(unfinished[u]) / p))
-                go_on((*written, u), new, heard, waiting, chance * weight * p)
+                extend((*written, u), new, updated, waiting, chance * weight * p)
 
     world_pad = EnsembleForCausalLM.from_members([voice.member for voice in world.voices]).tokenizer.pad_token_id
     references = [world.reference(k, prompt) for k, prompt in enumerate(prompts)]
-    go_on((), None, references, [(b"", (0.0, 0.0))] * 2, 1.0)
+    extend((), None, references, [(b"", (0.0, 0.0))] * 2, 1.0)
     return expected
 
 
@@ -274,7 +274,7 @@ def test_members_without_weight_are_never_drawn():
     assert p_value(counts, only) > 0.01
 
 
-def test_a_member_that_has_nothing_to_say_is_drawn_anew(caplog):
+def test_another_member_is_drawn_for_one_without_mass(caplog):
     """If the text has outgrown the drawn member's context, another member is drawn and the text continues."""
     members = [pair("llama", 0, raw_bytes()), pair("gpt2", 1, max_position_embeddings=20)]
     ensemble = endless(members, StaticPolicy([0.1, 0.9]), draw="token")

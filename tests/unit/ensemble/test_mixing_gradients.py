@@ -67,7 +67,7 @@ def test_members_get_no_gradients(tokenizer):
     assert all(parameter.grad is None for model, _ in members for parameter in model.parameters())
 
 
-def test_a_member_without_weight_trains_nobody():
+def test_a_member_without_weight_has_no_effect_on_gradients():
     """With all weight on one member, ruled-out tokens and NaN scores of the other member have no effect."""
     for nothing in (-INF, torch.nan):
         weights = torch.tensor([1.0, 0.0], requires_grad=True)

@@ -145,14 +145,14 @@ def test_own_generation_config():
 def test_streamers():
     """Law: one member = that member: a streamer gets the same ids."""
     model, ensemble = alone("llama")
-    heard = []
+    streamed = []
     for generator in (model, ensemble):
         parrot = Parrot()
         generator.generate(**encode(TEXTS[0]), streamer=parrot, max_new_tokens=8, do_sample=False)
         assert parrot.ended
-        heard.append(parrot.ids)
-    assert heard[0] == heard[1]
-    assert len(heard[0]) > 8
+        streamed.append(parrot.ids)
+    assert streamed[0] == streamed[1]
+    assert len(streamed[0]) > 8
 
 
 def test_text_streamer(capsys):

@@ -57,7 +57,7 @@ def test_copies_write_what_the_model_writes(copies, mixing, architecture):
 @quick
 @given(weights=weight_lists, mixing=st.sampled_from(MIXINGS), seed=st.integers(0, 99))
 def test_copies_with_any_weights(weights, mixing, seed):
-    """Law: K copies of a model = the model, whatever their weights."""
+    """Law: K copies of a model = the model, for any weights."""
     member = trio()[0]
     ensemble = endless([member] * len(weights), StaticPolicy(weights), mixing=mixing)
     ids = text_ids(9, rows=2, seed=seed)

@@ -181,7 +181,7 @@ def test_two_threads(name, calls):
 
 
 @pytest.mark.parametrize("adapter", ["one", "two"])
-def test_each_adapter_speaks_for_itself(adapter):
+def test_each_member_uses_its_own_adapter(adapter):
     """Law: with all weight on it, a member uses its own adapter of the shared base model."""
     (model, _), _ = adapted()
     ensemble = two_adapters(StaticPolicy([adapter == "one", adapter == "two"]))
@@ -512,3 +512,44 @@ def test_a_call_can_mix_where_the_ensemble_draws(architectures):
     assert cache.draws is None
     with pytest.raises(InputError, match="do_sample"):
         drawing.generate(**encode(*TEXTS), **options)
+
+
+@pytest.mark.parametrize("name", ["two_models", "two_tokenizers"])
+def test_the_mask_of_every_call_counts(name):
+    """Law: a cache that was reset is a new one, also if its first prompts had no padding and the next ones have."""
+    ensemble = ENSEMBLES[name]()
+    options = {"max_new_tokens": 6, "do_sample": False}
+    expected = ensemble.generate(**encode(*TEXTS), **options)
+    cache = ensemble.new_cache()
+    ensemble.generate(**encode(TEXTS[0]), **options, past_key_values=cache)
+    cache.reset()
+    assert torch.equal(ensemble.generate(**encode(*TEXTS), **options, past_key_values=cache), expected)
+
+
+def test_the_mask_of_a_second_turn_counts():
+    """Law: padding between two turns of a conversation changes nothing."""
+    ensemble = ENSEMBLES["two_models"]()
+    options = {"max_new_tokens": 6, "do_sample": False}
+    ids = encode(TEXTS[0])["input_ids"]
+    cache = ensemble.new_cache()
+    first = ensemble.generate(ids, **options, past_key_values=cache)
+    further = encode("The 3 big dogs")["input_ids"]
+    pads = torch.full((1, 3), 7)
+    whole = torch.cat([first, pads, further], dim=1)
+    mask = torch.ones_like(whole)
+    mask[:, first.shape[1] : first.shape[1] + 3] = 0
+    second = ensemble.generate(whole, attention_mask=mask, **options, past_key_values=cache)
+    plain = ensemble.generate(torch.cat([first, further], dim=1), **options)
+    assert second[0, -6:].tolist() == plain[0, -6:].tolist()
+
+
+def test_options_of_a_push_are_handed_on(folders, tmp_path, monkeypatch):
+    """A push that is asked to be private is private."""
+    pushed = []
+    monkeypatch.setattr(
+        EnsembleForCausalLM, "push_to_hub", lambda self, repo, **options: pushed.append((repo, options))
+    )
+    ensemble = EnsembleForCausalLM.from_members(folders)
+    options = {"private": True, "token": "t", "commit_message": "m"}
+    ensemble.save_pretrained(tmp_path / "ensemble", push_to_hub=True, repo_id="me/x", **options)
+    assert pushed == [("me/x", options)]

@@ -93,7 +93,7 @@ def test_own_round_trip():
 
 
 @cache
-def listener(name: str):
+def reader(name: str):
     """A run of a small model with the tokenizer `name`, and the union vocabulary."""
     model, tokenizer = pair("llama", 3, LOSSLESS[name](), max_position_embeddings=4096)
     vocabularies, union = everybody()
@@ -108,9 +108,9 @@ def listener(name: str):
     name=st.sampled_from(sorted(LOSSLESS)),
     shares=st.sampled_from([(0, 0), (1, 0), (0.5, 0.3)]),
 )
-def test_what_a_member_heard_is_what_was_written(seed, name, shares):
+def test_readings_have_the_bytes_of_the_text(seed, name, shares):
     """Law: for every reading `bytes(ids) + tail` is the text, without bytes that the member cannot represent."""
-    member, vocabulary, alignment = listener(name)
+    member, vocabulary, alignment = reader(name)
     rng = random.Random(seed)
     prompt = tuple(vocabulary.canonical_ids(b"the"))
     run = ReadingsRun(member, vocabulary, alignment, runner=BatchRunner)
@@ -123,11 +123,11 @@ def test_what_a_member_heard_is_what_was_written(seed, name, shares):
             written += piece
             readings = run.readings(0)
             assert sum(a for _, _, a in readings) == pytest.approx(1, abs=1e-6)
-            heard = {vocabulary.to_bytes(ids[len(prompt) :]) + tail for ids, tail, _ in readings}
+            found = {vocabulary.to_bytes(ids[len(prompt) :]) + tail for ids, tail, _ in readings}
             if name in ("byte_level_bpe", "sentencepiece_bpe", "wordpiece", "raw_bytes"):
-                assert heard == {written}
+                assert found == {written}
             else:
-                for raw in heard:
+                for raw in found:
                     assert is_thinned(raw, written)
 
 

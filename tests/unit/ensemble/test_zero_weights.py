@@ -201,7 +201,7 @@ def test_equal_weights_are_no_more_than_the_limit(count, limit):
 
 
 @pytest.mark.parametrize("kind", ["shared", "different"])
-def test_what_a_member_without_weight_in_a_row_would_say_is_not_told(kind):
+def test_member_logps_are_nan_without_weight(kind):
     """`member_logps` is NaN without weight, even if the member runs for another row: its readings may be outdated."""
     rows = torch.tensor([[1.0, 0.0], [0.5, 0.5]])
     ensemble = endless(rlae_members(kind), lambda state: rows[: state.batch_size], span_length=1)

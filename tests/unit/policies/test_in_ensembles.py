@@ -73,7 +73,7 @@ class Watched:
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("observation", ["both", *slow("members", "text")])
 @pytest.mark.parametrize("kind", ["same", "different"])
-def test_asked_once_a_span(kind, observation, mode):
+def test_called_once_per_span(kind, observation, mode):
     """The policy is called once per span for all rows; its weights are those of the trace, and depend on the text."""
     watched = Watched(policy_for(members(kind), observation, span_length=3))
     ensemble = endless(members(kind), watched, span_length=3)
@@ -119,7 +119,7 @@ def test_hidden_states_are_those_of_the_models():
     watched = Watched(policy_for(given))
     endless(given, watched).generate(**encode(TEXTS[0]), max_new_tokens=1, do_sample=False)
     kept = watched.seen[0][1]
-    likeliest = []
+    most_likely = []
     for index, (model, tokenizer) in enumerate(given):
         ids = tokenizer(TEXTS[0], return_tensors="pt")["input_ids"]
         with torch.no_grad():
@@ -131,8 +131,8 @@ def test_hidden_states_are_those_of_the_models():
             kept["entropies"][0, index].double(), -(logps.exp() * logps).sum(), atol=1e-3, rtol=1e-3
         )
         pieces = ByteVocabulary(tokenizer).pieces
-        likeliest.append(pieces[max((i for i, piece in enumerate(pieces) if piece), key=logps.tolist().__getitem__)])
-    agrees = likeliest[0].startswith(likeliest[1]) or likeliest[1].startswith(likeliest[0])
+        most_likely.append(pieces[max((i for i, piece in enumerate(pieces) if piece), key=logps.tolist().__getitem__)])
+    agrees = most_likely[0].startswith(most_likely[1]) or most_likely[1].startswith(most_likely[0])
     assert kept["agreement"][0].tolist() == [[1.0, float(agrees)], [float(agrees), 1.0]]
 
 

@@ -62,7 +62,7 @@ def test_equal_best_tokens_have_no_margin():
     assert state.agreement[:, 0, 1].tolist() == [1.0, 1.0]
 
 
-def test_a_member_with_nothing_to_say_is_unsure():
+def test_a_member_without_mass_counts_as_uniform():
     """It counts as a member with a uniform distribution, and agrees with no other member."""
     nothing = torch.full((1, 8), -torch.inf)
     state = state_of(nothing, torch.zeros(1, 8), torch.arange(8.0)[None])
@@ -73,7 +73,7 @@ def test_a_member_with_nothing_to_say_is_unsure():
 
 
 @pytest.mark.parametrize("value", [-torch.inf, torch.nan])
-def test_rows_with_nothing_to_say_do_not_touch_others(value):
+def test_rows_without_mass_do_not_change_others(value):
     logits = torch.tensor([[0.5, 3.0, 3.0, -torch.inf]] * 3)
     expected = state_of(logits)
     logits[1] = value

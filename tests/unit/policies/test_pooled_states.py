@@ -238,7 +238,7 @@ def _counted(forward, widths):
 
 
 @pytest.mark.parametrize("mode", ["greedy", "sampling"])
-def test_one_member_alone_is_that_member_to_the_bit(mode):
+def test_one_member_alone_is_that_member_bit_exactly(mode):
     given = pairs(["llama"])
     options = {"max_new_tokens": 9, "output_logits": True, "return_dict_in_generate": True, **MODES[mode]}
     torch.manual_seed(0)
@@ -264,7 +264,7 @@ def test_a_cache_of_another_policy_is_refused():
 
 
 @pytest.mark.parametrize("kind", ["same", "different"])
-def test_a_policy_of_newest_states_goes_on_with_a_cache_of_a_static_one_where_members_show_them(kind):
+def test_a_cache_of_a_static_policy_has_newest_states_with_one_tokenizer(kind):
     """With one tokenizer the newest states are always available; readings do not keep them unless requested."""
     given = members(kind)
     ensemble = endless(given, UniformPolicy())
@@ -279,7 +279,7 @@ def test_a_policy_of_newest_states_goes_on_with_a_cache_of_a_static_one_where_me
 
 
 @pytest.mark.parametrize("kind", ["same", "different"])
-def test_what_was_read_in_inference_mode_goes_on_outside_of_it(kind):
+def test_a_cache_from_inference_mode_can_be_continued_outside_of_it(kind):
     given = members(kind)
     ids = encode(TEXTS[0])["input_ids"]
     whole, looker = Looker(), Looker()

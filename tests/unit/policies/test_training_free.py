@@ -41,7 +41,7 @@ def test_entropy():
     assert EntropyPolicy(1e-4)(state).argmax(1).tolist() == state.entropies.argmin(1).tolist()
 
 
-def test_the_surer_member_speaks():
+def test_the_more_confident_member_has_more_weight():
     """The same with different tokenizers: an uncertain member has almost no weight beside a confident one."""
     sure = torch.zeros(len(byte_level_bpe()))
     sure[40] = 12.0

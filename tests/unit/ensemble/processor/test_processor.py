@@ -435,7 +435,7 @@ def test_what_the_policy_sees(name):
             torch.testing.assert_close(mine, its, atol=1e-3, rtol=0)
 
 
-def test_the_policy_is_asked_anew_in_every_call():
+def test_every_call_starts_with_a_call_of_the_policy():
     """Law: a call that continues the text of the last call starts with a first span."""
     recorder = Recorder()
     host, processor = same()[0][0], processor_of(same(), recorder, span_length=4)

@@ -226,7 +226,7 @@ def test_canonical_end_with_a_stay_at_an_inner_boundary(name):
     _, voice, ids, run = begun(name, "th", SP, "y")
     run.advance([(b"e e t", 0.0, 0.0)])
     # `e e t` is not a token, nor a prefix of one; the tokenizer writes e _ e _t. Three inner boundaries:
-    # after e (no token starts with `_e_t`), e _ (nor with `e_t`), and e _ e (_th, _the, _there start with `_t`).
+    # after e (no token starts with `_e_t`), after e _ (none with `e_t`), after e _ e (_th, _the, _there do with `_t`).
     path = [ids, (*ids, voice.id("e")), (*ids, *voice.ids("e", " ")), (*ids, *voice.ids("e", " ", "e"))]
     inner = voice.p("e", path[0]) * voice.p(" ", path[1]) * voice.p("e", path[2])
     e = inner * voice.p(" t", path[3])
@@ -303,7 +303,7 @@ def test_unfinished_mass_goes_to_the_longest_union_token_that_begins_the_rest(na
 def test_whole_and_unfinished_parts_of_one_union_token(name):
     place, voice, ids, run = begun(name, "th", TH, "y")
     run.advance([(b"th", 0.0, 1.0)])
-    # tail `th`: "the" gives `e` whole; the rests of "they" and "there" are no union tokens, so `e` receives them
+    # tail `th`: the gives `e` whole; `ey` of they and `ere` of there are no union tokens, so `e` receives them
     e, y, ere = (voice.p(piece, ids) for piece in ("the", "they", "there"))
     whole, unfinished = run.proposed([place.union.id_of[b"e"]])
     assert whole[0] == close(e / (e + y + ere))
@@ -396,7 +396,7 @@ def test_one_tokenizer_keeps_one_reading(name):
         assert table(run) == {(tuple(written), b""): close(1.0)}
 
 
-def test_ids_with_the_same_bytes_count_together_and_the_likeliest_is_read(name):
+def test_ids_with_the_same_bytes_are_summed_and_the_most_likely_is_read(name):
     place = world("ab")
     voice = place.voices[3]
     assert len(voice.vocabulary.ids_of[b"a"]) == 2
@@ -407,9 +407,9 @@ def test_ids_with_the_same_bytes_count_together_and_the_likeliest_is_read(name):
         run.begin([ids])
         run.advance([(b"a", 0.0, 0.0)])
         e, s = voice.p("a", ids), voice.p("ab", ids) + voice.p("abab", ids)
-        likeliest = max(voice.vocabulary.ids_of[b"a"], key=lambda v: voice.next_probs(ids)[v])
-        paths.add(likeliest)
-        assert table(run) == {((*ids, likeliest), b""): close(e / (e + s)), (ids, b"a"): close(s / (e + s))}
+        most_likely = max(voice.vocabulary.ids_of[b"a"], key=lambda v: voice.next_probs(ids)[v])
+        paths.add(most_likely)
+        assert table(run) == {((*ids, most_likely), b""): close(e / (e + s)), (ids, b"a"): close(s / (e + s))}
     assert len(paths) == 2
 
 

@@ -291,7 +291,7 @@ def test_an_update_is_a_function_of_ids_and_shares():
     assert [one[:2] for one in alone.readings(0)] == [one[:2] for one in beside.readings(1)]
 
 
-def test_a_member_without_any_token_to_go_on_with_gives_no_nan():
+def test_a_member_without_next_token_mass_gives_no_nan():
     """Only `thx` starts with the tail `th`, and no member has a token that starts with `x`."""
     place = build([pieces_only("t", "h", "a", "thx"), pieces_only("t", "h", "a", "th")], 1)
     run = place.run(0)
