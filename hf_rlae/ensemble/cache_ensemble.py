@@ -48,6 +48,9 @@ class EnsembleCache(Cache):
         self.policy = policy
         self.use_cache = use_cache
         self.may_draw = may_draw
+        self._start_empty(record)
+
+    def _start_empty(self, record: bool) -> None:
         self.trace = Trace(enabled=record)
         self.draws: MemberDraws | None = None
         self.prompt_logps: dict[tuple[int, tuple[int, ...]], list[float]] = {}
@@ -59,6 +62,7 @@ class EnsembleCache(Cache):
         self._in_generate = False
         self._is_continued = False
         self._is_recording = False
+        self._generate_policy: Policy | None = None
         self._is_padded: bool | None = None  # whether the prompts of `generate` have padding; None until known
 
     def __repr__(self) -> str:
@@ -135,20 +139,32 @@ class EnsembleCache(Cache):
 
     # -- changes of state ---------------------------------------------------------------------------------
 
-    def begin_generate(self, columns: int, draws: MemberDraws | None = None) -> None:
+    def begin_generate(self, columns: int, policy: Policy, draws: MemberDraws | None = None) -> None:
         """Called when a `generate` call starts to use the cache.
 
         Args:
             columns (`int`): width of the prompts; spans begin there, unless the call continues texts.
+            policy (`Policy`): the ensemble's own; asked unless the cache has a policy of its own.
             draws (`MemberDraws`, *optional*): draws the members from which tokens are sampled.
         """
         self._in_generate = True
+        self._generate_policy = policy
         self._is_padded = None
         self.draws = draws
         if not self._is_continued:
             self._start = columns
             self._spans = None
+            self.trace = Trace(enabled=self.trace.enabled)
         self._is_continued = False
+
+    def end_generate(self) -> None:
+        """Called when a `generate` call has ended, also by an exception."""
+        self._in_generate = self._is_recording = False
+        self._generate_policy = self.draws = None
+
+    def policy_or(self, policy: Policy) -> Policy:
+        """The policy to ask: the cache's own, that of the running `generate` call, or else `policy`."""
+        return self.policy or self._generate_policy or policy
 
     def extend(self, ids: torch.Tensor, mask: torch.Tensor | None) -> None:
         """Adds the columns that `forward` is about to run.
@@ -164,7 +180,8 @@ class EnsembleCache(Cache):
             mask = mask if self._is_padded else None
         missing = 0 if mask is None else self._ids.shape[1] - mask.shape[1]
         if mask is not None and missing:
-            mask = torch.cat([mask.new_ones(mask.shape[0], missing), mask], dim=1)
+            before = mask.new_ones(mask.shape[0], missing) if self._mask is None else self._mask[:, :missing]
+            mask = torch.cat([before, mask], dim=1)
         self._mask = mask
 
     def begin_spans(self, span_length: int, starts: torch.Tensor) -> None:
@@ -244,13 +261,9 @@ class EnsembleCache(Cache):
         self.call.record()
 
     def reset(self) -> None:
-        """Drops everything that was read."""
-        self.call.reset()
-        self._ids = self._mask = self._spans = self._start = self._is_padded = self.draws = None
-        self._seen = 0
-        self._in_generate = self._is_continued = False
-        self.prompt_logps.clear()
-        self.trace = Trace(enabled=self.trace.enabled)
+        """Drops everything: the cache is as new."""
+        self.call = self.call.engine.new_call(self.use_cache, self.call.hidden_tokens)
+        self._start_empty(self.trace.enabled)
 
     # -- transformers' interface of a cache ---------------------------------------------------------------
 

@@ -57,14 +57,17 @@ class MemberDraws:
             weights = weights.clone()
             for row, members in enumerate(excluded):
                 weights[row, list(members)] = 0.0
-        fresh = self._fresh(spans, ids, column, len(weights))
+        is_again = bool(self.drawn) and self.drawn[-1][0] == column + 1  # only what is excluded now is replaced
+        fresh = (
+            torch.zeros(len(weights), dtype=torch.bool) if is_again else self._fresh(spans, ids, column, len(weights))
+        )
         if self._current is not None:
             fresh = fresh | (weights.gather(1, self._current[:, None])[:, 0] == 0)
         if bool(fresh.any()):
             found = self._draw(weights)
             self._current = found if self._current is None else torch.where(fresh, found, self._current)
         assert self._current is not None
-        if self.drawn and self.drawn[-1][0] == column + 1:
+        if is_again:
             self.drawn.pop()
         self.drawn.append((column + 1, self._current))
         spans.draw(column, self._current)

@@ -9,11 +9,13 @@ import torch
 from transformers import GenerationConfig
 
 from hf_rlae.errors import InputError
+from hf_rlae.policies import Policy, observed_tokens
 
 logger = logging.getLogger(__name__)
 
 if TYPE_CHECKING:
     from hf_rlae.ensemble.cache_ensemble import EnsembleCache
+    from hf_rlae.ensemble.engines.protocol import Engine
     from hf_rlae.ensemble.modeling_ensemble import EnsembleForCausalLM
 
 
@@ -205,15 +207,10 @@ def check_continued(cache: EnsembleCache, ids: torch.Tensor) -> None:
         )
 
 
-def check_cached_states(cached: int, wanted: int, shows_newest: bool) -> None:
-    """Raises `InputError` for a cache that was made for a policy with other hidden states (see `observed_tokens`).
-
-    Args:
-        cached (`int`), wanted (`int`): the `observed_tokens` of the policy at creation of the cache, and of the policy
-            now.
-        shows_newest (`bool`): whether the newest hidden states are available even if `cached` is 0.
-    """
-    if wanted and wanted != cached and (max(wanted, cached) > 1 or not shows_newest):
+def check_cached_states(engine: Engine, cache: EnsembleCache, policy: Policy) -> None:
+    """Raises `InputError` for a cache that was made for a policy with other hidden states (see `observed_tokens`)."""
+    cached, wanted = cache.call.hidden_tokens, observed_tokens(policy)
+    if wanted and wanted != cached and (max(wanted, cached) > 1 or not engine.always_shows_states):
         raise InputError(
             f"past_key_values was made for a policy that reads the members' newest {cached} tokens (pooled_tokens), "
             f"and the policy reads {wanted} now; start without past_key_values, or call `new_cache()` after "

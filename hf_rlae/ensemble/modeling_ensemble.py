@@ -299,11 +299,9 @@ class EnsembleForCausalLM(PreTrainedModel, GenerationMixin):
         cache = past_key_values
         if cache is None:
             cache = self.new_cache(use_cache=True if use_cache is None else use_cache)
-        policy = self.policy if cache.policy is None else cache.policy
-        check_cached_states(
-            cache.call.hidden_tokens, observed_tokens(policy), shows_newest=self.engine.has_prompt_logits
-        )
+        policy = cache.policy_or(self.policy)
         if not cache.in_generate:
+            check_cached_states(self.engine, cache, policy)
             check_forward_inputs(self, input_ids, attention_mask, cache, labels)
         cache.extend(input_ids, attention_mask)
         if not cache.has_spans:
@@ -328,11 +326,15 @@ class EnsembleForCausalLM(PreTrainedModel, GenerationMixin):
 
     def _mixed_logits(self, cache: EnsembleCache, policy: Policy, keep: int) -> torch.Tensor:
         """Calls the policy for every span that begins, and mixes the members: logits of shape `(B, keep, V)`."""
-        step = cache.call.step(cache, keep)
-        for query in step.queries():
-            weights = ask(policy, self._states.state(cache, step, query)).weights
-            cache.spans.set(query, cut(weights, self.config.min_weight, self.config.max_active_members))
-        return step.logits()
+        try:
+            step = cache.call.step(cache, keep)
+            for query in step.queries():
+                weights = ask(policy, self._states.state(cache, step, query)).weights
+                cache.spans.set(query, cut(weights, self.config.min_weight, self.config.max_active_members))
+            return step.logits()
+        except BaseException:
+            cache.call.reset()  # some members have read the new columns: all read the text again
+            raise
 
     def _begin_spans(
         self,
@@ -358,10 +360,9 @@ class EnsembleForCausalLM(PreTrainedModel, GenerationMixin):
             check_declared_prompt(self, starts, labels, member_ids is not None, is_known)
         if member_ids is not None:
             check_member_inputs(self, member_ids, member_mask, len(firsts))
-        cache.begin_spans(self.config.span_length, starts)
-        if member_ids is not None:
             kept = torch.ones_like(member_ids) if member_mask is None else member_mask
-            cache.call.set_prompts(cache, member_ids, kept)
+            cache.call.set_prompts(cache, starts, member_ids, kept)
+        cache.begin_spans(self.config.span_length, starts)
 
     def prepare_inputs_for_generation(  # type: ignore[override]
         self,
@@ -437,6 +438,7 @@ class EnsembleForCausalLM(PreTrainedModel, GenerationMixin):
         cache: EnsembleCache | None = kwargs.get("past_key_values")
         if cache is None:
             cache = kwargs["past_key_values"] = self.new_cache(settings.use_cache is not False, record=wants_dict)
+        check_cached_states(self.engine, cache, cache.policy_or(self.policy))
         if cache.is_continued:
             check_continued(cache, ids)
         else:
@@ -446,12 +448,15 @@ class EnsembleForCausalLM(PreTrainedModel, GenerationMixin):
         if self.config.draw is not None and cache.may_draw:
             check_draws(settings, kwargs)
             draws = MemberDraws(self.config.draw, self.config.draw_scope, self._begins_word)
+        cache.begin_generate(int(ids.shape[1]), self.policy, draws)
         beams = settings.num_beams or 1
         if wants_dict and beams > 1:
             watch = BeamWatch(cache.trace, beams, len(ids))
             kwargs["stopping_criteria"] = StoppingCriteriaList([*(kwargs.get("stopping_criteria") or ()), watch])
-        cache.begin_generate(int(ids.shape[1]), draws)
-        result = super().generate(inputs, generation_config, **kwargs)  # type: ignore[misc]
+        try:
+            result = super().generate(inputs, generation_config, **kwargs)  # type: ignore[misc]
+        finally:
+            cache.end_generate()
         return attach_trace(self, result, cache) if wants_dict else result
 
     def as_custom_generate(self) -> Callable[..., Any]:

@@ -118,7 +118,7 @@ class SpanWeights:
             self._known[query.span] = known.index_fill(0, query.rows, True)
         self._weights[query.span] = weights
         self._lists[query.span] = lists = weights.tolist()
-        self._active[query.span] = frozenset(i for row in lists for i, weight in enumerate(row) if weight > 0)
+        self._active[query.span] = _with_weight(lists)
         self.records.append(SpanRecord(query.span, query.column, weights))
 
     def draw(self, column: int, members: torch.Tensor) -> None:
@@ -176,7 +176,7 @@ class SpanWeights:
         self.starts, self.firsts = self.starts[on_cpu], self.firsts[on_cpu]
         if self.uniform:  # otherwise rows with a later start may still need older spans
             for span in sorted(self._weights)[:-2]:
-                del self._weights[span], self._known[span], self._lists[span]
+                del self._weights[span], self._known[span], self._lists[span], self._active[span]
         self._drawn = {
             at: (weights[rows.to(weights.device)], [lists[row] for row in on_cpu.tolist()])
             for at, (weights, lists) in self._drawn.items()
@@ -185,11 +185,17 @@ class SpanWeights:
             self._weights[span] = weights.index_select(0, rows.to(weights.device))
             self._known[span] = self._known[span][on_cpu]
             self._lists[span] = [self._lists[span][row] for row in on_cpu.tolist()]
+            self._active[span] = _with_weight(self._lists[span])
 
     def crop(self, columns: int) -> None:
         """Drops the weights of queries at or after column `columns`."""
         for record in self.records:
             if record.column >= columns:
-                for table in (self._weights, self._known, self._lists):
+                for table in (self._weights, self._known, self._lists, self._active):
                     table.pop(record.span, None)
         self.records = [record for record in self.records if record.column < columns]
+
+
+def _with_weight(lists: list[list[float]]) -> frozenset[int]:
+    """The members that have weight in some row."""
+    return frozenset(index for row in lists for index, weight in enumerate(row) if weight > 0)

@@ -16,7 +16,7 @@ class MemberScores:
 
     Attributes:
         column (`int`): the first of these columns; its token is the one after it.
-        logps (`list` of `(scores, log_z)` or `None`): for each member, scores of shape `(B, n, V)` and the log of their
+        outputs (`list` of `(scores, log_z)` or `None`): for each member, scores of shape `(B, n, V)` and the log of their
             sum of exponentials, `log_z` of shape `(B, n)`; `None` for members that were not run.
         weights (`torch.FloatTensor` of shape `(B, n, M)`): the members' weights. The scores of a member without weight
             in a row may be missing or outdated, so they are not used.
@@ -27,7 +27,7 @@ class MemberScores:
     """
 
     column: int
-    logps: Sequence[tuple[torch.Tensor, torch.Tensor] | None]
+    outputs: Sequence[tuple[torch.Tensor, torch.Tensor] | None]
     weights: torch.Tensor
     are_probs: bool = False
     rows: torch.Tensor | None = None
@@ -46,14 +46,16 @@ class MemberScores:
         n = tokens.shape[1]
         weights = self.weights[:, :n]
         if self.rows is not None:
-            weights = weights[self.rows]
-        for index, entry in enumerate(self.logps):
+            weights = weights[self.rows.to(weights.device)]
+        for index, entry in enumerate(self.outputs):
             if entry is None:
                 columns.append(torch.full(tokens.shape, torch.nan, device=tokens.device))
                 continue
             scores, log_z = entry[0][:, :n], entry[1][:, :n]
+            log_z = log_z.to(scores.device)
             if self.rows is not None:
-                scores, log_z = scores[self.rows], log_z[self.rows]
+                rows = self.rows.to(scores.device)
+                scores, log_z = scores[rows], log_z[rows]
             inside = tokens.to(scores.device)
             within = inside < scores.shape[-1]
             picked = scores.gather(-1, inside.clamp(max=scores.shape[-1] - 1)).float()

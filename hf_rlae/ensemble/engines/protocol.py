@@ -9,7 +9,8 @@ different tokenizers. Code outside of this folder does not depend on the engine 
 
       step = cache.call.step(cache, keep)
       for query in step.queries():
-          cache.spans.set(query, weights_of_the_policy(step.state(query)))
+          weights = ask(policy, states.state(cache, step, query)).weights  # looks at `step.observe(query)`
+          cache.spans.set(query, weights)
       logits = step.logits()
 """
 
@@ -19,7 +20,7 @@ from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Protocol
 
 import torch
-from transformers import GenerationConfig
+from transformers import GenerationConfig, PreTrainedTokenizerBase
 
 from hf_rlae.ensemble.spans import SpanQuery
 from hf_rlae.members import Member
@@ -81,6 +82,10 @@ class EngineCall(Protocol):
     """The members' runs in one call."""
 
     @property
+    def engine(self) -> Engine:
+        """The engine that made the call."""
+
+    @property
     def runs(self) -> Sequence[MemberRun]:
         """One run per member."""
 
@@ -91,11 +96,12 @@ class EngineCall(Protocol):
     def step(self, cache: EnsembleCache, keep: int) -> EngineStep:
         """A forward pass that gives logits for the last `keep` columns of `cache.ids`."""
 
-    def set_prompts(self, cache: EnsembleCache, ids: torch.Tensor, mask: torch.Tensor) -> None:
+    def set_prompts(self, cache: EnsembleCache, starts: torch.Tensor, ids: torch.Tensor, mask: torch.Tensor) -> None:
         """Sets a separate prompt for every member, which replaces the columns before the completion.
 
         Args:
-            cache (`EnsembleCache`): the cache of the call; its spans have begun.
+            cache (`EnsembleCache`): the cache of the call.
+            starts (`torch.LongTensor` of shape `(B,)`, on the CPU): the column of each row's first completion token.
             ids, mask (`torch.LongTensor` of shape `(B, M, L)`): the prompts, in each member's own ids; 1 = keep.
 
         Raises:
@@ -134,7 +140,7 @@ class EngineCall(Protocol):
         """Records what `crop` needs, from now on."""
 
     def crop(self, length: int) -> None:
-        """Goes back to the first `length` columns; runs that cannot go back are read again in the next step."""
+        """Goes back to the first `length` columns; if some run cannot go back, all runs read again in the next step."""
 
     def reset(self) -> None:
         """Drops everything that was read."""
@@ -170,6 +176,18 @@ class Engine(Protocol):
     @property
     def has_prompt_logits(self) -> bool:
         """Whether the columns inside a prompt have next-token distributions."""
+
+    @property
+    def always_shows_states(self) -> bool:
+        """Whether `EngineStep.observe` has the newest hidden states even if `hidden_tokens` is 0."""
+
+    @property
+    def scores_texts_at_once(self) -> bool:
+        """Whether teacher forcing takes one forward pass per member, whatever the length of the text."""
+
+    @property
+    def prompt_tokenizers(self) -> Sequence[PreTrainedTokenizerBase]:
+        """The tokenizer that encodes each member's prompts."""
 
     def new_call(self, use_cache: bool, hidden_tokens: int) -> EngineCall:
         """New runs for one call.

@@ -7,7 +7,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING
 
 import torch
-from transformers import GenerationConfig
+from transformers import GenerationConfig, PreTrainedTokenizerBase
 
 from hf_rlae.ensemble.engines.host_runs import ReadingsHost, RereadingHost
 from hf_rlae.ensemble.engines.host_vocabulary import HostVocabulary
@@ -38,7 +38,7 @@ class ReadingsEngine:
         max_readings (`int`), min_reading (`float`): see `EnsembleConfig`.
     """
 
-    has_prompt_logits = False
+    has_prompt_logits = always_shows_states = scores_texts_at_once = False
 
     def __init__(
         self,
@@ -68,6 +68,11 @@ class ReadingsEngine:
         self.groups = [
             next(j for j, other in enumerate(vocabularies) if other is vocabulary) for vocabulary in vocabularies
         ]
+
+    @property
+    def prompt_tokenizers(self) -> list[PreTrainedTokenizerBase]:
+        """See `Engine`: every member's own."""
+        return [member.tokenizer for member in self.members]
 
     @property
     def pieces(self) -> list[bytes | None]:
@@ -187,7 +192,7 @@ class ReadingsCall:
         """See `EngineCall`."""
         return ReadingsStep(self, cache, keep)
 
-    def set_prompts(self, cache: EnsembleCache, ids: torch.Tensor, mask: torch.Tensor) -> None:
+    def set_prompts(self, cache: EnsembleCache, starts: torch.Tensor, ids: torch.Tensor, mask: torch.Tensor) -> None:
         """See `EngineCall`."""
         self._own_prompts = member_prompts(ids, mask)
 

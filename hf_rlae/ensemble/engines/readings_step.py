@@ -75,7 +75,7 @@ class ReadingsStep:
         if cache.mask is not None and not (cache.in_generate and first >= int(cache.spans.starts[0])):
             mask = cache.mask[:, first:].tolist()
         for run in self.runs:
-            run.start_recording(first)
+            run.forget_before(first)
         for column in range(first, total):
             tokens: list[int | None] = [row[column - first] for row in text]
             if mask is not None:

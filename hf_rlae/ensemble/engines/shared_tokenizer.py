@@ -7,7 +7,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import torch
-from transformers import GenerationConfig
+from transformers import GenerationConfig, PreTrainedTokenizerBase
 
 from hf_rlae.ensemble.engines.host_runs import SharedTokenizerHost
 from hf_rlae.ensemble.mixing import Mixing
@@ -39,7 +39,7 @@ class SharedTokenizerEngine:
     """
 
     union: UnionVocabulary | None = None
-    has_prompt_logits = True
+    has_prompt_logits = always_shows_states = scores_texts_at_once = True
 
     def __init__(self, members: Sequence[Member], mixing: Mixing) -> None:
         self.members = list(members)
@@ -50,6 +50,11 @@ class SharedTokenizerEngine:
             torch.inf if member.context_length is None else float(member.context_length) for member in members
         ]
         self.survivor = self.contexts.index(max(self.contexts))
+
+    @property
+    def prompt_tokenizers(self) -> list[PreTrainedTokenizerBase]:
+        """See `Engine`: the first member's encodes for all."""
+        return [self.members[0].tokenizer] * len(self.members)
 
     @cached_property
     def vocabularies(self) -> list[ByteVocabulary]:
@@ -146,9 +151,8 @@ class SharedTokenizerCall:
         """See `EngineCall`."""
         return SharedTokenizerStep(self, cache, keep)
 
-    def set_prompts(self, cache: EnsembleCache, ids: torch.Tensor, mask: torch.Tensor) -> None:
+    def set_prompts(self, cache: EnsembleCache, starts: torch.Tensor, ids: torch.Tensor, mask: torch.Tensor) -> None:
         """See `EngineCall`; a member whose own prompt equals the shared one keeps its run."""
-        starts = cache.spans.starts
         start = int(starts[0])
         if bool((starts != start).any()):
             raise InputError(
@@ -170,7 +174,12 @@ class SharedTokenizerCall:
     def prompts(self, cache: EnsembleCache, row: int) -> list[tuple[int, ...]]:
         """See `EngineCall`."""
         shared = cache.prompt_ids(row)
-        return [run.prompt(row) if isinstance(run, OwnPromptRun) else shared for run in self.runs]
+        return [
+            (*run.prompt(row), *shared[len(cache.text_ids(row, run.start)) :])
+            if isinstance(run, OwnPromptRun)
+            else shared
+            for run in self.runs
+        ]
 
     def prompt_lengths(self, ids: torch.Tensor, mask: torch.Tensor | None) -> list[int]:
         """See `EngineCall`."""
@@ -280,7 +289,8 @@ class SharedTokenizerStep:
         if len(active) == 1 and not self.skipped:  # a single member: its own logits, bit-exactly
             if cache.trace.enabled:
                 self._record(active, logits, [logits[0].float().logsumexp(-1)], weights)
-            return self.engine.readable(self.engine.padded(logits[0]))
+            own = self.engine.padded(logits[0]).to(cache.ids.device)
+            return self.engine.readable(own if len(self.engine.members) == 1 else own.float())
         device = cache.ids.device
         # mixing overwrites its input, so copy logits that the trace, a policy or the caller of `forward` may still use
         copy = cache.trace.enabled or not cache.in_generate or bool(self._queries)

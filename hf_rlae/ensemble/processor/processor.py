@@ -273,7 +273,7 @@ class EnsembleLogitsProcessor(LogitsProcessor):
         engine_call, host = self.ensemble.engine.new_host_call(hidden_tokens, self.host_rereads)
         cache = EnsembleCache(engine_call)
         check_prompt_lengths(self.ensemble, cache, ids, {"attention_mask": mask})
-        cache.begin_generate(ids.shape[1])
+        cache.begin_generate(ids.shape[1], self.ensemble.policy)
         key = ids if mask is None else torch.cat([ids, mask.to(ids.device, ids.dtype)], dim=1)
         groups = torch.unique(key, dim=0, return_inverse=True)[1]
         pads = [0] * len(ids) if mask is None else (mask == 0).sum(1).tolist()

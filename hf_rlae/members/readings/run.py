@@ -147,7 +147,7 @@ class ReadingsRun:
         if self._history is None:
             self._history = {self._column: list(self.rows)}
 
-    def start_recording(self, column: int) -> None:
+    def forget_before(self, column: int) -> None:
         """Called when a step begins with `column`: drops the rows recorded before column `column - 1`."""
         if self._history is not None:
             self._history = {at: rows for at, rows in self._history.items() if at == column - 1}

@@ -167,14 +167,13 @@ def _lengths(ensemble: EnsembleForCausalLM, name: str, prompts: list[Any]) -> li
     known: dict[int, list[int]] = {}
     found = []
     for index, member in enumerate(ensemble.members):
-        tokenizer: Any = member.tokenizer
+        tokenizer: Any = ensemble.engine.prompt_tokenizers[index]
         texts, options = prompts, {}
         if isinstance(prompts[0], list):
+            tokenizer = member.tokenizer
             check_chat_template(name, prompts, tokenizer, f"the tokenizer of member {member.name} (number {index})")
             texts = tokenizer.apply_chat_template(prompts, tokenize=False, add_generation_prompt=True)
             options = {"add_special_tokens": False}
-        elif ensemble.union is None:  # the first member's tokenizer encodes for all
-            tokenizer = ensemble.members[0].tokenizer
         if id(tokenizer) not in known:
             known[id(tokenizer)] = [len(ids) for ids in tokenizer(texts, verbose=False, **options)["input_ids"]]
         found.append(known[id(tokenizer)])

@@ -202,7 +202,7 @@ def _draws(ensemble: EnsembleForCausalLM, sampling: Sampling) -> bool:
     """Whether each token comes from one drawn member, the only one that runs."""
     is_plain = sampling.temperature == 1.0 and sampling.top_p >= 1.0 and not sampling.top_k
     is_mixture = is_plain and ensemble.config.draw == "token"  # the draws have the mixture's distribution
-    reads_twice = sampling.keeps_logps and ensemble.union is not None
+    reads_twice = sampling.keeps_logps and not ensemble.engine.scores_texts_at_once
     return ensemble.config.draw is not None and not (is_mixture and reads_twice)
 
 
@@ -229,10 +229,11 @@ def _rollouts(
     mask = (is_end.cumsum(1) - is_end.long()) == 0
     span_index, span_mask = spans_of_tokens(mask, ensemble.config.span_length)
     spans = span_mask.shape[1]
-    said = {
-        name: recorder.said(name, spans, ids.device) for name in ("weights", "state_values", "actions", "log_probs")
+    outputs = {
+        name: recorder.outputs_of(name, spans, ids.device)
+        for name in ("weights", "state_values", "actions", "log_probs")
     }
-    weights, values = said["weights"], said["state_values"]
+    weights, values = outputs["weights"], outputs["state_values"]
     assert weights is not None
     assert values is not None
     if member_logps is not None:
@@ -244,12 +245,12 @@ def _rollouts(
         completion_mask=mask,
         span_index=span_index,
         span_mask=span_mask,
-        observation=recorder.seen(spans),
+        observation=recorder.observations(spans),
         weights=weights,
         old_values=values,
         is_ended=is_end.any(1),
-        actions=said["actions"],
-        old_log_probs=said["log_probs"],
+        actions=outputs["actions"],
+        old_log_probs=outputs["log_probs"],
         member_logps=member_logps,
         old_mixture_logps=None if member_logps is None else mixture_logps(weights, member_logps, span_index),
     )

@@ -1,4 +1,4 @@
-"""What a policy saw and said while an ensemble wrote."""
+"""The observations and outputs of a policy during a rollout."""
 
 from __future__ import annotations
 
@@ -8,24 +8,24 @@ from typing import Any
 
 import torch
 
-from hf_rlae.policies import PolicyOutput, PolicyState
+from hf_rlae.policies import PolicyModel, PolicyOutput, PolicyState
 
 
 @dataclass
 class SpanRecorder:
-    """Stands in for the policy while texts are written, and keeps what it saw and said at every span.
+    """Takes the place of the policy during a rollout, and records its observations and outputs at every span.
 
     Args:
-        policy (`PolicyModel`): asked without gradients.
-        num_rows (`int`): N, of the texts at the beginning.
-        seeds_of (callable, *optional*): gives the seeds of a span and some rows, one a row, from which actions are
-            drawn; `None` for the deterministic weights.
+        policy (`PolicyModel`): called without gradients.
+        num_rows (`int`): N, the number of completions of the rollout.
+        seeds_of (`Callable`, *optional*): takes a span and R row numbers, returns R seeds from which actions are drawn;
+            `None` for deterministic weights.
 
     Attributes:
-        rows (`torch.LongTensor` of shape `(R,)`): which texts are being written.
+        rows (`torch.LongTensor` of shape `(R,)`): the rows that are being generated.
     """
 
-    policy: Any
+    policy: PolicyModel
     num_rows: int
     seeds_of: Callable[[int, Sequence[int]], Sequence[int]] | None = None
     rows: torch.Tensor = field(init=False)
@@ -38,37 +38,40 @@ class SpanRecorder:
 
     @property
     def observes_members(self) -> bool:
-        """Whether members have to be run for the policy."""
+        """See [`MemberObserver`]."""
         return self.policy.config.observes_members
 
     @property
     def pooled_tokens(self) -> int:
-        """Over how many of each member's newest tokens hidden states are averaged for the policy."""
+        """See [`MemberObserver`]."""
         return self.policy.config.pooled_tokens
 
     def __call__(self, state: PolicyState) -> torch.Tensor:
         """The policy's weights, `(R, M)`."""
-        seen = self.policy.observe(state)
+        observation = self.policy.observe(state)
         sample: Any = False if self.seeds_of is None else self.seeds_of(len(self._outputs), self.rows.tolist())
-        output = self.policy(seen, sample=sample)
+        output: PolicyOutput = self.policy(observation, sample=sample)
         self._rows.append(self.rows)
-        self._observations.append(seen)
+        self._observations.append(observation)
         self._outputs.append(output)
         return output.weights
 
-    def said(self, name: str, spans: int, device: torch.device) -> torch.Tensor | None:
-        """A field of the policy's outputs, of shape `(N, S, ...)`; 0 for texts that had ended, `None` if there is none.
+    def outputs_of(self, name: str, spans: int, device: torch.device) -> torch.Tensor | None:
+        """A field of the policy's outputs.
 
         Args:
             name (`str`): of `PolicyOutput`.
-            spans (`int`): S; what was said after them is left out.
-            device (`torch.device`): where it is wanted.
+            spans (`int`): S; outputs of later spans are left out.
+            device (`torch.device`): of the result.
+
+        Returns:
+            `torch.Tensor` of shape `(N, S, ...)`: 0 in rows that had ended; `None` if the policy gives no such field.
         """
         values = [getattr(output, name) for output in self._outputs[:spans]]
         return None if values[0] is None else self._spread(torch.cat(values), spans).to(device)
 
-    def seen(self, spans: int) -> dict[str, torch.Tensor]:
-        """What the policy saw, each of shape `(N, S, ...)`; 0 for texts that had ended."""
+    def observations(self, spans: int) -> dict[str, torch.Tensor]:
+        """The policy's observations, each of shape `(N, S, ...)`; 0 in rows that had ended."""
         together = self.policy.stack(self._observations[:spans])
         return {name: self._spread(tensor, spans) for name, tensor in together.items()}
 
