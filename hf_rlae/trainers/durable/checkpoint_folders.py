@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from transformers.trainer_utils import sort_checkpoints
 
 from hf_rlae.errors import CheckpointError
 
@@ -160,3 +161,23 @@ def _sync(path: Path) -> None:
         os.fsync(handle)
     finally:
         os.close(handle)
+
+
+def rotate(run_dir: str, newest: str, limit: int | None, best: str | None) -> None:
+    """Deletes the oldest checkpoints, as transformers does, but renames each of them first, so that none is incomplete.
+
+    Args:
+        run_dir (`str`): their folder.
+        newest (`str`): the newest one; it is kept.
+        limit (`int`, *optional*): how many are kept; all if not given or not above 0.
+        best (`str`, *optional*): another one that is kept.
+    """
+    if limit is None or limit <= 0:
+        return
+    checkpoints = sort_checkpoints(run_dir, use_mtime=True)
+    kept = {os.path.abspath(path) for path in (newest, best) if path is not None}
+    doomed = [path for path in checkpoints if os.path.abspath(path) not in kept]
+    for path in doomed[: max(0, len(checkpoints) - max(limit, len(kept)))]:
+        os.makedirs(os.path.join(run_dir, UNFINISHED), exist_ok=True)
+        os.rename(path, os.path.join(run_dir, UNFINISHED, os.path.basename(path)))
+        settle(Path(run_dir))

@@ -17,7 +17,6 @@ import numpy as np
 import torch
 from accelerate.utils import gather_object
 from transformers import Trainer, TrainerCallback
-from transformers.trainer_utils import rotate_checkpoints
 
 from hf_rlae.errors import CheckpointError, ConfigError
 from hf_rlae.trainers.durable.checkpoint_folders import (
@@ -26,6 +25,7 @@ from hf_rlae.trainers.durable.checkpoint_folders import (
     check_plain,
     missing_parts,
     publish,
+    rotate,
     settle,
     whole_checkpoints,
 )
@@ -200,7 +200,7 @@ class DurableTrainer(Trainer):
         if self.args.push_to_hub:
             self._push_from_checkpoint(folder)
         if self.args.should_save:
-            rotate_checkpoints(run_dir, self.args.save_total_limit, self.state.best_model_checkpoint, use_mtime=True)
+            rotate(run_dir, folder, self.args.save_total_limit, self.state.best_model_checkpoint)
 
     @contextlib.contextmanager
     def _writing_to(self, staging: Path) -> Iterator[None]:
