@@ -1,4 +1,4 @@
-"""Files that are written whole or not at all."""
+"""Files that are written atomically."""
 
 from __future__ import annotations
 
@@ -8,17 +8,17 @@ from pathlib import Path
 
 
 def write_whole(path: str | Path, data: str | bytes) -> Path:
-    """Writes a file by way of a temporary one beside it, so that nobody ever sees half of it.
+    """Writes a file atomically, by renaming a temporary file in the same folder.
 
     Args:
-        path (`str` or `Path`): replaced if it is there.
+        path (`str` or `Path`): replaced if it exists.
         data (`str` or `bytes`): text is written in UTF-8; half a character pair (a lone surrogate) becomes `?`.
 
     Returns:
-        `Path`: where it lies.
+        `Path`: the path of the file.
 
     Raises:
-        OSError: the folder is missing or cannot be written to; what was there before is untouched.
+        OSError: the folder is missing or not writable; the former file is unchanged.
 
     Example:
 

@@ -207,6 +207,13 @@ def number_of(value: Any) -> Number | None:
 
 
 def last_digit(text: str) -> int:
-    """The place of the last digit (or vulgar fraction), -1 if there is none."""
-    found = _ONE_DIGIT.search(text[::-1])
-    return -1 if found is None else len(text) - 1 - found.start()
+    """The place of the last digit (or vulgar fraction), -1 if there is none.
+
+    Digits that are not ASCII are looked for in the last 8,000 characters only, because Python has no quick way.
+    """
+    at = max(text.rfind(digit) for digit in "0123456789")
+    if text.isascii():
+        return at
+    tail = text[max(at + 1, len(text) - 2 * MOST_DIGITS) :]
+    found = _ONE_DIGIT.search(tail[::-1])
+    return at if found is None else len(text) - 1 - found.start()
