@@ -16,7 +16,7 @@ class MemberScores:
 
     Attributes:
         column (`int`): the first of these columns; its token is the one after it.
-        outputs (`list` of `(scores, log_z)` or `None`): for each member, scores of shape `(B, n, V)` and the log of their
+        outputs (`list` of `(scores, log_z)` or `None`): for each member, scores `(B, n, V)` and the log of their
             sum of exponentials, `log_z` of shape `(B, n)`; `None` for members that were not run.
         weights (`torch.FloatTensor` of shape `(B, n, M)`): the members' weights. The scores of a member without weight
             in a row may be missing or outdated, so they are not used.

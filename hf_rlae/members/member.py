@@ -87,6 +87,7 @@ class Member:
         path = getattr(self.model, "name_or_path", "") or getattr(self.model.config, "_name_or_path", "")
         self.name = name or path or type(self.model).__name__
         has_adapters = has_adapters or getattr(model, "_hf_peft_config_loaded", False)
+        self._has_adapters = has_adapters
         self.source = source or (None if has_adapters else path) or None
         self.revision = revision
         self.adapter_name = adapter_name
@@ -180,8 +181,8 @@ class Member:
     @contextmanager
     def active(self) -> Iterator[None]:
         """Activates the member's own adapter within this context; a lock serialises members that share a base model."""
-        if self.adapter_name is None:
-            with nullcontext():
+        if self.adapter_name is None:  # the active adapter of the model, while no other member uses its own
+            with _adapter_lock(self.model) if self._has_adapters else nullcontext():
                 yield
             return
         with _adapter_lock(self.model):
