@@ -289,3 +289,15 @@ def test_tokens_of_the_prompt_have_the_weights_of_the_first_span(starts, firsts)
     for column in range(min(starts) - 1):
         assert spans.as_lists(column) == [pytest.approx([1 / 2, 1 / 2])] * 2
         torch.testing.assert_close(spans.weights(column, column + 1)[:, 0], torch.full((2, 2), 0.5))
+
+
+def test_members_with_weight_in_other_rows_only_are_not_active():
+    """Law: once a row is dropped, so is the need to run the members that had weight in it alone."""
+    spans = SpanWeights(4, torch.tensor([2, 2]), torch.tensor([0, 0]))
+    (query,) = spans.queries(1, 2)
+    spans.set(query, torch.tensor([[1.0, 0.0, 0.0], [0.0, 0.5, 0.5]]))
+    assert spans.active(1, 2) == [0, 1, 2]
+    spans.select(torch.tensor([1]))
+    assert spans.active(1, 2) == [1, 2]
+    spans.select(torch.tensor([0, 0]))
+    assert spans.active(1, 2) == [1, 2]
