@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import argparse
-import importlib
+import importlib.util
 import os
 import re
 
@@ -54,6 +54,8 @@ def check(args: argparse.Namespace) -> None:
     if os.path.splitext(args.picture)[1].lower() not in (".png", ".svg", ".pdf"):
         raise ConfigError(f"--picture {args.picture}: the name must end with .png, .svg or .pdf")
     check_output(args.picture, "--picture")
+    if args.train and any(importlib.util.find_spec(name) is None for name in ("trl", "datasets")):
+        raise ConfigError("--train needs trl and datasets: pip install 'hf_rlae[train]'")
 
 
 def run(args: argparse.Namespace) -> int:
