@@ -57,8 +57,9 @@ class SpanWeights:
         self.span_length = span_length
         self.starts = starts
         self.firsts = firsts
-        # whether all rows begin their spans at the same columns, which makes every step cheaper
-        self.uniform = bool((starts == starts[0]).all()) and bool((firsts < starts).all())
+        # the start that all rows share, if they do: it makes every step cheaper
+        is_shared = bool((starts == starts[0]).all()) and bool((firsts < starts).all())
+        self._shared_start = int(starts[0]) if is_shared else None
         self.records: list[SpanRecord] = []
         self._weights: dict[int, torch.Tensor] = {}  # by span, of shape (B, M)
         self._known: dict[int, torch.Tensor] = {}  # by span: whether the weights of each row are known, of shape (B,)
@@ -70,9 +71,9 @@ class SpanWeights:
         """The span of the token after `column`, for every row: shape `(B,)`."""
         return ((column + 1 - self.starts) // self.span_length).clamp(min=0)
 
-    def _shared_span_of(self, column: int) -> int:
-        """The span of the token after `column`, if it is the same for all rows (`uniform`)."""
-        return max(0, (column + 1 - int(self.starts[0])) // self.span_length)
+    def _shared_span_of(self, column: int, start: int) -> int:
+        """The span of the token after `column`, if all rows share `start`."""
+        return max(0, (column + 1 - start) // self.span_length)
 
     def queries(self, low: int, high: int) -> list[SpanQuery]:
         """The queries that the tokens after the columns `low .. high - 1` need, sorted by column.
@@ -80,11 +81,11 @@ class SpanWeights:
         A span that begins with the token after column `c` is queried at `c`, the last column before it. Spans whose
         weights are known are left out.
         """
-        if self.uniform:
-            start = int(self.starts[0])
-            spans = range(self._shared_span_of(low), self._shared_span_of(high - 1) + 1)
+        shared = self._shared_start
+        if shared is not None:
+            spans = range(self._shared_span_of(low, shared), self._shared_span_of(high - 1, shared) + 1)
             return [
-                SpanQuery(start + span * self.span_length - 1, span, None)
+                SpanQuery(shared + span * self.span_length - 1, span, None)
                 for span in spans
                 if span not in self._weights
             ]
@@ -132,8 +133,8 @@ class SpanWeights:
         """The members that have weight in some row for the tokens after the columns `low .. high - 1`."""
         if low in self._drawn and high == low + 1:
             return sorted({row.index(1.0) for row in self._drawn[low][1]})
-        if self.uniform:
-            spans = {self._shared_span_of(column) for column in range(low, high)}
+        if self._shared_start is not None:
+            spans = {self._shared_span_of(column, self._shared_start) for column in range(low, high)}
         else:
             spans = set(self._weights)
         return sorted(frozenset().union(*(self._active[span] for span in spans)))
@@ -149,8 +150,9 @@ class SpanWeights:
         return self._given(column, column + 1)[:, 0]
 
     def _given(self, low: int, high: int) -> torch.Tensor:
-        if self.uniform:
-            columns = [self._weights[self._shared_span_of(column)] for column in range(low, high)]
+        start = self._shared_start
+        if start is not None:
+            columns = [self._weights[self._shared_span_of(column, start)] for column in range(low, high)]
             return columns[0][:, None] if len(columns) == 1 else torch.stack(columns, dim=1)
         spans = torch.stack([self.span_of(column) for column in range(low, high)], dim=1)
         any_weights = next(iter(self._weights.values()))
@@ -164,8 +166,8 @@ class SpanWeights:
         """The weights of the token after `column` as B lists of M numbers; 0 in rows whose weights are not known."""
         if column in self._drawn:
             return self._drawn[column][1]
-        if self.uniform:
-            return self._lists[self._shared_span_of(column)]
+        if self._shared_start is not None:
+            return self._lists[self._shared_span_of(column, self._shared_start)]
         members = len(next(iter(self._lists.values()))[0]) if self._lists else 0
         spans = self.span_of(column).tolist()
         return [self._lists[span][row] if span in self._lists else [0.0] * members for row, span in enumerate(spans)]
@@ -174,7 +176,7 @@ class SpanWeights:
         """Row `i` becomes the former row `rows[i]`."""
         on_cpu = rows.cpu()
         self.starts, self.firsts = self.starts[on_cpu], self.firsts[on_cpu]
-        if self.uniform:  # otherwise rows with a later start may still need older spans
+        if self._shared_start is not None:  # otherwise rows with a later start may still need older spans
             for span in sorted(self._weights)[:-2]:
                 del self._weights[span], self._known[span], self._lists[span], self._active[span]
         self._drawn = {

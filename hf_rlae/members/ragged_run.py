@@ -133,7 +133,9 @@ class BatchRunner:
         self.cache = RaggedCache()
         self.states = RaggedStates(hidden_tokens)
         self.forward_calls = 0
-        self._least_saved: float = _LEAST_SAVED if member.device.type == "cpu" else _LEAST_SAVED_ELSEWHERE
+        self._device = member.device
+        self._hidden_size = member.hidden_size
+        self._least_saved: float = _LEAST_SAVED if self._device.type == "cpu" else _LEAST_SAVED_ELSEWHERE
         if _turns_by_longest(member.config):
             self._least_saved = math.inf
 
@@ -153,8 +155,8 @@ class BatchRunner:
         keep = [0 if path is None else path.keep for path in paths]
         wants = [0 if path is None else path.want for path in paths]
         # A pass over some rows copies their caches (`index_select` in `RaggedLayer.update`). One cell costs about
-        # `hidden_size` times as much as copying one cache index, so this is the cost of a copied row in cells.
-        copied = self.cache.length / self.member.hidden_size
+        # `_hidden_size` times as much as copying one cache index, so this is the cost of a copied row in cells.
+        copied = self.cache.length / self._hidden_size
         width = shared_columns([len(ids) for ids in feed], self._least_saved, copied)
         before = self._read_heads(feed, keep, wants, width)  # afterwards no row has more than `width` ids left
         running = self._worth_running(feed, width, copied)
@@ -196,7 +198,7 @@ class BatchRunner:
     ) -> _Pass:
         """One pass over some of `batch` rows: reads `feed` after `keep` ids, returns the last `wanted` columns."""
         member = self.member
-        ids, positions, plan = plan_columns(keep, feed, member.device, rows, batch)
+        ids, positions, plan = plan_columns(keep, feed, self._device, rows, batch)
         self.cache.plan = plan
         arguments: dict[str, Any] = {
             "input_ids": ids,
