@@ -8,6 +8,7 @@ from .errors import CheckpointError as CheckpointError
 from .errors import ConfigError as ConfigError
 from .errors import HfRlaeError as HfRlaeError
 from .errors import InputError as InputError
+from .errors import InternalError as InternalError
 from .errors import MemberError as MemberError
 from .errors import NonFiniteError as NonFiniteError
 from .errors import ObjectiveError as ObjectiveError

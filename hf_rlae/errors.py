@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable
+from typing import TypeVar
+
+_T = TypeVar("_T")
 
 
 class HfRlaeError(Exception):
@@ -56,6 +59,25 @@ class RewardUnavailableError(HfRlaeError, RuntimeError):
 
 class ObjectiveError(HfRlaeError, ValueError):
     """Tensors from which no loss or advantage can be computed; the message names the tensor."""
+
+
+class InternalError(HfRlaeError, RuntimeError):
+    """A defect of this package, not of its input; please report it with the message."""
+
+
+def present(value: _T | None, what: str) -> _T:
+    """A value that this package has set before.
+
+    Args:
+        value: what must not be `None`.
+        what (`str`): its name, for the message.
+
+    Raises:
+        InternalError: the value is `None`.
+    """
+    if value is None:
+        raise InternalError(f"{what} is missing where it must be known: a defect of hf_rlae, please report it")
+    return value
 
 
 def nearest(given: str, known: Iterable[str]) -> str:

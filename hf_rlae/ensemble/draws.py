@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import torch
 
 from hf_rlae.ensemble.spans import SpanWeights
+from hf_rlae.errors import present
 
 UNITS = ("token", "word", "span")
 SCOPES = ("row", "batch")
@@ -58,29 +59,28 @@ class MemberDraws:
             for row, members in enumerate(excluded):
                 weights[row, list(members)] = 0.0
         is_again = bool(self.drawn) and self.drawn[-1][0] == column + 1  # only what is excluded now is replaced
-        fresh = (
-            torch.zeros(len(weights), dtype=torch.bool) if is_again else self._fresh(spans, ids, column, len(weights))
-        )
-        if self._current is not None:
-            fresh = fresh | (weights.gather(1, self._current[:, None])[:, 0] == 0)
-        if bool(fresh.any()):
-            found = self._draw(weights)
-            self._current = found if self._current is None else torch.where(fresh, found, self._current)
-        assert self._current is not None
+        current = self._current
+        if current is None:
+            current = self._draw(weights)
+        else:
+            fresh = weights.gather(1, current[:, None])[:, 0] == 0
+            if not is_again:
+                fresh = fresh | self._fresh(spans, ids, column, len(weights))
+            if bool(fresh.any()):
+                current = torch.where(fresh, self._draw(weights), current)
         if is_again:
             self.drawn.pop()
-        self.drawn.append((column + 1, self._current))
-        spans.draw(column, self._current)
+        self._current = current
+        self.drawn.append((column + 1, current))
+        spans.draw(column, current)
 
     def _fresh(self, spans: SpanWeights, ids: torch.Tensor, column: int, rows: int) -> torch.Tensor:
         """Whether a new token, word or span begins in each row, `(rows,)`."""
-        every = torch.ones(rows, dtype=torch.bool)
-        if self._current is None or self.unit == "token":
-            return every
+        if self.unit == "token":
+            return torch.ones(rows, dtype=torch.bool)
         if self.unit == "span":
             return (column + 1 - spans.starts) % spans.span_length == 0
-        assert self.begins_word is not None
-        return self.begins_word[ids[:, column].cpu()]
+        return present(self.begins_word, "begins_word, which draw='word' needs")[ids[:, column].cpu()]
 
     def _draw(self, weights: torch.Tensor) -> torch.Tensor:
         """One member per row, by inverse transform sampling of the weights."""

@@ -106,8 +106,8 @@ def check_declared_prompt(
 
 def check_generate_inputs(
     model: EnsembleForCausalLM, ids: Any, settings: GenerationConfig, kwargs: dict[str, Any]
-) -> None:
-    """Raises `InputError` for invalid arguments of `generate`; `settings` are the generation settings of the call."""
+) -> torch.Tensor:
+    """The prompt's ids; `InputError` for invalid arguments of `generate`. `settings` are those of the call."""
     if kwargs.get("inputs_embeds") is not None:
         raise InputError("inputs_embeds is not supported, because members have different embeddings; pass input_ids")
     model.engine.check_generation(settings)
@@ -117,6 +117,7 @@ def check_generate_inputs(
             "return_tensors='pt', padding=True))`"
         )
     check_prompts(model, ids, kwargs.get("attention_mask"))
+    return ids
 
 
 def check_prompts(model: EnsembleForCausalLM, ids: Any, mask: Any) -> None:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from hf_rlae.errors import present
 from hf_rlae.policies import PolicyState, UniformPolicy
 
 if TYPE_CHECKING:
@@ -77,6 +78,6 @@ def score_members(
             logits_to_keep=ids.shape[1] - prompt_columns,
             **{name: value[part] for name, value in chats.items()},
         )
-        assert cache.trace.pending is not None
-        found.append(cache.trace.pending.of(ids[:, prompt_columns:]))
+        scores = present(cache.trace.pending, "the members' scores of the text")
+        found.append(scores.of(ids[:, prompt_columns:]))
     return torch.cat(found)

@@ -39,7 +39,7 @@ from hf_rlae.ensemble.options import BuildOptions, GivenMember, LoadOptions
 from hf_rlae.ensemble.outputs import EnsembleGenerateBeamOutput, EnsembleGenerateOutput, attach_trace
 from hf_rlae.ensemble.tokenizer_ensemble import MemberChats
 from hf_rlae.ensemble.trace import BeamWatch
-from hf_rlae.errors import ConfigError, PolicyError
+from hf_rlae.errors import ConfigError, PolicyError, present
 from hf_rlae.members import Member
 from hf_rlae.policies import Policy, UniformPolicy, ask, cut, members_of, observed_tokens
 from hf_rlae.vocabulary import UnionVocabulary
@@ -374,8 +374,7 @@ class EnsembleForCausalLM(PreTrainedModel, GenerationMixin):
         **kwargs: Any,
     ) -> dict[str, Any]:
         """The arguments of `forward`: only the columns that are not in the cache."""
-        cache = past_key_values
-        assert cache is not None
+        cache = present(past_key_values, "past_key_values")
         device = self.device
         columns = input_ids[:, cache.seen :] if input_ids.shape[1] > cache.seen else input_ids
         inputs: dict[str, Any] = {
@@ -430,10 +429,9 @@ class EnsembleForCausalLM(PreTrainedModel, GenerationMixin):
             InputError: an empty prompt, right padding, a row without tokens, ids outside the union vocabulary, a
                 prompt longer than a member's context.
         """
-        ids = inputs if inputs is not None else kwargs.get("input_ids")
+        given = inputs if inputs is not None else kwargs.get("input_ids")
         settings = self._prepare_generation_config(generation_config, **kwargs)[0]  # type: ignore[misc]
-        check_generate_inputs(self, ids, settings, kwargs)
-        assert ids is not None
+        ids = check_generate_inputs(self, given, settings, kwargs)
         wants_dict = bool(settings.return_dict_in_generate)
         cache: EnsembleCache | None = kwargs.get("past_key_values")
         if cache is None:

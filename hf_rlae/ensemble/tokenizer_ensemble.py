@@ -13,7 +13,7 @@ from hf_rlae.errors import TokenizerError
 from hf_rlae.vocabulary import UnionVocabulary
 from hf_rlae.vocabulary.token_bytes import byte_level_alphabet
 
-STOP_TOKEN = "<|stop|>"
+STOP_TOKEN = "<|stop|>"  # noqa: S105 (a token of the vocabulary)
 """The token string of STOP, which has no bytes."""
 
 

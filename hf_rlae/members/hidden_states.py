@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch.nn.functional import pad
 
+from hf_rlae.errors import present
 from hf_rlae.members.ragged_cache import WritePlan, writable
 
 _KEPT_BEYOND = 64
@@ -97,10 +98,9 @@ class ColumnStates:
             moved = states.new_zeros(len(states), capacity, states.shape[-1])
             if store is not None and kept:
                 moved[:, :kept] = store[:, self._length - kept : self._length]
-            self._store, self._length = moved, kept
-        assert self._store is not None
-        self._store = writable(self._store)
-        self._store[:, self._length : self._length + new] = states
+            store, self._length = moved, kept
+        store = self._store = writable(store)
+        store[:, self._length : self._length + new] = states
         self._length += new
 
     def record(self) -> None:
@@ -162,8 +162,7 @@ class RaggedStates:
 
     def seen(self, plan: WritePlan, wanted: int) -> torch.Tensor:
         """The last `wanted` states of a forward pass with their means (see `with_means`): `(R, wanted, 2 H)`."""
-        store = self._states
-        assert store is not None
+        store = present(self._states, "the hidden states of the rows")
         indices = plan.indices[:, -wanted:, None].to(store.device)
         taken = indices - torch.arange(self.count, device=store.device)
         inside = taken >= 0

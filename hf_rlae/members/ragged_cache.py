@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from transformers import Cache
 from transformers.cache_utils import CacheLayerMixin
+
+from hf_rlae.errors import present
 
 
 def writable(store: torch.Tensor) -> torch.Tensor:
@@ -45,7 +48,7 @@ class RaggedLayer(CacheLayerMixin):
     is_croppable = True
     is_sliding = False
 
-    def __init__(self, cache: RaggedCache | None = None) -> None:
+    def __init__(self, cache: RaggedCache) -> None:
         super().__init__()
         self.cache = cache
 
@@ -57,9 +60,7 @@ class RaggedLayer(CacheLayerMixin):
         self, key_states: torch.Tensor, value_states: torch.Tensor, *args: object, **kwargs: object
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Writes new columns by the cache's plan; returns keys and values of its rows, `(R, heads, L, head_dim)`."""
-        assert self.cache is not None
-        plan = self.cache.plan
-        assert plan is not None
+        plan = present(self.cache.plan, "the write plan of the forward pass")
         self.is_initialized = True
         self.keys = self._written(self.keys, key_states, plan)
         self.values = self._written(self.values, value_states, plan)
@@ -88,12 +89,10 @@ class RaggedLayer(CacheLayerMixin):
 
     def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
         """Number of indices in use, and their offset."""
-        assert self.cache is not None
         return (self.cache.plan.length if self.cache.plan else query_length), 0
 
     def get_seq_length(self) -> int:
         """Number of indices in use before this forward pass."""
-        assert self.cache is not None
         return self.cache.length
 
     def get_max_length(self) -> int:
@@ -121,8 +120,7 @@ class RaggedCache(Cache):
         """Writes the new columns of one layer (see `RaggedLayer.update`)."""
         while len(self.layers) <= layer_idx:
             self.layers.append(RaggedLayer(self))
-        layer = self.layers[layer_idx]
-        assert isinstance(layer, RaggedLayer)
+        layer: Any = self.layers[layer_idx]
         return layer.update(key_states, value_states)
 
     def get_seq_length(self, layer_idx: int = 0) -> int:

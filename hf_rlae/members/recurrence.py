@@ -50,18 +50,15 @@ def find_recurrence(model: Any, device: torch.device, vocab_size: int) -> Recurr
     ids = (torch.arange(8, device=device) * 7 % vocab_size)[None]
     whole = model(input_ids=ids, use_cache=False).logits[0, -1].float()
     stepped = _last_logits(model, ids, (4, 5, 6, 7, 8))
-    if stepped is None:
-        return Recurrence(returns_state=False)
-    tolerance = 10 * float((stepped[0] - whole).abs().max()) + 1e-5 * float(whole.abs().max())
     chunked = _last_logits(model, ids, (4, 8))
-    assert chunked is not None
     shorter = _last_logits(model, ids[:, 3:], (4, 5))
     both = ids.repeat(2, 1)
     mask = torch.ones_like(both)
     mask[1, :3] = 0
     together = _last_logits(model, both, (7, 8), mask)
-    assert shorter is not None
-    assert together is not None
+    if stepped is None or chunked is None or shorter is None or together is None:
+        return Recurrence(returns_state=False)
+    tolerance = 10 * float((stepped[0] - whole).abs().max()) + 1e-5 * float(whole.abs().max())
     batch_error = max(_error(together[0], stepped[0]), _error(together[1], shorter[0]))
     return Recurrence(True, _error(chunked[0], whole) <= tolerance, batch_error <= tolerance)
 

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from transformers import DynamicCache
 
+from hf_rlae.errors import present
 from hf_rlae.members.hidden_states import ColumnStates
 from hf_rlae.members.member import Member
 from hf_rlae.members.recurrence import returned_state
@@ -334,8 +335,7 @@ class SeparateRowsRun(ReadsSharedColumns):
             logits = _with_row(logits, own_logits, (len(input_ids), keep), row, at)
             if own_states is not None:
                 states = _with_row(states, own_states, (len(input_ids), keep), row, at)
-        assert logits is not None
-        return logits, states
+        return present(logits, "the logits of the columns that were read"), states
 
     def _begin(self, num_rows: int) -> None:
         if self.rows:

@@ -124,8 +124,7 @@ class PolicyModel(PreTrainedModel):
         settings = {"max_text_tokens": longest, **settings}
         config = PolicyConfig.for_members(members, observation=observation, encoder_config=encoder_config, **settings)
         policy = cls(config, tokenizer)
-        assert policy.encoder is not None
-        policy.encoder.load_state_dict(model.state_dict())
+        policy.get_submodule("encoder").load_state_dict(model.state_dict())
         return policy.to(model.device).eval()
 
     @classmethod
@@ -264,7 +263,7 @@ class PolicyModel(PreTrainedModel):
         seen = self.observe(observation) if isinstance(observation, PolicyState) else observation
         if torch.is_grad_enabled():  # autograd cannot use inference tensors, which `generate` leaves
             seen = {name: tensor.clone() if tensor.is_inference() else tensor for name, tensor in seen.items()}
-        pooled = self._read(seen) if self.encoder is not None else None
+        pooled = None if self.encoder is None else _mean_state(self.encoder, seen)
         head: Actions = self.heads.actions
         kind = head.log_scale.device.type
         with torch.autocast(kind, enabled=False) if torch.is_autocast_enabled(kind) else nullcontext():
@@ -280,14 +279,6 @@ class PolicyModel(PreTrainedModel):
             return PolicyOutput(
                 head.weights(actions), actions, head.log_probs(scores, actions), values, head.entropies(scores)
             )
-
-    def _read(self, observation: Observation) -> torch.Tensor:
-        """The mean of the encoder's last hidden states over the text, `(B, H)`."""
-        assert self.encoder is not None
-        mask = observation["attention_mask"]
-        states = self.encoder(input_ids=observation["input_ids"], attention_mask=mask).last_hidden_state.float()
-        kept = mask[..., None].float()
-        return (states * kept).sum(1) / kept.sum(1).clamp(min=1.0)
 
     def stack(self, observations: Sequence[Observation]) -> dict[str, torch.Tensor]:
         """Concatenates the rows of several observations; shorter texts are padded."""
@@ -315,6 +306,14 @@ class PolicyModel(PreTrainedModel):
             init.zeros_(module.bias)
         elif isinstance(module, Actions):
             init.constant_(module.log_scale, module.start)
+
+
+def _mean_state(encoder: nn.Module, observation: Observation) -> torch.Tensor:
+    """The mean of the encoder's last hidden states over the text, `(B, H)`."""
+    mask = observation["attention_mask"]
+    states = encoder(input_ids=observation["input_ids"], attention_mask=mask).last_hidden_state.float()
+    kept = mask[..., None].float()
+    return (states * kept).sum(1) / kept.sum(1).clamp(min=1.0)
 
 
 def _prepared(tokenizer: Any, max_length: int) -> Any:

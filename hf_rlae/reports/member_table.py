@@ -9,6 +9,7 @@ from rich import box
 from rich.table import Column, Table
 
 from hf_rlae.ensemble.outputs import EnsembleGenerateOutput
+from hf_rlae.errors import InputError
 
 
 def completion_mask(completions: torch.Tensor, end_ids: Sequence[int]) -> torch.Tensor:
@@ -42,10 +43,14 @@ def member_table(names: Sequence[str], out: EnsembleGenerateOutput, mask: torch.
         `rich.table.Table`: name, mean weight, number of tokens at which the member ran, number of these to which it
         gave any probability ("proposed": a member cannot propose all tokens of other tokenizers), and the mean
         log-probability of the proposed ones, in nats.
+
+    Raises:
+        InputError: the output has no trace.
     """
-    assert out.span_weights is not None
-    assert out.span_starts is not None
-    assert out.member_logps is not None
+    if out.span_weights is None or out.span_starts is None or out.member_logps is None:
+        raise InputError(
+            "out has no trace; pass the output of `ensemble.generate(..., return_dict_in_generate=True)` itself"
+        )
     steps = torch.arange(mask.shape[1])
     span_of = torch.searchsorted(out.span_starts.cpu(), steps, right=True) - 1
     weights = out.span_weights.cpu()[:, span_of][mask.cpu()]

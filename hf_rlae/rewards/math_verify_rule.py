@@ -42,7 +42,7 @@ class _Worker:
     def __init__(self) -> None:
         path = os.pathsep.join(entry for entry in sys.path if entry)
         self.owner = os.getpid()
-        self.process = subprocess.Popen(
+        self.process = subprocess.Popen(  # noqa: S603 (this interpreter, a file of this package, no shell)
             [sys.executable, "-P", str(Path(__file__).with_name("math_worker.py"))],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,

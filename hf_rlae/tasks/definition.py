@@ -84,7 +84,7 @@ class Task:
         reads_lines (`bool`): whether a `.txt` file is a source too, with a row per line in the column `text`.
 
     Raises:
-        ConfigError: a template without `{question}`, or an unknown prompt format.
+        ConfigError: neither `read` nor `generate`, a template without `{question}`, or an unknown prompt format.
     """
 
     name: str
@@ -115,6 +115,10 @@ class Task:
     reads_lines: bool = False
 
     def __post_init__(self) -> None:
+        if self.read is None and self.generate is None:
+            raise ConfigError(
+                f"the task {self.name!r} has neither `read` nor `generate`; give a function that makes its examples"
+            )
         check_prompt(self.prompt_format, self.message)
         check_prompt(self.prompt_format, self.text)
 

@@ -38,6 +38,7 @@ def gpqa(row: TaskRow) -> Example:
     question, correct = row.text("question"), row.text("correct")
     choices = [correct, *row.texts("incorrect")]
     order = list(range(len(choices)))
-    random.Random(f"options of gpqa {row.seed} {question}").shuffle(order)
+    rng = random.Random(f"options of gpqa {row.seed} {question}")  # noqa: S311 (repeatable draws, no secrets)
+    rng.shuffle(order)
     letter = LETTERS[order.index(0)]
     return choice_example(question, [choices[at] for at in order], letter, reply=f"Answer: {letter}")

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, replace
 from itertools import islice
 from typing import Any
 
-from hf_rlae.errors import ConfigError, SplitError, TaskError
+from hf_rlae.errors import ConfigError, SplitError, TaskError, present
 from hf_rlae.tasks.definition import BUILT_IN, Example, Task
 from hf_rlae.tasks.few_shot import ShotPool, shuffled
 from hf_rlae.tasks.sources import Source, Table
@@ -142,18 +142,18 @@ class Reader:
         return found
 
     def _generated(self, split: str, limit: int | None) -> Iterator[Placed]:
-        assert self.task.generate is not None
+        generate = present(self.task.generate, "the task's generate")
         self.task.check_split(split, "generated questions")
-        for number, example in enumerate(self.task.generate(split, limit, self.seed, self.options), 1):
+        for number, example in enumerate(generate(split, limit, self.seed, self.options), 1):
             yield f"{self.task.name} ({split}), row {number}", self._checked(example)
 
     def _examples(self, table: Table, split: str, order: Sequence[int] | None) -> Iterator[Placed]:
         task = self.task
-        assert task.read is not None
+        read = present(task.read, "the task's read")
         for row in self._rows(table, order):
             if table.holds_all and task.split_of is not None and task.split_of(row) not in (None, split):
                 continue
-            example = task.read(row)
+            example = read(row)
             if example is not None:
                 yield row.place, self._checked(example)
 

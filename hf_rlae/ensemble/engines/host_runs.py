@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 import torch
 
+from hf_rlae.errors import present
 from hf_rlae.members import ReadingsRun, Update, UpdateSums
 from hf_rlae.members.ragged_run import Chain, Path
 from hf_rlae.members.readings.state import Reading, RowReadings
@@ -28,9 +29,7 @@ class SharedTokenizerHost(ReadsSharedColumns):
         self, input_ids: torch.Tensor, attention_mask: torch.Tensor | None, keep: int, hidden: bool
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
         """See `SharedRun`; only the outputs of the newest column are known."""
-        assert self._fed is not None
-        assert keep == 1
-        logits, states = self._fed
+        logits, states = present(self._fed if keep == 1 else None, "the host's output")
         return logits[:, None], None if states is None else states[:, None]
 
     def reorder(self, rows: torch.Tensor) -> None:
@@ -160,7 +159,7 @@ class RereadingHost(_FedReadings):
     host runs once more, on a separate cache.
     """
 
-    _fed: tuple[torch.Tensor, torch.Tensor | None] | None = None
+    _fed: tuple[torch.Tensor, torch.Tensor | None]
     _text: torch.Tensor
     _pads: Sequence[int]
     _served: frozenset[int] = frozenset()
@@ -172,7 +171,6 @@ class RereadingHost(_FedReadings):
 
     def admit(self, prompts: Sequence[Sequence[int] | None]) -> None:
         """See `ReadingsRun`; the host has read its prompt already."""
-        assert self._fed is not None
         entries = self.store.put(*self._fed, {0})
         self.rows = [
             RowReadings(Chain(None, tuple(prompt or ())), (Reading((), b"", 1.0, entry),))
@@ -187,7 +185,6 @@ class RereadingHost(_FedReadings):
 
     @torch.no_grad()
     def _run(self, paths: list[Path | None]) -> list[int]:
-        assert self._fed is not None
         self._served = frozenset(
             row for row, path in enumerate(paths) if path is not None and self._is_written(row, path)
         )

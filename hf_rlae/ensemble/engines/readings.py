@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import cached_property
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 import torch
 from transformers import GenerationConfig, PreTrainedTokenizerBase
@@ -21,6 +21,9 @@ from hf_rlae.vocabulary import Alignment, ByteVocabulary, UnionVocabulary, token
 
 if TYPE_CHECKING:
     from hf_rlae.ensemble.cache_ensemble import EnsembleCache
+
+
+_Run = TypeVar("_Run", bound=ReadingsRun)
 
 
 class ReadingsEngine:
@@ -79,7 +82,7 @@ class ReadingsEngine:
         """See `Engine`."""
         return self.union.pieces
 
-    def _new_run(self, index: int, use_cache: bool, hidden_tokens: int, kind: type[ReadingsRun]) -> ReadingsRun:
+    def _new_run(self, index: int, use_cache: bool, hidden_tokens: int, kind: type[_Run]) -> _Run:
         return kind(
             self.members[index],
             self.vocabularies[index],
@@ -101,8 +104,8 @@ class ReadingsEngine:
     def new_host_call(self, hidden_tokens: int, rereads: bool) -> tuple[ReadingsCall, ReadingsHost | RereadingHost]:
         """See `Engine`."""
         call = self.new_call(True, hidden_tokens)
-        host = self._new_run(0, True, hidden_tokens, RereadingHost if rereads else ReadingsHost)
-        assert isinstance(host, ReadingsHost | RereadingHost)
+        kind: type[ReadingsHost] | type[RereadingHost] = RereadingHost if rereads else ReadingsHost
+        host = self._new_run(0, True, hidden_tokens, kind)
         call.runs[0] = host
         return call, host
 

@@ -15,6 +15,7 @@ from hf_rlae.policies import MemberObservation
 
 if TYPE_CHECKING:
     from hf_rlae.ensemble.cache_ensemble import EnsembleCache
+    from hf_rlae.ensemble.draws import MemberDraws
     from hf_rlae.ensemble.engines.readings import ReadingsCall
 
 logger = logging.getLogger(__name__)
@@ -135,7 +136,7 @@ class ReadingsStep:
         outputs: list[Distribution | None] = [None] * len(self.runs)
         if any(has_begun):
             if cache.draws is not None and is_wanted:
-                outputs = self._run_drawn(has_begun)
+                outputs = self._run_drawn(has_begun, cache.draws)
             else:
                 outputs = self._run(has_begun, is_wanted)
         for run, updates in zip(self.runs, self._text.updates, strict=True):
@@ -163,10 +164,9 @@ class ReadingsStep:
                     outputs[index] = run.distribution(self.writes_in_place)
         return outputs
 
-    def _run_drawn(self, has_begun: Sequence[bool]) -> list[Distribution | None]:
+    def _run_drawn(self, has_begun: Sequence[bool], draws: MemberDraws) -> list[Distribution | None]:
         """Like `_run`, with one drawn member per row; if that member has no next-token mass, another one is drawn."""
-        cache, column, runs, draws = self.cache, self._column, self.runs, self.cache.draws
-        assert draws is not None
+        cache, column, runs = self.cache, self._column, self.runs
         excluded = [{k for k, run in enumerate(runs) if run.rows[row].is_exhausted} for row in range(len(has_begun))]
         while True:
             draws.choose(cache.spans, cache.ids, column, [sorted(members) for members in excluded])

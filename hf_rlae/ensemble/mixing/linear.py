@@ -22,17 +22,13 @@ class LinearMixing:
         total_shift = shift(log_z, weights)
         log_weights = _log(weights) if torch.is_grad_enabled() else weights.log()
         in_place = not torch.is_grad_enabled()
-        mixed: torch.Tensor | None = None
+        terms = []
         for index, (score, z) in enumerate(zip(scores, log_z, strict=True)):
             offset = (log_weights[..., index] - z + total_shift)[..., None]
-            term = score.add_(offset) if in_place else score + offset
-            if mixed is None:
-                mixed = term
-            elif in_place:
-                torch.logaddexp(mixed, term, out=mixed)
-            else:
-                mixed = _logaddexp(mixed, term)
-        assert mixed is not None
+            terms.append(score.add_(offset) if in_place else score + offset)
+        mixed = terms[0]
+        for term in terms[1:]:
+            mixed = torch.logaddexp(mixed, term, out=mixed) if in_place else _logaddexp(mixed, term)
         return mixed
 
     def of_probs(

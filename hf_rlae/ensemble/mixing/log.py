@@ -25,11 +25,9 @@ class LogMixing:
         self, scores: Sequence[torch.Tensor], log_z: Sequence[torch.Tensor], weights: torch.Tensor
     ) -> torch.Tensor:
         """See `Mixing.of_logits`."""
-        mixed: torch.Tensor | None = None
-        for index, score in enumerate(scores):
-            term = _weighted(score, weights[..., index, None])
-            mixed = term if mixed is None else mixed + term
-        assert mixed is not None
+        mixed = _weighted(scores[0], weights[..., 0, None])
+        for index, score in enumerate(scores[1:], 1):
+            mixed = mixed + _weighted(score, weights[..., index, None])
         total = mixed.logsumexp(-1)
         lost = total == -torch.inf
         if bool(lost.any()):

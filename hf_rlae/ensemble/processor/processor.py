@@ -376,18 +376,17 @@ def _own_scores(host_pass: HostPass, scores: torch.Tensor) -> _HostScores:
     ruled_out = scores == -torch.inf
     # if only one id is left in a row, its score does not matter
     settled = ruled_out | (ruled_out.sum(1, keepdim=True) >= scores.shape[1] - 1)
-    best: tuple[int, torch.Tensor, bool] | None = None
+    candidates = []
     for is_normalised in (False, True):
         reference = raw.log_softmax(-1) if is_normalised else raw
         fits = settled | ((scores - reference).abs() <= SAME_SCORES)
         count = int(fits.sum())
         if count == fits.numel():
             return _HostScores(raw, ruled_out & (raw != -torch.inf), is_normalised, False)
-        if best is None or count > best[0]:
-            best = (count, reference, is_normalised)
-    assert best is not None
-    changed = torch.where(ruled_out, best[1], scores)
-    return _HostScores(changed, ruled_out & (raw != -torch.inf), best[2], True)
+        candidates.append((count, reference, is_normalised))
+    _, reference, is_normalised = max(candidates, key=lambda candidate: candidate[0])
+    changed = torch.where(ruled_out, reference, scores)
+    return _HostScores(changed, ruled_out & (raw != -torch.inf), is_normalised, True)
 
 
 def _warn_of_changes() -> None:

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 import torch
 
+from hf_rlae.errors import present
 from hf_rlae.members.member import Member
 from hf_rlae.members.ragged_run import BatchRunner, Chain, Path, RowRunner
 from hf_rlae.members.readings.probability_store import ProbabilityStore, flat
@@ -229,8 +230,7 @@ class ReadingsRun:
         ended: list[tuple[int, tuple[int, ...]]] = []  # rows whose only reading can only end, with a single token
         steps = []
         for row in sums.rows:
-            update, found = updates[row], sums.targets[row]
-            assert update is not None
+            update, found = present(updates[row], "the update of a row with sums"), sums.targets[row]
             if len(found) == 1:
                 reading, target, _, at = found[0]
                 if len(target.ends) == 1 and not target.goes_on and numbers[at] > 0:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from hf_rlae.errors import present
 from hf_rlae.members.readings.state import Reading, Update
 from hf_rlae.vocabulary import Boundary, Canonical, Target
 
@@ -64,7 +65,8 @@ class ReadingStep:
         """
         # The sums of a target (see `Target.parts`): its ends, the first canonical id, the unfinished tokens, the stays.
         best_end: tuple[float, Reading | None, int] = (0.0, None, -1)
-        best_path: tuple[float, Reading | None, Canonical | None] = (0.0, None, None)
+        best_path: tuple[Reading, Canonical] | None = None
+        path_value = 0.0
         for reading, target, scale, at in targets:
             for offset, i in enumerate(target.ends):
                 value = scale * sums[at + offset]
@@ -74,8 +76,8 @@ class ReadingStep:
             after = at + len(target.ends)
             if not target.ends and target.canonical.is_path:
                 value = scale * sums[after]
-                if value > best_path[0]:
-                    best_path = (value, reading, target.canonical)
+                if value > path_value:
+                    path_value, best_path = value, (reading, target.canonical)
             stay = scale * sums[after + 2]
             if stay > 0:
                 self.add_stay(reading, stay)
@@ -83,13 +85,12 @@ class ReadingStep:
         others = 1.0 - update.r - update.q
         # All ends share the most likely path. Text that was proposed whole (r) ended with a single token, so an end by
         # canonical ids is a choice only if members with other tokenizers proposed more (o > r).
-        if best_end[1] is not None and (update.r >= others or best_path[0] <= best_end[0]):
+        if best_end[1] is not None and (update.r >= others or path_value <= best_end[0]):
             self.base, self.new_ids = best_end[1], (best_end[2],)
             if self.stays and self.end_weight()[0] < min_reading:
                 self.base, self.new_ids = None, ()  # a dropped end needs no forward pass
-        elif best_path[1] is not None and update.r < others:
-            assert best_path[2] is not None
-            self.base, self.canonical, self.end = best_path[1], best_path[2], best_path[0]
+        elif best_path is not None and update.r < others:
+            (self.base, self.canonical), self.end = best_path, path_value
             self.new_ids = self.canonical.ids
             self.first = 1
             if not self.stays and self.end_sum == 0.0:
@@ -132,11 +133,11 @@ class ReadingStep:
             following (`list[float]`): the probability of each new id from `first` on, given the ids before it.
             stays (`list[float]`): for each boundary from `first` on, the probability of the longer tokens.
         """
-        assert self.canonical is not None
+        canonical = present(self.canonical, "the canonical path")
         weight = self.end
         here = self.first
         rest = iter(stays)
-        for boundary in self.canonical.boundaries:
+        for boundary in canonical.boundaries:
             if boundary.after < self.first:
                 continue
             while here < boundary.after:
@@ -146,8 +147,8 @@ class ReadingStep:
         while here < len(self.new_ids):
             weight *= following[here - self.first]
             here += 1
-        if self.canonical.open is not None:
-            self._stay_inside(self.canonical.open, weight * next(rest))
+        if canonical.open is not None:
+            self._stay_inside(canonical.open, weight * next(rest))
         else:
             self.end_sum += weight
 
@@ -177,7 +178,6 @@ class ReadingStep:
 
     def place(self, after: int) -> int:
         """The store entry of the probabilities after the first `after` new ids."""
-        assert self.base is not None
         if after == 0:
-            return self.base.entry
+            return present(self.base, "the reading that the path continues").entry
         return self.entries[after - self.first if self.canonical is not None else 0]

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 from transformers import Trainer, TrainerCallback
 
-from hf_rlae.errors import NonFiniteError
+from hf_rlae.errors import NonFiniteError, present
 
 Groups = Callable[[], Mapping[str, Iterable[nn.Parameter]]]
 
@@ -135,8 +135,8 @@ class FiniteTrainer(Trainer):
         Returns:
             `Mapping[str, Iterable[nn.Parameter]]`: such as `{"policy": ...}`.
         """
-        assert self.model is not None
-        return {"model": [parameter for parameter in self.model.parameters() if parameter.requires_grad]}
+        model = present(self.model, "the trainer's model")
+        return {"model": [parameter for parameter in model.parameters() if parameter.requires_grad]}
 
     def training_step(self, *args: Any, **kwargs: Any) -> torch.Tensor:
         """See `Trainer.training_step`."""

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 
+from hf_rlae.errors import present
 from hf_rlae.trainers.rlae.rollouts import Rollouts
 from hf_rlae.trainers.rlae.row_noise import seed_of
 
@@ -73,15 +74,14 @@ class RolloutBuffer:
         return self.position % self.steps
 
     def _rows(self, first: int, end: int) -> list[int]:
-        assert self.rollouts is not None
+        rows = len(present(self.rollouts, "the rollout"))
         seed = seed_of(self.seed, _ORDER, self.number, self.position // self.steps % self.num_iterations)
-        order = torch.randperm(len(self.rollouts), generator=torch.Generator().manual_seed(seed)).tolist()
-        size = len(self.rollouts) // self.steps
+        order = torch.randperm(rows, generator=torch.Generator().manual_seed(seed)).tolist()
+        size = rows // self.steps
         return order[first * size : end * size]
 
     def _select(self, rows: list[int]) -> Rollouts:
-        assert self.rollouts is not None
-        return self.rollouts.select(rows)
+        return present(self.rollouts, "the rollout").select(rows)
 
     def clear(self) -> None:
         """Forgets the rollout and starts from the beginning."""

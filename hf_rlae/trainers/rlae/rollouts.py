@@ -13,6 +13,7 @@ from transformers.generation.streamers import BaseStreamer
 
 from hf_rlae.ensemble import EnsembleForCausalLM
 from hf_rlae.ensemble.member_scores import score_members
+from hf_rlae.errors import present
 from hf_rlae.objectives import mixture_logps, spans_of_tokens
 from hf_rlae.trainers.rlae.batch_shrinking import Completions, end_ids_of, generate_shrinking
 from hf_rlae.trainers.rlae.row_noise import RowSampler, row_uniforms, seed_of
@@ -233,9 +234,7 @@ def _rollouts(
         name: recorder.outputs_of(name, spans, ids.device)
         for name in ("weights", "state_values", "actions", "log_probs")
     }
-    weights, values = outputs["weights"], outputs["state_values"]
-    assert weights is not None
-    assert values is not None
+    weights, values = (present(outputs[name], name) for name in ("weights", "state_values"))
     if member_logps is not None:
         member_logps = _with_weight(member_logps, written.span_weights, span_index)
     return Rollouts(

@@ -14,7 +14,7 @@ from torch import nn
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 from trl import GRPOTrainer
 
-from hf_rlae.errors import CheckpointError, ConfigError
+from hf_rlae.errors import CheckpointError, ConfigError, present
 from hf_rlae.objectives import gae, whiten
 from hf_rlae.objectives.reductions import explained_variance, masked_mean
 from hf_rlae.objectives.surrogate import density_ratio, kl_estimate
@@ -252,8 +252,7 @@ class TokenPPOTrainer(GRPOTrainer):
 
     def _weighted_rewards(self, rollout: _Rollout) -> tuple[torch.Tensor, torch.Tensor]:
         """Weighted sums of all processes' rewards, 0 where no function could judge, and where any function could."""
-        given = rollout.rewards_per_func
-        assert given is not None
+        given = present(rollout.rewards_per_func, "the rewards of a rollout")
         is_judged = ~given.isnan().all(dim=1)
         return total_rewards(given, self.reward_weights).masked_fill(~is_judged, 0.0), is_judged
 

@@ -17,7 +17,7 @@ from hf_rlae.cli import generate as generate_command
 from hf_rlae.cli import generation
 from hf_rlae.cli.main import main
 from hf_rlae.ensemble.outputs import EnsembleGenerateOutput
-from hf_rlae.errors import MemberError
+from hf_rlae.errors import InputError, MemberError
 from hf_rlae.reports import member_table
 from tests.support.models import pair
 from tests.support.tokenizers import unigram
@@ -140,6 +140,12 @@ def test_table_leaves_out_tokens_that_a_member_cannot_propose():
     columns = list(member_table(["a", "b"], out, torch.ones(1, 3, dtype=torch.bool)).columns)
     cells = [list(column.cells) for column in columns]
     assert cells == [["a", "b"], ["0.667", "0.333"], ["3", "2"], ["3", "1"], ["-2.000", "-3.000"]]
+
+
+def test_table_needs_a_trace():
+    out = EnsembleGenerateOutput(sequences=torch.zeros(1, 3, dtype=torch.long))
+    with pytest.raises(InputError, match="return_dict_in_generate=True"):
+        member_table(["a", "b"], out, torch.ones(1, 3, dtype=torch.bool))
 
 
 def test_warnings_come_after_the_text(folders, capsys, monkeypatch):

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hf_rlae.errors import ConfigError
-from hf_rlae.tasks import TaskError, load_task
+from hf_rlae.tasks import Task, TaskError, load_task
 from hf_rlae.tasks.chains import SPLITS
 from hf_rlae.tasks.choices import LETTERS
 from hf_rlae.tasks.quantities import plain_number
@@ -353,3 +353,8 @@ def test_stories(tmp_path):
     assert row["prompt"].split("\n\n")[0] in lines
     with pytest.raises(ConfigError, match="num_words"):
         load_task("story_sentiment", "train", path, num_words=0)
+
+
+def test_a_task_without_a_function_is_refused_where_it_is_made():
+    with pytest.raises(ConfigError, match="'empty' has neither `read` nor `generate`"):
+        Task("empty", "A task without examples.", ("test",))
