@@ -99,7 +99,7 @@ class Member:
         self._check_parameters()
         self.has_given_ends = end_token_ids is not None
         self.end_ids, self.declared_text_end_ids = self._find_end_ids(end_token_ids)
-        self.context_length = _context_length(self.config)
+        self.context_length = context_length_of(self.config)
         self.is_recurrent = bool(getattr(self.model, "_is_stateful", False))
         self.recurrence = self._find_recurrence() if self.is_recurrent else Recurrence()
 
@@ -293,7 +293,12 @@ def _adapter_lock(model: nn.Module) -> threading.RLock:
         return _ADAPTER_LOCKS.setdefault(model, threading.RLock())
 
 
-def _context_length(config: Any) -> int | None:
+def context_length_of(config: Any) -> int | None:
+    """The maximum number of tokens of a language model; `None` for recurrent models and models of sliding windows.
+
+    Args:
+        config (`PreTrainedConfig`): of its text model.
+    """
     window = getattr(config, "sliding_window", None)
     kinds = set(getattr(config, "layer_types", None) or ())
     if window and (kinds == {"sliding_attention"} or (not kinds and getattr(config, "use_sliding_window", True))):

@@ -11,6 +11,14 @@ from typing import Any
 
 from hf_rlae.errors import RewardError
 
+REWARD_LIMIT = 1e15
+"""The largest magnitude of a reward, and of a weighted sum of rewards.
+
+Training squares rewards and adds up the squares: deviations over completions, errors of critics, norms of gradients. A
+square is 1e30 at most, and float32, which ends at 3.4e38, has room for the sum of 3e8 of them. With larger rewards an
+infinite norm of the gradients scales every gradient to 0, and nothing is learned.
+"""
+
 
 class Reward(ABC):
     """A reward function as an object: `reward(prompts, completions, completion_ids=None, **columns)`.

@@ -11,7 +11,7 @@ import torch
 
 from hf_rlae.checks import Bounds, check_list
 from hf_rlae.errors import ConfigError, RewardError
-from hf_rlae.rewards.contract import columns_of, is_async, name_of
+from hf_rlae.rewards.contract import REWARD_LIMIT, columns_of, is_async, name_of
 from hf_rlae.rewards.registry import get_reward
 
 
@@ -27,12 +27,22 @@ def total_rewards(rewards: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
     Returns:
         `torch.Tensor` of shape `(B,)`: NaN where no function could judge the completion.
 
+    Raises:
+        RewardError: a sum is larger than `REWARD_LIMIT`.
+
     Example:
 
     >>> total_rewards(torch.tensor([[1.0, torch.nan], [torch.nan, torch.nan]]), torch.tensor([2.0, 1.0]))
     tensor([2., nan])
     """
     totals = (rewards * weights.to(rewards.device)).nansum(1)
+    huge = (~(totals.abs() <= REWARD_LIMIT)).nonzero()[:, 0].tolist()  # `~`: the sum of two infinities is NaN
+    if huge:
+        raise RewardError(
+            f"the weighted sum of rewards of sample {huge[0]} is {float(totals[huge[0]]):g}, of the rewards "
+            f"{rewards[huge[0]].tolist()} with the weights {weights.tolist()}; sums must be between -{REWARD_LIMIT:g} "
+            f"and {REWARD_LIMIT:g}, because training squares and sums them in float32; scale or clip the rewards"
+        )
     return totals.masked_fill(rewards.isnan().all(1), torch.nan)
 
 

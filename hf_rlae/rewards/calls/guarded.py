@@ -9,6 +9,7 @@ import inspect
 import math
 import numbers
 import os
+import sys
 import threading
 import time
 from collections.abc import Mapping, Sequence
@@ -22,7 +23,7 @@ from torch import nn
 from hf_rlae.checks import Bounds, check_number
 from hf_rlae.errors import ConfigError, HfRlaeError
 from hf_rlae.rewards import RewardError
-from hf_rlae.rewards.contract import is_async, name_of
+from hf_rlae.rewards.contract import REWARD_LIMIT, is_async, name_of
 
 _NUM_SHOWN = 3
 _MOST_LISTED = 10
@@ -93,7 +94,7 @@ class GuardedReward:
             async, a coroutine that returns this list.
 
         Raises:
-            RewardError: the function raised, exceeded its time limit, or did not return N numbers.
+            RewardError: the function raised, exceeded its time limit, or did not return N numbers up to `REWARD_LIMIT`.
         """
         columns |= {"prompts": prompts, "completions": completions, "completion_ids": completion_ids}
         return self.finish(self.start(columns), columns, time.monotonic())
@@ -178,6 +179,13 @@ class GuardedReward:
                 f"{given} {_shown(output[bad[0]])} for the completion {completions[bad[0]]!r:.80}; expected a finite "
                 f"number, or None if it could not be judged. Samples: {places} of {len(output)}"
             )
+        huge = next((at for at, value in enumerate(values) if value is not None and abs(value) > REWARD_LIMIT), None)
+        if huge is not None:
+            raise RewardError(
+                f"{given} {_shown(output[huge])} for sample {huge}, the completion {completions[huge]!r:.80}; rewards "
+                f"must be between -{REWARD_LIMIT:g} and {REWARD_LIMIT:g}, because training squares and sums them in "
+                "float32; scale or clip them"
+            )
         return values
 
     def __reduce__(self) -> Any:
@@ -241,9 +249,18 @@ def _number(entry: Any) -> float | None:
     if isinstance(entry, torch.Tensor | np.ndarray | np.generic):
         entry = entry.reshape(-1).tolist()
         entry = entry[0] if len(entry) == 1 else None
-    # True and False are numbers too: right and wrong
-    return float(entry) if isinstance(entry, numbers.Real) and math.isfinite(entry) else None
+    if not isinstance(entry, numbers.Real):
+        return None
+    try:
+        value = float(entry)  # True and False are numbers too: right and wrong
+    except OverflowError:  # a whole number or fraction that no float holds
+        return sys.float_info.max
+    return value if math.isfinite(value) else None
 
 
 def _shown(value: Any) -> str:
-    return f"{value!r:.80} ({type(value).__name__})"
+    try:
+        text = repr(value)
+    except ValueError:  # Python does not print whole numbers of more than 4300 digits
+        text = "a number"
+    return f"{text:.80} ({type(value).__name__})"

@@ -14,6 +14,7 @@ from torch import nn
 from transformers import PreTrainedTokenizerBase
 
 from hf_rlae.errors import ConfigError
+from hf_rlae.members.member import context_length_of
 from hf_rlae.trainers.adapter_checks import LORA_HINT, check_adapter
 from hf_rlae.trainers.cory.configuration_cory import CoryArguments
 from hf_rlae.trainers.model_cards import is_hub_id
@@ -220,10 +221,10 @@ def observer_room(args: Any, config: Any) -> int | None:
     Raises:
         ConfigError: a completion alone fills the model's context.
     """
-    context = getattr(config.get_text_config(), "max_position_embeddings", None)
-    if not context:
+    context = context_length_of(config.get_text_config())
+    if context is None:
         return args.max_observer_prompt_length  # type: ignore[no-any-return]
-    room = int(context) - int(args.max_completion_length)
+    room = context - int(args.max_completion_length)
     if room < 1:
         raise ConfigError(
             f"max_completion_length={args.max_completion_length} leaves no room for a prompt in the model's context "

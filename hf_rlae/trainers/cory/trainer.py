@@ -17,6 +17,7 @@ from hf_rlae.rewards.calls.guarded import GuardedReward
 from hf_rlae.rewards.calls.resolve import resolve_rewards
 from hf_rlae.rewards.contract import columns_of
 from hf_rlae.rewards.weighted_sums import total_rewards
+from hf_rlae.trainers.context_check import ContextCheck
 from hf_rlae.trainers.cory.agents import AgentAdapters, config_for_texts
 from hf_rlae.trainers.cory.card import AgentPublisher
 from hf_rlae.trainers.cory.checks import (
@@ -50,7 +51,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 
-class CoryMixin(AgentPublisher, ResumableRollouts, AgentMetrics, FiniteTrainer):
+class CoryMixin(AgentPublisher, ResumableRollouts, AgentMetrics, FiniteTrainer, ContextCheck):
     """Makes a TRL trainer with online rollouts train a chain of agents together. Put it before the trainer's class.
 
     In every rollout the pioneer answers the prompts; each observer answers them with all earlier answers as a
@@ -83,6 +84,7 @@ class CoryMixin(AgentPublisher, ResumableRollouts, AgentMetrics, FiniteTrainer):
 
     Raises:
         ConfigError: an argument or a field that cannot be used; the message names it.
+        InputError: a prompt that fills the model's context.
         RewardError: a reward function that does not return one number or `None` per completion, or exceeds its time
             limit.
         NonFiniteError: NaN or infinity in gradients or parameters; the message names the agent.

@@ -53,9 +53,9 @@ def check_finite(values: torch.Tensor, what: str, names: Sequence[str] | None = 
 class FiniteCheck(TrainerCallback):
     """Checks gradients before and parameters after each optimizer step.
 
-    It checks the norm of all tensors first. Only if the norm is not finite does it check each tensor, which also
-    distinguishes large values, whose norm overflows, from infinite ones. It costs one synchronisation with the device,
-    and one read of gradients and parameters.
+    It checks the norm of all tensors first. Only if the norm is not finite does it check each tensor. Gradients whose
+    norm alone is infinite are an error too: clipping by an infinite norm sets all of them to 0, and nothing is learned.
+    It costs one synchronisation with the device, and one read of gradients and parameters.
 
     Clipping multiplies all gradients by one factor, which is NaN if one gradient was NaN, so that their origin is lost.
     `FiniteTrainer` therefore calls `check_gradients` before clipping; this callback alone, in another trainer, names
@@ -85,7 +85,7 @@ class FiniteCheck(TrainerCallback):
         self._checked_step = -1
 
     def check_gradients(self, step: int, model: nn.Module | None = None) -> None:
-        """Raises if a gradient is not finite.
+        """Raises if a gradient is not finite, or the norm of all gradients is not.
 
         Args:
             step (`int`): the next optimizer step, counted from 1.
@@ -111,7 +111,7 @@ class FiniteCheck(TrainerCallback):
 
 
 class FiniteTrainer(Trainer):
-    """A mixin for trainers that checks gradients before clipping, and parameters after each step.
+    """A mixin for trainers that checks loss and gradients before clipping, and parameters after each step.
 
     Put it before the trainer's class. `finite_groups` returns the checked parameters by the name of their group.
 
@@ -126,6 +126,7 @@ class FiniteTrainer(Trainer):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
+        self._loss_sum: Any = 0.0
         self.finite_check = FiniteCheck(self.finite_groups)
         self.add_callback(self.finite_check)
 
@@ -139,10 +140,17 @@ class FiniteTrainer(Trainer):
         return {"model": [parameter for parameter in model.parameters() if parameter.requires_grad]}
 
     def training_step(self, *args: Any, **kwargs: Any) -> torch.Tensor:
-        """See `Trainer.training_step`."""
+        """See `Trainer.training_step`.
+
+        The loss is checked too: transformers replaces one that is not finite in logs (`logging_nan_inf_filter=True`).
+        """
         loss = super().training_step(*args, **kwargs)
-        if self.accelerator.sync_gradients and not self.args.fp16:
-            self.finite_check.check_gradients(self.state.global_step + 1, self.model)
+        self._loss_sum = self._loss_sum + loss.detach()
+        if self.accelerator.sync_gradients:
+            step, total, self._loss_sum = self.state.global_step + 1, self._loss_sum, 0.0
+            if not self.args.fp16:
+                self.finite_check.check_gradients(step, self.model)
+                check_finite(total, "loss", step=step)
         return loss
 
 
@@ -162,6 +170,8 @@ def _check_groups(
         if not bool(tensor.isfinite().all())
     ]
     if not faults:  # large values: the norm has overflowed
+        if kind == "gradients":
+            _raise_for_norm(groups, step)
         return
     guilty = dict.fromkeys(name for name, _, _ in faults)
     _, parameter, tensor = faults[0]
@@ -172,6 +182,16 @@ def _check_groups(
         f"{kind} of {', '.join(guilty)}{_at(step)}: {count} of {tensor.numel()} values of {label} are NaN or infinite. "
         "Try a smaller learning rate, and check the rewards and log-probabilities of this step; the last checkpoint is "
         "from an earlier step"
+    )
+
+
+def _raise_for_norm(groups: Mapping[str, Sequence[tuple[nn.Parameter, torch.Tensor]]], step: int | None) -> None:
+    largest = {name: max(float(tensor.abs().max()) for _, tensor in group) for name, group in groups.items() if group}
+    told = ", ".join(f"{name} (values up to {most:.3g})" for name, most in largest.items())
+    raise NonFiniteError(
+        f"gradients of {told}{_at(step)}: grad_norm=inf, because the squares overflow. Clipping by it would set all "
+        "gradients to 0. Scale or clip the rewards, and check the log-probabilities of this step; the last checkpoint "
+        "is from an earlier step"
     )
 
 

@@ -16,6 +16,7 @@ from hf_rlae.ensemble import EnsembleForCausalLM
 from hf_rlae.errors import ConfigError, InputError
 from hf_rlae.objectives import objectives
 from hf_rlae.policies import PolicyModel
+from hf_rlae.trainers.context_check import check_longest
 from hf_rlae.trainers.prompt_datasets import check_chat_template, check_prompts, named_datasets, prompts_by_dataset
 from hf_rlae.trainers.ratio_bias import warn_of_biased_ratios
 from hf_rlae.trainers.rlae.configuration_rlae import RLAEConfig
@@ -142,20 +143,14 @@ def check_prompt_lengths(ensemble: EnsembleForCausalLM, args: RLAEConfig, name: 
     """
     room: list[float] = []
     for index, (member, lengths) in enumerate(zip(ensemble.members, _lengths(ensemble, name, prompts), strict=True)):
-        longest = max(range(len(lengths)), key=lengths.__getitem__)
-        limit = member.context_length
-        if limit is not None and lengths[longest] >= limit:
-            raise InputError(
-                f"{name}: the prompt of row {longest} has {lengths[longest]} tokens for member {member.name}, whose "
-                f"context has {limit}; remove long prompts, or the member"
-            )
+        hint = "remove long prompts, or the member"
+        room.append(check_longest(name, lengths, member.context_length, f"member {member.name}", hint))
         if index == 0 and not min(lengths):
             raise InputError(f"{name}: the prompt of row {lengths.index(0)} is empty; remove the row")
-        room.append(torch.inf if limit is None else limit - lengths[longest])
     if max(room) < args.max_completion_length:
         logger.warning(
             "max_completion_length=%d, but after the longest prompt of %s no member has room for more than %d tokens; "
-            " give a smaller max_completion_length, or shorter prompts",
+            "give a smaller max_completion_length, or shorter prompts",
             args.max_completion_length,
             name,
             max(room),

@@ -21,6 +21,7 @@ from hf_rlae.objectives.surrogate import density_ratio, kl_estimate
 from hf_rlae.objectives.token_ppo import adapted_kl_coef, token_kls, token_rewards, token_value_loss
 from hf_rlae.rewards.weighted_sums import total_rewards
 from hf_rlae.trainers.adapter_checks import check_adapter
+from hf_rlae.trainers.context_check import ContextCheck
 from hf_rlae.trainers.durable.finite import check_finite
 from hf_rlae.trainers.rewards import RewardFunc
 from hf_rlae.trainers.token_ppo.configuration_token_ppo import TokenPPOArguments, TokenPPOConfig
@@ -46,7 +47,7 @@ class _Rollout:
     old_values: torch.Tensor | None = None
 
 
-class TokenPPOTrainer(GRPOTrainer):
+class TokenPPOTrainer(ContextCheck, GRPOTrainer):
     """PPO with a value head on the last hidden state of the adapted model; generation, rewards and surrogate are TRL's.
 
     Each token has the reward `-kl_coef * (log pi - log pi_base)`, and the last token also has the reward of the
@@ -73,7 +74,9 @@ class TokenPPOTrainer(GRPOTrainer):
 
     Raises:
         ConfigError: no usable `peft_config`, or `args` that are not a `TokenPPOConfig`.
-        NonFiniteError: NaN or infinity in rewards, log-probabilities or values of a rollout.
+        InputError: a prompt that fills the model's context.
+        RewardError: a weighted sum of rewards above `hf_rlae.rewards.contract.REWARD_LIMIT`.
+        NonFiniteError: NaN or infinity in log-probabilities or values of a rollout.
     """
 
     _tag_names = ["trl", "ppo", "hf_rlae"]  # noqa: RUF012
@@ -219,7 +222,6 @@ class TokenPPOTrainer(GRPOTrainer):
         rewards, is_judged = all_rewards[own], all_judged[own]
         tokens = output["completion_mask"] != 0
         where = f"of {self.agent_name} in the rollout of step {self.state.global_step}"
-        check_finite(rewards, f"rewards {where}")
         values = values + self._start_value_head(all_rewards[all_judged])
         for name, tensor in (("log-probabilities", logps), ("base log-probabilities", ref_logps), ("values", values)):
             check_finite(torch.where(tokens, tensor, 0), f"{name} {where}")

@@ -15,7 +15,16 @@ from trl import GRPOConfig
 
 from hf_rlae.errors import CheckpointError, ConfigError, HfRlaeError, InputError, NonFiniteError
 from hf_rlae.rewards import RewardError
-from hf_rlae.trainers import CoryConfig, CoryRLOOConfig, CoryTrainer
+from hf_rlae.trainers import (
+    CoryConfig,
+    CoryPPOConfig,
+    CoryPPOTrainer,
+    CoryRLOOConfig,
+    CoryRLOOTrainer,
+    CoryTrainer,
+    TokenPPOConfig,
+    TokenPPOTrainer,
+)
 from hf_rlae.trainers.cory.checks import check_arguments
 from tests.support.cory import adapters_of, base, chats, lora, trainer_of
 from tests.support.rlae import assert_same, data, vowels
@@ -260,11 +269,40 @@ def test_parts_of_messages_need_a_template_function(tmp_path):
         assert trainer.train_dataset["prompt"][0] == parts["prompt"][0]
 
 
+CONFIGS = {CoryPPOTrainer: CoryPPOConfig, TokenPPOTrainer: TokenPPOConfig}
+LONG = {"text": Dataset.from_dict({"prompt": ["a b", "a " * 300]}), "chat": asked("a " * 300)}
+
+
+@pytest.mark.parametrize("trainer_class", [CoryTrainer, CoryRLOOTrainer, CoryPPOTrainer, TokenPPOTrainer])
+@pytest.mark.parametrize("dataset", ["train_dataset", "eval_dataset"])
+@pytest.mark.parametrize("kind", LONG)
+def test_prompts_beyond_the_context(tmp_path, forwards, trainer_class, dataset, kind):
+    """As in `RLAETrainer`; a model with learned positions would fail in the middle of training."""
+    train, evaluated = (LONG[kind], None) if dataset == "train_dataset" else (data(), {"hard": LONG[kind]})
+    if kind == "chat" and evaluated:
+        train = chats()
+    name, row = ("train_dataset" if evaluated is None else "hard"), (1 if kind == "text" else 0)
+    options = {"given": base(chat=kind == "chat"), "train": train, "eval_dataset": evaluated, "beta": 0.0}
+    with pytest.raises(InputError, match=rf"^{name}: the prompt of row {row} has \d+ tokens .*context has 256; remove"):
+        trainer_of(tmp_path, trainer_class, config_class=CONFIGS.get(trainer_class), **options)
+    assert not forwards
+
+
+def test_long_prompts_of_a_later_evaluation_and_little_room(tmp_path, forwards, caplog):
+    trainer = trainer_of(tmp_path, train=Dataset.from_dict({"prompt": ["a b", "a" * 252]}), max_completion_length=8)
+    assert "room for 4; give a smaller max_completion_length" in caplog.text
+    with pytest.raises(InputError, match=r"^eval_dataset: the prompt of row 1 has"):
+        trainer.evaluate(LONG["text"])
+    assert not forwards
+
+
 REWARDS = {
     "too few": (lambda completions, **_: [1.0] * (len(completions) - 1), RewardError, "returned 7 rewards for 8"),
     "text": (lambda completions, **_: ["good"] * len(completions), RewardError, "'good'"),
     "not a number": (lambda completions, **_: [float("nan")] * len(completions), RewardError, "finite"),
     "late": (lambda completions, **_: time.sleep(2) or vowels(completions), RewardError, "time limit of 0.2 s"),
+    "infinite in float32": (lambda completions, **_: [1e39] * len(completions), RewardError, r"1e\+39"),
+    "an infinite norm of gradients": (lambda completions, **_: [1e37] * len(completions), RewardError, r"1e\+37"),
     "failing": (lambda completions, **_: 1 // 0, RewardError, "ZeroDivisionError"),
     "failing for observers": (
         lambda completions, role, **_: vowels(completions) if role[0] == "pioneer" else [],

@@ -215,6 +215,8 @@ BAD_REWARDS = {
     "NaN": (lambda completions, **_: [float("nan")] * len(completions), "nan"),
     "infinity": (lambda completions, **_: [float("inf")] * len(completions), "inf"),
     "an exception": (lambda completions, **_: 1 / 0, "ZeroDivisionError"),
+    "infinite in float32": (lambda completions, **_: [1e39] * len(completions), "1e\\+39"),
+    "an infinite norm of gradients": (lambda completions, **_: [1e37] * len(completions), "1e\\+37"),
 }
 
 

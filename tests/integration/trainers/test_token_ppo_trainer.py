@@ -14,7 +14,7 @@ from transformers import OPTConfig, OPTForCausalLM
 from trl import GRPOConfig, GRPOTrainer, TrlParser
 from trl.trainer.utils import split_tensor_dict
 
-from hf_rlae.errors import CheckpointError, ConfigError, NonFiniteError
+from hf_rlae.errors import CheckpointError, ConfigError, NonFiniteError, RewardError
 from hf_rlae.trainers.token_ppo.configuration_token_ppo import TokenPPOConfig
 from hf_rlae.trainers.token_ppo.trainer import STATE, TokenPPOTrainer
 from tests.support.models import pair
@@ -394,7 +394,7 @@ def test_values_that_are_not_finite_are_named(tmp_path):
     with pytest.raises(NonFiniteError, match="values of default in the rollout of step 0"):
         rollout_of(trainer)
     trainer = made(tmp_path, lambda completions, **_: [math.inf] * len(completions))
-    with pytest.raises(NonFiniteError, match="rewards of default in the rollout of step 0"):
+    with pytest.raises(RewardError, match="sum of rewards of sample 0 is inf"):
         rollout_of(trainer)
     assert not trainer.value_head("default").bias.any()  # a bad reward is not learned from
 

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 from hf_rlae.errors import ConfigError
 from hf_rlae.rewards import RewardError, get_reward, length_penalty, weighted_sum
+from hf_rlae.rewards.weighted_sums import total_rewards
 
 
 def fixed(values):
@@ -141,3 +142,20 @@ def test_units_of_the_length_penalty():
 def test_penalties_that_are_refused(arguments, message):
     with pytest.raises(ConfigError, match=message):
         length_penalty(*arguments)
+
+
+@pytest.mark.parametrize(
+    ("rewards", "weights", "told"),
+    [
+        pytest.param(
+            [[0.0], [1e15]], [2.0], r"sample 1 is 2e\+15, of the rewards \[.*\] with the weights", id="weight"
+        ),
+        pytest.param([[1e15, 1e15]], [1.0, 1.0], r"sample 0 is 2e\+15", id="sum"),
+        pytest.param([[math.inf, -math.inf]], [1.0, 1.0], "sample 0 is nan", id="of models, infinite"),
+        pytest.param([[1e38, math.nan]], [1e9, 1.0], "sample 0 is inf", id="overflow"),
+    ],
+)
+def test_sums_beyond_the_limit(rewards, weights, told):
+    """Each reward may be small enough, and their sum is not; rewards of models are not guarded."""
+    with pytest.raises(RewardError, match=told):
+        total_rewards(torch.tensor(rewards), torch.tensor(weights))

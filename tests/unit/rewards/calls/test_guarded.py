@@ -11,6 +11,7 @@ import pickle
 import signal
 import threading
 import time
+from fractions import Fraction
 
 import numpy as np
 import pytest
@@ -86,7 +87,7 @@ def test_trl_sees_what_it_would_see_without(reward, name, is_async):
     assert GuardedReward(reward, "other").__name__ == "other"
 
 
-number = st.floats(allow_nan=False, allow_infinity=False, width=32)
+number = st.floats(-(2.0**49), 2.0**49, width=32)
 
 
 @given(st.lists(st.one_of(number, st.none(), st.booleans(), st.integers(-5, 5)), min_size=3, max_size=3))
@@ -130,6 +131,13 @@ def test_good_arrays():
         ([1.0, [2.0], 3.0], r" \[2\.0\] \(list\)"),
         ([1.0, 2 + 1j, 3.0], r"\(complex\)"),
         (np.array([1.0, None, "x"], dtype=object), r" 'x' .*'c2'"),
+        ([1.0, 1e308, 3.0], r" 1e\+308 \(float\) for sample 1, .*'c1'; rewards must be between -1e\+15 and 1e\+15"),
+        ([1.0, 2.0, -1e39], r" -1e\+39 .* sample 2"),  # infinite in float32
+        (torch.tensor([1e37, 0.0, 0.0]), r"e\+36 .* sample 0"),  # finite in float32, its square is not
+        ([1.1e15, 1.0, 2.0], r"1100000000000000\.0 .* sample 0"),  # just beyond
+        ([1.0, 10**400, 2.0], r" 1000.* \(int\) for sample 1"),  # no float holds it
+        ([1.0, Fraction(10**400), 2.0], r"\(Fraction\) for sample 1"),
+        ([10**5000, 1.0, 2.0], r"\(int\) for sample 0"),  # Python does not print it
     ],
 )
 def test_bad_outputs(output, told):
@@ -141,6 +149,10 @@ def test_bad_outputs(output, told):
     for reward in both(bad_reward):
         with pytest.raises(RewardError, match=f"(?s)^the reward bad_reward returned.*{told}"):
             called(reward)
+
+
+def test_the_largest_rewards():
+    assert called(GuardedReward(lambda **_: [1e15, -1e15, 1e-300], timeout_s=0)) == [1e15, -1e15, 1e-300]
 
 
 def test_exceptions():

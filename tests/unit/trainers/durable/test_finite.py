@@ -136,11 +136,11 @@ def test_one_check_of_each_kind_a_step(tmp_path):
     assert asked == [0, 0, 1, 1, 2, 2]
 
 
-def test_large_values_are_no_fault():
+def test_large_parameters_are_no_fault():
     """Half precision whose norm overflows, parameters without gradient, and empty ones."""
     half = nn.Parameter(torch.full((4,), 6e4, dtype=torch.half))
     assert not torch.linalg.vector_norm(half.detach()).isfinite()
-    half.grad = half.detach().clone()
+    half.grad = torch.ones_like(half)
     others = [nn.Parameter(torch.zeros(0)), nn.Parameter(torch.zeros(2))]
     others[0].grad = torch.zeros(0)
     check = FiniteCheck(lambda: {"half": [half], "others": others, "none": []})
@@ -151,3 +151,39 @@ def test_large_values_are_no_fault():
         NonFiniteError, match=re.escape("of half at step 1: 1 of 4 values of a parameter of shape (4,)")
     ):
         check.check_gradients(1)
+
+
+@pytest.mark.parametrize(
+    ("value", "dtype"),
+    [
+        pytest.param(1e20, torch.float32, id="squares overflow"),
+        pytest.param(1.5e19, torch.float32, id="only the sum of squares overflows"),
+        pytest.param(6e4, torch.half, id="half precision"),
+    ],
+)
+def test_gradients_whose_norm_is_infinite(value, dtype):
+    """Clipping by an infinite norm sets all gradients to 0: training would go on and learn nothing."""
+    small, large = nn.Parameter(torch.zeros(2)), nn.Parameter(torch.zeros(2, dtype=dtype))
+    small.grad, large.grad = torch.ones(2), torch.full((2,), value, dtype=dtype)
+    check = FiniteCheck(lambda: {"policy": [small], "observer": [large], "none": []})
+    with pytest.raises(NonFiniteError, match=r"policy \(values up to 1\), observer .* at step 4: grad_norm=inf"):
+        check.check_gradients(4)
+    nn.utils.clip_grad_norm_([small, large], 1.0)
+    assert not small.grad.any()  # what the check protects from
+
+
+@pytest.mark.parametrize("batch", [0, 1], ids=["the first micro-batch", "the last"])
+@pytest.mark.parametrize("is_filtered", [True, False], ids=["logs filtered", "logs as they are"])
+def test_a_loss_that_is_not_finite(tmp_path, batch, is_filtered):
+    """With `logging_nan_inf_filter` (the default of transformers) it would not even be logged."""
+
+    class Offset(ToyTrainer):
+        def compute_loss(self, *args, **kwargs):
+            loss = super().compute_loss(*args, **kwargs)
+            is_due = self.state.global_step == 2 and self.num_batches % 2 == (batch + 1) % 2
+            return loss + math.inf if is_due else loss  # the gradients are finite
+
+    trainer = toy_trainer(tmp_path, Offset, logging_nan_inf_filter=is_filtered, eval_strategy="no")
+    with pytest.raises(NonFiniteError, match=r"^loss at step 3: 1 of 1 values"):
+        trainer.train()
+    assert trainer.state.global_step == 2
