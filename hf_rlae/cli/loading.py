@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 import logging
-import os
 import sys
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 from huggingface_hub.utils import disable_progress_bars
-from safetensors import SafetensorError
 from transformers.utils.logging import disable_progress_bar
 
-from hf_rlae.errors import ConfigError, HfRlaeError, MemberError
+from hf_rlae.errors import ConfigError
 from hf_rlae.members import Member
 
 
@@ -66,7 +63,7 @@ def load_members(
     for index, (source, revision) in enumerate(zip(sources, revisions or [None] * len(sources), strict=True)):
         if is_terminal:
             print(f"loading {source} ({index + 1} of {len(sources)})", file=sys.stderr)
-        members.append(_load_member(source, dtype=dtype, device_map=device_map, revision=revision))
+        members.append(Member.load(source, dtype=dtype, device_map=device_map, revision=revision))
     return members
 
 
@@ -74,19 +71,3 @@ def first_line(error: BaseException) -> str:
     """The first line of an error's message, as a sentence."""
     line = (str(error).strip() or type(error).__name__).splitlines()[0].strip()
     return line if line.endswith((".", "!", "?")) else f"{line}."
-
-
-def _load_member(source: str, **options: Any) -> Member:
-    try:
-        return Member.load(source, **options)
-    except HfRlaeError:
-        raise
-    except ImportError as error:
-        raise MemberError(f"member {source} needs a missing package: {first_line(error)}") from error
-    except (OSError, ValueError, SafetensorError) as error:
-        looked_up = "" if os.path.isdir(source) else "there is no such folder, and as a Hub id: "
-        raise MemberError(
-            f"member {source} cannot be loaded: {looked_up}{first_line(error)} Give a folder with a "
-            "model's config.json, weights and tokenizer, or the id of such a model on the Hub; check the spelling, the "
-            "revision and the access to the Hub"
-        ) from error

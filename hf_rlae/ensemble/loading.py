@@ -63,6 +63,7 @@ def build(
         raise ConfigError("members is empty; give at least one folder, Hub id or (model, tokenizer) pair")
     settings = dict(given)
     dtype, device_map = settings.pop("dtype", "auto"), settings.pop("device_map", None)
+    check_files = settings.pop("check_files", True)
     member_kwargs = _per_member(settings.pop("member_kwargs", None), len(members), "member_kwargs")
     options = {name: _per_member(settings.pop(name, None), len(members), name) for name in _PER_MEMBER}
     unknown = [name for name in settings if name not in _FIELDS]
@@ -83,6 +84,7 @@ def build(
             revision=options["revisions"][index],
             end_token_ids=options["end_token_ids"][index],
             adapter_name=options["adapter_names"][index],
+            check_files=check_files,
             kwargs=member_kwargs[index] or {},
         )
         for index, given in enumerate(members)

@@ -38,6 +38,7 @@ class MemberOptions(TypedDict, total=False):
     revisions: Sequence[str | None] | None
     end_token_ids: Sequence[Sequence[int] | None] | None
     adapter_names: Sequence[str | None] | None
+    check_files: bool
 
 
 class BuildOptions(EnsembleOptions, MemberOptions, total=False):

@@ -2,31 +2,27 @@
 
 from __future__ import annotations
 
+import copy
 import logging
-import threading
-import weakref
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import nn
-from transformers import (
-    AutoModelForCausalLM,
-    AutoTokenizer,
-    GenerationConfig,
-    PreTrainedModel,
-    PreTrainedTokenizerBase,
-)
+from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from hf_rlae.errors import ConfigError, MemberError, TokenizerError
+from hf_rlae.members.model_files import load_model, load_tokenizer, tokenizer_panics
 from hf_rlae.members.recurrence import Recurrence, find_recurrence
 from hf_rlae.vocabulary import token_ids
 
 logger = logging.getLogger(__name__)
 
-_ADAPTER_LOCKS: weakref.WeakKeyDictionary[nn.Module, threading.RLock] = weakref.WeakKeyDictionary()
-_ADAPTER_LOCKS_GUARD = threading.Lock()
+_TOKENIZER_OPTIONS = ("trust_remote_code", "token", "cache_dir", "local_files_only", "force_download")
+"""Options of the model's loading that hold for its tokenizer, too."""
+
+_RUNS = "ax0 \n.é"
 
 
 class Member:
@@ -39,8 +35,10 @@ class Member:
         tokenizer (`PreTrainedTokenizerBase`): the tokenizer that the model was trained with.
         name (`str`, *optional*): the name in messages and tables; defaults to the model's path or class.
         revision (`str`, *optional*): the commit, branch or tag that the model was loaded from, for saving.
-        adapter_name (`str`, *optional*): the adapter of a PEFT model that this member uses. Several members may share
-            one base model, with one adapter each.
+        adapter_name (`str`, *optional*): the adapter that this member uses, of a PEFT model or of a model with
+            `add_adapter`. Several members may share one base model, with one adapter each: each has its own modules and
+            shares the weights, so that the model itself, its active adapter and its other users are not disturbed.
+            `None` = the adapter that is active when the member is run.
         end_token_ids (`Sequence[int]`, *optional*): the ids that end a text. `None` uses the end ids of the generation
             config, the config and the tokenizer that are special tokens. An end id that is ordinary text counts only if
             it is given here.
@@ -57,7 +55,7 @@ class Member:
     Raises:
         MemberError: an encoder-decoder model, an object that is not a causal language model, a recurrent model that
             does not return its state, or parameters that are not finite.
-        TokenizerError: the tokenizer has more tokens than the model, so it belongs to another model.
+        TokenizerError: no tokenizer, one that fails, or one with more tokens than the model, which belongs to another.
         ConfigError: an unknown adapter or end ids outside the vocabulary.
     """
 
@@ -77,22 +75,28 @@ class Member:
                 f"a member must be a transformers model for causal language modelling, got {type(model).__name__}; "
                 "load it with `AutoModelForCausalLM.from_pretrained(...)`"
             )
+        if not isinstance(tokenizer, PreTrainedTokenizerBase):
+            raise TokenizerError(
+                f"a member needs a tokenizer of transformers, got {type(tokenizer).__name__}; load it with "
+                "`AutoTokenizer.from_pretrained(...)`"
+            )
         wrapper: Any = model
+        _check_adapter(wrapper, adapter_name, name)
+        if adapter_name is not None:
+            wrapper = _with_adapter(wrapper, adapter_name)
         self.wrapper = wrapper
-        has_adapters = hasattr(model, "peft_config")
-        base: Any = wrapper.get_base_model() if has_adapters else model
+        # transformers sets `peft_config` on plain models too: it does not mean PeftModel
+        base: Any = wrapper.get_base_model() if hasattr(wrapper, "get_base_model") else wrapper
         self.model: PreTrainedModel = base
         self.tokenizer = tokenizer
         self.config = self.model.config.get_text_config(decoder=True)
         path = getattr(self.model, "name_or_path", "") or getattr(self.model.config, "_name_or_path", "")
         self.name = name or path or type(self.model).__name__
-        has_adapters = has_adapters or getattr(model, "_hf_peft_config_loaded", False)
-        self._has_adapters = has_adapters
+        has_adapters = wrapper is not base or getattr(base, "_hf_peft_config_loaded", False)
         self.source = source or (None if has_adapters else path) or None
         self.revision = revision
         self.adapter_name = adapter_name
         self._check_architecture()
-        self._check_adapter()
         head = self.model.get_output_embeddings()
         self.vocab_size: int = int(head.weight.shape[0]) if _is_linear(head) else int(self.config.vocab_size)
         self._check_tokenizer()
@@ -114,20 +118,32 @@ class Member:
         adapter_name: str | None = None,
         end_token_ids: Sequence[int] | None = None,
         tokenizer_kwargs: dict[str, Any] | None = None,
+        check_files: bool = True,
         **model_kwargs: Any,
     ) -> Member:
         """Loads a model and its tokenizer from a folder or the Hub.
 
         Args:
-            source (`str`): a folder, or an id on the Hub.
+            source (`str`): a folder, or an id on the Hub, of a model or of an adapter; an adapter's base model is that
+                of its `adapter_config.json`.
             dtype, device_map, revision, model_kwargs: passed to `AutoModelForCausalLM.from_pretrained`.
-            adapter_name, end_token_ids: see the class.
-            tokenizer_kwargs (`dict`, *optional*): passed to `AutoTokenizer.from_pretrained`.
+            adapter_name, end_token_ids: see the class. In a folder of several adapters, one in a folder of its own has
+                the name of that folder.
+            tokenizer_kwargs (`dict`, *optional*): passed to `AutoTokenizer.from_pretrained`, beside
+                `trust_remote_code` and the options of the Hub in `model_kwargs`.
+            check_files (`bool`, defaults to `True`): whether to refuse a config that declares more than the files and
+                the free memory can hold, before anything is allocated.
+
+        Raises:
+            MemberError: files that are missing, damaged or too large, or that do not hold every tensor of the model.
+            TokenizerError, ConfigError: see the class.
         """
+        options = dict(model_kwargs, dtype=dtype, revision=revision)
         if device_map is not None:
-            model_kwargs["device_map"] = device_map
-        model = AutoModelForCausalLM.from_pretrained(source, dtype=dtype, revision=revision, **model_kwargs)
-        tokenizer = AutoTokenizer.from_pretrained(source, revision=revision, **(tokenizer_kwargs or {}))
+            options["device_map"] = device_map
+        model = load_model(source, adapter_name=adapter_name, check_files=check_files, **options)
+        shared = {name: model_kwargs[name] for name in _TOKENIZER_OPTIONS if name in model_kwargs}
+        tokenizer = load_tokenizer(source, **{**shared, "revision": revision, **(tokenizer_kwargs or {})})
         model.eval()
         return cls(
             model,
@@ -179,30 +195,12 @@ class Member:
         )
 
     @contextmanager
-    def active(self) -> Iterator[None]:
-        """Activates the member's own adapter within this context; a lock serialises members that share a base model."""
-        if self.adapter_name is None:  # the active adapter of the model, while no other member uses its own
-            with _adapter_lock(self.model) if self._has_adapters else nullcontext():
-                yield
-            return
-        with _adapter_lock(self.model):
-            layers: list[Any] = [module for module in self.model.modules() if hasattr(module, "_active_adapter")]
-            before = [(layer, layer._active_adapter) for layer in layers]
-            try:
-                for layer in layers:
-                    layer._active_adapter = [self.adapter_name]
-                yield
-            finally:
-                for layer, adapter in before:
-                    layer._active_adapter = adapter
-
-    @contextmanager
     def tried(self) -> Iterator[None]:
-        """Prepares the model for trial forward passes: eval mode, no gradients, the member's own adapter."""
+        """Prepares the model for trial forward passes: eval mode, no gradients."""
         training = [module for module in self.model.modules() if module.training]
         self.model.eval()
         try:
-            with torch.no_grad(), self.active():
+            with torch.no_grad():
                 yield
         finally:
             for module in training:
@@ -221,15 +219,11 @@ class Member:
                 "`AutoModelForCausalLM`, not `AutoModel`"
             )
 
-    def _check_adapter(self) -> None:
-        known = list(getattr(self.wrapper, "peft_config", {}) or {})
-        if self.adapter_name is not None and self.adapter_name not in known:
-            raise ConfigError(
-                f"adapter_name={self.adapter_name!r} is not an adapter of member {self.name}; give one of {known}, or "
-                "None for the active adapter"
-            )
-
     def _check_tokenizer(self) -> None:
+        backend = getattr(self.tokenizer, "backend_tokenizer", None)
+        with tokenizer_panics(f"member {self.name}"):
+            for character in _RUNS:  # a regular expression that backtracks without end fails on one of these
+                (self.tokenizer.tokenize if backend is None else backend.encode)(64 * character + "!")
         highest = max(self.tokenizer.get_vocab().values(), default=-1)
         if highest >= self.vocab_size:
             raise TokenizerError(
@@ -240,9 +234,16 @@ class Member:
 
     def _check_parameters(self) -> None:
         for name, parameter in self.model.named_parameters():
+            if parameter.is_meta and not self.has_device_map:  # with a device map, accelerate loads them when needed
+                raise MemberError(
+                    f"member {self.name} has no data in {name}, which is on the meta device; load the model with "
+                    "`from_pretrained`, or fill its parameters first"
+                )
+            if parameter.is_complex():
+                raise MemberError(f"member {self.name} has complex numbers in {name}; its files are damaged")
             if (
                 parameter.is_floating_point()
-                and parameter.device.type != "meta"
+                and not parameter.is_meta
                 and parameter.element_size() > 1
                 and not bool(torch.isfinite(parameter.detach()).all())
             ):
@@ -288,9 +289,31 @@ def _is_linear(head: Any) -> bool:
     return getattr(head, "out_features", None) in (None, weight.shape[0])
 
 
-def _adapter_lock(model: nn.Module) -> threading.RLock:
-    with _ADAPTER_LOCKS_GUARD:
-        return _ADAPTER_LOCKS.setdefault(model, threading.RLock())
+def _check_adapter(wrapper: Any, adapter: str | None, name: str | None) -> None:
+    known = getattr(wrapper, "peft_config", None) or {}
+    if adapter is not None and adapter not in known:
+        raise ConfigError(
+            f"adapter_name={adapter!r} is not an adapter of member {name or type(wrapper).__name__}; give one of "
+            f"{list(known)}, or None for the active adapter"
+        )
+    virtual = [key for key, config in known.items() if getattr(config, "is_prompt_learning", False)]
+    if adapter in virtual or (adapter is None and virtual):
+        raise MemberError(
+            f"adapter {virtual[0]!r} of member {name or type(wrapper).__name__} adds virtual tokens to the prompt, "
+            "which an ensemble cannot do; use an adapter of the weights, such as LoRA"
+        )
+
+
+def _with_adapter(wrapper: Any, adapter: str) -> Any:
+    """A copy of a model's modules, in which one adapter is always active; all tensors and configs are shared."""
+    shared = [*wrapper.parameters(), *wrapper.buffers()]
+    for module in wrapper.modules():
+        shared += [getattr(module, name) for name in ("config", "generation_config") if hasattr(module, name)]
+    own = copy.deepcopy(wrapper, {id(entry): entry for entry in shared})
+    for layer in own.modules():
+        if hasattr(layer, "_active_adapter"):
+            layer._active_adapter = [adapter]
+    return own
 
 
 def context_length_of(config: Any) -> int | None:

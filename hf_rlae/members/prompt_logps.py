@@ -51,8 +51,7 @@ def prompt_logps(member: Member, prompts: Sequence[Sequence[int]]) -> list[list[
 def _logps(member: Member, ids: torch.Tensor) -> torch.Tensor:
     model: Any = member.model
     arguments: dict[str, Any] = {"use_cache": False} if "use_cache" in accepted_arguments(type(model).forward) else {}
-    with member.active():
-        logits = model(input_ids=ids, return_dict=True, **arguments).logits[:, :-1]
+    logits = model(input_ids=ids, return_dict=True, **arguments).logits[:, :-1]
     targets = ids[:, 1:].to(logits.device)
     columns = max(1, MAX_LOGITS // (logits.shape[0] * logits.shape[-1]))
     parts = []

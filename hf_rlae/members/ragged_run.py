@@ -210,7 +210,7 @@ class BatchRunner:
         if "logits_to_keep" in accepted_arguments(type(member.model).forward):
             arguments["logits_to_keep"] = ids.shape[1] if self.hidden_tokens > 1 else wanted
         num_logits = wanted if self.hidden_tokens > 1 else 0
-        with member.active(), captured_head_input(member, self.hidden_tokens > 0, num_logits) as captured:
+        with captured_head_input(member, self.hidden_tokens > 0, num_logits) as captured:
             logits = member.model(**arguments, return_dict=True).logits
         self.forward_calls += 1
         self.cache.length = plan.length
@@ -309,7 +309,7 @@ class RowRunner:
         if "logits_to_keep" in accepted:
             arguments["logits_to_keep"] = len(ids) if self.hidden_tokens > 1 else want
         num_logits = want if self.hidden_tokens > 1 else 0
-        with member.active(), captured_head_input(member, self.hidden_tokens > 0, num_logits) as captured:
+        with captured_head_input(member, self.hidden_tokens > 0, num_logits) as captured:
             outputs = member.model(**arguments, return_dict=True)
         self.forward_calls += 1
         hidden = captured[-1][0] if captured else None

@@ -175,7 +175,7 @@ class SharedRun(ReadsSharedColumns):
         needs_hidden = hidden or self.states is not None
         num_logits = keep if num_columns > keep else 0
         # no gradients: they reach the weights of the mixture, never the members
-        with torch.no_grad(), member.active(), captured_head_input(member, needs_hidden, num_logits) as captured:
+        with torch.no_grad(), captured_head_input(member, needs_hidden, num_logits) as captured:
             outputs = model(**inputs, return_dict=True)
         self.forward_calls += 1
         if self.use_cache:

@@ -234,7 +234,7 @@ def without_weights(tmp_path: Path) -> None:
 
 def damaged_weights(tmp_path: Path) -> None:
     without_weights(tmp_path)
-    (tmp_path / "model.safetensors").write_bytes(b"not weights")
+    (tmp_path / "model.safetensors").write_bytes(b"not weights" * 10_000)
 
 
 def without_tokenizer(tmp_path: Path) -> None:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import threading
-
 import pytest
 import torch
 
@@ -11,9 +9,8 @@ from hf_rlae import EnsembleForCausalLM, StaticPolicy
 from hf_rlae.ensemble.draws import MemberDraws
 from hf_rlae.ensemble.spans import SpanWeights
 from hf_rlae.errors import InputError
-from hf_rlae.members import Member
 from tests.support.ensembles import TEXTS, encode, endless, policy_of_text
-from tests.support.models import pair, with_adapters
+from tests.support.models import pair
 from tests.support.tokenizers import raw_bytes
 
 OPTIONS = {"max_new_tokens": 5, "do_sample": False}
@@ -179,25 +176,3 @@ def test_a_draw_that_is_made_again_keeps_the_rows_that_were_good(scope):
         after = draws.drawn[-1][1].tolist()
         assert after[0] != before[0]
         assert after[1:] == before[1:]
-
-
-def test_a_member_without_a_named_adapter_never_runs_with_that_of_another():
-    """Law: members that share a base model take turns, whether their adapter has a name or is the active one."""
-    model = with_adapters(pair()[0])
-    model.set_adapter("one")
-    plain, named = Member(model, pair()[1]), Member(model, pair()[1], adapter_name="two")
-    inside, seen = threading.Event(), []
-
-    def run_plain():
-        inside.wait(10)
-        with plain.active():
-            seen.append(next(m._active_adapter for m in model.modules() if hasattr(m, "_active_adapter")))
-
-    thread = threading.Thread(target=run_plain)
-    thread.start()
-    with named.active():
-        inside.set()
-        thread.join(0.2)
-        assert seen == []
-    thread.join(10)
-    assert seen == [["one"]]

@@ -1,0 +1,247 @@
+"""Loads a model and its tokenizer from a folder or the Hub, and refuses files that are not whole."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
+from pathlib import Path
+from typing import Any
+
+from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers.utils import cached_file, find_adapter_config_file
+
+from hf_rlae.errors import ConfigError, HfRlaeError, MemberError, TokenizerError
+from hf_rlae.hub_ids import is_repo_id
+from hf_rlae.members.file_budget import Fail, check_counts, check_shard_names, parameter_budget, weight_bytes
+
+_HUB_OPTIONS = ("cache_dir", "force_download", "local_files_only", "token", "proxies")
+_REMEDY = "Load the model again from its source, or save it again"
+
+
+def load_model(source: str, *, adapter_name: str | None = None, check_files: bool = True, **options: Any) -> Any:
+    """Loads a causal language model, or an adapter with its base model, as a member.
+
+    Args:
+        source (`str`): a folder or Hub id, of a model or of adapters (`adapter_config.json` at the root, further
+            adapters in folders of their names).
+        adapter_name (`str`, *optional*): the adapter to load; `None` or `"default"` = the one at the root.
+        check_files (`bool`, defaults to `True`): whether to compare the config with the files and the free memory.
+        options: for `AutoModelForCausalLM.from_pretrained`.
+
+    Raises:
+        MemberError: the files are missing, damaged, or do not hold what their config declares.
+        ConfigError: there is no such adapter.
+    """
+    owner = f"member {source}"
+    adapter = _find_adapter(source, adapter_name, options)
+    base = source if adapter is None else _base_of(adapter, source)
+    own = dict(options)
+    if adapter is not None and base == source:  # transformers would add the adapter at the root by itself
+        own["adapter_kwargs"] = {"subfolder": ".none"}
+    elif adapter is not None:
+        own.update(revision=None, subfolder="")
+    with readable(source, owner):
+        load = AutoModelForCausalLM.from_pretrained
+        model = load_whole(load, base, owner, MemberError, check_files=check_files, **own)
+        if adapter is not None:
+            _load_adapter(model, source, adapter_name, options, owner)
+    return model
+
+
+def load_tokenizer(source: str, **options: Any) -> Any:
+    """Loads the tokenizer of a member; one with adapters may have it in the folder of its base model.
+
+    Raises:
+        TokenizerError: the tokenizer fails on a plain text.
+        MemberError: the files are missing or damaged.
+    """
+    options = {"trust_remote_code": False, **options}
+    adapter = _find_adapter(source, None, options)
+    with readable(source, f"member {source}"), tokenizer_panics(f"member {source}"):
+        try:
+            return AutoTokenizer.from_pretrained(source, **options)
+        except (OSError, ValueError):
+            if adapter is None:
+                raise
+        return AutoTokenizer.from_pretrained(_base_of(adapter, source), **{**options, "revision": None})
+
+
+def load_whole(
+    load: Callable[..., Any],
+    source: Any,
+    owner: str,
+    error: type[HfRlaeError],
+    *,
+    check_files: bool = True,
+    may_miss: tuple[str, ...] = (),
+    **options: Any,
+) -> Any:
+    """Calls a `from_pretrained`, and raises if the files do not hold every tensor of the model.
+
+    transformers fills missing tensors with random numbers and logs a warning.
+
+    Args:
+        load (`Callable`): the `from_pretrained` of a model or an Auto class.
+        source: a folder or Hub id.
+        owner (`str`): the start of messages, such as `"member NAME"`.
+        error (`type`): the class of errors.
+        check_files (`bool`, defaults to `True`): whether to compare the config with the files and the free memory
+            before anything is allocated.
+        may_miss (`tuple[str, ...]`): the beginnings of names of tensors that are not used.
+        options: for `load`. `trust_remote_code` is `False` unless it is given, because transformers asks on standard
+            input where it is not given.
+
+    Returns:
+        The model.
+    """
+
+    def fail(reason: str) -> HfRlaeError:
+        hint = " (`Member.load(..., check_files=False)` skips this check)" if check_files else ""
+        return error(f"{owner} cannot be loaded: {reason}{hint}")
+
+    options = {"trust_remote_code": False, **options}
+    is_forgiving = bool(options.setdefault("ignore_mismatched_sizes", False))
+    with _budget(source, options, fail) if check_files else nullcontext():
+        model, info = load(source, output_loading_info=True, **{**options, "ignore_mismatched_sizes": True})
+    missing = sorted(name for name in info["missing_keys"] if not name.startswith(may_miss))
+    if missing:
+        raise error(
+            f"{owner} is not whole: its files have no {missing[0]}"
+            + (f" and {len(missing) - 1} more tensors" if len(missing) > 1 else "")
+            + f" of {type(model).__name__}, which transformers fills with random numbers. {_REMEDY}; a model of "
+            "another kind (an encoder, a model without its head) cannot be used"
+        )
+    if info["mismatched_keys"] and not is_forgiving:
+        name, held, wanted = sorted(info["mismatched_keys"], key=str)[0]
+        raise error(
+            f"{owner} is not whole: {name} has the shape {tuple(held)} in its files and {tuple(wanted)} by its config. "
+            f"{_REMEDY}"
+        )
+    return model
+
+
+@contextmanager
+def _budget(source: Any, options: dict[str, Any], fail: Fail) -> Iterator[None]:
+    """Checks the files of a folder before, and the parameters that the model declares while it is built."""
+    folder = Path(source, options.get("subfolder") or "")
+    if folder.is_dir():
+        check_shard_names(folder, fail)
+        check_counts(_config_in(folder, fail), weight_bytes(folder), fail)
+    hub = {name: options[name] for name in (*_HUB_OPTIONS, "revision", "subfolder") if name in options}
+
+    def held() -> int:  # the files of a Hub id have been downloaded when the first parameter is made
+        if folder.is_dir():
+            return weight_bytes(folder)
+        path = cached_file(str(source), "config.json", **{**hub, "local_files_only": True, "force_download": False})
+        return 0 if path is None else weight_bytes(Path(path).parent)
+
+    is_packed = bool(options.get("gguf_file")) or "quantization_config" in _config_in(folder, fail)
+    checks_memory = options.get("device_map") in (None, "cpu")
+    with parameter_budget(held, fail, is_packed=is_packed, checks_memory=checks_memory):
+        yield
+
+
+def _config_in(folder: Path, fail: Fail) -> dict[str, Any]:
+    path = folder / "config.json"
+    if not path.is_file():
+        return {}
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise fail(f"{path.name} is not JSON ({error})") from error
+    if not isinstance(config, dict):
+        raise fail(f"{path.name} is a {type(config).__name__}, not an object with fields")
+    return config
+
+
+def _find_adapter(source: str, name: str | None, options: dict[str, Any]) -> str | None:
+    """The path of the `adapter_config.json` of a named adapter; `None` if `source` holds no adapters."""
+    hub = {key: options[key] for key in (*_HUB_OPTIONS, "revision") if options.get(key) is not None}
+    subfolder = options.get("subfolder") or ""
+    if not os.path.isdir(source) and not is_repo_id(source):
+        return None
+    root = find_adapter_config_file(source, subfolder=subfolder, **hub)
+    if root is None or name in (None, "default"):
+        return root
+    inside = None
+    if name is not None and is_repo_id(name) and "/" not in name:
+        inside = find_adapter_config_file(source, subfolder=os.path.join(subfolder, name), **hub)
+    if inside is None:
+        known = ["default", *sorted(path.parent.name for path in Path(root).parent.glob("*/adapter_config.json"))]
+        raise ConfigError(f"adapter_name={name!r}: member {source} has the adapters {known}; give one of them")
+    return inside
+
+
+def _base_of(adapter: str, source: str) -> str:
+    """The base model of an adapter; a folder relative to the adapter's, if there is one."""
+    if Path(source, "config.json").is_file():
+        return source
+    try:
+        base = json.loads(Path(adapter).read_text(encoding="utf-8")).get("base_model_name_or_path")
+    except (ValueError, AttributeError, RecursionError) as error:
+        raise MemberError(f"member {source} cannot be loaded: adapter_config.json is not a JSON object") from error
+    if not isinstance(base, str) or not base:
+        raise MemberError(
+            f"member {source} is an adapter without a base model: set base_model_name_or_path in its "
+            "adapter_config.json, or load both and pass the pair (PeftModel, tokenizer)"
+        )
+    beside = Path(adapter).parent / base
+    return str(beside) if beside.is_dir() else base
+
+
+def _load_adapter(model: Any, source: str, name: str | None, options: dict[str, Any], owner: str) -> None:
+    hub = {key: options[key] for key in (*_HUB_OPTIONS, "revision") if options.get(key) is not None}
+    folders = [options.get("subfolder") or "", "" if name in (None, "default") else str(name)]
+    info = model.load_adapter(
+        source, adapter_name=name or "default", adapter_kwargs={**hub, "subfolder": os.path.join(*folders).strip("/")}
+    )
+    wrong = sorted(info.missing_keys) + sorted(key for key, *_ in info.mismatched_keys)
+    if wrong:
+        raise MemberError(f"{owner} is not whole: the files of its adapter have no (whole) {wrong[0]}. {_REMEDY}")
+    model.eval()
+
+
+@contextmanager
+def readable(source: str, owner: str) -> Iterator[None]:
+    """Turns errors of reading files into a `MemberError` that names the member."""
+    try:
+        yield
+    except (HfRlaeError, MemoryError):
+        raise
+    except ImportError as error:
+        raise MemberError(f"{owner} needs a missing package: {_first_line(error)}") from error
+    except Exception as error:  # files of others can make any library raise anything
+        reason, hints = _first_line(error), "check the spelling, the revision and the access to the Hub"
+        if "trust_remote_code" in str(error):
+            hints = "pass trust_remote_code=True to run its own code, if you trust it"
+        elif not os.path.isdir(source):
+            reason = (
+                f"there is no such folder, and as a Hub id: {reason}"
+                if is_repo_id(source)
+                else "there is no such folder."
+            )
+        raise MemberError(
+            f"{owner} cannot be loaded: {reason} Give a folder with a model's config.json, weights and tokenizer, or "
+            f"the id of such a model on the Hub; {hints}"
+        ) from error
+
+
+@contextmanager
+def tokenizer_panics(owner: str) -> Iterator[None]:
+    """Turns a panic of the tokenizers library, which is no `Exception`, into a `TokenizerError`."""
+    try:
+        yield
+    except BaseException as error:
+        if type(error).__name__ != "PanicException":
+            raise
+        raise TokenizerError(
+            f"the tokenizer of {owner} fails: {_first_line(error)} A regular expression in its tokenizer.json cannot "
+            "be used"
+        ) from error
+
+
+def _first_line(error: BaseException) -> str:
+    line = (str(error).strip() or type(error).__name__).splitlines()[0].strip()
+    return line if line.endswith((".", "!", "?")) else f"{line}."
