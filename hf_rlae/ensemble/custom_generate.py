@@ -76,6 +76,7 @@ def _settings(ensemble: EnsembleForCausalLM, given: GenerationConfig) -> Generat
     host, own = ensemble.members[0], ensemble.generation_config
     settings = copy.deepcopy(given)
     settings.pad_token_id, settings.bos_token_id = own.pad_token_id, own.bos_token_id
+    settings.cache_implementation = None  # the host's; every member makes its own cache
     if settings.max_new_tokens is not None:  # `generate` has set the length of the whole text from it; the same below
         settings.max_length = None
     if settings.min_new_tokens is not None:

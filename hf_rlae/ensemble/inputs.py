@@ -1,75 +1,262 @@
-"""Checks of the arguments of `forward` and `generate`, before a member runs."""
+"""Checks of the arguments of `forward`, before a member runs."""
 
 from __future__ import annotations
 
-import logging
-from typing import TYPE_CHECKING, Any
+import operator
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
-from transformers import GenerationConfig
 
-from hf_rlae.errors import InputError
+from hf_rlae.ensemble.cache_ensemble import EnsembleCache
+from hf_rlae.errors import InputError, nearest
 from hf_rlae.policies import Policy, observed_tokens
 
-logger = logging.getLogger(__name__)
-
 if TYPE_CHECKING:
-    from hf_rlae.ensemble.cache_ensemble import EnsembleCache
     from hf_rlae.ensemble.engines.protocol import Engine
     from hf_rlae.ensemble.modeling_ensemble import EnsembleForCausalLM
 
+_NAMES = (
+    "input_ids",
+    "attention_mask",
+    "past_key_values",
+    "labels",
+    "prompt_length",
+    "use_cache",
+    "logits_to_keep",
+    "member_input_ids",
+    "member_attention_mask",
+    "return_dict",
+    "num_items_in_batch",
+)
+"""The arguments of `forward`."""
 
-def _check_ids(model: EnsembleForCausalLM, ids: Any, name: str) -> None:
-    if not isinstance(ids, torch.Tensor) or ids.dim() != 2 or ids.is_floating_point():
-        given = tuple(ids.shape) if isinstance(ids, torch.Tensor) else type(ids).__name__
+_WITHOUT_EFFECT = {"token_type_ids"}
+"""Arguments that tokenizers return, and that causal language models ignore."""
+
+_UNSUPPORTED = {
+    "position_ids": "the positions follow from attention_mask, in each member's own tokens",
+    "inputs_embeds": "members have different embeddings",
+    "output_hidden_states": "members have different widths; a policy observes them as `state.hidden_states`",
+    "output_attentions": "members have different layers",
+}
+
+
+class Check(NamedTuple):
+    """A condition whose value is on a device, and the message if it is false."""
+
+    is_fine: torch.Tensor
+    message: Callable[[], str]
+
+
+def raise_first(checks: Sequence[Check]) -> None:
+    """Raises `InputError` for the first check that fails; waits for the device once."""
+    if not checks:
+        return
+    device = checks[0].is_fine.device
+    results = torch.stack([check.is_fine.to(device) for check in checks]).tolist()
+    for is_fine, check in zip(results, checks, strict=True):
+        if not is_fine:
+            raise InputError(check.message())
+
+
+def _given(value: Any) -> str:
+    """A short description of a value for messages."""
+    if not isinstance(value, torch.Tensor):
+        return type(value).__name__
+    place = "" if value.device.type != "meta" else " on the meta device"
+    layout = "" if value.layout == torch.strided else f" with layout {value.layout}"
+    return f"{value.dtype} of shape {tuple(value.shape)}{layout}{place}"
+
+
+def _has_values(value: Any, dims: int) -> bool:
+    return (
+        isinstance(value, torch.Tensor)
+        and value.dim() == dims
+        and value.layout == torch.strided
+        and value.device.type != "meta"
+    )
+
+
+def _are_ids(value: Any, dims: int = 2) -> bool:
+    return _has_values(value, dims) and value.dtype in (torch.int64, torch.int32)
+
+
+def check_ids(model: EnsembleForCausalLM, ids: Any, name: str) -> list[Check]:
+    """Raises `InputError` for ids of a wrong kind; returns the checks of their values."""
+    if not _are_ids(ids):
         raise InputError(
-            f"{name} must be a 2-D tensor of token ids (rows, columns), got {given}; make it with "
-            "`ensemble.tokenizer(texts, return_tensors='pt', padding=True)`"
+            f"{name} must be a 2-D tensor of token ids (rows, columns) in int64 or int32, got {_given(ids)}; make it "
+            "with `ensemble.tokenizer(texts, return_tensors='pt', padding=True)`"
         )
     if ids.shape[0] == 0 or ids.shape[1] == 0:
         raise InputError(
             f"{name} is empty (shape {tuple(ids.shape)}), so there is no text to continue; give every row at least one "
             "token, such as the tokenizer's bos token"
         )
-    low, high = int(ids.min()), int(ids.max())
     size = model.engine.num_input_ids
-    if low < 0 or high >= size:
-        raise InputError(
-            f"{name} has the id {low if low < 0 else high}, outside the union vocabulary of {size} ids; encode prompts "
-            "with `ensemble.tokenizer`"
+
+    def message() -> str:
+        wrong = int(ids[(ids < 0) | (ids >= size)][0])
+        return (
+            f"{name} has the id {wrong}, outside the union vocabulary of {size} ids; encode prompts with "
+            "`ensemble.tokenizer`"
         )
 
+    return [Check(((ids >= 0) & (ids < size)).all(), message)]
 
-def _check_mask(ids: torch.Tensor, mask: Any, columns: int) -> None:
-    if mask is None:
-        return
-    if not isinstance(mask, torch.Tensor) or mask.dim() != 2 or mask.shape[0] != ids.shape[0]:
+
+def mask_checks(ids: torch.Tensor, mask: Any, columns: int) -> list[Check]:
+    """Raises `InputError` for a mask of a wrong kind or shape; returns the checks of its values."""
+    if not _has_values(mask, 2) or mask.shape[0] != ids.shape[0]:
         raise InputError(
-            f"attention_mask must be 2-D with one row per row of input_ids ({ids.shape[0]}), got "
-            f"{tuple(mask.shape) if isinstance(mask, torch.Tensor) else type(mask).__name__}; use the mask that the "
-            "tokenizer returns with input_ids"
+            f"attention_mask must be 2-D with one row per row of input_ids ({ids.shape[0]}), got {_given(mask)}; use "
+            "the mask that the tokenizer returns with input_ids"
         )
     if mask.shape[1] not in (ids.shape[1], columns):
         raise InputError(
             f"attention_mask has {mask.shape[1]} columns, the text has {columns}; it must cover the whole text"
         )
-    empty = (mask != 0).sum(1) == 0
-    if bool(empty.any()):
+    return [
+        Check(((mask == 0) | (mask == 1)).all(), lambda: _wrong_mask("attention_mask", mask)),
+        Check((mask != 0).any(1).all(), lambda: _empty_row(mask)),
+    ]
+
+
+def _wrong_mask(name: str, mask: torch.Tensor) -> str:
+    wrong = mask[(mask != 0) & (mask != 1)][0].item()
+    return f"{name} has the value {wrong}; give 1 for tokens and 0 for padding"
+
+
+def _empty_row(mask: torch.Tensor) -> str:
+    return (
+        f"attention_mask masks all of row {int((~(mask != 0).any(1)).nonzero()[0])}, and an empty prompt cannot be "
+        "continued; give the row at least one token"
+    )
+
+
+def check_cache(model: EnsembleForCausalLM, cache: Any, rows: int) -> None:
+    """Raises `InputError` for `past_key_values` that are not a cache of this ensemble with this number of rows."""
+    if not isinstance(cache, EnsembleCache):
         raise InputError(
-            f"attention_mask masks all of row {int(empty.nonzero()[0])}, and an empty prompt cannot be continued; give "
-            "the row at least one token"
+            f"past_key_values must be an EnsembleCache, got {type(cache).__name__}: every member has its own cache; "
+            "leave past_key_values out, or make it with `ensemble.new_cache()`"
+        )
+    if cache.call.engine is not model.engine:
+        raise InputError(
+            "past_key_values was made by another ensemble, whose members have read its text; leave past_key_values "
+            "out, or make it with the `new_cache()` of this ensemble"
+        )
+    if cache.seen and cache.batch_size != rows:
+        raise InputError(
+            f"past_key_values has {cache.batch_size} rows, the call has {rows} (beams and samples count as rows); "
+            "repeat or select its rows with `batch_repeat_interleave` or `batch_select_indices`, or leave it out"
         )
 
 
-def check_forward_inputs(model: EnsembleForCausalLM, ids: Any, mask: Any, cache: EnsembleCache, labels: Any) -> None:
-    """Raises `InputError` for invalid arguments of `forward`."""
-    _check_ids(model, ids, "input_ids")
-    _check_mask(ids, mask, cache.seen + ids.shape[1])
-    if labels is not None and tuple(labels.shape) != tuple(ids.shape):
+def check_forward_inputs(
+    model: EnsembleForCausalLM,
+    ids: Any,
+    mask: Any,
+    cache: Any,
+    labels: Any,
+    logits_to_keep: int,
+    others: dict[str, Any],
+) -> None:
+    """Raises `InputError` for invalid arguments of `forward`; waits for the device once."""
+    for name, value in others.items():
+        if name in _UNSUPPORTED and (value is None or value is False):
+            continue
+        if name in _UNSUPPORTED:
+            raise InputError(f"{name} is not supported, because {_UNSUPPORTED[name]}; leave {name} out")
+        if name not in _WITHOUT_EFFECT and name != "num_items_in_batch":
+            raise InputError(f"{name} is not an argument of `forward`: {nearest(name, _NAMES)}")
+    checks = check_ids(model, ids, "input_ids")
+    check_cache(model, cache, ids.shape[0])
+    if mask is not None:
+        checks += mask_checks(ids, mask, cache.seen + ids.shape[1])
+    if labels is not None:
+        checks += _label_checks(model, ids, labels, logits_to_keep)
+    raise_first(checks)
+
+
+def _label_checks(model: EnsembleForCausalLM, ids: torch.Tensor, labels: Any, logits_to_keep: int) -> list[Check]:
+    if not _are_ids(labels) or labels.shape != ids.shape:
         raise InputError(
-            f"labels must have the shape of input_ids, {tuple(ids.shape)}, got {tuple(labels.shape)}; set labels to "
-            "-100 where there is no loss"
+            f"labels must be int64 or int32 and have the shape of input_ids, {tuple(ids.shape)}, got {_given(labels)}; "
+            "set labels to -100 where there is no loss"
         )
+    if 0 < logits_to_keep < ids.shape[1]:
+        raise InputError(
+            f"logits_to_keep={logits_to_keep} with labels for {ids.shape[1]} columns: the loss needs the logits of all "
+            "columns; leave logits_to_keep out"
+        )
+    size = model.engine.num_input_ids
+    is_fine = (labels == -100) | ((labels >= 0) & (labels < size))
+
+    def message() -> str:
+        return (
+            f"labels has the id {int(labels[~is_fine][0])}, outside the union vocabulary of {size} ids; give ids of "
+            "`ensemble.tokenizer`, and -100 where there is no loss"
+        )
+
+    return [Check(is_fine.all(), message)]
+
+
+def check_flag(name: str, given: Any) -> None:
+    """Raises `InputError` for a value that is neither `None` nor a `bool`."""
+    if given is not None and not isinstance(given, bool):
+        raise InputError(f"{name}={given!r}: give True, False or None")
+
+
+def kept_columns(given: Any) -> int:
+    """`logits_to_keep` as a number of last columns, 0 for all; `InputError` for anything else."""
+    try:
+        number = 0 if given is None else operator.index(given)
+    except TypeError:
+        number = -1
+    if number < 0 or isinstance(given, bool):
+        raise InputError(
+            f"logits_to_keep must be a number of last columns of at least 0, got {given!r}; 0 returns the logits of all"
+        )
+    return number
+
+
+def prompt_starts(given: Any, cache: EnsembleCache, ids: torch.Tensor) -> torch.Tensor:
+    """`prompt_length` of each row, `(B,)` on the CPU.
+
+    Args:
+        given: the argument.
+        cache (`EnsembleCache`): the text so far.
+        ids (`torch.LongTensor` of shape `(B, n)`): the new columns.
+
+    Raises:
+        InputError: not whole numbers within the text, or others than in an earlier call with this cache.
+    """
+    rows, columns = ids.shape[0], cache.seen + ids.shape[1]
+    try:
+        lengths = torch.as_tensor(given)
+    except (TypeError, ValueError, RuntimeError):
+        lengths = torch.tensor(torch.nan)
+    is_whole = not (lengths.is_floating_point() or lengths.is_complex()) and lengths.dtype != torch.bool
+    if not is_whole or lengths.device.type == "meta" or tuple(lengths.shape) not in ((), (rows,)):
+        raise InputError(
+            f"prompt_length must be a whole number, or one per row (a tensor of shape ({rows},)), got "
+            f"{_given(given) if isinstance(given, torch.Tensor) else repr(given)}"
+        )
+    starts = lengths.cpu().long().expand(rows).clone()
+    wrong = (starts < 0) | (starts > columns)
+    if bool(wrong.any()):
+        raise InputError(
+            f"prompt_length={int(starts[wrong][0])}: the text has {columns} columns; give the column of the first "
+            f"completion token, from 0 to {columns} (no completion yet)"
+        )
+    if cache.has_spans and not torch.equal(starts, cache.spans.starts):
+        raise InputError(
+            f"prompt_length={starts.tolist()}, but the completions in past_key_values begin at the columns "
+            f"{cache.spans.starts.tolist()}; leave prompt_length out, or start without past_key_values"
+        )
+    return starts
 
 
 def check_declared_prompt(
@@ -104,110 +291,6 @@ def check_declared_prompt(
         )
 
 
-def check_generate_inputs(
-    model: EnsembleForCausalLM, ids: Any, settings: GenerationConfig, kwargs: dict[str, Any]
-) -> torch.Tensor:
-    """The prompt's ids; `InputError` for invalid arguments of `generate`. `settings` are those of the call."""
-    if kwargs.get("inputs_embeds") is not None:
-        raise InputError("inputs_embeds is not supported, because members have different embeddings; pass input_ids")
-    model.engine.check_generation(settings)
-    if ids is None:
-        raise InputError(
-            "input_ids is missing: pass a prompt, `ensemble.generate(**ensemble.tokenizer(texts, "
-            "return_tensors='pt', padding=True))`"
-        )
-    check_prompts(model, ids, kwargs.get("attention_mask"))
-    return ids
-
-
-def check_prompts(model: EnsembleForCausalLM, ids: Any, mask: Any) -> None:
-    """Raises `InputError` for ids and a mask that are not prompts padded on the left."""
-    _check_ids(model, ids, "input_ids")
-    if mask is not None:
-        _check_mask(ids, mask, ids.shape[1])
-        if bool((mask[:, -1] == 0).any()):
-            row = int((mask[:, -1] == 0).nonzero()[0])
-            raise InputError(
-                f"attention_mask ends with 0 in row {row}: prompts must be padded on the left; set "
-                "`tokenizer.padding_side = 'left'`"
-            )
-
-
-def check_draws(settings: GenerationConfig, kwargs: dict[str, Any]) -> None:
-    """Raises `InputError` for decoding methods that cannot draw members, and logs how warping acts with draws.
-
-    A logits processor with a true attribute `draws_tokens` samples the token itself and leaves only this token.
-    """
-    is_drawn = any(getattr(entry, "draws_tokens", False) for entry in kwargs.get("logits_processor") or ())
-    if not settings.do_sample and not is_drawn:
-        raise InputError(
-            "do_sample=False with draw: the most likely token of a drawn member is not that of the mixture; pass "
-            "do_sample=True, or build the ensemble with draw=None"
-        )
-    if (settings.num_beams or 1) > 1:
-        raise InputError(
-            f"num_beams={settings.num_beams} with draw: beam search needs the probabilities of the mixture; pass "
-            "num_beams=1, or build the ensemble with draw=None"
-        )
-    if kwargs.get("assistant_model") is not None or settings.prompt_lookup_num_tokens:
-        raise InputError(
-            "assisted decoding with draw: accepting proposed tokens needs the probabilities of the mixture; leave "
-            "assistant_model and prompt_lookup_num_tokens out, or build the ensemble with draw=None"
-        )
-    plain = {"temperature": 1.0, "top_p": 1.0, "top_k": 0}
-    warped = [name for name in plain if getattr(settings, name) not in (None, plain[name])]
-    if warped:
-        logger.info(
-            "%s act on the drawn member: tokens are sampled from the mixture of the members' warped distributions, not "
-            "from the warped mixture",
-            ", ".join(f"{name}={getattr(settings, name)}" for name in warped),
-        )
-
-
-def check_prompt_lengths(
-    model: EnsembleForCausalLM, cache: EnsembleCache, ids: torch.Tensor, kwargs: dict[str, Any]
-) -> None:
-    """Raises `InputError` for a prompt that is longer than some member's context, in that member's own tokens."""
-    if len(model.members) == 1:
-        return
-    own = kwargs.get("member_input_ids")
-    if own is not None:
-        own_mask = kwargs.get("member_attention_mask")
-        check_member_inputs(model, own, own_mask, ids.shape[0])
-        lengths = [own.shape[2]] * own.shape[1] if own_mask is None else own_mask.sum(2).amax(0).tolist()
-    else:
-        lengths = cache.call.prompt_lengths(ids, kwargs.get("attention_mask"))
-    for member, length in zip(model.members, lengths, strict=True):
-        if member.context_length is not None and length > member.context_length:
-            raise InputError(
-                f"input_ids: the prompt has {length} tokens for member {member.name}, whose context has "
-                f"{member.context_length}; shorten the prompt or leave the member out"
-            )
-
-
-def check_chat(cache: EnsembleCache, kwargs: dict[str, Any]) -> None:
-    """Raises `InputError` for the cache of a chat with different tokenizers, which cannot be continued.
-
-    Members that share a tokenizer have read their own prompts and all tokens since. With different tokenizers the old
-    prompt would be read again.
-    """
-    if cache.seen and (cache.call.rereads_own_prompts or kwargs.get("member_input_ids") is not None):
-        raise InputError(
-            "past_key_values belongs to a chat, in which every member has read its own prompt; render the whole "
-            "conversation with `ensemble.tokenizer.apply_chat_template`, and leave past_key_values out"
-        )
-
-
-def check_continued(cache: EnsembleCache, ids: torch.Tensor) -> None:
-    """Raises `InputError` for ids that do not have the shape of the texts in the cache."""
-    expected = (cache.batch_size, cache.seen + 1)
-    if tuple(ids.shape) != expected:
-        raise InputError(
-            f"input_ids has shape {tuple(ids.shape)}, but the texts of the cache have shape {expected} (rows that were "
-            "kept, columns with the last token); pass their `sequences`, or a new cache"
-        )
-
-
 def check_cached_states(engine: Engine, cache: EnsembleCache, policy: Policy) -> None:
     """Raises `InputError` for a cache that was made for a policy with other hidden states (see `observed_tokens`)."""
     cached, wanted = cache.call.hidden_tokens, observed_tokens(policy)
@@ -220,28 +303,41 @@ def check_cached_states(engine: Engine, cache: EnsembleCache, policy: Policy) ->
 
 
 def check_member_inputs(model: EnsembleForCausalLM, ids: Any, mask: Any, rows: int) -> None:
-    """Raises `InputError` for `member_input_ids` that do not fit the ensemble."""
+    """Raises `InputError` for `member_input_ids` and their mask that do not fit the ensemble."""
+    if ids is None and mask is None:
+        return
     members = len(model.members)
-    if not isinstance(ids, torch.Tensor) or ids.dim() != 3 or tuple(ids.shape[:2]) != (rows, members):
-        given = tuple(ids.shape) if isinstance(ids, torch.Tensor) else type(ids).__name__
+    if not _are_ids(ids, 3) or tuple(ids.shape[:2]) != (rows, members):
         raise InputError(
-            f"member_input_ids must have the shape (rows, members, columns) = ({rows}, {members}, L), got {given}; "
-            "make it with `ensemble.tokenizer.apply_chat_template(conversations)`"
+            f"member_input_ids must be int64 or int32 of shape (rows, members, columns) = ({rows}, {members}, L), got "
+            f"{_given(ids)}; make it with `ensemble.tokenizer.apply_chat_template(conversations)`"
         )
-    if mask is not None and (not isinstance(mask, torch.Tensor) or mask.shape != ids.shape):
-        given = tuple(mask.shape) if isinstance(mask, torch.Tensor) else type(mask).__name__
+    if mask is not None and (not _has_values(mask, 3) or mask.shape != ids.shape):
         raise InputError(
-            f"member_attention_mask must have the shape of member_input_ids, {tuple(ids.shape)}, got {given}; make "
-            "both with `ensemble.tokenizer.apply_chat_template(conversations)`"
+            f"member_attention_mask must have the shape of member_input_ids, {tuple(ids.shape)}, got {_given(mask)}; "
+            "make both with `ensemble.tokenizer.apply_chat_template(conversations)`"
         )
     kept = torch.ones_like(ids) if mask is None else mask
-    if bool((kept.sum(-1) == 0).any()):
-        row, member = (kept.sum(-1) == 0).nonzero()[0].tolist()
-        raise InputError(f"member_attention_mask masks all of row {row} of member {member}; give it at least one token")
-    for index, member in enumerate(model.members):
-        inside = ids[:, index][kept[:, index] != 0]
-        if int(inside.min()) < 0 or int(inside.max()) >= member.vocab_size:
-            raise InputError(
-                f"member_input_ids has ids outside the {member.vocab_size} ids of member {index} ({member.name}); "
-                "encode with that member's own tokenizer"
-            )
+    has_text = (kept != 0).any(-1)
+    sizes = torch.tensor([member.vocab_size for member in model.members], device=ids.device)[:, None]
+    is_inside = ((ids >= 0) & (ids < sizes)) | (kept == 0)
+
+    def empty() -> str:
+        row, member = (~has_text).nonzero()[0].tolist()
+        return f"member_attention_mask masks all of row {row} of member {member}; give it at least one token"
+
+    def outside() -> str:
+        index = int((~is_inside).nonzero()[0, 1])
+        member = model.members[index]
+        return (
+            f"member_input_ids has ids outside the {member.vocab_size} ids of member {index} ({member.name}); encode "
+            "with that member's own tokenizer"
+        )
+
+    raise_first(
+        [
+            Check(((kept == 0) | (kept == 1)).all(), lambda: _wrong_mask("member_attention_mask", kept)),
+            Check(has_text.all(), empty),
+            Check(is_inside.all(), outside),
+        ]
+    )

@@ -24,24 +24,28 @@ from hf_rlae.ensemble.configuration_ensemble import EnsembleConfig
 from hf_rlae.ensemble.custom_generate import make_custom_generate
 from hf_rlae.ensemble.draws import MemberDraws
 from hf_rlae.ensemble.engines.states import StateReader
-from hf_rlae.ensemble.inputs import (
-    check_cached_states,
+from hf_rlae.ensemble.forward_pass import begin_spans, label_loss, mixed_logits
+from hf_rlae.ensemble.generation_inputs import (
     check_chat,
     check_continued,
-    check_declared_prompt,
     check_draws,
-    check_forward_inputs,
     check_generate_inputs,
-    check_member_inputs,
     check_prompt_lengths,
+)
+from hf_rlae.ensemble.inputs import (
+    check_cached_states,
+    check_flag,
+    check_forward_inputs,
+    kept_columns,
+    prompt_starts,
 )
 from hf_rlae.ensemble.options import BuildOptions, GivenMember, LoadOptions
 from hf_rlae.ensemble.outputs import EnsembleGenerateBeamOutput, EnsembleGenerateOutput, attach_trace
 from hf_rlae.ensemble.tokenizer_ensemble import MemberChats
 from hf_rlae.ensemble.trace import BeamWatch
-from hf_rlae.errors import ConfigError, PolicyError, present
+from hf_rlae.errors import ConfigError, InputError, PolicyError, present
 from hf_rlae.members import Member
-from hf_rlae.policies import Policy, UniformPolicy, ask, cut, members_of, observed_tokens
+from hf_rlae.policies import Policy, UniformPolicy, members_of, observed_tokens
 from hf_rlae.vocabulary import UnionVocabulary
 
 logger = logging.getLogger(__name__)
@@ -93,6 +97,7 @@ class EnsembleForCausalLM(PreTrainedModel, GenerationMixin):
         self.config.vocab_size = parts.engine.vocab_size
         self.engine = parts.engine
         self.generation_config = parts.generation_config
+        self.generation_config.cache_implementation = None  # a member's: every member makes its own cache here
         self._tokenizer = parts.tokenizer
         self._states = StateReader(self.engine, parts.tokenizer)
         self._begins_word = self._find_word_beginnings() if config.draw == "word" else None
@@ -267,7 +272,7 @@ class EnsembleForCausalLM(PreTrainedModel, GenerationMixin):
         member_attention_mask: torch.Tensor | None = None,
         return_dict: bool | None = None,
         **kwargs: Any,
-    ) -> CausalLMOutputWithPast:
+    ) -> CausalLMOutputWithPast | tuple[Any, ...]:
         """The mixture's log-probabilities for every next token, and a loss by teacher forcing.
 
         Args:
@@ -285,6 +290,8 @@ class EnsembleForCausalLM(PreTrainedModel, GenerationMixin):
             logits_to_keep (`int`, defaults to 0): number of last columns to return logits for; 0 for all.
             member_input_ids, member_attention_mask (`torch.LongTensor` of shape `(B, M, L)`, *optional*): each
                 member's own rendering of the prompt, from `tokenizer.apply_chat_template`.
+            return_dict (`bool`, *optional*): `False` returns a tuple of the values that are not `None`.
+            kwargs: `num_items_in_batch` as in transformers: the loss is the sum divided by it.
 
         Returns:
             `CausalLMOutputWithPast`: `logits` of shape `(B, n, V)`. With one member, they are its own logits; else the
@@ -293,76 +300,40 @@ class EnsembleForCausalLM(PreTrainedModel, GenerationMixin):
             declared (by `prompt_length`, labels or `generate`) then have no next-token distribution: they are NaN.
 
         Raises:
-            InputError: ids outside the union vocabulary, shapes that do not fit, a row without any token.
+            InputError: unknown arguments, ids outside the union vocabulary, shapes and types that do not fit, a mask
+                with other values than 0 and 1, a row without any token, the cache of another ensemble.
             PolicyError: invalid weights.
         """
+        check_flag("use_cache", use_cache)
+        check_flag("return_dict", return_dict)
         cache = past_key_values
         if cache is None:
-            cache = self.new_cache(use_cache=True if use_cache is None else use_cache)
+            cache = self.new_cache(use_cache=use_cache is not False)
+        starts = None
+        if not (isinstance(cache, EnsembleCache) and cache.in_generate):  # `generate` has checked its arguments
+            logits_to_keep = kept_columns(logits_to_keep)
+            check_forward_inputs(self, input_ids, attention_mask, cache, labels, logits_to_keep, kwargs)
+            check_cached_states(self.engine, cache, cache.policy_or(self.policy))
+            if prompt_length is not None:
+                starts = prompt_starts(prompt_length, cache, input_ids)
+            input_ids = input_ids.long()
+            attention_mask = None if attention_mask is None else attention_mask.long()
         policy = cache.policy_or(self.policy)
-        if not cache.in_generate:
-            check_cached_states(self.engine, cache, policy)
-            check_forward_inputs(self, input_ids, attention_mask, cache, labels)
         cache.extend(input_ids, attention_mask)
         if not cache.has_spans:
-            self._begin_spans(cache, labels, prompt_length, member_input_ids, member_attention_mask)
+            begin_spans(self, cache, labels, starts, member_input_ids, member_attention_mask)
         new_columns = cache.ids.shape[1] - cache.seen
         keep = min(logits_to_keep or new_columns, new_columns)
         if cache.trace.enabled:
             cache.trace.settle(cache.ids, cache.seen + 1)
         with torch.inference_mode() if cache.in_generate else nullcontext():
-            logits = self._mixed_logits(cache, policy, keep)
+            logits = mixed_logits(self.config, self._states, cache, policy, keep)
         if cache.is_recording and logits.is_inference():
             logits = logits.clone()  # assisted decoding writes into the logits
         cache.finish_step()
-        loss = None
-        if labels is not None:
-            loss = nn.functional.cross_entropy(
-                logits[:, :-1].float().flatten(0, 1),
-                self.engine.to_union(labels)[:, 1:].flatten().to(logits.device),
-                ignore_index=-100,
-            )
-        return CausalLMOutputWithPast(loss=loss, logits=logits, past_key_values=cache)
-
-    def _mixed_logits(self, cache: EnsembleCache, policy: Policy, keep: int) -> torch.Tensor:
-        """Calls the policy for every span that begins, and mixes the members: logits of shape `(B, keep, V)`."""
-        try:
-            step = cache.call.step(cache, keep)
-            for query in step.queries():
-                weights = ask(policy, self._states.state(cache, step, query)).weights
-                cache.spans.set(query, cut(weights, self.config.min_weight, self.config.max_active_members))
-            return step.logits()
-        except BaseException:
-            cache.call.reset()  # some members have read the new columns: all read the text again
-            raise
-
-    def _begin_spans(
-        self,
-        cache: EnsembleCache,
-        labels: torch.Tensor | None,
-        prompt_length: int | torch.Tensor | None,
-        member_ids: torch.Tensor | None,
-        member_mask: torch.Tensor | None,
-    ) -> None:
-        """Finds the columns where completions begin, and passes members their own prompts."""
-        firsts = cache.first_columns()
-        if cache.start is not None:
-            starts = torch.full_like(firsts, cache.start)
-        elif prompt_length is not None:
-            starts = torch.as_tensor(prompt_length).cpu().long().expand(len(firsts)).clone()
-        elif labels is not None:
-            wanted = (labels != -100).long().cpu()
-            starts = torch.where(wanted.any(1), wanted.argmax(1), firsts)
-        else:
-            starts = firsts
-        if not cache.in_generate:
-            is_known = prompt_length is not None or labels is not None
-            check_declared_prompt(self, starts, labels, member_ids is not None, is_known)
-        if member_ids is not None:
-            check_member_inputs(self, member_ids, member_mask, len(firsts))
-            kept = torch.ones_like(member_ids) if member_mask is None else member_mask
-            cache.call.set_prompts(cache, starts, member_ids, kept)
-        cache.begin_spans(self.config.span_length, starts)
+        loss = None if labels is None else label_loss(self.engine, logits, labels, kwargs.get("num_items_in_batch"))
+        output = CausalLMOutputWithPast(loss=loss, logits=logits, past_key_values=cache)
+        return output.to_tuple() if return_dict is False else output
 
     def prepare_inputs_for_generation(  # type: ignore[override]
         self,
@@ -456,6 +427,21 @@ class EnsembleForCausalLM(PreTrainedModel, GenerationMixin):
         finally:
             cache.end_generate()
         return attach_trace(self, result, cache) if wants_dict else result
+
+    def init_continuous_batching(self, *args: Any, **kwargs: Any) -> Any:
+        """Not supported: continuous batching (`generate_batch`) keeps keys and values of one model in pages.
+
+        Raises:
+            InputError: always.
+        """
+        raise InputError(
+            "continuous batching (`generate_batch`) is not supported, because every member of an ensemble has its own "
+            "cache; call `generate` with a padded batch"
+        )
+
+    def generate_batch(self, *args: Any, **kwargs: Any) -> Any:
+        """Not supported (see `init_continuous_batching`)."""
+        return self.init_continuous_batching()
 
     def as_custom_generate(self) -> Callable[..., Any]:
         """The argument `custom_generate` for the first member's own `generate`.

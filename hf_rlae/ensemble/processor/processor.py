@@ -15,7 +15,7 @@ from transformers import LogitsProcessor
 
 from hf_rlae.ensemble.cache_ensemble import EnsembleCache
 from hf_rlae.ensemble.engines.protocol import HostRun
-from hf_rlae.ensemble.inputs import check_prompt_lengths, check_prompts
+from hf_rlae.ensemble.generation_inputs import check_prompt_lengths, check_prompts
 from hf_rlae.ensemble.modeling_ensemble import EnsembleForCausalLM
 from hf_rlae.ensemble.options import BuildOptions
 from hf_rlae.ensemble.processor.capture import HostCapture, HostPass

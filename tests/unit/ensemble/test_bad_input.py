@@ -2,39 +2,17 @@
 
 from __future__ import annotations
 
-from contextlib import contextmanager
-
 import pytest
 import torch
 from transformers import AutoModelForSeq2SeqLM, GenerationConfig, LlamaModel, T5Config
 
 from hf_rlae import EnsembleConfig, EnsembleForCausalLM, StaticPolicy, UniformPolicy
-from hf_rlae.errors import ConfigError, HfRlaeError, InputError, MemberError, PolicyError, TokenizerError
-from tests.support.ensembles import columns_read, encode
+from hf_rlae.errors import ConfigError, InputError, MemberError, PolicyError, TokenizerError
+from tests.support.ensembles import encode
 from tests.support.models import pair
+from tests.support.refusals import different, refused, same
 from tests.support.rlae import CHAT_TEMPLATES
 from tests.support.tokenizers import byte_level_bpe, characters, lower_casing, raw_bytes, sentencepiece_bpe
-
-
-def same(policy=None, **options):
-    return EnsembleForCausalLM.from_members([pair("llama"), pair("gpt2", 1)], policy, **options)
-
-
-def different(policy=None, **options):
-    members = [pair("llama"), pair("gpt2", 1, sentencepiece_bpe())]
-    return EnsembleForCausalLM.from_members(members, policy, **options)
-
-
-@contextmanager
-def refused(kind, *words, ensemble=None):
-    """Checks the type of the error and the words of its message, and that no member was run."""
-    models = [] if ensemble is None else [member.model for member in ensemble.members]
-    with columns_read(*models) as calls, pytest.raises(kind) as caught:
-        yield
-    for word in words:
-        assert word in str(caught.value), str(caught.value)
-    assert isinstance(caught.value, HfRlaeError)
-    assert not any(calls)
 
 
 @pytest.fixture(params=[same, different], ids=["one_tokenizer", "two_tokenizers"])

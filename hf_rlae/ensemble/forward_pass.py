@@ -1,0 +1,82 @@
+"""The parts of `EnsembleForCausalLM.forward`: where completions begin, the mixture, and the loss."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+from torch import nn
+
+from hf_rlae.ensemble.cache_ensemble import EnsembleCache
+from hf_rlae.ensemble.configuration_ensemble import EnsembleConfig
+from hf_rlae.ensemble.engines.protocol import Engine
+from hf_rlae.ensemble.engines.states import StateReader
+from hf_rlae.ensemble.inputs import check_declared_prompt, check_member_inputs
+from hf_rlae.policies import Policy, ask, cut
+
+if TYPE_CHECKING:
+    from hf_rlae.ensemble.modeling_ensemble import EnsembleForCausalLM
+
+
+def begin_spans(
+    model: EnsembleForCausalLM,
+    cache: EnsembleCache,
+    labels: torch.Tensor | None,
+    starts: torch.Tensor | None,
+    member_ids: torch.Tensor | None,
+    member_mask: torch.Tensor | None,
+) -> None:
+    """Finds the columns where completions begin, and passes members their own prompts.
+
+    Args:
+        model (`EnsembleForCausalLM`), cache (`EnsembleCache`): the ensemble and the state of the call.
+        labels (`torch.LongTensor` of shape `(B, n)`, *optional*): the first one that is not -100 begins a completion.
+        starts (`torch.LongTensor` of shape `(B,)`, *optional*): the columns, if `prompt_length` is given.
+        member_ids, member_mask (`torch.LongTensor` of shape `(B, M, L)`, *optional*): the members' own prompts.
+    """
+    firsts = cache.first_columns()
+    is_known = starts is not None or labels is not None
+    if cache.start is not None:
+        starts = torch.full_like(firsts, cache.start)
+    elif starts is None and labels is not None:
+        wanted = (labels != -100).long().cpu()
+        starts = torch.where(wanted.any(1), wanted.argmax(1), firsts)
+    elif starts is None:
+        starts = firsts
+    if not cache.in_generate:
+        check_declared_prompt(model, starts, labels, member_ids is not None, is_known)
+    check_member_inputs(model, member_ids, member_mask, len(firsts))
+    if member_ids is not None:
+        kept = torch.ones_like(member_ids) if member_mask is None else member_mask.long()
+        cache.call.set_prompts(cache, starts, member_ids.long(), kept)
+    cache.begin_spans(model.config.span_length, starts)
+
+
+def mixed_logits(
+    config: EnsembleConfig, states: StateReader, cache: EnsembleCache, policy: Policy, keep: int
+) -> torch.Tensor:
+    """Calls the policy for every span that begins, and mixes the members: logits of shape `(B, keep, V)`."""
+    try:
+        step = cache.call.step(cache, keep)
+        for query in step.queries():
+            weights = ask(policy, states.state(cache, step, query)).weights
+            cache.spans.set(query, cut(weights, config.min_weight, config.max_active_members))
+        return step.logits()
+    except BaseException:
+        cache.call.reset()  # some members have read the new columns: all read the text again
+        raise
+
+
+def label_loss(
+    engine: Engine, logits: torch.Tensor, labels: torch.Tensor, num_items: int | torch.Tensor | None
+) -> torch.Tensor:
+    """The mean negative log-probability of the labels, or the sum divided by `num_items`, as in transformers."""
+    loss = nn.functional.cross_entropy(
+        logits[:, :-1].float().flatten(0, 1),
+        engine.to_union(labels.long())[:, 1:].flatten().to(logits.device),
+        ignore_index=-100,
+        reduction="mean" if num_items is None else "sum",
+    )
+    if num_items is None:
+        return loss
+    return loss / (num_items.to(loss.device) if isinstance(num_items, torch.Tensor) else num_items)
