@@ -2,26 +2,24 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
-from transformers import Trainer
-from transformers.trainer_utils import HubStrategy
 from transformers.utils.hub import hf_api
 
 from hf_rlae.checks import check_choice
 from hf_rlae.files import write_whole
 from hf_rlae.trainers.cory.agents import FIRST, AgentAdapters
 from hf_rlae.trainers.cory.checks import check_published_base
+from hf_rlae.trainers.durable.private_saves import PrivateSaves, hide_base
 from hf_rlae.trainers.model_cards import all_tags, is_hub_id, model_card
 
 
-class AgentPublisher(Trainer):
+class AgentPublisher(PrivateSaves):
     """A mixin for trainers of several adapters: what is saved or pushed has all of them, and its own model card.
 
     In a folder or repository the first agent is at the root and each other agent in a folder of its name.
@@ -46,20 +44,9 @@ class AgentPublisher(Trainer):
         check_published_base(self.agents.model.peft_config[FIRST].base_model_name_or_path)
 
     def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
-        with self._saveable_args():
-            super()._save(output_dir, state_dict)
+        super()._save(output_dir, state_dict)
         if self.args.should_save:  # replaces PEFT's card, which describes one adapter
             write_whole(Path(output_dir or self.args.output_dir, "README.md"), self._card())
-
-    @contextlib.contextmanager
-    def _saveable_args(self) -> Iterator[None]:
-        """Inside, `args` has no function, because transformers pickles it."""
-        template = self.args.observer_template
-        self.args.observer_template = self.args.told_template
-        try:
-            yield
-        finally:
-            self.args.observer_template = template
 
     def save_agent(self, agent: str, folder: str | os.PathLike[str]) -> None:
         """Saves one agent alone, for `AutoPeftModelForCausalLM.from_pretrained(folder)`.
@@ -76,7 +63,10 @@ class AgentPublisher(Trainer):
             return
         with tempfile.TemporaryDirectory() as place:
             self.agents.model.save_pretrained(place, selected_adapters=[self.agents.adapters[agent]])
-            _copy_adapter(self.agents.folder(agent, place), folder)
+            os.makedirs(folder, exist_ok=True)
+            for path in Path(self.agents.folder(agent, place)).glob("adapter_*"):
+                shutil.copy(path, folder)
+        hide_base(folder)
         if self.processing_class is not None:
             self.processing_class.save_pretrained(folder)  # type: ignore[union-attr]
         write_whole(Path(folder, "README.md"), self._card(Path(folder).name, agent))
@@ -126,17 +116,8 @@ class AgentPublisher(Trainer):
             )
 
     def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
-        """Copies the other agents too: transformers copies only the first one from the checkpoint."""
         self._check_base()
-        uploads = getattr(self, "push_in_progress", None)
-        is_busy = uploads is not None and not uploads.is_done() and not self.args.hub_always_push
-        if self.is_world_process_zero() and self.args.hub_strategy != HubStrategy.END and not is_busy:
-            for name in self.agents.names[1:]:
-                _copy_adapter(
-                    self.agents.folder(name, checkpoint_folder), self.agents.folder(name, self.args.output_dir)
-                )
-        with self._saveable_args():
-            super()._push_from_checkpoint(checkpoint_folder)
+        super()._push_from_checkpoint(checkpoint_folder)
 
     def create_model_card(  # type: ignore[override]  # as in TRL
         self, model_name: str | None = None, dataset_name: str | None = None, tags: str | list[str] | None = None
@@ -185,26 +166,25 @@ class AgentPublisher(Trainer):
 ## Use
 
 ```python
-{_loading(source, base or "BASE_MODEL", [agent] if agent else names)}
+{_loading(source, base, [agent] if agent else names)}
 ```
 """
 
 
-def _copy_adapter(source: str | os.PathLike[str], target: str | os.PathLike[str]) -> None:
-    os.makedirs(target, exist_ok=True)
-    for path in Path(source).glob("adapter_*"):
-        shutil.copy(path, target)
+def _loading(source: str, base: str | None, agents: Sequence[str]) -> str:
+    """Code that loads the agents of a repository, the first from its root and the others from their folders.
 
-
-def _loading(source: str, base: str, agents: Sequence[str]) -> str:
-    """Code that loads the agents of a repository, the first from its root and the others from their folders."""
-    imports = "from peft import AutoPeftModelForCausalLM"
-    first = f'model = AutoPeftModelForCausalLM.from_pretrained("{source}")  # {agents[0]}'
-    if len(agents) == 1:
-        return f"{imports}\n\n{first}"
-    others = [
-        f'base = AutoModelForCausalLM.from_pretrained("{base}")\n'
-        f'model = PeftModel.from_pretrained(base, "{source}", subfolder="{name}")  # {name}'
-        for name in agents[1:]
+    The adapters refer to a base on the Hub (`base`), but not to one that was loaded from a folder.
+    """
+    blocks = [
+        f'base = AutoModelForCausalLM.from_pretrained("{base or "BASE_MODEL"}")\n'
+        f'model = PeftModel.from_pretrained(base, "{source}"{place})  # {name}'
+        for name, place in zip(agents, ["", *(f', subfolder="{name}"' for name in agents[1:])], strict=True)
     ]
-    return "\n\n".join([f"{imports}, PeftModel\nfrom transformers import AutoModelForCausalLM", first, *others])
+    imports = ["from peft import PeftModel", "from transformers import AutoModelForCausalLM"]
+    if base:
+        blocks[0] = f'model = AutoPeftModelForCausalLM.from_pretrained("{source}")  # {agents[0]}'
+        imports = ["from peft import AutoPeftModelForCausalLM, PeftModel", imports[1]]
+        if len(agents) == 1:
+            imports = ["from peft import AutoPeftModelForCausalLM"]
+    return "\n\n".join(["\n".join(imports), *blocks])

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import torch
 from accelerate.utils import gather_object
-from transformers import Trainer, TrainerCallback
+from transformers import TrainerCallback
 
 from hf_rlae.errors import CheckpointError, ConfigError
 from hf_rlae.trainers.durable.checkpoint_folders import (
@@ -29,13 +29,14 @@ from hf_rlae.trainers.durable.checkpoint_folders import (
     settle,
     whole_checkpoints,
 )
+from hf_rlae.trainers.durable.private_saves import PrivateSaves
 
 logger = logging.getLogger(__name__)
 
 STATE = "hf_rlae_state"
 
 
-class DurableTrainer(Trainer):
+class DurableTrainer(PrivateSaves):
     """A mixin for trainers: checkpoints are atomic, complete and saved at SIGTERM. Put it before the trainer's class.
 
     * A checkpoint is written to `_unfinished/` in the output folder, flushed to disk, and then renamed, so that
@@ -192,8 +193,6 @@ class DurableTrainer(Trainer):
             self.state.best_model_checkpoint = best
         self.accelerator.wait_for_everyone()
         if self.args.should_save:
-            # again, with the final name of the best checkpoint
-            self.state.save_to_json(str(staged / "trainer_state.json"))
             self._write_manifest(staged)
             publish(staged, Path(folder))
         self.accelerator.wait_for_everyone()

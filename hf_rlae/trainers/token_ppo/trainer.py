@@ -23,6 +23,7 @@ from hf_rlae.rewards.weighted_sums import total_rewards
 from hf_rlae.trainers.adapter_checks import check_adapter
 from hf_rlae.trainers.context_check import ContextCheck
 from hf_rlae.trainers.durable.finite import check_finite
+from hf_rlae.trainers.durable.private_saves import PrivateSaves
 from hf_rlae.trainers.rewards import RewardFunc
 from hf_rlae.trainers.token_ppo.configuration_token_ppo import TokenPPOArguments, TokenPPOConfig
 
@@ -47,7 +48,7 @@ class _Rollout:
     old_values: torch.Tensor | None = None
 
 
-class TokenPPOTrainer(ContextCheck, GRPOTrainer):
+class TokenPPOTrainer(PrivateSaves, ContextCheck, GRPOTrainer):
     """PPO with a value head on the last hidden state of the adapted model; generation, rewards and surrogate are TRL's.
 
     Each token has the reward `-kl_coef * (log pi - log pi_base)`, and the last token also has the reward of the

@@ -37,7 +37,7 @@ class Hub:
 @pytest.fixture
 def hub(monkeypatch, tmp_path):
     found = Hub(tmp_path / "hub")
-    for module in ("transformers.trainer", "hf_rlae.trainers.cory.card"):
+    for module in ("transformers.trainer", "hf_rlae.trainers.cory.card", "hf_rlae.trainers.durable.private_saves"):
         monkeypatch.setattr(f"{module}.hf_api", lambda: found)
     return found
 

@@ -162,8 +162,6 @@ def test_a_template_that_cannot_be_pickled(tmp_path):
     trainer.train()
     assert trainer.args.observer_template is template
     assert "lambda" in json.loads(trainer.args.to_json_string())["observer_template"]
-    saved = torch.load(tmp_path / "checkpoint-2" / "training_args.bin", weights_only=False)
-    assert "lambda" in saved.observer_template
     again = trainer_of(tmp_path, **{**options, "max_steps": 3})
     again.train(resume_from_checkpoint=True)
     assert again.state.global_step == 3

@@ -9,7 +9,7 @@ import math
 import pytest
 import safetensors.torch
 import torch
-from peft import AutoPeftModelForCausalLM, LoraConfig
+from peft import LoraConfig, PeftModel
 from transformers import OPTConfig, OPTForCausalLM
 from trl import GRPOConfig, GRPOTrainer, TrlParser
 from trl.trainer.utils import split_tensor_dict
@@ -344,7 +344,7 @@ def test_what_is_saved_is_the_adapter_alone(tmp_path):
     weights = safetensors.torch.load_file(tmp_path / "saved" / "adapter_model.safetensors")
     assert weights
     assert all("lora_" in name for name in weights)
-    loaded = AutoPeftModelForCausalLM.from_pretrained(tmp_path / "saved")
+    loaded = PeftModel.from_pretrained(type(base).from_pretrained(tmp_path / "base"), tmp_path / "saved")
     ids = torch.tensor([tokenizer.encode("Once upon a")])
     with torch.no_grad():
         torch.testing.assert_close(loaded(ids).logits, trainer.model.eval()(ids).logits)

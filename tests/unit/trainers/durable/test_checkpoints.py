@@ -61,7 +61,7 @@ def test_what_is_saved(saved):
     """All files of transformers, and two more; nothing else remains."""
     assert names(saved) == ["checkpoint-2", "checkpoint-4"]
     files = {"model.safetensors", "optimizer.pt", "scheduler.pt", "rng_state.pth", "trainer_state.json"}
-    assert set(names(saved / "checkpoint-4")) == files | {"training_args.bin", "hf_rlae_state.pt", MANIFEST}
+    assert set(names(saved / "checkpoint-4")) == files | {"hf_rlae_state.pt", MANIFEST}
     assert list(whole_checkpoints(saved)) == [2, 4]
     manifest = json.loads((saved / "checkpoint-4" / MANIFEST).read_text())
     assert (manifest["global_step"], manifest["num_processes"], manifest["resumable"]) == (4, 1, True)
@@ -122,7 +122,6 @@ def test_weights_alone(tmp_path):
         MANIFEST,
         "model.safetensors",
         "trainer_state.json",
-        "training_args.bin",
     ]
     with pytest.raises(CheckpointError, match="save_only_model"):
         toy_trainer(tmp_path, **SHORT).train(resume_from_checkpoint=True)
@@ -252,7 +251,7 @@ class Judged(ToyTrainer):
 
 
 def test_the_best_model(tmp_path):
-    """Rotation keeps it, every checkpoint has its final name, and it is loaded at the end."""
+    """Rotation keeps it, no checkpoint has its path, and it is loaded at the end."""
     options = {
         **{**SHORT, "save_steps": 1, "eval_strategy": "steps", "eval_steps": 1},
         "load_best_model_at_end": True,
@@ -267,8 +266,9 @@ def test_the_best_model(tmp_path):
             weights[self.state.global_step] = {name: value.clone() for name, value in model.state_dict().items()}
             super()._save_checkpoint(model, trial)
             best = 1 if self.state.global_step == 1 else 2
+            assert self.state.best_model_checkpoint == str(tmp_path / f"checkpoint-{best}")
             told = json.loads((tmp_path / f"checkpoint-{self.state.global_step}" / "trainer_state.json").read_text())
-            assert told["best_model_checkpoint"] == str(tmp_path / f"checkpoint-{best}")
+            assert (told["best_model_checkpoint"], told["best_global_step"]) == (None, best)
 
     trainer = toy_trainer(tmp_path, Keeping, **options)
     trainer.train()
