@@ -22,7 +22,7 @@ class TokenizerError(HfRlaeError, ValueError):
 
 
 class MemberError(HfRlaeError, ValueError):
-    """A model cannot be a member: its architecture is not supported, or its parameters are not finite."""
+    """A model cannot be a member: its files are not whole, its parameters not finite, or it is of another kind."""
 
 
 class InputError(HfRlaeError, ValueError):
@@ -30,7 +30,7 @@ class InputError(HfRlaeError, ValueError):
 
 
 class PolicyError(HfRlaeError, ValueError):
-    """A policy returned something that is not one weight vector per row."""
+    """A policy cannot be loaded or used, or returned something that is not one weight vector per row."""
 
 
 class TaskError(HfRlaeError, ValueError):

@@ -2,6 +2,7 @@
 
 # no `from __future__ import annotations`: the types of fields are checked, and must not be strings
 
+import json
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeAlias
 
 from huggingface_hub.dataclasses import strict
@@ -84,6 +85,10 @@ class EnsembleConfig(PreTrainedConfig):
         super().__post_init__(**kwargs)
         check_fields(self, _BOUNDS)
         check_choice("mixing", self.mixing, mixings)
+        try:
+            json.dumps(self.policy)
+        except (TypeError, ValueError, RecursionError) as error:
+            raise ConfigError(f"policy must be a dict of JSON values: {error}") from error
         check_choice("draw_scope", self.draw_scope, SCOPES)
         if self.draw is not None:
             check_choice("draw", self.draw, UNITS)

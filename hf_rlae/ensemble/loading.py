@@ -45,8 +45,10 @@ _PER_MEMBER = ("revisions", "end_token_ids", "adapter_names")
 def _per_member(value: Any, count: int, name: str) -> list[Any]:
     if value is None:
         return [None] * count
-    if isinstance(value, dict):
+    if isinstance(value, Mapping):
         return [value] * count
+    if isinstance(value, (str, bytes)) or not isinstance(value, Sequence):
+        raise ConfigError(f"{name} must be a list with one entry per member, got {value!r}")
     entries = list(value)
     if len(entries) != count:
         raise ConfigError(f"{name} has {len(entries)} entries for {count} members; give one per member")
@@ -71,10 +73,14 @@ def build(
         raise ConfigError(
             f"{unknown[0]} is not an option of an ensemble: {nearest(unknown[0], BuildOptions.__annotations__)}"
         )
+    _check_options(members, dtype, device_map, member_kwargs, options["end_token_ids"])
     try:
         config = EnsembleConfig(**settings)
     except StrictDataclassFieldValidationError as error:
         raise ConfigError(f"{error} (see `EnsembleConfig`)") from error
+    active = config.max_active_members
+    if active is not None and active > len(members):
+        raise ConfigError(f"max_active_members={active}: there are only {len(members)} members; leave it out")
     built = [
         _member(
             given,
@@ -97,6 +103,25 @@ def build(
     ensemble = cls(config, built, policy)
     super(PreTrainedModel, ensemble).train(False)
     return ensemble
+
+
+def _check_options(
+    members: Sequence[Any], dtype: Any, device_map: Any, member_kwargs: Sequence[Any], end_token_ids: Sequence[Any]
+) -> None:
+    """Raises for options of loading that no member takes, and for options of single members of a wrong kind."""
+    is_loaded = not any(isinstance(given, (str, os.PathLike)) for given in members)
+    for name, value, default in (("dtype", dtype, "auto"), ("device_map", device_map, None)):
+        if is_loaded and value is not None and value != default:
+            raise ConfigError(
+                f"{name}={value!r}: member 0 is loaded already, as are all others; load the models with it, or use "
+                "`ensemble.to(...)`"
+            )
+    for index, given in enumerate(member_kwargs):
+        if given is not None and not isinstance(given, Mapping):
+            raise ConfigError(f"member_kwargs[{index}] must be a dict of options, got {given!r}")
+    for index, given in enumerate(end_token_ids):
+        if given is not None and (isinstance(given, (str, bytes)) or not isinstance(given, Sequence)):
+            raise ConfigError(f"end_token_ids[{index}] must be a list of ids, got {given!r}")
 
 
 def _member(given: Any, index: int, *, kwargs: dict[str, Any], **options: Any) -> Member:

@@ -43,9 +43,9 @@ from hf_rlae.ensemble.options import BuildOptions, GivenMember, LoadOptions
 from hf_rlae.ensemble.outputs import EnsembleGenerateBeamOutput, EnsembleGenerateOutput, attach_trace
 from hf_rlae.ensemble.tokenizer_ensemble import MemberChats
 from hf_rlae.ensemble.trace import BeamWatch
-from hf_rlae.errors import ConfigError, InputError, PolicyError, present
+from hf_rlae.errors import ConfigError, InputError, present
 from hf_rlae.members import Member
-from hf_rlae.policies import Policy, UniformPolicy, members_of, observed_tokens
+from hf_rlae.policies import Policy, UniformPolicy, check_is_policy, members_of, observed_tokens
 from hf_rlae.vocabulary import UnionVocabulary
 
 logger = logging.getLogger(__name__)
@@ -165,8 +165,10 @@ class EnsembleForCausalLM(PreTrainedModel, GenerationMixin):
 
         Raises:
             ConfigError: the policy was made for another number of members, or for other hidden sizes.
-            PolicyError: it is not callable, or its `pooled_tokens` is not an integer of at least 1.
+            PolicyError: it cannot be called with a `PolicyState`, or its `pooled_tokens` is not an integer of at least
+                1.
         """
+        check_is_policy(policy)
         wanted = members_of(policy)
         if wanted is not None and wanted != len(self.members):
             raise ConfigError(
@@ -181,8 +183,6 @@ class EnsembleForCausalLM(PreTrainedModel, GenerationMixin):
                 f"policy: member_hidden_sizes={list(sizes)}, but the hidden states of these members have the widths "
                 f"{given}; make the policy with `PolicyConfig.for_members(ensemble.members)`"
             )
-        if not callable(policy):
-            raise PolicyError(f"policy must be callable with a PolicyState, got {type(policy).__name__}")
         observed_tokens(policy)  # raises for an invalid `pooled_tokens`
         span_length = getattr(config, "span_length", None)
         if span_length is not None and span_length != self.config.span_length:

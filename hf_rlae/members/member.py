@@ -6,6 +6,7 @@ import copy
 import logging
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from numbers import Integral
 from typing import Any
 
 import torch
@@ -265,6 +266,8 @@ class Member:
 
     def _find_end_ids(self, given: Sequence[int] | None) -> tuple[tuple[int, ...], tuple[int, ...]]:
         if given is not None:
+            if isinstance(given, str) or any(isinstance(i, bool) or not isinstance(i, Integral) for i in given):
+                raise ConfigError(f"end_token_ids of member {self.name} must be a list of ids, got {given!r}")
             outside = [i for i in given if not 0 <= i < self.vocab_size]
             if outside:
                 raise ConfigError(

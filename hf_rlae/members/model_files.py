@@ -1,4 +1,4 @@
-"""Loads a model and its tokenizer from a folder or the Hub, and refuses files that are not whole."""
+"""Loads models and tokenizers from folders or the Hub, and refuses files that are not whole."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def load_model(source: str, *, adapter_name: str | None = None, check_files: boo
         own.update(revision=None, subfolder="")
     with readable(source, owner):
         load = AutoModelForCausalLM.from_pretrained
-        model = load_whole(load, base, owner, MemberError, check_files=check_files, **own)
+        model, _ = load_whole(load, base, owner, MemberError, check_files=check_files, **own)
         if adapter is not None:
             _load_adapter(model, source, adapter_name, options, owner)
     return model
@@ -77,7 +77,7 @@ def load_whole(
     check_files: bool = True,
     may_miss: tuple[str, ...] = (),
     **options: Any,
-) -> Any:
+) -> tuple[Any, dict[str, Any]]:
     """Calls a `from_pretrained`, and raises if the files do not hold every tensor of the model.
 
     transformers fills missing tensors with random numbers and logs a warning.
@@ -94,13 +94,15 @@ def load_whole(
             input where it is not given.
 
     Returns:
-        The model.
+        The model, and the loading info of transformers.
     """
 
     def fail(reason: str) -> HfRlaeError:
-        hint = " (`Member.load(..., check_files=False)` skips this check)" if check_files else ""
-        return error(f"{owner} cannot be loaded: {reason}{hint}")
+        return error(f"{owner} cannot be loaded: {reason} (`check_files=False` skips this check)")
 
+    folder = Path(source, options.get("subfolder") or "")
+    if folder.is_dir() and not (folder / "config.json").is_file() and not {"config", "gguf_file"} & set(options):
+        raise FileNotFoundError(f"there is no config.json in {folder}")  # some configs would be made of defaults
     options = {"trust_remote_code": False, **options}
     is_forgiving = bool(options.setdefault("ignore_mismatched_sizes", False))
     with _budget(source, options, fail) if check_files else nullcontext():
@@ -119,7 +121,7 @@ def load_whole(
             f"{owner} is not whole: {name} has the shape {tuple(held)} in its files and {tuple(wanted)} by its config. "
             f"{_REMEDY}"
         )
-    return model
+    return model, info
 
 
 @contextmanager
@@ -204,14 +206,14 @@ def _load_adapter(model: Any, source: str, name: str | None, options: dict[str, 
 
 
 @contextmanager
-def readable(source: str, owner: str) -> Iterator[None]:
-    """Turns errors of reading files into a `MemberError` that names the member."""
+def readable(source: str, owner: str, failure: type[HfRlaeError] = MemberError) -> Iterator[None]:
+    """Turns errors of reading files into one of ours that names the member or policy."""
     try:
         yield
     except (HfRlaeError, MemoryError):
         raise
     except ImportError as error:
-        raise MemberError(f"{owner} needs a missing package: {_first_line(error)}") from error
+        raise failure(f"{owner} needs a missing package: {_first_line(error)}") from error
     except Exception as error:  # files of others can make any library raise anything
         reason, hints = _first_line(error), "check the spelling, the revision and the access to the Hub"
         if "trust_remote_code" in str(error):
@@ -222,7 +224,7 @@ def readable(source: str, owner: str) -> Iterator[None]:
                 if is_repo_id(source)
                 else "there is no such folder."
             )
-        raise MemberError(
+        raise failure(
             f"{owner} cannot be loaded: {reason} Give a folder with a model's config.json, weights and tokenizer, or "
             f"the id of such a model on the Hub; {hints}"
         ) from error

@@ -9,6 +9,7 @@ from hf_rlae.policies.protocol import (
     Policy,
     SavedPolicy,
     SizedPolicy,
+    check_is_policy,
     members_of,
     observed_tokens,
 )
@@ -32,6 +33,7 @@ __all__ = [
     "StaticPolicy",
     "UniformPolicy",
     "ask",
+    "check_is_policy",
     "cut",
     "members_of",
     "observed_tokens",

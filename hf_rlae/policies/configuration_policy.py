@@ -195,6 +195,8 @@ def _config_of(given: dict[str, Any]) -> PreTrainedConfig:
             "encoder_config has no model_type, so the class of the encoder is unknown; give the config object, such as "
             "AutoConfig.from_pretrained(...), or its `to_dict()`"
         )
+    if str(kind).startswith("hf_rlae"):
+        raise ConfigError(f"encoder_config has model_type={kind!r}; give the config of a text encoder")
     try:
         return AutoConfig.for_model(kind, **fields)
     except ValueError as error:

@@ -13,6 +13,7 @@ from transformers import AutoModel, AutoTokenizer, PreTrainedConfig, PreTrainedM
 from transformers import initialization as init
 
 from hf_rlae.errors import ConfigError, PolicyError
+from hf_rlae.members.model_files import load_whole, readable, tokenizer_panics
 from hf_rlae.policies.actions import Actions
 from hf_rlae.policies.configuration_policy import PolicyConfig, readable_tokens
 from hf_rlae.policies.heads import MAX_SCORE_AT_START, Heads, Score
@@ -76,7 +77,7 @@ class PolicyModel(PreTrainedModel):
         self.encoder = None
         text_size = None
         if config.observes_text:
-            self.encoder = AutoModel.from_config(config.encoder_config)
+            self.encoder = AutoModel.from_config(config.encoder_config, trust_remote_code=False)
             text_size = int(self.encoder.config.hidden_size)
         self.heads = Heads(config, text_size)
         self.tokenizer = None if tokenizer is None else _prepared(tokenizer, config.max_text_tokens)
@@ -114,8 +115,11 @@ class PolicyModel(PreTrainedModel):
             )
         else:
             # transformers' default is the dtype of the files; in half precision Adam's small steps would be lost
-            model = AutoModel.from_pretrained(encoder, dtype=torch.float32)
-            tokenizer = AutoTokenizer.from_pretrained(encoder)
+            owner = f"encoder {encoder}"
+            with readable(encoder, owner, ConfigError), tokenizer_panics(owner):
+                options: dict[str, Any] = {"may_miss": ("pooler.",), "dtype": torch.float32}
+                model, _ = load_whole(AutoModel.from_pretrained, encoder, owner, ConfigError, **options)
+                tokenizer = AutoTokenizer.from_pretrained(encoder, trust_remote_code=False)
         encoder_config = copy.deepcopy(model.config)
         encoder_config.dtype = torch.float32
         encoder_config.name_or_path = ""  # may be a local folder, which must not be published
@@ -129,14 +133,34 @@ class PolicyModel(PreTrainedModel):
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: Any, *args: Any, **kwargs: Any) -> Any:
-        """As in transformers; the encoder's tokenizer is loaded from the same folder or repository."""
-        loaded = super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
-        policy = loaded[0] if isinstance(loaded, tuple) else loaded
-        if policy.config.observes_text and policy.tokenizer is None:
-            options = {name: kwargs[name] for name in _HUB_OPTIONS if name in kwargs}
-            tokenizer = AutoTokenizer.from_pretrained(pretrained_model_name_or_path, **options)
-            policy.tokenizer = _prepared(tokenizer, policy.config.max_text_tokens)
-        return loaded
+        """As in transformers; the encoder's tokenizer is loaded from the same folder or repository.
+
+        Args:
+            pretrained_model_name_or_path, args, kwargs: as in transformers, and `check_files` (`bool`, defaults to
+                `True`): whether to refuse a config that declares more than the files and the free memory can hold.
+
+        Raises:
+            PolicyError: files that are missing, damaged or too large, or that do not hold every tensor of the policy.
+        """
+        source, owner = pretrained_model_name_or_path, f"policy {pretrained_model_name_or_path}"
+        wants_info = kwargs.pop("output_loading_info", False)
+
+        def load(name: Any, **options: Any) -> Any:
+            return super(PolicyModel, cls).from_pretrained(name, *args, **options)
+
+        with readable(source, owner, PolicyError), tokenizer_panics(owner):
+            policy, info = load_whole(load, source, owner, PolicyError, **kwargs)
+            if policy.config.observes_text and policy.tokenizer is None:
+                options = {name: kwargs[name] for name in _HUB_OPTIONS if name in kwargs}
+                options["trust_remote_code"] = bool(kwargs.get("trust_remote_code"))
+                tokenizer = AutoTokenizer.from_pretrained(source, **options)
+                policy.tokenizer = _prepared(tokenizer, policy.config.max_text_tokens)
+        for name, parameter in policy.named_parameters():
+            if not bool(torch.isfinite(parameter).all()):
+                raise PolicyError(
+                    f"{owner} has NaN or infinite values in {name}; its files are damaged. Load another one"
+                )
+        return (policy, info) if wants_info else policy
 
     def save_pretrained(self, save_directory: Any, *args: Any, **kwargs: Any) -> None:
         """As in transformers; the encoder's tokenizer is saved to the same folder or repository."""
@@ -221,13 +245,9 @@ class PolicyModel(PreTrainedModel):
                     "the policy reads text but has no tokenizer: build it with `PolicyModel.from_encoder(...)`, or "
                     "`PolicyModel(config, tokenizer)` with the encoder's"
                 )
-            encoded = self.tokenizer(
-                state.text,
-                padding=True,
-                truncation=True,
-                max_length=self.config.max_text_tokens,
-                return_tensors="pt",
-            )
+            options: dict[str, Any] = {"max_length": self.config.max_text_tokens, "return_tensors": "pt"}
+            with tokenizer_panics(type(self).__name__):
+                encoded = self.tokenizer(state.text, padding=True, truncation=True, **options)
             ids, mask = encoded["input_ids"].long(), encoded["attention_mask"].long()
             if not ids.shape[1]:
                 ids, mask = ids.new_full((len(ids), 1), self.tokenizer.pad_token_id), mask.new_zeros(len(ids), 1)

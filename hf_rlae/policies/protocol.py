@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from typing import Any, Protocol, runtime_checkable
 
 import torch
@@ -71,6 +72,50 @@ class SavedPolicy(Protocol):
 
     def settings(self) -> dict[str, Any]:
         """The arguments that make the same policy again, as JSON values."""
+
+
+_OTHER_INPUTS = ("input_ids", "pixel_values", "input_values", "input_features")
+
+
+def check_is_policy(policy: Any) -> None:
+    """Raises if an object cannot be called with a `PolicyState` alone, before any member runs.
+
+    Args:
+        policy: what a user gives as policy.
+
+    Raises:
+        PolicyError: a class, a model of transformers that reads ids, or a callable with other arguments.
+
+    Example:
+
+    >>> check_is_policy([0.5, 0.5])
+    Traceback (most recent call last):
+    ...
+    hf_rlae.errors.PolicyError: policy must be callable with a PolicyState, got list
+    """
+    name = type(policy).__name__
+    if isinstance(policy, type):
+        raise PolicyError(f"policy: {policy.__name__} is a class; give an object of it, such as {policy.__name__}(...)")
+    if not callable(policy):
+        raise PolicyError(f"policy must be callable with a PolicyState, got {name}")
+    call = policy.forward if isinstance(policy, torch.nn.Module) else policy
+    try:
+        signature = inspect.signature(call)
+    except (TypeError, ValueError):  # some built-in callables have none
+        return
+    first = next(iter(signature.parameters), "")
+    if isinstance(policy, torch.nn.Module) and first in _OTHER_INPUTS:
+        raise PolicyError(
+            f"policy: {name} reads {first}, not a PolicyState, and returns no weights; build a policy from an encoder "
+            "with `PolicyModel.from_encoder(encoder, members)`, or wrap it in a function of the state"
+        )
+    try:
+        signature.bind(None)
+    except TypeError as error:
+        raise PolicyError(
+            f"policy: {name} cannot be called with a PolicyState as its only argument ({error}); write "
+            "`def policy(state): ...`"
+        ) from error
 
 
 def observed_tokens(policy: Any) -> int:

@@ -24,7 +24,7 @@ class StaticPolicy:
         weights (`Sequence[float]`): one per member, at least 0, not all 0; they are divided by their sum.
 
     Raises:
-        ConfigError: weights that are negative, not finite, or all 0.
+        ConfigError: weights that are no real numbers, negative, not finite, or all 0.
 
     Example:
 
@@ -36,11 +36,14 @@ class StaticPolicy:
     observes_members = False
 
     def __init__(self, weights: Sequence[float]) -> None:
-        values = [float(weight) for weight in weights]
-        if not values or not all(math.isfinite(v) and v >= 0 for v in values) or sum(values) <= 0:
+        try:
+            values = [] if isinstance(weights, str | bytes) else [_real(weight) for weight in weights]
+        except (TypeError, ValueError, OverflowError):
+            values = []
+        if not values or not all(math.isfinite(v) and v >= 0 for v in values) or not 0 < sum(values) < math.inf:
             raise ConfigError(
-                f"weights={list(weights)}: give one number per member, each finite and at least 0, and at least one "
-                "above 0"
+                f"weights={weights!r:.200}: give a list with one number per member, each finite and at least 0, and at "
+                "least one above 0"
             )
         total = sum(values)
         self.weights = [value / total for value in values] if total != 1.0 else values
@@ -53,6 +56,12 @@ class StaticPolicy:
     def settings(self) -> dict[str, Any]:
         """What `StaticPolicy(**settings)` needs, for saving."""
         return {"weights": self.weights}
+
+
+def _real(weight: Any) -> float:
+    if isinstance(weight, str | bytes):
+        raise TypeError("text is no weight")
+    return float(weight)
 
 
 @policies.register("uniform")

@@ -39,6 +39,8 @@ def ask(policy: Policy, state: PolicyState) -> PolicyOutput:
             f"the policy {name} must return weights of shape (rows, members) = {expected}, got {given}; return one row "
             "of weights per row of the batch"
         )
+    if weights.is_complex() or weights.dtype == torch.bool:
+        raise PolicyError(f"the policy {name} returned weights of dtype {weights.dtype}; return real numbers")
     tolerance = SUM_TOLERANCE if weights.dtype in (torch.float32, torch.float64) else COARSE_SUM_TOLERANCE
     weights = weights.to(device=state.device, dtype=torch.float32)
     total = weights.sum(1, keepdim=True)
