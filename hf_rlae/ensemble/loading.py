@@ -1,32 +1,33 @@
-"""Building, saving and loading ensembles."""
+"""Building and loading ensembles."""
 
 from __future__ import annotations
 
-import copy
 import logging
 import os
-import shutil
-import tempfile
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from huggingface_hub.errors import StrictDataclassFieldValidationError
-from transformers import CONFIG_MAPPING, AutoModel, GenerationConfig, PreTrainedModel
+from transformers import CONFIG_MAPPING, AutoModel, GenerationConfig, PreTrainedConfig, PreTrainedModel
 
 from hf_rlae.ensemble.configuration_ensemble import EnsembleConfig
 from hf_rlae.ensemble.engines.prompts import PromptEncoder
 from hf_rlae.ensemble.engines.protocol import Engine
 from hf_rlae.ensemble.engines.readings import ReadingsEngine
 from hf_rlae.ensemble.engines.shared_tokenizer import SharedTokenizerEngine
+from hf_rlae.ensemble.generation_defaults import generation_config_of, saved_generation_config
+from hf_rlae.ensemble.member_places import find_members
 from hf_rlae.ensemble.mixing import mixings
-from hf_rlae.ensemble.options import BuildOptions, EnsembleOptions, GivenMember
+from hf_rlae.ensemble.options import BuildOptions, EnsembleOptions, GivenMember, LoadOptions
+from hf_rlae.ensemble.saving import POLICY_FOLDER
 from hf_rlae.ensemble.tokenizer_ensemble import EnsembleTokenizer, MemberChats, shared_tokenizer
-from hf_rlae.errors import ConfigError, MemberError, nearest
+from hf_rlae.errors import ConfigError, HfRlaeError, MemberError, PolicyError, nearest
+from hf_rlae.hub_ids import is_repo_id
 from hf_rlae.members import Member, choose_runner
-from hf_rlae.policies import Policy, SavedPolicy, policies
+from hf_rlae.members.model_files import load_whole
+from hf_rlae.policies import Policy, policies
 from hf_rlae.vocabulary import ByteVocabulary, UnionVocabulary, same_vocabulary
 
 if TYPE_CHECKING:
@@ -35,11 +36,9 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 _FIELDS = tuple(EnsembleOptions.__annotations__)
-POLICY_FOLDER = "policy"
-"""The folder of a policy with files, inside the ensemble's folder or repository."""
-
-_PUSH_OPTIONS = ("commit_message", "private", "token", "revision", "create_pr", "tags")
 _PER_MEMBER = ("revisions", "end_token_ids", "adapter_names")
+_SHARED_OPTIONS = ("token", "cache_dir", "local_files_only", "force_download")
+"""Options of the Hub in `from_pretrained` that hold for members, too."""
 
 
 def _per_member(value: Any, count: int, name: str) -> list[Any]:
@@ -160,22 +159,6 @@ def _member(given: Any, index: int, *, kwargs: dict[str, Any], **options: Any) -
     )
 
 
-def generation_config_of(members: Sequence[Member]) -> GenerationConfig:
-    """A copy of a single member's own; for several, the defaults with the first one's special ids and all end ids."""
-    first = members[0].generation_config or GenerationConfig()
-    if len(members) == 1:
-        return copy.deepcopy(first)
-    ends = sorted({i for member in members for i in member.end_ids})
-    tokenizer = members[0].tokenizer
-    bos = first.bos_token_id if first.bos_token_id is not None else tokenizer.bos_token_id
-    pad = first.pad_token_id if first.pad_token_id is not None else tokenizer.pad_token_id
-    if pad is None and ends:
-        pad = ends[0]
-    return GenerationConfig(
-        bos_token_id=bos, pad_token_id=pad, eos_token_id=ends[0] if len(ends) == 1 else (ends or None)
-    )
-
-
 @dataclass
 class Parts:
     """The parts of an ensemble that depend on its members.
@@ -266,85 +249,104 @@ def _check_end_ids(members: Sequence[Member]) -> None:
         logger.info("member %s has no end-of-text token and gives STOP no probability", member.name)
 
 
-def save(ensemble: EnsembleForCausalLM, directory: Any, push_to_hub: bool = False, **kwargs: Any) -> None:
-    """Writes the ensemble into a folder: first all files into a temporary folder, which are then moved."""
-    config = copy.deepcopy(ensemble.config)
-    for index, source in enumerate(config.members or []):
-        if not source:
-            raise ConfigError(
-                f"member {index} ({ensemble.members[index].name}) was passed as an object that cannot be loaded from a "
-                "folder or Hub id (it was never saved, or an adapter was added to it), so the ensemble could not be "
-                "loaded again; save that model first and build the ensemble from its folder"
-            )
-    policy = ensemble.policy
-    if isinstance(policy, SavedPolicy):
-        config.policy = {"name": policy.registered_name, **policy.settings()}
-    elif isinstance(policy, PreTrainedModel):
-        config.policy = {"model_type": policy.config.model_type}
-    else:
-        raise ConfigError(
-            f"the policy {type(policy).__name__} cannot be saved: it is neither a PreTrainedModel nor one of "
-            f"{list(policies)}; save the ensemble with one of these, and pass `policy=` to `from_pretrained`"
-        )
-    config.architectures = [type(ensemble).__name__]
-    target = Path(directory)
-    target.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=target) as scratch:
-        config.save_pretrained(scratch)
-        ensemble.generation_config.save_pretrained(scratch)
-        if isinstance(policy, PreTrainedModel):
-            policy.save_pretrained(Path(scratch) / POLICY_FOLDER, **kwargs)
-        for path in sorted(Path(scratch).iterdir()):
-            final = target / path.name
-            if path.is_dir():
-                shutil.rmtree(final, ignore_errors=True)
-            os.replace(path, final)
-        if not isinstance(policy, PreTrainedModel):  # remove the policy of an ensemble that was saved here before
-            shutil.rmtree(target / POLICY_FOLDER, ignore_errors=True)
-    if push_to_hub:
-        pushed: Any = ensemble
-        options = {name: kwargs[name] for name in _PUSH_OPTIONS if name in kwargs}
-        pushed.push_to_hub(str(kwargs.get("repo_id") or target.name), **options)
-
-
 def load(
     cls: type[EnsembleForCausalLM],
     source: Any,
     *,
+    members: Sequence[GivenMember] | None = None,
     policy: Any = None,
     config: EnsembleConfig | None = None,
     dtype: Any = "auto",
     device_map: Any = None,
     member_kwargs: Any = None,
-    **hub_kwargs: Any,
+    allow_outside: bool = False,
+    check_files: bool = True,
+    max_members: int = 64,
+    **options: Any,
 ) -> EnsembleForCausalLM:
     """`EnsembleForCausalLM.from_pretrained`."""
-    changed = {name: hub_kwargs.pop(name) for name in _FIELDS if name in hub_kwargs}
-    config = config or EnsembleConfig.from_pretrained(source, **hub_kwargs)
+    unknown = [name for name in options if name not in LoadOptions.__annotations__]
+    if unknown:
+        raise ConfigError(
+            f"{unknown[0]} is not an option of from_pretrained: {nearest(unknown[0], LoadOptions.__annotations__)}"
+        )
+    changed = {name: options.pop(name) for name in _FIELDS if name in options}
+    trust_remote_code = bool(options.pop("trust_remote_code", False))
+    source = os.fspath(source)
+    config = config or _load_config(source, options)
+    given: Sequence[Any] = config.members or [] if members is None else members
+    if members is None:
+        if len(given) > max_members:
+            raise ConfigError(
+                f"the saved ensemble {source} has {len(given)} members, each a whole model; pass "
+                f"max_members={len(given)} if that is intended"
+            )
+        given = find_members(given, source, options.get("subfolder") or "", allow_outside, options)
     if policy is None and config.policy is not None:
-        policy = _load_policy(source, config.policy, hub_kwargs)
+        policy = _load_policy(
+            source, config.policy, {**options, "trust_remote_code": trust_remote_code, "check_files": check_files}
+        )
+    shared = {name: options[name] for name in _SHARED_OPTIONS if name in options}
+    shared["trust_remote_code"] = trust_remote_code
+    own_kwargs = _per_member(member_kwargs, len(given), "member_kwargs")
+    settings: dict[str, Any] = {name: getattr(config, name) for name in (*_FIELDS, *_PER_MEMBER)}
     ensemble = build(
         cls,
-        [source or "" for source in config.members or []],
+        given,
         policy,
         {
-            **{name: getattr(config, name) for name in (*_FIELDS, *_PER_MEMBER)},
+            **settings,
             **changed,
+            "revisions": config.revisions if members is None else None,
             "dtype": dtype,
             "device_map": device_map,
-            "member_kwargs": member_kwargs,
+            "check_files": check_files,
+            "member_kwargs": [
+                {**shared, **(own or {})} if isinstance(member, (str, os.PathLike)) else own
+                for member, own in zip(given, own_kwargs, strict=True)
+            ],
         },
     )
-    with suppress(OSError):  # without a saved generation config, the defaults stay
-        ensemble.generation_config = GenerationConfig.from_pretrained(source, **hub_kwargs)
+    ensemble.generation_config = saved_generation_config(ensemble, source, options)
     return ensemble
+
+
+def _load_config(source: str, options: dict[str, Any]) -> EnsembleConfig:
+    """The config of a saved ensemble."""
+    folder = Path(source, options.get("subfolder") or "")
+    if (os.path.isdir(source) or not is_repo_id(source)) and not (folder / "config.json").is_file():
+        missing = f"it has no {folder / 'config.json'}" if os.path.isdir(source) else "there is no such folder"
+        raise ConfigError(
+            f"{source} is no saved ensemble: {missing}. Give a folder that `save_pretrained` of an ensemble wrote, or "
+            "the id of such a repository on the Hub"
+        )
+    try:
+        kind = PreTrainedConfig.get_config_dict(source, **options)[0].get("model_type")
+        if kind != EnsembleConfig.model_type:
+            raise ConfigError(
+                f"{source} is no saved ensemble: its config.json has model_type={kind!r}; build an ensemble with "
+                "`EnsembleForCausalLM.from_members([...])`"
+            )
+        config = EnsembleConfig.from_pretrained(source, **options)
+    except HfRlaeError:
+        raise
+    except Exception as error:  # files of others can hold anything
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise ConfigError(f"{source} is no saved ensemble: its config.json cannot be read: {reason}") from error
+    if not config.members:
+        raise ConfigError(f"{source} is no saved ensemble: its config.json names no members")
+    return config
 
 
 def _load_policy(source: Any, saved: dict[str, Any], hub_kwargs: dict[str, Any]) -> Any:
     """Loads the policy with which an ensemble was saved."""
     settings = dict(saved)
     if "name" in settings:
-        return policies[settings.pop("name")](**settings)
+        make = policies[settings.pop("name")]
+        try:
+            return make(**settings)
+        except TypeError as error:
+            raise ConfigError(f"the policy with which the ensemble was saved cannot be made: {error}") from error
     inside = hub_kwargs.get("subfolder") or ""
     options = {**hub_kwargs, "subfolder": f"{inside}/{POLICY_FOLDER}" if inside else POLICY_FOLDER}
     kind = settings.get("model_type")
@@ -353,4 +355,4 @@ def _load_policy(source: Any, saved: dict[str, Any], hub_kwargs: dict[str, Any])
             f"the ensemble was saved with a policy of model_type={kind!r}, which transformers does not know: import "
             "the module that registers it (`AutoConfig.register`, `AutoModel.register`), or pass `policy=`"
         )
-    return AutoModel.from_pretrained(source, **options)
+    return load_whole(AutoModel.from_pretrained, source, f"policy of {source}", PolicyError, **options)[0]

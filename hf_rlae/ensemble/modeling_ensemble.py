@@ -18,7 +18,7 @@ from transformers import (
 )
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
-from hf_rlae.ensemble import loading
+from hf_rlae.ensemble import loading, saving
 from hf_rlae.ensemble.cache_ensemble import EnsembleCache
 from hf_rlae.ensemble.configuration_ensemble import EnsembleConfig
 from hf_rlae.ensemble.custom_generate import make_custom_generate
@@ -128,7 +128,8 @@ class EnsembleForCausalLM(PreTrainedModel, GenerationMixin):
             members: folders, Hub ids, `(model, tokenizer)` pairs or `Member` objects.
             policy (`Policy`, *optional*): see the class; `None` = uniform weights.
             dtype (defaults to `"auto"`), device_map, revisions (`list`), member_kwargs (`dict`, or a `list` with one
-                `dict` per member): options for loading members that are given by name.
+                `dict` per member), check_files (defaults to `True`): options for loading members that are given by
+                name; see [`Member.load`].
             end_token_ids (`list[list[int] | None]`), adapter_names (`list[str | None]`): one entry per member.
             settings: fields of `EnsembleConfig`, such as `span_length`, `mixing`, `min_weight`.
 
@@ -458,18 +459,51 @@ class EnsembleForCausalLM(PreTrainedModel, GenerationMixin):
         return make_custom_generate(self)
 
     def save_pretrained(self, save_directory: Any, **kwargs: Any) -> None:  # type: ignore[override]
-        """Saves config, generation config and policy; members are saved as folder or Hub id, with their revision."""
-        loading.save(self, save_directory, **kwargs)
+        """Saves config, generation config and policy, and the members or their places.
+
+        A member from the Hub is saved as its id and revision. One in a folder is saved as a relative path, if the
+        folder is inside `save_directory`, beside it, or beside a folder that contains it; else only by its name, so
+        that no path of this machine is published.
+
+        Args:
+            save_directory (`str` or `os.PathLike`): created if it does not exist.
+            kwargs: `save_members` (`bool`, defaults to `False`): whether to save members that are not on the Hub in
+                `members/`, so that the folder can be loaded anywhere. `push_to_hub` (`bool`) and its options as in
+                transformers.
+
+        Raises:
+            ConfigError: a policy that cannot be saved, a member that was given as an object and is not saved, or a push
+                without members that nobody else has.
+        """
+        saving.save(self, save_directory, **kwargs)
+
+    def push_to_hub(self, repo_id: str, *, save_members: bool = False, **kwargs: Any) -> Any:  # type: ignore[override]
+        """As in transformers; with `save_members=True` together with the members that are not on the Hub.
+
+        Raises:
+            ConfigError: members that are not on the Hub, without `save_members=True`.
+        """
+        saving.check_can_be_pushed(self, save_members)
+        if save_members:
+            return saving.push_with_members(self, repo_id, **kwargs)
+        return super().push_to_hub(repo_id, **kwargs)  # type: ignore[arg-type]
 
     @classmethod
     def from_pretrained(  # type: ignore[override]
         cls, pretrained_model_name_or_path: str | PathLike[str], **kwargs: Unpack[LoadOptions]
     ) -> EnsembleForCausalLM:
-        """Loads an ensemble: its members from where they live, its policy from the folder or repository.
+        """Loads an ensemble: its members from where they are, its policy from the folder or repository.
 
         Args:
             pretrained_model_name_or_path (`str` or `os.PathLike`): a folder, or an id on the Hub.
-            kwargs: `policy` in place of the saved one; `dtype`, `device_map` and `member_kwargs` as in `from_members`;
-                fields of `EnsembleConfig` in place of the saved values; options of the Hub, such as `revision`.
+            kwargs: `members` (as in `from_members`) and `policy` in place of the saved ones; `dtype`, `device_map`,
+                `member_kwargs` and `check_files` as in `from_members`; `allow_outside` (`bool`, defaults to `False`):
+                whether members may be folders outside of the ensemble's own; `max_members` (`int`, defaults to 64): the
+                most members to load; `trust_remote_code` (`bool`, defaults to `False`); fields of `EnsembleConfig` in
+                place of the saved values; options of the Hub, such as `revision`.
+
+        Raises:
+            ConfigError: no saved ensemble, an unknown option, or members that are missing or outside of the folder.
+            MemberError, PolicyError: files of a member or the policy that are not whole.
         """
         return loading.load(cls, pretrained_model_name_or_path, **kwargs)

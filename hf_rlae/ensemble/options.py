@@ -48,11 +48,16 @@ class BuildOptions(EnsembleOptions, MemberOptions, total=False):
 class LoadOptions(EnsembleOptions, total=False):
     """Keyword arguments of [`EnsembleForCausalLM.from_pretrained`]."""
 
+    members: Sequence[GivenMember] | None
     policy: Policy | None
     config: Any
     dtype: str | torch.dtype | None
     device_map: Any
     member_kwargs: Mapping[str, Any] | Sequence[Mapping[str, Any] | None] | None
+    allow_outside: bool
+    check_files: bool
+    max_members: int
+    trust_remote_code: bool
     revision: str
     subfolder: str
     token: str | bool | None

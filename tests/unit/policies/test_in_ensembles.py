@@ -214,7 +214,7 @@ def test_saved_with_the_ensemble(observation, tmp_path):
     assert (tmp_path / "ensemble" / "policy" / "model.safetensors").exists()
     expected = ensemble.generate(**encode(*TEXTS), max_new_tokens=9, do_sample=False, return_dict_in_generate=True)
     for loaded in (
-        EnsembleForCausalLM.from_pretrained(tmp_path / "ensemble"),
+        EnsembleForCausalLM.from_pretrained(tmp_path / "ensemble", allow_outside=True),
         EnsembleForCausalLM.from_members(
             folders, PolicyModel.from_pretrained(tmp_path / "ensemble" / "policy"), span_length=4
         ),
@@ -224,10 +224,10 @@ def test_saved_with_the_ensemble(observation, tmp_path):
         assert_same_parameters(loaded.policy, ensemble.policy)
         assert torch.equal(out.sequences, expected.sequences)
         torch.testing.assert_close(out.span_weights, expected.span_weights)
-    other = EnsembleForCausalLM.from_pretrained(tmp_path / "ensemble", policy=StaticPolicy([1, 1]))
+    other = EnsembleForCausalLM.from_pretrained(tmp_path / "ensemble", allow_outside=True, policy=StaticPolicy([1, 1]))
     other.save_pretrained(tmp_path / "ensemble")
     assert not (tmp_path / "ensemble" / "policy").exists()
-    assert type(EnsembleForCausalLM.from_pretrained(tmp_path / "ensemble").policy) is StaticPolicy
+    assert type(EnsembleForCausalLM.from_pretrained(tmp_path / "ensemble", allow_outside=True).policy) is StaticPolicy
 
 
 def test_a_saved_policy_of_an_unknown_kind(tmp_path):
@@ -243,8 +243,8 @@ def test_a_saved_policy_of_an_unknown_kind(tmp_path):
     text = path.read_text().replace('"name": "uniform"', '"model_type": "mine"')
     path.write_text(text)
     with pytest.raises(ConfigError, match="'mine'"):
-        EnsembleForCausalLM.from_pretrained(tmp_path / "e")
-    EnsembleForCausalLM.from_pretrained(tmp_path / "e", policy=StaticPolicy([1, 1]))
+        EnsembleForCausalLM.from_pretrained(tmp_path / "e", allow_outside=True)
+    EnsembleForCausalLM.from_pretrained(tmp_path / "e", allow_outside=True, policy=StaticPolicy([1, 1]))
 
 
 def test_policies_for_other_members_are_refused(caplog):
