@@ -8,7 +8,7 @@ import pytest
 
 from hf_rlae import ConfigError, load_demo_member, load_demo_members, load_demo_policy
 
-NAMES = ["/tmp", "../members", "different/../shared", ".", "", "C:\\", Path("different"), None, 3]
+NAMES = ["/etc", "../members", "different/../shared", ".", "", "C:\\", Path("different"), None, 3]
 
 
 @pytest.mark.parametrize("name", NAMES)
