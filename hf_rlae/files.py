@@ -11,7 +11,7 @@ def write_whole(path: str | Path, data: str | bytes) -> Path:
     """Writes a file atomically, by renaming a temporary file in the same folder.
 
     Args:
-        path (`str` or `Path`): replaced if it exists.
+        path (`str` or `Path`): replaced if it exists. Devices and pipes (`/dev/stdout`) are written to directly.
         data (`str` or `bytes`): text is written in UTF-8; half a character pair (a lone surrogate) becomes `?`.
 
     Returns:
@@ -28,6 +28,9 @@ def write_whole(path: str | Path, data: str | bytes) -> Path:
     """
     path = Path(path)
     raw = data.encode("utf-8", "replace") if isinstance(data, str) else data
+    if path.exists() and not path.is_file():
+        path.write_bytes(raw)
+        return path
     handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
     try:
         with os.fdopen(handle, "wb") as file:

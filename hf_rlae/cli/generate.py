@@ -111,10 +111,12 @@ def check(args: argparse.Namespace) -> None:
     """Raises for arguments that do not fit together and for missing folders.
 
     Raises:
-        ConfigError: lists that do not have one entry per member, sampling options without `--sample`, a revision of a
-            folder, a trace that cannot be written.
+        ConfigError: a prompt that is not UTF-8, lists that do not have one entry per member, sampling options without
+            `--sample`, a revision of a folder, a trace that cannot be written.
         MemberError: a path that is not a folder.
     """
+    for prompt in args.prompts:
+        check_text(prompt, "--prompt")
     for option, values in (("--weights", args.weights), ("--revisions", args.revisions)):
         if values is not None and len(values) != len(args.members):
             given = f"{len(values)} given for {len(args.members)} member{'s' * (len(args.members) != 1)}"
@@ -141,6 +143,17 @@ def _check_member(member: str, revision: str | None) -> None:
         )
 
 
+def check_text(text: str, option: str) -> None:
+    """Raises `ConfigError` for an argument whose bytes are not UTF-8; Python keeps them as surrogates."""
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise ConfigError(
+            f"{option}: {text[error.start]!a} at character {error.start} is not part of any text; give the option "
+            "in UTF-8, for example through `iconv -f LATIN1 -t UTF-8`"
+        ) from error
+
+
 def check_output(path: str, option: str) -> None:
     """Raises `ConfigError` for a file that cannot be written."""
     folder = os.path.dirname(path) or "."
@@ -148,7 +161,8 @@ def check_output(path: str, option: str) -> None:
         raise ConfigError(f"{option}: {path or repr(path)} is not a file name; give one")
     if not os.path.isdir(folder):
         raise ConfigError(f"{option}: there is no folder {folder} for {path}; create it first")
-    if not os.access(folder, os.W_OK):
+    is_device = os.path.exists(path) and not os.path.isfile(path)
+    if not os.access(path if is_device else folder, os.W_OK):
         raise ConfigError(f"{option}: the folder {folder} is not writable; give a file in another one")
 
 

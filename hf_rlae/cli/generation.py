@@ -17,7 +17,8 @@ from rich.text import Text
 from transformers import set_seed
 from transformers.generation.streamers import BaseStreamer
 
-from hf_rlae.cli.loading import choose_device, first_line, load_members
+from hf_rlae.cli.loading import choose_device, load_members
+from hf_rlae.cli.messages import first_sentence
 from hf_rlae.cli.progress import progress_bar
 from hf_rlae.cli.streaming import CarrierStreamer, ContinuationDecoder, ContinuationStreamer
 from hf_rlae.ensemble import EnsembleCache, EnsembleConfig, EnsembleForCausalLM
@@ -114,7 +115,7 @@ def _encode(ensemble: EnsembleForCausalLM, args: argparse.Namespace) -> dict[str
         return dict(ensemble.tokenizer.apply_chat_template(conversations, add_generation_prompt=True))
     except ValueError as error:
         raise ConfigError(
-            f"--chat: {first_line(error)} Leave --chat out, or use members that were trained to chat"
+            f"--chat: {first_sentence(error)} Leave --chat out, or use members that were trained to chat"
         ) from error
 
 

@@ -8,8 +8,9 @@ from collections.abc import Sequence
 
 import torch
 from huggingface_hub.utils import disable_progress_bars
-from transformers.utils.logging import disable_progress_bar
+from transformers.utils.logging import disable_progress_bar, set_verbosity_error
 
+from hf_rlae.cli.messages import first_sentence
 from hf_rlae.errors import ConfigError
 from hf_rlae.members import Member
 
@@ -36,7 +37,7 @@ def choose_device(name: str | None) -> torch.device | None:
         torch.zeros(1, device=device).item()
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         raise ConfigError(
-            f"--device {name} cannot be used here: {first_line(error)} Give cpu, or leave --device out"
+            f"--device {name} cannot be used here: {first_sentence(error)} Give cpu, or leave --device out"
         ) from error
     return device
 
@@ -56,6 +57,7 @@ def load_members(
     """
     is_terminal = sys.stderr.isatty()
     logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # no logs of retries
+    set_verbosity_error()  # no reports of many lines beside the one-line error
     if not is_terminal:
         disable_progress_bar()
         disable_progress_bars()
@@ -65,9 +67,3 @@ def load_members(
             print(f"loading {source} ({index + 1} of {len(sources)})", file=sys.stderr)
         members.append(Member.load(source, dtype=dtype, device_map=device_map, revision=revision))
     return members
-
-
-def first_line(error: BaseException) -> str:
-    """The first line of an error's message, as a sentence."""
-    line = (str(error).strip() or type(error).__name__).splitlines()[0].strip()
-    return line if line.endswith((".", "!", "?")) else f"{line}."

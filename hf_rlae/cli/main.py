@@ -9,15 +9,18 @@ from __future__ import annotations
 import argparse
 import os
 import sys
+import traceback
 from collections.abc import Sequence
 
 from hf_rlae import __version__
 from hf_rlae.cli import demo, generate
-from hf_rlae.errors import HfRlaeError
+from hf_rlae.cli.messages import one_line, shortened, with_type
+from hf_rlae.errors import HfRlaeError, InternalError
 
 COMMANDS = {"demo": demo, "generate": generate}
 """Modules with `SUMMARY`, `DESCRIPTION`, `add_arguments(parser)` and `run(args)` (the exit code)."""
 
+DEFECT = 1
 USAGE_ERROR = 2
 INTERRUPTED = 130
 BROKEN_PIPE = 141
@@ -36,6 +39,9 @@ def build_parser() -> argparse.ArgumentParser:
             formatter_class=argparse.RawDescriptionHelpFormatter,
         )
         module.add_arguments(command)
+        command.add_argument(
+            "--debug", action="store_true", help="show the traceback of an error; HF_RLAE_DEBUG=1 does the same"
+        )
     return parser
 
 
@@ -46,21 +52,50 @@ def main(argv: Sequence[str] | None = None) -> int:
         argv (`Sequence[str]`, *optional*): the arguments; those of the process if not given.
 
     Returns:
-        `int`: 0; 2 for an error that the user can fix (one line on stderr says how); 130 after Ctrl-C; 141 if the
-        reader of stdout is gone.
+        `int`: 0; 2 for an error that the user can fix (one line on stderr says how); 1 for any other error (one line
+        with its type); 130 after Ctrl-C; 141 if the reader of stdout is gone.
     """
-    args = build_parser().parse_args(argv)
+    # Threads of OpenMP that wait for work spin, and take the cores from other processes; read when torch is imported.
+    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+    shows_traceback = bool(os.environ.get("HF_RLAE_DEBUG"))
     try:
-        return COMMANDS[args.command].run(args)
-    except HfRlaeError as error:
-        print(f"hf-rlae: error: {error}", file=sys.stderr)
-        return USAGE_ERROR
+        try:
+            args = build_parser().parse_args(argv)
+            shows_traceback = shows_traceback or args.debug
+            return COMMANDS[args.command].run(args)
+        finally:
+            if sys.stdout is not None:  # it is None if the caller has closed it
+                sys.stdout.flush()  # raises here, not when Python ends
+    except (SystemExit, GeneratorExit):
+        raise
     except KeyboardInterrupt:
         print("hf-rlae: interrupted", file=sys.stderr)
         return INTERRUPTED
     except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _drop_output()
         return BROKEN_PIPE
+    except BaseException as error:  # panics of extensions in Rust are no Exception
+        return _report(error, shows_traceback)
+
+
+def _report(error: BaseException, shows_traceback: bool) -> int:
+    """Prints one line about an error and returns the exit code."""
+    if shows_traceback:
+        traceback.print_exception(error)
+    if isinstance(error, HfRlaeError) and not isinstance(error, InternalError):
+        code, text = USAGE_ERROR, one_line(str(error))
+    else:
+        code, text = DEFECT, f"{with_type(error, shortened(str(error)))} (--debug shows the traceback)"
+    print(f"hf-rlae: error: {text}", file=sys.stderr)
+    if isinstance(error, OSError):  # what is left of the output may not be written either
+        _drop_output()
+    return code
+
+
+def _drop_output() -> None:
+    """Sends the rest of stdout to nowhere, so that Python does not fail to write it at its end."""
+    if sys.stdout is not None:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 if __name__ == "__main__":

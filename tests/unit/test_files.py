@@ -37,3 +37,25 @@ def test_a_failure_leaves_what_was_there(tmp_path, monkeypatch):
 
 def test_lone_surrogates_do_not_stop_it(tmp_path):
     assert write_whole(tmp_path / "a.txt", "a\ud800b").read_text() == "a?b"
+
+
+def test_a_pipe_is_written_to_and_stays(tmp_path):
+    path = tmp_path / "pipe"
+    os.mkfifo(path)
+    reader = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
+    try:
+        write_whole(path, "text")
+        assert os.read(reader, 9) == b"text"
+    finally:
+        os.close(reader)
+    assert path.is_fifo()
+
+
+def test_a_link_to_a_file_is_replaced_and_the_file_is_left_alone(tmp_path):
+    """The files of a cache of the Hub are links to shared blobs."""
+    blob = tmp_path / "blob"
+    blob.write_text("shared")
+    link = tmp_path / "README.md"
+    link.symlink_to(blob)
+    write_whole(link, "own")
+    assert (link.read_text(), blob.read_text()) == ("own", "shared")
