@@ -12,6 +12,7 @@ from hf_rlae.checks import COUNT, OPTIONAL_COUNT, Bounds, check_choice, check_fi
 from hf_rlae.ensemble.draws import SCOPES, UNITS
 from hf_rlae.ensemble.mixing import mixings
 from hf_rlae.errors import ConfigError
+from hf_rlae.vocabulary.round_trip import AUTO, FORMS
 
 if TYPE_CHECKING:
     MixingName: TypeAlias = Literal["linear", "log"]
@@ -47,6 +48,10 @@ class EnsembleConfig(PreTrainedConfig):
             `"word"` or `"span"`; see [`MemberDraws`]. `None` mixes the members' distributions (ours).
         draw_scope (`str`, defaults to `"row"`): `"row"` draws one member per row, `"batch"` uses one random number for
             all rows.
+        normalizes (`str`, *optional*, defaults to `"auto"`): if tokenizers differ, the Unicode form to which the
+            prompts of all members are normalised: `"NFC"`, `"NFD"`, `"NFKC"` or `"NFKD"`. `"auto"` is `"NFC"` if a
+            member's tokenizer changes text to NFC and in no other way (it is logged), else no form. With `None` such
+            a tokenizer is refused.
         policy (`dict`, *optional*): name and settings of a policy without files, or the `model_type` of a policy with
             files.
         end_token_ids (`list[list[int] | None]`, *optional*): each member's end ids, if they are set by the user.
@@ -71,6 +76,7 @@ class EnsembleConfig(PreTrainedConfig):
     min_reading: float | int = 1e-4
     draw: str | None = None
     draw_scope: str = "row"
+    normalizes: str | None = AUTO
     policy: dict[str, Any] | None = None
     end_token_ids: list[list[int] | None] | None = None
     adapter_names: list[str | None] | None = None
@@ -92,6 +98,8 @@ class EnsembleConfig(PreTrainedConfig):
         check_choice("draw_scope", self.draw_scope, SCOPES)
         if self.draw is not None:
             check_choice("draw", self.draw, UNITS)
+        if self.normalizes is not None:
+            check_choice("normalizes", self.normalizes, (AUTO, *FORMS))
         if self.draw is not None and self.mixing != "linear":
             raise ConfigError(
                 f"draw={self.draw!r} with mixing={self.mixing!r}: drawing a member and sampling from it is linear "

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from huggingface_hub.errors import StrictDataclassFieldValidationError
 from transformers import CONFIG_MAPPING, AutoModel, GenerationConfig, PreTrainedConfig, PreTrainedModel
 
+from hf_rlae.ensemble.chats.member_chats import MemberChats
 from hf_rlae.ensemble.configuration_ensemble import EnsembleConfig
 from hf_rlae.ensemble.engines.prompts import PromptEncoder
 from hf_rlae.ensemble.engines.protocol import Engine
@@ -22,13 +23,13 @@ from hf_rlae.ensemble.member_places import find_members
 from hf_rlae.ensemble.mixing import mixings
 from hf_rlae.ensemble.options import BuildOptions, EnsembleOptions, GivenMember, LoadOptions
 from hf_rlae.ensemble.saving import POLICY_FOLDER
-from hf_rlae.ensemble.tokenizer_ensemble import EnsembleTokenizer, MemberChats, shared_tokenizer
+from hf_rlae.ensemble.tokenizer_ensemble import EnsembleTokenizer, shared_tokenizer
 from hf_rlae.errors import ConfigError, HfRlaeError, MemberError, PolicyError, nearest
 from hf_rlae.hub_ids import is_repo_id
 from hf_rlae.members import Member, choose_runner
 from hf_rlae.members.model_files import load_whole
 from hf_rlae.policies import Policy, policies
-from hf_rlae.vocabulary import ByteVocabulary, UnionVocabulary, same_vocabulary
+from hf_rlae.vocabulary import ByteVocabulary, UnionVocabulary, choose_normalization, same_vocabulary
 
 if TYPE_CHECKING:
     from hf_rlae.ensemble.modeling_ensemble import EnsembleForCausalLM
@@ -208,17 +209,18 @@ def _assemble_different(config: EnsembleConfig, members: Sequence[Member], table
         )
         if known is None:
             known = ByteVocabulary(member.tokenizer, member.vocab_size)
-            known.check_round_trip(member.name)
         vocabularies.append(known)
+    names = [member.name for member in members]
+    form = choose_normalization(config.normalizes, vocabularies, names)
     union = UnionVocabulary(vocabularies)
-    tokenizer = EnsembleTokenizer(union, [member.tokenizer for member in members], [member.name for member in members])
+    tokenizer = EnsembleTokenizer(union, [member.tokenizer for member in members], names, vocabularies, form)
     engine = ReadingsEngine(
         members,
         vocabularies,
         union,
         [choose_runner(member) for member in members],
         mixings[config.mixing],
-        PromptEncoder(members, vocabularies, union, tokenizer),
+        PromptEncoder(members, vocabularies, union, tokenizer.chats),
         config.max_readings,
         config.min_reading,
     )

@@ -20,6 +20,7 @@ from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from hf_rlae.ensemble import loading, saving
 from hf_rlae.ensemble.cache_ensemble import EnsembleCache
+from hf_rlae.ensemble.chats.member_chats import MemberChats
 from hf_rlae.ensemble.configuration_ensemble import EnsembleConfig
 from hf_rlae.ensemble.custom_generate import make_custom_generate
 from hf_rlae.ensemble.draws import MemberDraws
@@ -41,7 +42,6 @@ from hf_rlae.ensemble.inputs import (
 )
 from hf_rlae.ensemble.options import BuildOptions, GivenMember, LoadOptions
 from hf_rlae.ensemble.outputs import EnsembleGenerateBeamOutput, EnsembleGenerateOutput, attach_trace
-from hf_rlae.ensemble.tokenizer_ensemble import MemberChats
 from hf_rlae.ensemble.trace import BeamWatch
 from hf_rlae.errors import ConfigError, InputError, present
 from hf_rlae.members import Member

@@ -27,6 +27,7 @@ class EnsembleOptions(TypedDict, total=False):
     min_reading: float
     draw: Literal["token", "word", "span"] | None
     draw_scope: Literal["row", "batch"]
+    normalizes: Literal["auto", "NFC", "NFD", "NFKC", "NFKD"] | None
 
 
 class MemberOptions(TypedDict, total=False):

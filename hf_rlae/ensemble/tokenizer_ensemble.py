@@ -3,87 +3,45 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Iterable, Sequence
+from functools import cache
+from typing import Any
 
-import torch
 from transformers import BatchEncoding, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
-from hf_rlae.errors import TokenizerError
-from hf_rlae.vocabulary import UnionVocabulary
-from hf_rlae.vocabulary.token_bytes import byte_level_alphabet
+from hf_rlae.ensemble.chats.member_chats import MemberChats
+from hf_rlae.ensemble.chats.parser import Chat
+from hf_rlae.ensemble.chats.reader import ChatReader
+from hf_rlae.errors import InputError, TokenizerError
+from hf_rlae.vocabulary import ByteVocabulary, Form, UnionVocabulary
+from hf_rlae.vocabulary.spelling import byte_level_alphabet
 
 STOP_TOKEN = "<|stop|>"  # noqa: S105 (a token of the vocabulary)
 """The token string of STOP, which has no bytes."""
 
 
-def padded(rows: Sequence[Sequence[int]], pad: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Pads rows of ids on the left; returns ids and mask of shape `(B, L)`."""
-    width = max(map(len, rows))
-    ids = torch.tensor([[pad] * (width - len(row)) + list(row) for row in rows], dtype=torch.long)
-    mask = torch.tensor([[0] * (width - len(row)) + [1] * len(row) for row in rows], dtype=torch.long)
-    return ids, mask
+@cache
+def _with_chats(kind: Any) -> type:
+    """The class of tokenizers of the class `kind` that render chats for every member."""
+    return type(kind.__name__, (SharedTokenizer, kind), {"__module__": kind.__module__, "plain_class": kind})
 
 
-if TYPE_CHECKING:
-    _Base = PreTrainedTokenizerBase
-else:
-    _Base = object
+def _restored(kind: type) -> Any:
+    made: Any = _with_chats(kind)
+    return made.__new__(made)
 
 
-class MemberChats(_Base):
-    """A mixin for tokenizers that renders chats for every member.
+class SharedTokenizer(MemberChats):
+    """A mixin for the tokenizer that all members share.
 
     Attributes:
-        member_tokenizers (`Sequence[PreTrainedTokenizerBase]`): the members' tokenizers, the first member's first.
-        member_names (`Sequence[str]`): the members' names, for messages.
+        plain_class (`type`): the tokenizer's own class.
     """
 
-    member_tokenizers: Sequence[PreTrainedTokenizerBase]
-    member_names: Sequence[str]
+    plain_class: type
 
-    def apply_chat_template(self, conversation: Any, *args: Any, **kwargs: Any) -> Any:
-        """Renders conversations with each member's own chat template.
-
-        Args:
-            conversation (`list[dict]` or `list[list[dict]]`): the messages, with `role` and `content`, of one or
-                several conversations.
-            args, kwargs: as in transformers. `tokenize=False` returns the first member's text.
-
-        Returns:
-            `BatchEncoding`: `input_ids` and `attention_mask` `(B, L)` of the first member, `member_input_ids` and
-            `member_attention_mask` `(B, M, L')` of all members, padded on the left. Pass it to `generate`.
-
-        Raises:
-            TokenizerError: a member has no chat template.
-        """
-        if kwargs.get("tokenize") is False:
-            return super().apply_chat_template(conversation, *args, **kwargs)
-        for name in ("tokenize", "return_dict", "return_tensors", "padding"):
-            kwargs.pop(name, None)
-        conversations = [conversation] if conversation and isinstance(conversation[0], dict) else list(conversation)
-        rows: list[list[list[int]]] = []
-        for name, tokenizer in zip(self.member_names, self.member_tokenizers, strict=True):
-            if not tokenizer.chat_template and not kwargs.get("chat_template"):
-                raise TokenizerError(
-                    f"the tokenizer of member {name} has no chat template; set its `chat_template`, or pass plain text "
-                    "to the tokenizer instead of messages"
-                )
-            options = {**kwargs, "tokenize": False}
-            texts = tokenizer.apply_chat_template(conversations, *args, **options)
-            rows.append([list(ids) for ids in tokenizer(texts, add_special_tokens=False)["input_ids"]])
-        pad = getattr(self, "pad_token_id", None) or 0
-        first_ids, first_mask = padded(rows[0], pad)
-        ids, mask = padded([ids for member_rows in rows for ids in member_rows], 0)
-        shape = (len(rows), len(conversations), -1)
-        return BatchEncoding(
-            {
-                "input_ids": first_ids,
-                "attention_mask": first_mask,
-                "member_input_ids": ids.view(shape).transpose(0, 1).contiguous(),
-                "member_attention_mask": mask.view(shape).transpose(0, 1).contiguous(),
-            }
-        )
+    def __reduce__(self) -> Any:
+        return _restored, (self.plain_class,), self.__dict__
 
 
 def shared_tokenizer(
@@ -91,8 +49,8 @@ def shared_tokenizer(
 ) -> MemberChats:
     """A copy of the first member's tokenizer that pads on the left and renders chats for every member."""
     tokenizer: Any = copy.deepcopy(tokenizers[0])
-    kind = type(tokenizer)
-    tokenizer.__class__ = type(kind.__name__, (MemberChats, kind), {"__module__": kind.__module__})
+    kind: Any = type(tokenizer)
+    tokenizer.__class__ = _with_chats(kind)
     tokenizer.member_tokenizers = list(tokenizers)
     tokenizer.member_names = list(names)
     tokenizer.padding_side = "left"
@@ -106,44 +64,63 @@ def shared_tokenizer(
 class EnsembleTokenizer(MemberChats, PreTrainedTokenizerFast):
     """Encodes as the first member's tokenizer does and decodes every id of the union vocabulary.
 
+    Text is text: the name of a control token in a text stands for its characters (`split_special_tokens=True`), except
+    in a text that `apply_chat_template(..., tokenize=False)` has rendered. `split_special_tokens=False` reads names as
+    control tokens.
+
     Args:
         union (`UnionVocabulary`): the union vocabulary.
         tokenizers (`Sequence[PreTrainedTokenizerBase]`): the members' tokenizers, the first member's first.
         names (`Sequence[str]`): the members' names, for messages.
+        vocabularies (`Sequence[ByteVocabulary]`): one per member.
+        form (`str`, *optional*): the Unicode form to which texts are normalised.
 
     Attributes:
         eos_token (`str`): the token string of STOP; `eos_token_id` is `union.stop_id`.
+        chats (`ChatReader`): renders and recognises chats.
     """
 
     def __init__(
-        self, union: UnionVocabulary, tokenizers: Sequence[PreTrainedTokenizerBase], names: Sequence[str]
+        self,
+        union: UnionVocabulary,
+        tokenizers: Sequence[PreTrainedTokenizerBase],
+        names: Sequence[str],
+        vocabularies: Sequence[ByteVocabulary],
+        form: Form | None = None,
     ) -> None:
         first: Any = tokenizers[0]
         self.union = union
         self.member_tokenizers = list(tokenizers)
         self.member_names = list(names)
+        self.chats = ChatReader(tokenizers, names, vocabularies, form)
         self._tokenizer: Any  # the backend, set by transformers
-        self._own_size = 0
+        self._strips = vocabularies[0].strips_space
+        self._vocabulary = vocabularies[0]
+        self._tokens: dict[int, str] = {}
         self._extra_ids: dict[str, int] = {}
         named = {name: token for name, token in first.special_tokens_map.items() if isinstance(token, str)}
         first_end = named.pop("eos_token", None)
         super().__init__(
-            tokenizer_object=first.backend_tokenizer,
+            tokenizer_object=vocabularies[0].backend,
             padding_side="left",
             clean_up_tokenization_spaces=False,
             model_max_length=first.model_max_length,
             model_input_names=["input_ids", "attention_mask"],
             chat_template=first.chat_template,
+            split_special_tokens=True,
             extra_special_tokens=[t for t in first.all_special_tokens if t not in named.values()],
             **named,
         )
-        self._own_size = max(self._tokenizer.get_vocab(with_added_tokens=True).values()) + 1
         self._tokens = self._names_of_extra_tokens()
         self._extra_ids = {token: i for i, token in self._tokens.items()}
         self.eos_token: Any = self._tokens[union.stop_id]
         if self.pad_token_id is None:
             self.pad_token: Any = first_end or self._tokens[union.stop_id]
-        self._strips = self._strips_leading_space()
+        self._texts = [piece or b"" for piece in union.pieces]
+        self._texts_with_names = [
+            (self._convert_id_to_token(i) or "").encode("utf-8", "surrogatepass") if piece is None else piece
+            for i, piece in enumerate(union.pieces)
+        ]
 
     def _names_of_extra_tokens(self) -> dict[int, str]:
         """A unique token string for every union id that the first tokenizer lacks; readable if the bytes are text."""
@@ -153,7 +130,7 @@ class EnsembleTokenizer(MemberChats, PreTrainedTokenizerFast):
         byte_level = decoder is not None and b"ByteLevel" in bytes(decoder.__getstate__())
         letters = {byte: char for char, byte in byte_level_alphabet().items()}
         names: dict[int, str] = {}
-        for i in range(self._own_size, self.union.size):
+        for i in range(max(known.values()) + 1, self.union.size):
             piece = self.union.pieces[i]
             if i == self.union.stop_id:
                 name = STOP_TOKEN
@@ -172,11 +149,71 @@ class EnsembleTokenizer(MemberChats, PreTrainedTokenizerFast):
             names[i] = name
         return names
 
-    def _strips_leading_space(self) -> bool:
-        for i, piece in enumerate(self.union.pieces[: self._own_size]):
-            if piece and len(piece) > 1 and piece[:1] == b" " and piece[1:].isalpha() and piece.isascii():
-                return not super()._decode([i]).startswith(" ")
-        return False
+    # -- encoding -----------------------------------------------------------------------------------------
+
+    def _encode_plus(  # type: ignore[override]
+        self, text: Any, text_pair: Any = None, **kwargs: Any
+    ) -> BatchEncoding:
+        if self.chats.form is not None:
+            text, text_pair = _mapped(self.chats.normalised, text), _mapped(self.chats.normalised, text_pair)
+        split = kwargs.get("split_special_tokens")
+        is_plain = text_pair is None and not kwargs.get("is_split_into_words")
+        if is_plain and (self.split_special_tokens if split is None else split):
+            texts = [text] if isinstance(text, str) else list(text)
+            chats = [self.chats.recognised(entry) for entry in texts]
+            if any(chat is not None for chat in chats) or any(map(self._vocabulary.is_split, texts)):
+                return self._encode_rows(texts, chats, isinstance(text, str), kwargs)
+        return super()._encode_plus(text=text, text_pair=text_pair, **kwargs)
+
+    def _encode_rows(
+        self, texts: Sequence[str], chats: Sequence[Chat | None], is_single: bool, kwargs: dict[str, Any]
+    ) -> BatchEncoding:
+        """Encodes texts row by row: rendered chats, which have control tokens, and other texts."""
+        has_start = kwargs.get("add_special_tokens", True)
+        max_length: int | None = kwargs.get("max_length")
+        is_cut = kwargs.get("truncation_strategy", "do_not_truncate") != "do_not_truncate"
+        rows: Any = []
+        for text, chat in zip(texts, chats, strict=True):
+            ids = self.chats.first_ids(chat) if chat is not None else None
+            if chat is None and self._vocabulary.is_split(text):
+                ids = list(self._vocabulary.text_ids(text.encode("utf-8", "surrogatepass")))
+            if ids is None:
+                encoded = super()._encode_plus(
+                    text=text, add_special_tokens=has_start, split_special_tokens=chat is None, verbose=False
+                )
+                ids = list(encoded["input_ids"])
+            elif has_start:
+                ids = [*self._vocabulary.start_ids, *ids]
+            if is_cut and max_length is not None:
+                ids = ids[:max_length] if self.truncation_side == "right" else ids[-max_length:]
+            if chat is not None:
+                self.chats.keep(ids, chat)
+            rows.append(ids)
+        return self.pad(
+            {"input_ids": rows[0] if is_single and not kwargs.get("return_tensors") else rows},
+            padding=kwargs.get("padding_strategy", False),
+            max_length=max_length,
+            pad_to_multiple_of=kwargs.get("pad_to_multiple_of"),
+            padding_side=kwargs.get("padding_side"),
+            return_attention_mask=kwargs.get("return_attention_mask"),
+            return_tensors=kwargs.get("return_tensors"),
+        )
+
+    def rendered(self, conversations: Sequence[Any], options: dict[str, Any]) -> list[str]:
+        """See [`MemberChats`]; remembers the texts."""
+        texts = super().rendered(conversations, options)
+        self.chats.remember_texts([self.chats.normalised(text) for text in texts], conversations, options)
+        return texts
+
+    def chat_ids(self, index: int, conversations: Sequence[Any], options: dict[str, Any]) -> list[list[int]]:
+        """See [`MemberChats`]; contents are text."""
+        return self.chats.ids(index, conversations, options)
+
+    def remember(self, rows: Sequence[Sequence[int]], conversations: Sequence[Any], options: dict[str, Any]) -> None:
+        """See [`MemberChats`]."""
+        self.chats.remember_ids(rows, conversations, options)
+
+    # -- decoding -----------------------------------------------------------------------------------------
 
     def __len__(self) -> int:
         return self.union.size
@@ -198,7 +235,7 @@ class EnsembleTokenizer(MemberChats, PreTrainedTokenizerFast):
         return self._tokens[index] if index in self._tokens else super()._convert_id_to_token(index)
 
     def convert_ids_to_tokens(self, ids: Any, skip_special_tokens: bool = False) -> Any:
-        """The token strings of union ids."""
+        """The token strings of union ids; `None` for ids beyond the vocabulary."""
         if isinstance(ids, int):
             return self._convert_id_to_token(ids)
         skipped = set(self.all_special_ids) if skip_special_tokens else set()
@@ -206,9 +243,7 @@ class EnsembleTokenizer(MemberChats, PreTrainedTokenizerFast):
 
     def convert_tokens_to_string(self, tokens: list[str]) -> str:
         """The text of a list of token strings."""
-        if not any(token in self._extra_ids for token in tokens):
-            return super().convert_tokens_to_string(tokens)
-        return self._decode([self._convert_token_to_id_with_added_voc(token) for token in tokens], True)
+        return self._decode([self._convert_token_to_id_with_added_voc(token) for token in tokens])
 
     def _decode(
         self,
@@ -217,19 +252,44 @@ class EnsembleTokenizer(MemberChats, PreTrainedTokenizerFast):
         clean_up_tokenization_spaces: bool | None = None,
         **kwargs: Any,
     ) -> str:
-        ids = [token_ids] if isinstance(token_ids, int) else list(token_ids)
-        ids = [int(i) for i in ids]
-        stop = self.union.stop_id
-        if skip_special_tokens:
-            ids = [i for i in ids if i != stop]
-        if all(i < self._own_size for i in ids):
-            return super()._decode(ids, skip_special_tokens, clean_up_tokenization_spaces, **kwargs)
-        raw = []
-        for i in ids:
-            piece = self.union.pieces[i]
-            if piece is not None:
-                raw.append(piece)
-            elif not skip_special_tokens:
-                raw.append((self._convert_id_to_token(i) or "").encode())
-        text = b"".join(raw).decode("utf-8", "replace")
-        return text[1:] if self._strips and text.startswith(" ") else text
+        given: Any = token_ids["input_ids"] if isinstance(token_ids, dict) else token_ids
+        ids = list(given) if isinstance(given, Iterable) else [given]
+        if min(ids, default=0) < 0:
+            raise InputError(
+                f"token_ids has the id {min(ids)}; ids are at least 0 (labels are -100 where there is none)"
+            )
+        table = self._texts if skip_special_tokens else self._texts_with_names
+        if max(ids, default=0) >= len(table):
+            ids = [i for i in ids if i < len(table)]
+        text = b"".join([table[i] for i in ids]).decode("utf-8", "replace")
+        text = text[1:] if self._strips and text.startswith(" ") else text
+        clean = clean_up_tokenization_spaces
+        return self._cleaned(text) if (self.clean_up_tokenization_spaces if clean is None else clean) else text
+
+    def _cleaned(self, text: str) -> str:
+        """As in transformers: only tokenizers of words have spaces to clean up, BPE has not."""
+        is_bpe = type(self.backend_tokenizer.model).__name__ == "BPE"
+        cleans_bpe = getattr(self, "clean_up_tokenization_spaces_for_bpe_even_though_it_will_corrupt_output", False)
+        return text if is_bpe and not cleans_bpe else self.clean_up_tokenization(text)
+
+    # -- saving -------------------------------------------------------------------------------------------
+
+    def save_pretrained(self, save_directory: Any, *args: Any, **kwargs: Any) -> Any:
+        """Not supported: the union vocabulary is made from the members' tokenizers.
+
+        Raises:
+            TokenizerError: always.
+        """
+        raise TokenizerError(
+            f"the tokenizer of an ensemble with different tokenizers cannot be saved to {save_directory}: its "
+            f"{self.union.size} ids are made from the members' tokenizers, and the files would load as another "
+            "tokenizer. Save the ensemble (`ensemble.save_pretrained(folder)`), whose `from_pretrained` makes the "
+            "tokenizer again, or save the tokenizer of one member (`ensemble.members[0].tokenizer`)"
+        )
+
+
+def _mapped(function: Callable[[str], str], given: Any) -> Any:
+    """Applies a function to a string, or to all strings of nested lists."""
+    if isinstance(given, str):
+        return function(given)
+    return [_mapped(function, entry) for entry in given] if isinstance(given, list | tuple) else given

@@ -1,6 +1,7 @@
 """Floor 1: canonical bytes of tokens, the union vocabulary, and the alignment of each member's vocabulary onto it."""
 
 from hf_rlae.vocabulary.alignment import Alignment, Boundary, Canonical, TailMap, Target
+from hf_rlae.vocabulary.round_trip import Form, check_round_trip, choose_normalization
 from hf_rlae.vocabulary.special_ids import token_ids
 from hf_rlae.vocabulary.token_bytes import ByteVocabulary
 from hf_rlae.vocabulary.union import OUTSIDE, UnionVocabulary, same_vocabulary
@@ -11,9 +12,12 @@ __all__ = [
     "Boundary",
     "ByteVocabulary",
     "Canonical",
+    "Form",
     "TailMap",
     "Target",
     "UnionVocabulary",
+    "check_round_trip",
+    "choose_normalization",
     "same_vocabulary",
     "token_ids",
 ]

@@ -2,69 +2,25 @@
 
 from __future__ import annotations
 
-import json
+import copy
+import re
 from bisect import bisect_left
 from collections.abc import Sequence
-from contextlib import suppress
-from functools import lru_cache
 from typing import Any
 
+from tokenizers import AddedToken, Tokenizer
 from transformers import PreTrainedTokenizerBase
 
 from hf_rlae.errors import TokenizerError
+from hf_rlae.vocabulary.spelling import Spelling
 
-PROBE = "The café paid 12 €: naïve 日本語, 😀👍🏽!\n\tdef f(x):  return x\n\n  É ß"
-"""Text that every tokenizer must decode to the same text, except for characters that it has no token for."""
+_CONTEXTS = ("a {} b", "a{}b", "{0}{0}")
+"""Texts in which an added token must leave its neighbours unchanged."""
+
+_SHORT = 16
+"""Number of characters up to which a text that the tokenizer changes is segmented without the tokenizer."""
 
 _ANCHORS = ("\n", "|", "a", "0", "▁", " ")
-
-
-@lru_cache(maxsize=1)
-def byte_level_alphabet() -> dict[str, int]:
-    """The GPT-2 byte table: the printable character that stands for each byte in byte-level BPE.
-
-    Source: public code of GPT-2 (printable bytes stand for themselves, the others are moved to the code points from 256
-    on).
-
-    Returns:
-        `dict[str, int]`: the byte of each of the 256 characters.
-    """
-    printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
-    table = {chr(byte): byte for byte in printable}
-    hidden = [byte for byte in range(256) if byte not in set(printable)]
-    table.update({chr(256 + index): byte for index, byte in enumerate(hidden)})
-    return table
-
-
-@lru_cache(maxsize=1)
-def _byte_level_translation() -> dict[int, int]:
-    """A table for `str.translate`: Latin-1 then encodes the result to the bytes, and fails for other characters."""
-    alphabet = byte_level_alphabet()
-    outside = {code: 0x10FFFF for code in range(256) if chr(code) not in alphabet}
-    return outside | {ord(char): byte for char, byte in alphabet.items()}
-
-
-def _component(component: Any) -> list[dict[str, Any]]:
-    """A tokenizer component (decoder, pre-tokenizer, normalizer) as a flat list of its parts."""
-    if component is None:
-        return []
-    state = json.loads(component.__getstate__())
-    flat: list[dict[str, Any]] = []
-
-    def walk(part: Any) -> None:
-        if isinstance(part, dict):
-            nested = next(
-                (part[k] for k in ("decoders", "pretokenizers", "normalizers") if isinstance(part.get(k), list)),
-                None,
-            )
-            if nested is None:
-                flat.append(part)
-            else:
-                for item in nested:
-                    walk(item)
-
-    walk(state)
-    return flat
 
 
 def prefix_successor(prefix: bytes) -> bytes | None:
@@ -81,53 +37,15 @@ def prefix_successor(prefix: bytes) -> bytes | None:
     return trimmed[:-1] + bytes([trimmed[-1] + 1])
 
 
-class _Spelling:
-    """How a tokenizer writes bytes as token strings, read from its model, decoder and pre-tokenizer."""
-
-    def __init__(self, backend: Any) -> None:
-        model = backend.model
-        decoders = _component(backend.decoder)
-        kinds = {part.get("type") for part in decoders}
-        splitters = _component(backend.pre_tokenizer)
-        self.is_byte_level = "ByteLevel" in kinds or (
-            not decoders and any(part.get("type") == "ByteLevel" for part in splitters)
-        )
-        self.has_fallback = "ByteFallback" in kinds or bool(getattr(model, "byte_fallback", False))
-        self.replacements = [
-            (part["pattern"]["String"], part["content"])
-            for part in decoders
-            if part.get("type") == "Replace" and "String" in part.get("pattern", {})
-        ]
-        self.replacements += [(part["replacement"], " ") for part in decoders if part.get("type") == "Metaspace"]
-        self.prefix = getattr(model, "continuing_subword_prefix", None) or ""
-        self.suffix = getattr(model, "end_of_word_suffix", None) or ""
-        self.table = _byte_level_translation()
-
-    def is_fallback(self, token: str) -> bool:
-        """Whether a token stands for a single byte, like `<0x41>`."""
-        return self.has_fallback and len(token) == 6 and token.startswith("<0x") and token.endswith(">")
-
-    def to_bytes(self, token: str) -> bytes:
-        """The bytes that a token string stands for."""
-        if self.prefix and token.startswith(self.prefix):
-            token = token[len(self.prefix) :]
-        if self.suffix and token.endswith(self.suffix):
-            token = token[: -len(self.suffix)] + " "
-        for old, new in self.replacements:
-            token = token.replace(old, new)
-        if self.is_byte_level:
-            # the decoder keeps a token with a character outside the byte table unchanged
-            with suppress(UnicodeEncodeError):
-                return token.translate(self.table).encode("latin-1")
-        return token.encode("utf-8", "surrogatepass")
-
-
 class ByteVocabulary:
     """The byte string of every token id of one tokenizer, and the tokenisation of bytes.
 
     Byte-level BPE tokens are decoded with the GPT-2 byte table. In SentencePiece vocabularies `▁` is a space and, with
     byte fallback, `<0xNN>` is one byte. WordPiece continuations lose their `##`. Added tokens stand for their content.
     Special tokens, the unknown token and ids without a token have no bytes.
+
+    Text is text: the name of a special token in a text stands for its characters. Added tokens that would change the
+    text around them (`lstrip`, `rstrip`, or a space that the tokenizer adds after them) are encoded apart from it.
 
     Args:
         tokenizer (`PreTrainedTokenizerBase`): a tokenizer with a fast backend.
@@ -140,6 +58,11 @@ class ByteVocabulary:
         sorted_ids (`list[int]`), sorted_pieces (`list[bytes]`): the text ids, sorted by their bytes, so that the tokens
             with a given prefix are one contiguous range.
         special_ids (`frozenset[int]`): ids that are not text.
+        start_ids (`tuple[int, ...]`): the ids that the tokenizer puts in front of every text, such as a
+            beginning-of-text token.
+        strips_space (`bool`): whether the tokenizer's decoder removes one space at the start of a text.
+        apart (`dict[str, int]`): the added tokens that are encoded apart from the text around them, with their ids.
+        backend (`tokenizers.Tokenizer`): a copy of the tokenizer's backend that reads text as text.
 
     Raises:
         TokenizerError: the tokenizer has no fast backend.
@@ -152,7 +75,6 @@ class ByteVocabulary:
                 f"the tokenizer {type(tokenizer).__name__} has no fast backend, so the bytes of its tokens cannot be "
                 "read; load it as a fast tokenizer (`AutoTokenizer.from_pretrained(..., use_fast=True)`)"
             )
-        self._backend = backend
         self.size = max(size or 0, len(tokenizer))
         self.pieces, self.special_ids, fallback_ids = self._read_pieces(tokenizer)
         self.ids_of: dict[bytes, list[int]] = {}
@@ -171,11 +93,21 @@ class ByteVocabulary:
         self._canonical: dict[bytes, tuple[int, ...]] = {}
         self._has_char: dict[str, bool] = {}
         self._heads: dict[str, list[int]] = {}
+        self.strips_space = self._strips_space(backend)
+        self.backend: Tokenizer = copy.deepcopy(backend)  # a copy, because transformers changes the original's settings
+        self.backend.no_truncation()
+        self.backend.no_padding()
+        self.backend.encode_special_tokens = True
+        self.start_ids = self._find_start_ids()
+        self.apart = self._tokens_that_change_text()
+        self.backend.add_special_tokens([AddedToken(token, special=True) for token in self.apart])
+        longest_first = sorted(self.apart, key=len, reverse=True)
+        self._apart = re.compile(f"({'|'.join(map(re.escape, longest_first))})") if self.apart else None
 
     def _read_pieces(self, tokenizer: PreTrainedTokenizerBase) -> tuple[list[bytes | None], frozenset[int], set[int]]:
         """The bytes of every id, the ids without bytes, and the ids that are byte-fallback tokens."""
-        backend = self._backend
-        added, special, spelling = backend.get_added_tokens_decoder(), self._special_ids(tokenizer), _Spelling(backend)
+        backend: Any = tokenizer.backend_tokenizer
+        added, special, spelling = backend.get_added_tokens_decoder(), self._special_ids(tokenizer), Spelling(backend)
         pieces: list[bytes | None] = [None] * self.size
         fallback_ids: set[int] = set()
         for token, i in backend.get_vocab(with_added_tokens=True).items():
@@ -193,7 +125,7 @@ class ByteVocabulary:
 
     def _special_ids(self, tokenizer: PreTrainedTokenizerBase) -> set[int]:
         """The ids that are not text: special tokens and the unknown token."""
-        backend = self._backend
+        backend: Any = tokenizer.backend_tokenizer
         added = backend.get_added_tokens_decoder()
         special = {i for i, token in added.items() if token.special} | set(tokenizer.all_special_ids)
         unknown, unigram_unknown = getattr(backend.model, "unk_token", None), getattr(backend.model, "unk_id", None)
@@ -203,6 +135,40 @@ class ByteVocabulary:
             special.add(unigram_unknown)
         special.discard(None)
         return special
+
+    def _find_start_ids(self) -> tuple[int, ...]:
+        """The ids that the post-processor puts in front of a text."""
+        chars = (piece.decode("utf-8", "ignore")[:1] for piece in self.sorted_pieces)
+        for text in ("a", "0", *chars):
+            if text and self.encode_text(text):
+                encoded = self.backend.encode(text)
+                count = encoded.special_tokens_mask.index(0) if 0 in encoded.special_tokens_mask else 0
+                return tuple(encoded.ids[:count])
+        return ()
+
+    def _strips_space(self, backend: Tokenizer) -> bool:
+        words = (ids[0] for piece, ids in self.ids_of.items() if piece[:1] == b" " and piece[1:].isalpha())
+        first = next(words, None)
+        if first is not None:
+            return not backend.decode([first]).startswith(" ")
+        if b" " not in self.ids_of or b"a" not in self.ids_of:
+            return False
+        return not backend.decode([self.ids_of[b" "][0], self.ids_of[b"a"][0]]).startswith(" ")
+
+    def _tokens_that_change_text(self) -> dict[str, int]:
+        """The added tokens that are not special, and swallow or add spaces around them."""
+        found = {}
+        for i, token in self.backend.get_added_tokens_decoder().items():
+            if token.special or not self.pieces[i]:
+                continue
+            texts = [context.format(token.content) for context in _CONTEXTS]
+            if any(i in (ids := self.encode_text(text)) and not self.spells(ids, text) for text in texts):
+                found[token.content] = i
+        return found
+
+    def is_split(self, text: str) -> bool:
+        """Whether `text` contains a token of `apart`."""
+        return self._apart is not None and self._apart.search(text) is not None
 
     def range_of(self, prefix: bytes) -> tuple[int, int]:
         """The range `lo, hi` in `sorted_ids` of the tokens that start with `prefix` and are longer."""
@@ -236,12 +202,48 @@ class ByteVocabulary:
                 kept.append(char.encode())
         return b"".join(kept)
 
-    def canonical_ids(self, raw: bytes) -> tuple[int, ...]:
-        """The ids that the tokenizer itself writes for `raw` in the middle of a text.
+    def encode_text(self, text: str) -> list[int]:
+        """The ids that the tokenizer itself writes for `text`; they may lose text."""
+        return self.backend.encode(text, add_special_tokens=False).ids
 
-        `raw` is tokenised after an anchor character, so that the tokenizer adds no space. If the ids do not decode to
-        `raw` (incomplete characters, normalised characters, the name of a special token), the segmentation with the
-        fewest tokens is used. Bytes that the tokenizer cannot represent are left out.
+    def spells(self, ids: Sequence[int], text: str) -> bool:
+        """Whether `ids` are the characters of `text` that the tokenizer can represent; a space may precede them."""
+        raw = text.encode("utf-8", "surrogatepass")
+        pieces = [self.pieces[i] for i in ids]
+        if None in pieces:
+            return False
+        found = b"".join(pieces)  # type: ignore[arg-type]
+        return found in (raw, b" " + raw) or found.removeprefix(b" ") == self.representable(raw).removeprefix(b" ")
+
+    def text_ids(self, raw: bytes) -> tuple[int, ...]:
+        """The ids that the tokenizer itself writes for a text, without `start_ids`.
+
+        If these lose text, or the bytes are no text, the rest is segmented as in `inner_ids`.
+
+        Args:
+            raw (`bytes`): any bytes.
+
+        Returns:
+            `tuple[int, ...]`: ids whose bytes are `representable(raw)`; a space may precede them.
+        """
+        try:
+            text, rest = raw.decode("utf-8"), b""
+        except UnicodeDecodeError as error:
+            text, rest = raw[: error.start].decode("utf-8"), raw[error.start :]
+        if self._apart is not None and (found := self._apart.search(text)):
+            head = text[: found.start()].encode()
+            return (*self.text_ids(head), *self.inner_ids(raw[len(head) :]))
+        ids: Sequence[int] = self.encode_text(text) if text else ()
+        pieces = [self.pieces[i] for i in ids]
+        written = raw[: len(raw) - len(rest)]
+        if None in pieces or b"".join(pieces) not in (written, b" " + written):  # type: ignore[arg-type]
+            kept = self.representable(written).decode()
+            ids = self.encode_text(kept)
+            ids = ids if self.spells(ids, kept) else self.inner_ids(kept.encode())
+        return (*ids, *self.inner_ids(rest)) if rest else tuple(ids)
+
+    def canonical_ids(self, raw: bytes) -> tuple[int, ...]:
+        """`inner_ids`, cached.
 
         Args:
             raw (`bytes`): any bytes.
@@ -253,27 +255,49 @@ class ByteVocabulary:
         if known is None:
             if len(self._canonical) > 65536:
                 self._canonical.clear()
-            text = self.representable(raw)
-            known = self._canonical[raw] = self._tokenise(text) if text else ()
+            known = self._canonical[raw] = self.inner_ids(raw)
         return known
+
+    def inner_ids(self, raw: bytes) -> tuple[int, ...]:
+        """The ids that the tokenizer itself writes for `raw` in the middle of a text.
+
+        `raw` is tokenised after an anchor character, so that the tokenizer adds no space. Where the ids do not decode
+        to `raw` (incomplete characters, normalised characters), the segmentation with the fewest tokens is used. Bytes
+        that the tokenizer cannot represent are left out.
+        """
+        kept = self.representable(raw)
+        return self._tokenise(kept) if kept else ()
 
     def _tokenise(self, raw: bytes) -> tuple[int, ...]:
         try:
             text = raw.decode("utf-8")
         except UnicodeDecodeError:
-            text = ""
-        if text:
-            ids = self._behind_anchor(text, raw)
-            if ids is not None:
-                return ids
-        return self._longest_match(raw)
+            return self._longest_match(raw)
+        if self.is_split(text) and self._apart is not None:
+            parts = self._apart.split(text)
+            return tuple(
+                i for part in parts if part for i in ([self.apart[part]] if part in self.apart else self._inside(part))
+            )
+        return self._inside(text)
+
+    def _inside(self, text: str) -> tuple[int, ...]:
+        raw = text.encode()
+        ids = self._behind_anchor(text, raw)
+        if ids is not None:
+            return ids
+        if len(text) <= _SHORT:
+            return self._longest_match(raw)
+        middle = len(text) // 2
+        cut = text.rfind(" ", 1, middle + 1)  # only the part that the tokenizer changes is segmented in another way
+        cut = cut if cut > 0 else middle
+        return self._inside(text[:cut]) + self._inside(text[cut:])
 
     def _behind_anchor(self, text: str, raw: bytes) -> tuple[int, ...] | None:
         for anchor in _ANCHORS:
             head = self._heads.get(anchor)
             if head is None:
-                head = self._heads[anchor] = self._backend.encode(anchor, add_special_tokens=False).ids
-            whole = self._backend.encode(anchor + text, add_special_tokens=False).ids
+                head = self._heads[anchor] = self.encode_text(anchor)
+            whole = self.encode_text(anchor + text)
             ids = whole[len(head) :]
             if head and whole[: len(head)] == head and all(self.pieces[i] for i in ids) and self.to_bytes(ids) == raw:
                 return tuple(ids)
@@ -301,35 +325,3 @@ class ByteVocabulary:
             ids.append(self.ids_of[raw[at : at + step[1]]][0])
             at += step[1]
         return tuple(ids)
-
-    def check_round_trip(self, name: str) -> None:
-        """Checks that encoding and decoding does not change text.
-
-        Characters that the tokenizer has no token for are not compared: the member skips them. Any other difference
-        makes the tokenizer lossy.
-
-        Args:
-            name (`str`): the member's name, for the message.
-
-        Raises:
-            TokenizerError: decoded text differs from the encoded text.
-        """
-        lost = []
-        for char in dict.fromkeys(PROBE):
-            ids = self._backend.encode("a" + char, add_special_tokens=False).ids
-            back = b"".join(self.pieces[i] or b"" for i in ids)
-            has_unknown = any(self.pieces[i] is None for i in ids)
-            same = back.removeprefix(b" ") == b"a" + char.encode()
-            dropped = back.removeprefix(b" ") == b"a" and char != " "
-            if not same and not has_unknown and not dropped:
-                lost.append(char)
-        expected = self.representable(PROBE.encode())
-        kept = expected.decode("utf-8", "replace")
-        ids = self._backend.encode(kept, add_special_tokens=False).ids
-        back = self.to_bytes(ids)
-        if lost or back not in (expected, b" " + expected):
-            detail = f"it changes {lost[:6]!r}" if lost else f"it decodes {kept!r} to {back!r}"
-            raise TokenizerError(
-                f"the tokenizer of {name} loses text: {detail}. Decoding must return exactly the encoded text; use a "
-                "cased tokenizer that keeps white space (byte-level BPE, SentencePiece, characters)"
-            )

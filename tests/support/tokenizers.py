@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import math
 from collections import Counter
+from collections.abc import Callable
 from functools import cache
 
-from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
+from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 from transformers import PreTrainedTokenizerFast
 
 LINES = [
@@ -140,6 +142,48 @@ def lower_casing() -> PreTrainedTokenizerFast:
     backend.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
     backend.decoder = decoders.WordPiece()
     return _finish(backend, eos_token="<eos>", unk_token="<unk>")
+
+
+CHATML = (
+    "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'] }}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+"""A chat template with control tokens around every message."""
+
+INSTRUCT = (
+    "{% for m in messages %}{% if m['role'] == 'user' %}<s>[INST] {{ m['content'] }} [/INST]"
+    "{% elif m['role'] == 'system' %}{{ raise_exception('no system messages') }}"
+    "{% else %} {{ m['content'] | trim }}</s>{% endif %}{% endfor %}"
+)
+"""A chat template with marks in plain text, without system messages."""
+
+
+def changed(tokenizer: PreTrainedTokenizerFast, change: Callable[[Tokenizer], object]) -> PreTrainedTokenizerFast:
+    """A copy of a tokenizer whose backend was changed by `change`."""
+    tokenizer = copy.deepcopy(tokenizer)
+    change(tokenizer.backend_tokenizer)
+    return tokenizer
+
+
+@cache
+def chatml() -> PreTrainedTokenizerFast:
+    """A byte-level BPE with turn markers and their chat template; `<|im_end|>` ends a text."""
+    tokenizer = copy.deepcopy(byte_level_bpe())
+    tokenizer.add_special_tokens({"eos_token": "<|im_end|>", "additional_special_tokens": ["<|im_start|>"]})
+    tokenizer.chat_template = CHATML
+    return tokenizer
+
+
+@cache
+def instruct() -> PreTrainedTokenizerFast:
+    """A BPE like Llama's that begins every text with `<s>`, with a chat template."""
+
+    def begin(backend: Tokenizer) -> None:
+        backend.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 1)])
+
+    tokenizer = changed(sentencepiece_bpe(), begin)
+    tokenizer.chat_template = INSTRUCT
+    return tokenizer
 
 
 LOSSLESS = {

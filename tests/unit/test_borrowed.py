@@ -30,6 +30,12 @@ BORROWED = {
     (PreTrainedTokenizerFast, "_decode"): [
         "self", "token_ids", "skip_special_tokens", "clean_up_tokenization_spaces", "kwargs",
     ],
+    (PreTrainedTokenizerFast, "_encode_plus"): [
+        "self", "text", "text_pair", "add_special_tokens", "padding_strategy", "truncation_strategy", "max_length",
+        "stride", "is_split_into_words", "pad_to_multiple_of", "padding_side", "return_tensors",
+        "return_token_type_ids", "return_attention_mask", "return_overflowing_tokens", "return_special_tokens_mask",
+        "return_offsets_mapping", "return_length", "verbose", "split_special_tokens", "kwargs",
+    ],
     (PreTrainedTokenizerFast, "_convert_token_to_id_with_added_voc"): ["self", "token"],
     (PreTrainedTokenizerFast, "_convert_id_to_token"): ["self", "index"],
     (PreTrainedModel, "_init_weights"): ["self", "module"],

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
-from transformers import PreTrainedTokenizerBase
 
+from hf_rlae.ensemble.chats.reader import ChatReader
+from hf_rlae.ensemble.engines.control_tokens import ControlTokens
 from hf_rlae.errors import InputError
 from hf_rlae.members import Member
 from hf_rlae.vocabulary import ByteVocabulary, UnionVocabulary
@@ -15,10 +16,13 @@ from hf_rlae.vocabulary import ByteVocabulary, UnionVocabulary
 class PromptEncoder:
     """Encodes prompts for every member, each with its own beginning-of-text token.
 
+    Text is encoded as text. Chats that the first member's template has rendered are rendered for every member. Other
+    control tokens are translated (see [`ControlTokens`]).
+
     Args:
         members (`Sequence[Member]`), vocabularies (`Sequence[ByteVocabulary]`): one vocabulary per member.
         union (`UnionVocabulary`): the union vocabulary, which has the ids of the prompt.
-        tokenizer (`PreTrainedTokenizerBase`): decodes union ids.
+        chats (`ChatReader`): recognises chats.
     """
 
     def __init__(
@@ -26,12 +30,13 @@ class PromptEncoder:
         members: Sequence[Member],
         vocabularies: Sequence[ByteVocabulary],
         union: UnionVocabulary,
-        tokenizer: PreTrainedTokenizerBase,
+        chats: ChatReader,
     ) -> None:
         self.members = list(members)
         self.vocabularies = list(vocabularies)
         self.union = union
-        self.tokenizer = tokenizer
+        self.chats = chats
+        self.control = ControlTokens(members, chats.strings, union)
 
     def __call__(self, ids: Sequence[int]) -> list[tuple[int, ...]]:
         """The prompt of one row for all members.
@@ -45,42 +50,56 @@ class PromptEncoder:
         Raises:
             InputError: the prompt is empty for a member whose tokenizer has no token to start a text with.
         """
-        text: str | None = None
+        has_own = all(i < self.vocabularies[0].size for i in ids)
+        known = self.chats.prompts(ids) if has_own else None
+        if known is not None:
+            return known
+        parts = self._parts(ids)
         prompts = []
         for index, member in enumerate(self.members):
-            if index == 0 and all(i < self.vocabularies[0].size for i in ids):
-                own: tuple[int, ...] = tuple(ids)
-            else:
-                if text is None:
-                    text = str(self.tokenizer.decode(list(ids), skip_special_tokens=True))
-                own = self._encode(index, text, ids)
+            own = tuple(ids) if index == 0 and has_own else self._encode(index, parts)
             prompts.append(own or (self._start_id(member),))
         return prompts
 
-    def _encode(self, index: int, text: str, ids: Sequence[int]) -> tuple[int, ...]:
-        member, vocabulary = self.members[index], self.vocabularies[index]
-        rest = b""
-        if "�" in text:  # tokenizers cannot encode an incomplete character: its bytes are tokenised separately
-            raw = b"".join(self.union.pieces[i] or b"" for i in ids)
-            head, rest = _split_at_invalid(raw)
-            text = head.removeprefix(" ") if not text.startswith(" ") else head
-        own = [] if not text and rest else list(member.tokenizer(text, verbose=False)["input_ids"])
-        while own and own[-1] in member.end_ids and own[-1] not in member.declared_text_end_ids:
-            if len(own) == 1:
-                break  # the end token of some tokenizers is also their beginning-of-text token
-            own.pop()
-        unknown = member.tokenizer.unk_token_id
-        if unknown is not None and unknown in own:
-            own = self._without_unknown(index, text)
-        return tuple(own) + vocabulary.canonical_ids(rest)
+    def _parts(self, ids: Sequence[int]) -> list[bytes | int]:
+        """The text of a prompt in bytes, with the ids of control tokens between its parts; without its beginning."""
+        pieces, first = self.union.pieces, self.vocabularies[0]
+        start = first.start_ids
+        at = len(start) if start and tuple(ids[: len(start)]) == start else 0
+        while at < len(ids) and pieces[ids[at]] is None and self.control.separates(ids[at]):
+            at += 1
+        parts: list[bytes | int] = []
+        run: list[bytes] = []
+        for i in ids[at:]:
+            piece = pieces[i]
+            if piece is None:
+                parts += [b"".join(run), i] if run else [i]
+                run = []
+            else:
+                run.append(piece)
+        if run:
+            parts.append(b"".join(run))
+        if parts and isinstance(parts[0], bytes) and first.strips_space:
+            parts[0] = parts[0].removeprefix(b" ")
+        return [self._normalised(part) if isinstance(part, bytes) else part for part in parts]
 
-    def _without_unknown(self, index: int, text: str) -> list[int]:
-        """Encodes the text without the characters that the member has no token for."""
-        member, vocabulary = self.members[index], self.vocabularies[index]
-        kept = vocabulary.representable(text.encode()).decode("utf-8", "ignore")
-        own = list(member.tokenizer(kept, verbose=False)["input_ids"])
-        unknown = member.tokenizer.unk_token_id
-        return [i for i in own if i != unknown]
+    def _normalised(self, raw: bytes) -> bytes:
+        if self.chats.form is None:
+            return raw
+        return self.chats.normalised(raw.decode("utf-8", "surrogateescape")).encode("utf-8", "surrogateescape")
+
+    def _encode(self, index: int, parts: Sequence[bytes | int]) -> tuple[int, ...]:
+        vocabulary = self.vocabularies[index]
+        own = list(vocabulary.start_ids)
+        for at, part in enumerate(parts):
+            if isinstance(part, bytes):
+                own += vocabulary.text_ids(part) if at == 0 else vocabulary.inner_ids(part)
+                continue
+            found = self.control.counterpart(index, part)
+            is_repeated = own[-1:] == [found] and at > 0 and not isinstance(parts[at - 1], bytes)
+            if found is not None and not is_repeated:  # where the end and the beginning of a text are one token
+                own.append(found)
+        return tuple(own)
 
     def _start_id(self, member: Member) -> int:
         tokenizer = member.tokenizer
@@ -91,13 +110,6 @@ class PromptEncoder:
             f"the prompt is empty for member {member.name}, and its tokenizer has no token to start a text with; give "
             "a prompt with text, or set the tokenizer's bos_token"
         )
-
-
-def _split_at_invalid(raw: bytes) -> tuple[str, bytes]:
-    try:
-        return raw.decode("utf-8"), b""
-    except UnicodeDecodeError as error:
-        return raw[: error.start].decode("utf-8"), raw[error.start :]
 
 
 def rows_of(ids: torch.Tensor, mask: torch.Tensor | None) -> list[tuple[int, ...]]:

@@ -8,8 +8,9 @@ from hypothesis import strategies as st
 from transformers import AutoTokenizer
 
 from hf_rlae.errors import TokenizerError
-from hf_rlae.vocabulary import ByteVocabulary
-from hf_rlae.vocabulary.token_bytes import byte_level_alphabet, prefix_successor
+from hf_rlae.vocabulary import ByteVocabulary, check_round_trip
+from hf_rlae.vocabulary.spelling import byte_level_alphabet
+from hf_rlae.vocabulary.token_bytes import prefix_successor
 from tests.support.tokenizers import LOSSLESS, byte_level_bpe, characters, lower_casing, sentencepiece_bpe
 
 TEXTS = st.text(
@@ -42,18 +43,18 @@ def test_prefix_successor_bounds_a_prefix(prefix, rest):
 
 
 def test_probe_accepts_lossless_tokenizers(vocabulary):
-    vocabulary.check_round_trip("member 0")
+    check_round_trip(vocabulary, "member 0")
 
 
 def test_probe_refuses_a_lower_casing_tokenizer():
     with pytest.raises(TokenizerError, match=r"member 3 loses text: it changes \['T'"):
-        ByteVocabulary(lower_casing()).check_round_trip("member 3")
+        check_round_trip(ByteVocabulary(lower_casing()), "member 3")
 
 
 def test_probe_refuses_the_real_bert(shared):
     tokenizer = AutoTokenizer.from_pretrained(shared("data", "tokenizers", "bert_uncased"))
     with pytest.raises(TokenizerError, match="loses text"):
-        ByteVocabulary(tokenizer).check_round_trip("bert")
+        check_round_trip(ByteVocabulary(tokenizer), "bert")
 
 
 @settings(max_examples=200)

@@ -1,0 +1,148 @@
+"""Renders chats with the chat template of every member."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+from transformers import BatchEncoding, PreTrainedTokenizerBase
+
+from hf_rlae.errors import InputError, TokenizerError
+
+_POSITIONAL = ("tools", "documents", "chat_template", "add_generation_prompt", "continue_final_message", "tokenize")
+_UNUSED = ("tokenize", "return_dict", "return_tensors", "padding", "truncation", "max_length")
+
+if TYPE_CHECKING:
+    _Base = PreTrainedTokenizerBase
+else:
+    _Base = object
+
+
+def padded(rows: Sequence[Sequence[int]], pad: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Pads rows of ids on the left; returns ids and mask of shape `(B, L)`."""
+    width = max(map(len, rows))
+    ids = torch.tensor([[pad] * (width - len(row)) + list(row) for row in rows], dtype=torch.long)
+    mask = torch.tensor([[0] * (width - len(row)) + [1] * len(row) for row in rows], dtype=torch.long)
+    return ids, mask
+
+
+def render(tokenizer: Any, name: str, conversations: Sequence[Any], options: dict[str, Any]) -> list[str]:
+    """The texts that a member's chat template gives.
+
+    Args:
+        tokenizer (`PreTrainedTokenizerBase`), name (`str`): the member's.
+        conversations (`Sequence[list[dict]]`): the messages of each conversation.
+        options (`dict`): the other arguments of `apply_chat_template`.
+
+    Raises:
+        TokenizerError: the member has no chat template, or the template raises an error.
+    """
+    if not tokenizer.chat_template and not options.get("chat_template"):
+        raise TokenizerError(
+            f"the tokenizer of member {name} has no chat template; set its `chat_template`, or pass plain text to the "
+            "tokenizer instead of messages"
+        )
+    try:
+        return list(tokenizer.apply_chat_template(list(conversations), **{**options, "tokenize": False}))
+    except Exception as error:  # a template may raise anything
+        raise TokenizerError(
+            f"the chat template of member {name} cannot render these messages: {type(error).__name__}: {error}. Pass "
+            "messages with the roles and fields that every member's template knows, or leave the member out"
+        ) from error
+
+
+class MemberChats(_Base):
+    """A mixin for tokenizers that renders chats for every member.
+
+    Attributes:
+        member_tokenizers (`Sequence[PreTrainedTokenizerBase]`): the members' tokenizers, the first member's first.
+        member_names (`Sequence[str]`): the members' names, for messages.
+    """
+
+    member_tokenizers: Sequence[PreTrainedTokenizerBase]
+    member_names: Sequence[str]
+
+    def apply_chat_template(self, conversation: Any, *args: Any, **kwargs: Any) -> Any:
+        """Renders conversations with each member's own chat template.
+
+        Args:
+            conversation (`list[dict]` or `list[list[dict]]`): the messages, with `role` and `content`, of one or
+                several conversations.
+            args, kwargs: as in transformers. `tokenize=False` returns the first member's text, `return_dict=False` the
+                first member's ids. With different tokenizers `sanitize_control_tokens` is `True` by default: the names
+                of control tokens in messages are text.
+
+        Returns:
+            `BatchEncoding`: `input_ids` and `attention_mask` `(B, L)` of the first member, `member_input_ids` and
+            `member_attention_mask` `(B, M, L')` of all members, padded on the left. Pass it to `generate`.
+
+        Raises:
+            TokenizerError: a member has no chat template, or its template raises an error; the message names it.
+            InputError: `truncation` of a chat that is longer than `max_length` in the tokens of some member.
+        """
+        given = dict(zip(_POSITIONAL, args, strict=False)) | kwargs
+        options = {name: value for name, value in given.items() if name not in _UNUSED}
+        is_single = bool(conversation) and isinstance(conversation[0], dict)
+        conversations = [conversation] if is_single else list(conversation)
+        if given.get("tokenize") is False:
+            texts = self.rendered(conversations, options)
+            return texts[0] if is_single else texts
+        rows = [self.chat_ids(index, conversations, options) for index in range(len(self.member_tokenizers))]
+        if given.get("truncation"):
+            rows = self._cut(rows, given.get("max_length"))
+        self.remember(rows[0], conversations, options)
+        pad = getattr(self, "pad_token_id", None) or 0
+        first_ids, first_mask = padded(rows[0], pad)
+        if given.get("return_dict") is False:
+            found: Any = first_ids if given.get("return_tensors") else rows[0]
+            return found[0] if is_single and not given.get("return_tensors") else found
+        ids, mask = padded([ids for member_rows in rows for ids in member_rows], 0)
+        shape = (len(rows), len(conversations), -1)
+        return BatchEncoding(
+            {
+                "input_ids": first_ids,
+                "attention_mask": first_mask,
+                "member_input_ids": ids.view(shape).transpose(0, 1).contiguous(),
+                "member_attention_mask": mask.view(shape).transpose(0, 1).contiguous(),
+            }
+        )
+
+    def rendered(self, conversations: Sequence[Any], options: dict[str, Any]) -> list[str]:
+        """The first member's texts."""
+        return render(self.member_tokenizers[0], self.member_names[0], conversations, options)
+
+    def chat_ids(self, index: int, conversations: Sequence[Any], options: dict[str, Any]) -> list[list[int]]:
+        """A member's ids of several conversations.
+
+        Args:
+            index (`int`): the member.
+            conversations (`Sequence[list[dict]]`), options (`dict`): see [`render`].
+        """
+        tokenizer, own = self.member_tokenizers[index], dict(options)
+        if own.pop("sanitize_control_tokens", False):
+            texts: Any = tokenizer.apply_chat_template(
+                list(conversations), **own, sanitize_control_tokens=True, return_dict=False
+            )
+            return [list(ids) for ids in texts]
+        texts = render(tokenizer, self.member_names[index], conversations, own)
+        return [list(ids) for ids in tokenizer(texts, add_special_tokens=False)["input_ids"]]
+
+    def remember(self, rows: Sequence[Sequence[int]], conversations: Sequence[Any], options: dict[str, Any]) -> None:
+        """Called with the first member's ids of rendered conversations."""
+
+    def _cut(self, rows: list[list[list[int]]], max_length: int | None) -> list[list[list[int]]]:
+        """Truncates the ids of each member; refuses if this would leave different texts."""
+        limits = [max_length or tokenizer.model_max_length for tokenizer in self.member_tokenizers]
+        for own, limit, name in zip(rows, limits, self.member_names, strict=True):
+            longest = max(map(len, own))
+            if longest > limit and any(own is not other and own != other for other in rows):
+                raise InputError(
+                    f"truncation=True: a chat has {longest} tokens for member {name}, more than max_length={limit}, "
+                    "and cutting each member's rendering would leave every member another text; pass fewer or shorter "
+                    "messages, or a larger max_length"
+                )
+        keeps_end = getattr(self, "truncation_side", "right") == "left"
+        return [
+            [ids[-limit:] if keeps_end else ids[:limit] for ids in own] for own, limit in zip(rows, limits, strict=True)
+        ]
