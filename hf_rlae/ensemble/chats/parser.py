@@ -81,14 +81,14 @@ class ChatParser:
 
         Args:
             text (`str`): the text.
-            is_open (`bool`): whether only renderings with the prompt for an answer count.
+            is_open (`bool`): whether only renderings count that end with a question and the prompt for its answer.
 
         Returns:
             [`Chat`], or `None` if no conversation has this rendering.
         """
         for chat in self.candidates(text):
             is_prompt = bool(chat.options["add_generation_prompt"])
-            if is_prompt or not is_open:
+            if not is_open or (is_prompt and chat.messages[-1]["role"] == "user"):
                 rendered = self._rendered(chat.messages, is_prompt)
                 if rendered is not None and rendered + chat.rest == text:
                     return chat
