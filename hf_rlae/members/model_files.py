@@ -190,7 +190,14 @@ def _base_of(adapter: str, source: str) -> str:
             "adapter_config.json, or load both and pass the pair (PeftModel, tokenizer)"
         )
     beside = Path(adapter).parent / base
-    return str(beside) if beside.is_dir() else base
+    if beside.is_dir():
+        return os.path.normpath(beside)
+    if not is_repo_id(base) and not os.path.isabs(base):
+        raise MemberError(
+            f"member {source} is an adapter whose base model {base!r} is not at that place beside it; move it there, "
+            "or load both and pass the pair (PeftModel, tokenizer)"
+        )
+    return base
 
 
 def _load_adapter(model: Any, source: str, name: str | None, options: dict[str, Any], owner: str) -> None:

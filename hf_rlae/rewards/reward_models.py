@@ -131,8 +131,11 @@ def _load(
     model: str | Path | PreTrainedModel, tokenizer: PreTrainedTokenizerBase | None, model_kwargs: dict[str, Any]
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     if isinstance(model, str | Path):
-        tokenizer = AutoTokenizer.from_pretrained(model) if tokenizer is None else tokenizer
-        return AutoModelForSequenceClassification.from_pretrained(model, **model_kwargs), tokenizer
+        # where it is not given, transformers asks on standard input
+        trusted = bool(model_kwargs.get("trust_remote_code"))
+        tokenizer = AutoTokenizer.from_pretrained(model, trust_remote_code=trusted) if tokenizer is None else tokenizer
+        options = {**model_kwargs, "trust_remote_code": trusted}
+        return AutoModelForSequenceClassification.from_pretrained(model, **options), tokenizer
     if model_kwargs:
         raise ConfigError(
             f"{', '.join(sorted(model_kwargs))} can be given only with the name of a model, not a loaded one"
@@ -146,7 +149,9 @@ def _load(
             "a loaded reward model needs its tokenizer, and its config does not say where it was loaded from; give "
             "reward_model(model, tokenizer), or reward_processing_classes to a trainer"
         )
-    return model, AutoTokenizer.from_pretrained(model.config.name_or_path) if tokenizer is None else tokenizer
+    if tokenizer is None:
+        tokenizer = AutoTokenizer.from_pretrained(model.config.name_or_path, trust_remote_code=False)
+    return model, tokenizer
 
 
 def _checked_length(max_length: int | None, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> int | None:

@@ -9,6 +9,7 @@ import torch
 from transformers import BatchEncoding, PreTrainedTokenizerBase
 
 from hf_rlae.errors import InputError, TokenizerError
+from hf_rlae.members.chat_template import apply_chat_template
 
 _POSITIONAL = ("tools", "documents", "chat_template", "add_generation_prompt", "continue_final_message", "tokenize")
 _UNUSED = ("tokenize", "return_dict", "return_tensors", "padding", "truncation", "max_length")
@@ -44,7 +45,9 @@ def render(tokenizer: Any, name: str, conversations: Sequence[Any], options: dic
             "tokenizer instead of messages"
         )
     try:
-        return list(tokenizer.apply_chat_template(list(conversations), **{**options, "tokenize": False}))
+        return list(apply_chat_template(tokenizer, name, list(conversations), **{**options, "tokenize": False}))
+    except TokenizerError:
+        raise
     except Exception as error:  # a template may raise anything
         raise TokenizerError(
             f"the chat template of member {name} cannot render these messages: {type(error).__name__}: {error}. Pass "
@@ -121,9 +124,8 @@ class MemberChats(_Base):
         """
         tokenizer, own = self.member_tokenizers[index], dict(options)
         if own.pop("sanitize_control_tokens", False):
-            texts: Any = tokenizer.apply_chat_template(
-                list(conversations), **own, sanitize_control_tokens=True, return_dict=False
-            )
+            own.update(sanitize_control_tokens=True, return_dict=False)
+            texts = apply_chat_template(tokenizer, self.member_names[index], list(conversations), **own)
             return [list(ids) for ids in texts]
         texts = render(tokenizer, self.member_names[index], conversations, own)
         return [list(ids) for ids in tokenizer(texts, add_special_tokens=False)["input_ids"]]

@@ -11,6 +11,7 @@ from peft import LoraConfig, PromptTuningConfig, get_peft_model
 
 from hf_rlae import ConfigError, EnsembleForCausalLM, MemberError
 from hf_rlae.members import Member
+from hf_rlae.trainers.durable.private_saves import hide_base
 from tests.support.ensembles import TEXTS, encode, endless
 from tests.support.models import pair, with_adapters
 
@@ -98,13 +99,17 @@ def saved(tmp_path):
 
 
 @pytest.mark.parametrize("adapter", ["default", "agent-2", None])
-@pytest.mark.parametrize("where", ["beside", "inside", "without tokenizer"])
+@pytest.mark.parametrize("where", ["elsewhere", "beside", "inside", "without tokenizer"])
 def test_folders_of_adapters(saved, adapter, where):
     """An adapter loads with its base model, which is elsewhere or in the same folder; so does each of several."""
     folder, model = saved
     if where == "inside":
         for path in (folder / "base").iterdir():
             path.rename(folder / "adapters" / path.name)
+    if where == "beside":  # as trainers save it, without a path of the machine
+        hide_base(folder / "adapters")
+        assert str(folder) not in (folder / "adapters" / "adapter_config.json").read_text()
+        folder = folder.rename(folder.with_name(folder.name + "-moved"))
     if where == "without tokenizer":
         for path in (folder / "adapters").glob("tokenizer*"):
             path.unlink()
@@ -132,9 +137,14 @@ def test_adapters_that_cannot_be_used(saved):
     with pytest.raises(MemberError, match="adapters cannot be loaded"):
         Member.load(str(folder / "adapters"), adapter_name="agent-2")
     path = folder / "adapters" / "adapter_config.json"
-    path.write_text(json.dumps({**json.loads(path.read_text()), "base_model_name_or_path": None}))
-    with pytest.raises(MemberError, match="adapter without a base model"):
-        Member.load(str(folder / "adapters"))
+    for base, message in (
+        (None, "adapter without a base model"),
+        ("./gone", "base model './gone' is not at that place"),
+        (str(folder / "gone"), "cannot be loaded"),
+    ):
+        path.write_text(json.dumps({**json.loads(path.read_text()), "base_model_name_or_path": base}))
+        with pytest.raises(MemberError, match=message):
+            Member.load(str(folder / "adapters"))
     model, tokenizer = pair("llama", num_hidden_layers=1)
     virtual = get_peft_model(model, PromptTuningConfig(num_virtual_tokens=2, task_type="CAUSAL_LM"))
     with pytest.raises(MemberError, match="virtual tokens"):
