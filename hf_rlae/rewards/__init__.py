@@ -10,8 +10,9 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 from hf_rlae.errors import RewardError, RewardUnavailableError
-from hf_rlae.rewards.contract import Reward, RuleReward
+from hf_rlae.rewards.contract import Reward
 from hf_rlae.rewards.registry import get_reward, list_rewards, rewards
+from hf_rlae.rewards.rule import RuleReward
 
 if TYPE_CHECKING:
     from hf_rlae.rewards.length_penalties import length_penalty

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -101,7 +101,7 @@ class Reward(ABC):
         Raises:
             RewardError: the class has no such option.
         """
-        known = [name for name in inspect.signature(type(self)).parameters if name != "name"]
+        known = list(_options(type(self)))
         unknown = sorted(set(options) - set(known))
         if unknown:
             has = f"its options are {', '.join(known)}" if known else "it has no options"
@@ -112,68 +112,13 @@ class Reward(ABC):
         return f"<{type(self).__name__} {self.__name__}>"
 
 
-class RuleReward(Reward):
-    """A reward that reads an answer from the completion and compares it with the one in the column `answer`.
-
-    It returns 1.0 for a right answer, 0.0 for a wrong one or none, and `None` where `answer` is `None`. The ground
-    truth of the whole batch is read before any completion is.
-
-    Example:
-
-    >>> class Shout(RuleReward):
-    ...     def reference(self, answer, row):
-    ...         return str(answer).upper()
-    ...     def is_right(self, text, reference, row):
-    ...         return text == reference
-    >>> Shout("shout")(prompts=["", "", ""], completions=["A", "a", "A"], answer=["a", "a", None])
-    [1.0, 0.0, None]
-    """
-
-    measure = "accuracy"
-    required_columns = ("answer",)
-
-    def score_texts(self, texts: list[str], batch: Batch) -> list[float | None]:
-        """See `Reward.score_texts`."""
-        # scalars of numpy and torch become Python's
-        answers = [answer.item() if hasattr(answer, "item") else answer for answer in batch.required("answer")]
-        rows = [Row(self.__name__, at, batch.row(at, self.further_columns)) for at in range(len(texts))]
-        references = [
-            None if answer is None else self.reference(answer, row) for answer, row in zip(answers, rows, strict=True)
-        ]
-        return [
-            None if answer is None else float(self.is_right(text, reference, row))
-            for text, answer, reference, row in zip(texts, answers, references, rows, strict=True)
-        ]
-
-    @abstractmethod
-    def reference(self, answer: Any, row: Row) -> Any:
-        """The ground truth in the form that `is_right` compares with; raise `row.unreadable` if it cannot be read."""
-
-    @abstractmethod
-    def is_right(self, text: str, reference: Any, row: Row) -> bool:
-        """Whether a text gives this answer. It must not raise, whatever the text."""
-
-
-@dataclass(frozen=True)
-class Row:
-    """What a rule may know about one row of the batch.
-
-    Args:
-        reward (`str`): name of the reward, for messages.
-        index (`int`): of the row in the batch.
-        columns (`dict`): those of the rule's further columns that are there and not `None`.
-    """
-
-    reward: str
-    index: int
-    columns: Mapping[str, Any]
-
-    def unreadable(self, value: Any, expected: str, column: str = "answer") -> RewardError:
-        """The error for a ground truth that the rule cannot read."""
-        return RewardError(
-            f"{self.reward}: row {self.index} of the batch has {column}={value!r:.120}; expected {expected}, "
-            f"or None where the row cannot be judged"
-        )
+def _options(kind: type) -> Iterator[str]:
+    """The names of a class's options, with those that it passes on to its base as `**keywords`."""
+    for each in kind.__mro__:
+        parameters = inspect.signature(each).parameters.values() if "__init__" in vars(each) else ()
+        yield from (part.name for part in parameters if part.name != "name" and part.kind is not part.VAR_KEYWORD)
+        if parameters and all(part.kind is not part.VAR_KEYWORD for part in parameters):
+            return
 
 
 @dataclass(frozen=True)

@@ -48,44 +48,83 @@ from numbers import Integral
 from string import ascii_uppercase
 from typing import Any
 
-from hf_rlae.rewards.contract import Row, RuleReward
-from hf_rlae.rewards.fields import answer_fields, sentence_end
+from hf_rlae.rewards.fields import Field, answer_fields, check_words, corrected, sentence_end
 from hf_rlae.rewards.registry import register_tasks
+from hf_rlae.rewards.rule import Row, RuleReward
+
+ANSWER_WORDS = ("answer", "choice", "option")
+"""The words that announce an answer, unless the reward is told others."""
 
 _WINDOW = 2_000
 _AMBIGUOUS = "?"
+_MOST_MENTIONS = 8
 
-_ALONE = re.compile(r"(?<![\w'’])[A-Za-z](?![\w'’+#-])")
-_MARKED = re.compile(r"[.:,;*_`\"”)\]}：）]|\s*(?:\n|\Z)")
-_AFTER_WORD = re.compile(r"[ \t]+(?:because|since|as|and|or|but|for|which|is|not)\b", re.IGNORECASE)
+_ALONE = re.compile(r"(?<!\w)(?<!\w['’])[A-Za-z](?![\w+#-]|['’]\w)")
+_MARKED = re.compile(r"[.:,;*_`'\"’”)\]}：）]|\s*(?:\n|\Z)")
+_AFTER_WORD = re.compile(
+    r"[ \t]+(?:(?:because|since|as|and|or|but|for|which|is|not|seems|would|here|then|based|due)\b|[-–—=(])",
+    re.IGNORECASE,
+)
+_WRAPPER = r"\\(?:text|textbf|textit|textrm|mathrm|mathbf|mathit|mathsf|bf|rm)[ ]?\{"
+_WRAPPERS = re.compile(_WRAPPER)
 _OPENING = re.compile(
-    r"[\s*_`\"'“(\[{$（]*+(?:\\(?:text|mathrm|mathbf|textbf)\{)?(?:(?:option|choice)\s)?[(*]{0,3}", re.I
+    rf"[\s*_`\"'“(\[{{$（>#•-]*+(?:{_WRAPPER})?(?:(?:option|choice|answer)\s)?[(*\s]{{0,3}}", re.IGNORECASE
 )
 _NEGATION = re.compile(
-    r"(?:\b(?:not|never|neither|nor)|n['’]t)\s{0,2}(?:be\s)?(?:(?:option|choice)\s)?[\s*_`\"'(\[]{0,4}\Z", re.IGNORECASE
+    r"(?:\b(?:not|never|neither|nor|except|unlike|anything\sbut|rather\sthan|instead\sof|"
+    r"(?:wrong|incorrect|false|worst)\s(?:answer|option|choice|one)\s(?:is|was|would\sbe))|n['’]t)"
+    r"\s{0,2}(?:be\s)?(?:(?:option|choice|the|an?)\s)?[\s*_`\"'(\[]{0,4}\Z",
+    re.IGNORECASE,
+)
+_REFUTED = re.compile(
+    r"[\s*_`\"')\].:]{0,4}(?:(?:is|was|are|were|seems|must be|would be)\s(?:(?:also|clearly|definitely|simply|just)\s)?"
+    r"(?:not\b|n['’]t|wrong|incorrect|false|impossible|out\b|eliminated|ruled|excluded|unlikely)|(?:is|was|ca|could|does)n['’]t\b"
+    r"|cannot\b|can\snot\b|does\snot\b|\?)",
+    re.IGNORECASE,
 )
 _JOINED = re.compile(
-    r"[\s*_`\"')\]}.]{0,4}(?:[,/&]|\b(?:or|and|nor)\b)[\s,*_`\"'(\[]{0,4}(?:(?:or|and|nor|option|choice)\s){0,2}"
+    r"[\s*_`\"')\]}.]{0,4}(?:[,/&]|\b(?:or|and|nor)\b)[\s,*_`\"'(\[]{0,4}"
+    r"(?:(?:or|and|nor|option|choice|maybe|perhaps|possibly|even|also)\s){0,3}"
     r"[*_`\"'(\[]{0,3}(?P<other>[A-Za-z])(?![\w'’+#-])",
     re.IGNORECASE,
 )
-_LISTED = re.compile(r"(?<![\w'’])([A-Z])[).:](?!\w)")
+_LISTED = re.compile(r"(?<![\w'’])([A-Z])[).:](?!\w)[*\s]*")
+_VERB = re.compile(
+    r"(?:is|are|was|were|does|do|did|has|have|had|can|cannot|could|would|will|might|may|seems?)(?:n['’]t)?\b",
+    re.IGNORECASE,
+)
 _NAMED = re.compile(
-    r"(?:\((?:\*\*)?|\[|\*\*|\\text\{|\b(?:option|choice|letter|choose|pick|select|with|is|be|it['’]s)\s[(*]{0,3})"
+    rf"(?:\((?:\*\*)?|\[|\*\*|{_WRAPPER}|\b(?:option|choice|letter|answer|choose|pick|select|with|is|be|it['’]s|so|thus|"
+    r"hence|therefore|then|definitely|probably|clearly|certainly|surely)[\s,:]{1,3}[(*]{0,3})"
     r"(?P<letter>[A-Za-z])(?![\w'’+#-])",
     re.IGNORECASE,
 )
-_JOINED_OPTION = re.compile(r"[\s,/&]*(?:[,/&]|\b(?:or|and|nor)\b)\s*")
+_PRAISED = re.compile(
+    r"(?<![\w'’])(?P<letter>[A-Z])[\s*_`\"')\].]{1,4}(?:is|must be|seems|would be)\s"
+    r"(?:(?:clearly|definitely|probably)\s)?(?:the\s)?(?:correct|right|best|answer|true|most)\b"
+)
+_JOINED_OPTION = re.compile(r"[\s,/&]*(?:[,/&]|\b(?:or|and|nor)\b)\s*(?:(?:the|an?|maybe|perhaps)\s)*")
+_ARTICLE = re.compile(r"(?:the|an?)\s+(?=\S)", re.IGNORECASE)
+_NUMERIC_BEFORE = re.compile(r"(?:[-−]|\d[.,])\Z")
+_DECIMALS = re.compile(r"[.,]\d")
 _EDGES = " \t\r\n*_`\"'“”‘’$.,;:!?()[]{}"
 
 
-def extract_letter(text: str, choices: Sequence[str] | None = None, num_choices: int = 26) -> str | None:
+def extract_letter(
+    text: str,
+    choices: Sequence[str] | None = None,
+    num_choices: int = 26,
+    answer_words: Sequence[str] = ANSWER_WORDS,
+    is_marked: bool = False,
+) -> str | None:
     """The letter that a text gives as its answer, by the rule of this module.
 
     Args:
-        text (`str`): any string.
+        text (`str`): any string, without reasoning.
         choices (`Sequence[str]`, *optional*): the options' texts.
         num_choices (`int`, defaults to 26): number of options if `choices` is not given.
+        answer_words (`Sequence[str]`): the words that announce an answer.
+        is_marked (`bool`, defaults to `False`): whether the text is a field, such as the content of an answer tag.
 
     Returns:
         `str` or `None`: a capital; `None` if the text has no answer.
@@ -94,13 +133,14 @@ def extract_letter(text: str, choices: Sequence[str] | None = None, num_choices:
 
     >>> extract_letter("Let me see. The answer is (b)."), extract_letter("A or B"), extract_letter("A dog.")
     ('B', None, None)
-    >>> extract_letter("The answer is Paris.", choices=["Rome", "Paris"])
-    'B'
+    >>> [extract_letter(text, choices=["Rome", "Paris"]) for text in ("The answer is Paris.", "It's Paris!")]
+    ['B', 'B']
     """
     reader = _Reader(choices, num_choices)
-    for field in answer_fields(text):
+    fields = [*answer_fields(text, answer_words), *([Field("tag", 0, len(text))] if is_marked else [])]
+    for field in fields:
         end = sentence_end(text, field.start, field.end) if field.kind == "phrase" else field.end
-        found = reader.read_field(text, field.start, min(end, field.start + _WINDOW))
+        found = reader.read_field(text[field.start : min(end, field.start + _WINDOW)])
         if found:
             break
     else:
@@ -113,11 +153,11 @@ class _Reader:
 
     def __init__(self, choices: Sequence[str] | None, num_choices: int) -> None:
         self.letters = ascii_uppercase[: num_choices if choices is None else len(choices)]
+        self.has_texts = choices is not None
         self.texts = dict(zip(self.letters, map(_bare, choices or ()), strict=False))
-        self.options = [(text.casefold(), letter) for letter, text in self.texts.items() if text]
+        self.options = [(_plain(text), letter) for letter, text in self.texts.items() if text]
 
-    def read_field(self, text: str, start: int, end: int) -> str | None:
-        content = text[start:end]
+    def read_field(self, content: str) -> str | None:
         bare = _bare(content)
         named = self._option(bare)
         if named:
@@ -126,7 +166,7 @@ class _Reader:
             found = self._letter(content, match)
             if found:
                 return found
-        return self._option_at_start(bare.casefold())
+        return self._option_at_start(_plain(bare)) or self._only_text(content)
 
     def _option_at_start(self, bare: str) -> str | None:
         begun = [option for option, _ in self.options if _begins(bare, option)]
@@ -145,47 +185,96 @@ class _Reader:
             named = self._option(_bare(stripped))
             if named:
                 return named
-        return self._at_start(stripped[:_WINDOW]) or self._last_line(stripped) or self._only_one(stripped[-_WINDOW:])
+        head, tail = stripped[:_WINDOW], stripped[-_WINDOW:]
+        again = corrected(head)
+        return (
+            (self._at_start(again) if again else None)
+            or self._at_start(head)
+            or self._last_line(stripped)
+            or self._only_one(tail)
+            or self._only_text(tail)
+        )
 
     def _at_start(self, head: str) -> str | None:
         opening = _OPENING.match(head)
         match = _ALONE.match(head, opening.end() if opening else 0)
         found = self._letter(head, match) if match else None
         if found and found != _AMBIGUOUS:
-            listed = {letter for letter in _LISTED.findall(head) if letter in self.letters}
-            return None if listed - {found} else found
+            return None if self._listed(head) - {found} else found
+        return found
+
+    def _listed(self, text: str) -> set[str]:
+        """The letters of options that a text repeats: those that their option's text follows, or no verb."""
+        found = set()
+        for match in _LISTED.finditer(text):
+            rest = _plain(text[match.end() : match.end() + 200])
+            if match[1] not in self.letters:
+                continue
+            option = _plain(self.texts.get(match[1], ""))
+            if _begins(rest, option) if self.has_texts and option else not _VERB.match(rest):
+                found.add(match[1])
         return found
 
     def _last_line(self, stripped: str) -> str | None:
-        line = stripped[stripped.rfind("\n") + 1 :][:_WINDOW]
+        start = stripped.rfind("\n") + 1
+        line = stripped[start:][:_WINDOW]
         bare = _bare(line)
         if len(bare) == 1 and bare.upper() in self.letters:
             return bare.upper()
+        listed = _LISTED.match(bare)
+        if listed and listed[1] in self._listed(stripped[max(0, start - _WINDOW) : start]):
+            return listed[1]  # an option is repeated twice: in the list, and as the answer
         return self._option(bare)
 
     def _only_one(self, tail: str) -> str | None:
         named = set()
-        for match in _NAMED.finditer(tail):
-            letter = match["letter"]
-            may_be_word = letter in "AI" or letter.islower()
-            counts = letter.upper() in self.letters and not (may_be_word and not _MARKED.match(tail, match.end()))
-            if counts and not _negated(tail, match.start()):
-                named.add(letter.upper())
+        for pattern in (_NAMED, _PRAISED):
+            for match in pattern.finditer(tail):
+                letter, start, end = match["letter"], match.start("letter"), match.end("letter")
+                is_plain = letter.isupper() and (letter not in "AI" or (letter == "A" and _AFTER_WORD.match(tail, end)))
+                counts = letter.upper() in self.letters and (is_plain or _MARKED.match(tail, end))
+                is_negated = _negated(tail, match.start()) or _negated(tail, start) or _REFUTED.match(tail, end)
+                if counts and not is_negated:
+                    named.add(letter.upper())
         return named.pop() if len(named) == 1 else None
+
+    def _only_text(self, content: str) -> str | None:
+        """The only option whose text occurs, except after "not" and inside the text of a longer one."""
+        folded = content.casefold()
+        found: dict[str, list[tuple[int, int]]] = {}
+        for option, letter in self.options:
+            at = -1
+            for _ in range(_MOST_MENTIONS):
+                at = folded.find(option, at + 1)
+                if at < 0:
+                    break
+                end = at + len(option)
+                is_long = len(option) > 1 or option.isdigit()
+                if is_long and _stands_alone(folded, at, end) and not _negated(folded, at):
+                    found.setdefault(letter, []).append((at, end))
+        spans = [span for each in found.values() for span in each]
+        named = [
+            letter
+            for letter, each in found.items()
+            if not all(any(o[0] <= s[0] and s[1] <= o[1] and o != s for o in spans) for s in each)
+        ]
+        return named[0] if len(named) == 1 else None
 
     def _option(self, bare: str) -> str | None:
         """The only option with exactly this text; a single letter is not a text."""
         if not bare or (len(bare) == 1 and bare.isascii() and bare.isalpha()):
             return None
         named = [letter for letter, text in self.texts.items() if text == bare]
-        named = named or [letter for option, letter in self.options if option == bare.casefold()]
+        named = named or [letter for letter, text in self.texts.items() if text.casefold() == bare.casefold() and text]
+        named = named or [letter for option, letter in self.options if option == _plain(bare)]
         return named[0] if len(named) == 1 else None
 
     def _letter(self, content: str, match: re.Match[str]) -> str | None:
-        if not self._counts(content, match.start()) or _negated(content, match.start()):
+        start, end = match.span()
+        if not self._counts(content, start) or _negated(content, start) or _REFUTED.match(content, end):
             return None
         letter = match[0].upper()
-        joined = _JOINED.match(content, match.end())
+        joined = _JOINED.match(content, end)
         if joined and joined["other"].upper() != letter and self._counts(content, joined.start("other")):
             return _AMBIGUOUS
         return letter
@@ -204,15 +293,27 @@ class _Reader:
 
 
 def _negated(content: str, at: int) -> bool:
-    return _NEGATION.search(content[max(0, at - 24) : at]) is not None
+    return _NEGATION.search(content[max(0, at - 40) : at]) is not None
+
+
+def _stands_alone(text: str, start: int, end: int) -> bool:
+    """Whether a part of a text is no part of a longer word or number."""
+    is_inside = text[max(0, start - 1) : start].isalnum() or text[end : end + 1].isalnum()
+    is_number = text[start].isdigit() and _NUMERIC_BEFORE.search(text, max(0, start - 2), start)
+    return not (is_inside or is_number or _DECIMALS.match(text, end))
 
 
 def _bare(text: str) -> str:
-    return " ".join(text.strip(_EDGES).split())
+    return " ".join(_WRAPPERS.sub("", text).strip(_EDGES).split())
+
+
+def _plain(text: str) -> str:
+    """The form in which texts of options are looked for: no capitals, and no article at the beginning."""
+    return _ARTICLE.sub("", text.casefold(), count=1) if _ARTICLE.match(text) else text.casefold()
 
 
 def _begins(bare: str, option: str) -> bool:
-    return bare.startswith(option) and not bare[len(option) : len(option) + 1].isalnum()
+    return bool(option) and bare.startswith(option) and not bare[len(option) : len(option) + 1].isalnum()
 
 
 class LetterReward(RuleReward):
@@ -223,6 +324,9 @@ class LetterReward(RuleReward):
     Args:
         num_choices (`int`, defaults to 26): number of options in rows without `choices`.
         name (`str`, defaults to `"letter_reward"`): its `__name__`.
+        answer_words (`Sequence[str]`, *optional*): the words that announce an answer before "is" or a colon, such as
+            `["answer", "Antwort"]`; "answer", "choice" and "option" by default.
+        reading: the options of `AnswerRule`.
 
     Example:
 
@@ -234,9 +338,17 @@ class LetterReward(RuleReward):
 
     further_columns = ("choices",)
 
-    def __init__(self, num_choices: int = 26, name: str = "letter_reward") -> None:
-        super().__init__(name)
+    def __init__(
+        self,
+        num_choices: int = 26,
+        name: str = "letter_reward",
+        *,
+        answer_words: Sequence[str] = ANSWER_WORDS,
+        **reading: Any,
+    ) -> None:
+        super().__init__(name, **reading)
         self.num_choices = num_choices
+        self.answer_words = check_words("answer_words", answer_words)
 
     def reference(self, answer: Any, row: Row) -> str:
         """See `RuleReward.reference`."""
@@ -251,7 +363,7 @@ class LetterReward(RuleReward):
     def is_right(self, text: str, reference: Any, row: Row) -> bool:
         """See `RuleReward.is_right`."""
         texts, _ = _options_of(row)
-        return extract_letter(text, texts, self.num_choices) == reference
+        return extract_letter(text, texts, self.num_choices, self.answer_words, row.is_marked) == reference
 
 
 def _options_of(row: Row) -> tuple[list[str] | None, list[str]]:

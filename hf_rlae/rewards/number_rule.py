@@ -1,22 +1,35 @@
 r"""The rule for numbers: `gsm8k`, `svamp`, `arithmetic_chain`.
 
-The answer of a text is found in these steps:
+What is read is the part of the completion that `hf_rlae.rewards.answer_part` finds. Its answer is found in these steps:
 
-1. The last marker whose field gives a number decides. Markers and fields are those of `hf_rlae.rewards.fields`: a box,
-   four hash signs, or the word "answer" with "is" or a colon.
-2. In a field of the word "answer" only the first sentence counts. After hash signs the number must precede any letter,
-   and a numbered heading (`#### 2. Add the rest`) gives no number. If a number follows the last equals sign of a field,
-   only the part after that sign counts. The field gives its first number that is not negated.
-3. If a second number is joined to it, by a space, a comma, "or", "and", "to", a dash or another operator, the field is
-   ambiguous, and the text has no answer. Neither has a text whose number cannot be read.
-4. A text without such a marker answers with its last number that is not negated. If "or" joins it to the number before
-   it, or if it cannot be read, the text has no answer. The number must lie in the 4,000 characters before the text's
-   last digit; digits that are not ASCII are searched only in the text's last 8,000 characters.
-5. In a field, and in a text without a marker, at most eight negated numbers are skipped.
+1. The last marker whose field holds a number decides. Markers and fields are those of `hf_rlae.rewards.fields`: a box,
+   four hash signs, or the word "answer" with "is" or a colon. The content of an answer tag on one line is a field too.
+2. A field must hold exactly one number; otherwise the text has no answer. In detail:
+
+   * In a field of the word "answer" only the first sentence counts, and nothing in it if it is a question. After hash
+     signs the number must precede any word, and a numbered heading (`#### 2. Add the rest`) holds no number; nor does
+     a numbered item in the line after "answer:".
+   * What follows "because" or "since" is not read. If a number follows the last equals sign, only the part after that
+     sign is read (`3 * 4 = 12`), unless it is a calculation (`12 = 3 * 4`).
+   * Negated numbers ("not 5") are skipped. The first one that is not negated is the answer.
+   * *Nothing mathematical may touch it*: no function or command (`\sqrt{2}`, `\log_2 8`, `sin 30`), variable (`2x`),
+     operator with an operand (`2n+1`, `x - 5`), factorial, power, bracket (`2(3)`), comparison (`> 2`, "more than 2",
+     "at least 2", "2 or more"). Units may: a word of two letters or more, one of `m g s h l t p W V A J N K C F`, `%`,
+     degrees.
+   * *A second number* makes the field ambiguous ("12 or 13", "3 hours and 20 minutes", "12 apples, 5 pears"), unless it
+     belongs to an explanation, which begins with a bracket, `;`, `≈`, a dash between spaces, or a word such as "so",
+     "as" or "which", or follows a preposition ("12 apples for 3 children").
+3. A text without such a marker answers with its last number that is neither negated nor compared with ("more than 12").
+   If "or" joins it to the number before it, if both are parts of one amount ("3 hours and 20 minutes"), if something
+   mathematical touches it (`2x`, `\sqrt{2}`), or if it cannot be read, the text has no answer. The number must lie in
+   the 4,000 characters before the text's last digit; digits that are not ASCII are searched only in the text's last
+   8,000 characters.
+4. In a field, and in a text without a marker, at most eight numbers are skipped.
 
 A number is negated by "not", "n't", "never", "nor", `≠` or `!=` directly before it ("not 5", "isn't 5", "cannot be 5").
-The syntax of numbers is in `hf_rlae.rewards.number_syntax`. Values are compared exactly: 12, `12.0`, `012`, `1.2e1` and
-`24/2` are equal, and 3.33 is not 10/3. The prompt is not read, so a number that stands only there gets no reward.
+The syntax of numbers is in `hf_rlae.rewards.number_syntax`; signs and magnitudes ("minus 3", "1.5 million") belong to
+it. Values are compared exactly: 12, `12.0`, `012`, `1.2e1` and `24/2` are equal, and 3.33 is not 10/3. The prompt is
+not read, so a number that stands only there gets no reward.
 
 The ground truth, in the column `answer`, is a number or a string. If a string contains `####`, the part after the last
 one counts, else all of it; it must hold exactly one number.
@@ -27,35 +40,46 @@ Source: the `####` of the dataset GSM8K (arXiv 2110.14168); the rest is ours.
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from typing import Any
 
-from hf_rlae.rewards.contract import Row, RuleReward
-from hf_rlae.rewards.fields import Field, answer_fields, sentence_end
-from hf_rlae.rewards.number_syntax import MOST_DIGITS, NUMBER, Number, find_numbers, last_digit, number_of, value_of
+from hf_rlae.rewards.fields import ANSWER_WORDS, Field, answer_fields, check_words, sentence_end
+from hf_rlae.rewards.number_context import has_one_number, is_compared, is_joined, is_negated, is_touched
+from hf_rlae.rewards.number_syntax import (
+    MOST_DIGITS,
+    NUMBER,
+    Found,
+    Number,
+    find_numbers,
+    found_number,
+    last_digit,
+    number_of,
+    spaced_thousands,
+)
 from hf_rlae.rewards.registry import register_tasks
+from hf_rlae.rewards.rule import Row, RuleReward
 
 _WINDOWS = (512, 2 * MOST_DIGITS + 192)  # most texts need the short one only
-_MOST_NEGATED = 8
+_MOST_SKIPPED = 8
 
+# a sign, a currency or a word of approximation may stand before the number after hash signs
+_MAY_PRECEDE = re.compile(r"\\[a-z]+|\b(?:minus|negative|about|approximately|USD|EUR|GBP|INR|US|Rs)\b", re.IGNORECASE)
 _LETTER = re.compile(r"[^\W\d_]")
 _HEADING = re.compile(r"[.):][ \t]+[^\s*_$]")
-_NEGATION = re.compile(
-    r"(?:\b(?:can)?not|n['’]t|\bnever|\bnor|≠|!=|\\neq?)\s{0,2}(?:be\s|equal\s(?:to\s)?)?[\s*_`\"'$(\\]{0,4}\Z",
-    re.IGNORECASE,
+_ITEM = re.compile(r"[.)][ \t]+[^\W\d_]")
+_BECAUSE = re.compile(r"\b(?:because|since)\b", re.IGNORECASE)
+_OTHER_EQUATION = re.compile(
+    r"\d.*?(?:[,;&]|\bor\b|\band\b)[\s$}{(]*(?:\\?[A-Za-z]{1,8}(?:_\{?\w\}?)?)?[\s$]*=\Z", re.DOTALL
 )
-_JOINED = re.compile(
-    r"[\s*_`\"'$)]{0,4}(?:(?:\\(?:text|mathrm)\{\s?)?(?:,|;|/|&|\b(?:or|and|to|through)\b|[-+*×÷·–—−±^~]|x(?=[\s\d])|\\[a-z]{1,6})"
-    r"[\s*_`\"'$(}]{0,4}(?:or\s|and\s)?(?:\\?[$€£¥₹₩]\s?)?)?(?=[-−]?\.?\d)",
-    re.IGNORECASE,
-)
-_OR = re.compile(r"[^\w]{0,8}\bor\b[^\w]{0,8}(?:not\W{1,4})?", re.IGNORECASE)
 
 
-def extract_number(text: str) -> Number | None:
+def extract_number(text: str, answer_words: Sequence[str] = ANSWER_WORDS, is_marked: bool = False) -> Number | None:
     r"""The number that a text gives as its answer, by the rule of this module.
 
     Args:
-        text (`str`): any string.
+        text (`str`): any string, without reasoning.
+        answer_words (`Sequence[str]`): the words that announce an answer.
+        is_marked (`bool`, defaults to `False`): whether the text is a field, such as the content of an answer tag.
 
     Returns:
         `Number` or `None`: `None` if the text has no answer.
@@ -64,13 +88,16 @@ def extract_number(text: str) -> Number | None:
 
     >>> extract_number(r"So $\boxed{12}$.") == extract_number("The answer is 12.0, not 13.") == 12
     True
-    >>> extract_number("The answer is 12 or 13.") is None
-    True
+    >>> [extract_number(rf"\boxed{{{field}}}") for field in ("12 or 13", r"\sqrt{2}", "2x", "3 hours and 20 minutes")]
+    [None, None, None, None]
     """
-    for field in answer_fields(text):
+    for field in answer_fields(text, answer_words):
         found = _field_number(text, field)
         if found:
             return found[0]
+    if is_marked:
+        found = _field_number(text, Field("tag", 0, len(text)))
+        return found[0] if found else None
     return _last_number(text)
 
 
@@ -79,27 +106,43 @@ def _field_number(text: str, field: Field) -> tuple[Number | None] | None:
     start, end = field.start, field.end
     if field.kind == "phrase":
         end = sentence_end(text, start, end)
-    equals = text.rfind("=", start, end)
-    after = _first_number(text, equals + 1, end, field.kind) if equals >= 0 else None
-    return after or _first_number(text, start, end, field.kind)
+        if text[end : end + 1] in ("?", "？"):
+            return None
+    because = _BECAUSE.search(text, start, end)
+    end = because.start() if because and NUMBER.search(text, start, because.start()) else end
+    spaced = spaced_thousands(text, start, end)
+    if spaced is not None:
+        return (spaced,)
+    equals = max(text.rfind("=", start, end), text.rfind(">>", start, end) + 1)  # GSM8K writes <<3*4=12>>12
+    after = _first_number(text, equals + 1, end, field) if equals > 0 else None
+    if after is None:
+        return _first_number(text, start, end, field)
+    if after == (None,):
+        return _first_number(text, start, equals, field) or after
+    return (None,) if _OTHER_EQUATION.match(text, *_from_digit(text, start, equals + 1)) else after
 
 
-def _first_number(text: str, start: int, end: int, kind: str) -> tuple[Number | None] | None:
+def _from_digit(text: str, start: int, end: int) -> tuple[int, int]:
+    found = NUMBER.search(text, start, end)
+    return (found.start() if found else end, end)
+
+
+def _first_number(text: str, start: int, end: int, field: Field) -> tuple[Number | None] | None:
     for seen, match in enumerate(NUMBER.finditer(text, start, end)):
-        if seen == _MOST_NEGATED:
+        if seen == _MOST_SKIPPED:
             return None
-        if _is_negated(text, match.start()):
+        if is_negated(text, match.start()):
             continue
-        if kind == "hashes" and (_LETTER.search(text, start, match.start()) or _HEADING.match(text, match.end(), end)):
+        found = found_number(match, end)
+        if field.kind == "hashes":
+            before = _MAY_PRECEDE.sub("", text[start : match.start()])
+            if _LETTER.search(before) or _HEADING.match(text, match.end(), end):
+                return None
+        if field.is_next_line and not text[start : match.start()].strip() and _ITEM.match(text, match.end(), field.end):
             return None
-        if _JOINED.match(text, match.end(), end):
-            return (None,)
-        return (value_of(match),)
+        is_one = not is_touched(text, found, start, end, field.kind) and has_one_number(text, found.end, end)
+        return (found.value if is_one else None,)
     return None
-
-
-def _is_negated(text: str, start: int) -> bool:
-    return _NEGATION.search(text[max(0, start - 24) : start]) is not None
 
 
 def _last_number(text: str) -> Number | None:
@@ -111,19 +154,23 @@ def _last_number(text: str) -> Number | None:
         start = max(0, digit + 1 - window)
         matches = list(NUMBER.finditer(text, start, min(len(text), digit + 32)))
         first = start + window // 2 if start else 0
-        for passed, at in enumerate(range(len(matches) - 1, -1, -1)):
+        for skipped, at in enumerate(range(len(matches) - 1, -1, -1)):
             if matches[at].start() < first:
                 break
-            if passed == _MOST_NEGATED:
+            if skipped == _MOST_SKIPPED:
                 return None
-            if _is_negated(text, matches[at].start()):
+            if is_negated(text, matches[at].start()) or is_compared(text, matches[at].start()):
                 continue
-            if at and _OR.fullmatch(text, matches[at - 1].end(), matches[at].start()):
-                return None
-            return value_of(matches[at])
+            return _unless_ambiguous(text, matches[at - 1].end() if at else -1, found_number(matches[at], len(text)))
         if start == 0:
             break
     return None
+
+
+def _unless_ambiguous(text: str, before: int, found: Found) -> Number | None:
+    """The value of the last number of a text, where the number before it ends at `before` (-1 if there is none)."""
+    is_part = before >= 0 and is_joined(text, before, found.start)
+    return None if is_part or is_touched(text, found, 0, len(text)) else found.value
 
 
 class NumberReward(RuleReward):
@@ -133,6 +180,9 @@ class NumberReward(RuleReward):
 
     Args:
         name (`str`, defaults to `"number_reward"`): its `__name__`.
+        answer_words (`Sequence[str]`, *optional*): the words that announce an answer before "is" or a colon, such as
+            `["answer", "Antwort"]`; only "answer" and "answers" by default.
+        reading: the options of `AnswerRule`.
 
     Example:
 
@@ -142,8 +192,11 @@ class NumberReward(RuleReward):
     [1.0, 0.0, 1.0]
     """
 
-    def __init__(self, name: str = "number_reward") -> None:
-        super().__init__(name)
+    def __init__(
+        self, name: str = "number_reward", *, answer_words: Sequence[str] = ANSWER_WORDS, **reading: Any
+    ) -> None:
+        super().__init__(name, **reading)
+        self.answer_words = check_words("answer_words", answer_words)
 
     def reference(self, answer: Any, row: Row) -> Number:
         """See `RuleReward.reference`."""
@@ -154,12 +207,14 @@ class NumberReward(RuleReward):
 
     def is_right(self, text: str, reference: Any, row: Row) -> bool:
         """See `RuleReward.is_right`."""
-        return extract_number(text) == reference
+        return extract_number(text, self.answer_words, row.is_marked) == reference
 
 
 def _reference_string(answer: str) -> Number | None:
-    found = list(find_numbers(answer, answer.rfind("####") + 4 if "####" in answer else 0, len(answer)))
-    return found[0] if len(found) == 1 else None
+    start = answer.rfind("####") + 4 if "####" in answer else 0
+    spaced = spaced_thousands(answer, start, len(answer))
+    found = list(find_numbers(answer, start, len(answer)))
+    return found[0].value if len(found) == 1 else spaced
 
 
 register_tasks(NumberReward, ("number", "gsm8k", "svamp", "arithmetic_chain"))

@@ -2,20 +2,25 @@ r"""The syntax of numbers, and their exact values.
 
 A number has these parts, in this order and with nothing between them but what is shown (␣ is an optional space):
 
-1. an optional sign: `+`, `-` or another minus sign (`−`, `–`, `﹣`, `－`). It counts only if it touches what follows
-   and no letter, digit, percent sign or closing bracket precedes it, so `10-4` holds 10 and 4, and `- 5` holds 5.
+1. an optional sign: `+`, `-` or another minus sign (`−`, `–`, `﹣`, `－`), or "minus" or "negative". A sign touches
+   what follows, and no letter, digit, percent sign or closing bracket precedes it, so `10-4` holds 10 and 4. A minus
+   sign with a space behind it, and a word, count only where no operand can precede them: after "is", `=`, a colon, an
+   opening bracket and the like ("is - 5", "equals minus 5"); in `20 - 5` and "20 minus 5" they are operators, and at
+   the beginning of a line `- 5` is an item of a list.
 2. an optional currency sign: `$`, `\$`, `€`, `£`, `¥`, `₹`, `₩`, with an optional space; the sign may follow it.
 3. one of
    * digits of any script, with `.` before decimals; `.5` is 0.5 and `12.` is 12. Thousands are separated by `,`, `{,}`,
-     `\,`, or a thin, narrow or non-breaking space, in full groups of three after one to three digits. `1 200` with a
-     plain space is two numbers.
+     `,\!`, `\,`, `'`, `_`, or a space that does not break (thin, narrow, figure, `~`, `\ `), in full groups of three
+     after one to three digits. `1 200` with a plain space is two numbers, unless a field holds nothing else.
    * such a number and an exponent: `3e5`, `3 x 10^5`, `10^5`, `10^{-3}`.
-   * a fraction `1/2`, `1␣/␣2`, `\frac{1}{2}`, `\frac12`, `½`; its parts have at most 100 digits.
+   * a fraction `1/2`, `1␣/␣2`, `\frac{1}{2}`, `\frac12`, `\frac{1}2`, `½`; its parts have at most 100 digits.
    * a mixed number: digits, then a fraction: `1 1/2`, `1 and 1/2`, `1½`, `1\frac{1}{2}`.
+4. optional magnitudes: "hundred", "thousand", "million", "billion", "trillion" (also plural, and in `\text{}`), or a
+   touching `k`; after an amount of money also `M`, `mn`, `B`, `bn`. "1.5 million" is 1,500,000. "Dozen" is a unit.
 
 Digits after a letter or `_` belong to a name (`H2O`, `x_1`), and digits after `^` to a power (`m^2`, `x^{2}`); they are
-not numbers. Units, `%` and letters after a number do not change it: `50%` is 50, `12kg` is 12. Words (`twelve`), roman
-numerals and infinities are not numbers.
+not numbers. Units and `%` after a number do not change it: `50%` is 50, `12kg` is 12. Words (`twelve`), roman numerals
+and infinities are not numbers.
 
 A run of digits that is none of these cannot be read: dates, times and ratios (`1/2/2020`, `12:30`), other groupings
 (`1,23`, `12,34,567`), two points (`1.2.3`), other powers (`2^3`, `2**3`, `10²`), a denominator of zero, more than
@@ -27,6 +32,7 @@ from __future__ import annotations
 import re
 import unicodedata
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from decimal import Decimal, InvalidOperation
 from fractions import Fraction
 from numbers import Integral, Rational, Real
@@ -42,7 +48,7 @@ _EXPONENT_DIGITS = 18
 _SIGNS = "-+−–﹣－＋"
 _SIGN = f"[{_SIGNS}]"
 _CURRENCY = r"\\?[$€£¥₹₩][ ]?"
-_SEPARATOR = r"(?:,|\{,\}|\\,|[\u00a0\u2009\u202f])"
+_SEPARATOR = r"(?:(?:,|\{,\})(?:\\!)?|\\[,;: ]|[\u00a0\u2007\u2009\u202f'’_~])"
 _BODY = rf"\d++(?:(?:{_SEPARATOR}|[.:])\d++)*+"
 _SLASH = r"[/⁄∕]"
 _SHORT = rf"\d{{1,{_FRACTION_DIGITS}}}+"
@@ -50,14 +56,15 @@ _VULGAR = "¼½¾⅐⅑⅒⅓⅔⅕⅖⅗⅘⅙⅚⅛⅜⅝⅞"
 
 
 def _latex_fraction(prefix: str) -> str:
-    braces = rf"\{{[ ]?(?P<{prefix}n>{_SIGN}?{_BODY})[ ]?\}}[ ]?\{{[ ]?(?P<{prefix}d>{_BODY})[ ]?\}}"
-    return rf"\\[dtc]?frac[ ]?(?:{braces}|(?P<{prefix}n1>\d)[ ]?(?P<{prefix}d1>\d))"
+    above = rf"(?:\{{[ ]?(?P<{prefix}n>{_SIGN}?{_BODY})[ ]?\}}|(?P<{prefix}n1>\d))"
+    below = rf"(?:\{{[ ]?(?P<{prefix}d>{_BODY})[ ]?\}}|(?P<{prefix}d1>\d))"
+    return rf"\\(?:[dtc]|nice|s)?frac[ ]?{above}[ ]?{below}"
 
 
 NUMBER = re.compile(
     rf"""
     (?: (?<![\w)\]}}%]) (?P<sign>{_SIGN}) )?
-    (?: {_CURRENCY} (?P<late_sign>{_SIGN})? )?
+    (?: (?P<money>{_CURRENCY}) (?P<late_sign>{_SIGN})? )?
     (?:
         {_latex_fraction("frac_")}
       | (?P<alone>[{_VULGAR}])
@@ -76,34 +83,110 @@ NUMBER = re.compile(
     """,
     re.VERBOSE,
 )
-"""Finds what begins like a number; `value_of` says whether it is one."""
+"""Finds what begins like a number; `found_number` says whether it is one."""
+
+_WRAPPER = r"\\(?:text|mathrm|textbf|mathbf|textit|mathit)[ ]?\{[ ]?"
+_GAP = r"(?:[ \t\u00a0\u202f~]|\\[ ,;:!])"
+_SIGN_APART = re.compile(
+    rf"""
+    (?:
+        (?: \A | [.!?;:,=(\[{{$"'“#>|*_`≈\n]
+          | \b(?:is|was|are|be|equals?|to|at|of|and|or|than|gets?|got|gives?|by|not)\b )
+        [\s*_`$({{]{{0,4}} (?:{_WRAPPER})? (?P<sign>(?i:minus|negative)) (?:{_GAP}{{1,2}}\}}?|\}}{_GAP}{{1,2}})
+      | (?: [=:(\[{{$#≈] | \b(?:is|was|are|be|equals?)\b ) [ $*({{]{{0,3}}
+        (?P<minus>[-−–﹣－]) (?: {_GAP}{{1,2}} | (?=[({{]) )
+    )
+    [$*_`({{]{{0,3}} \Z
+    """,
+    re.VERBOSE,
+)
+_MAGNITUDE = re.compile(
+    rf"[kK](?![\w'’/^])|(?:{_GAP}|{_WRAPPER}|-){{0,4}}(?P<word>(?i:hundred|thousand|million|billion|trillion))s?"
+    r"(?![A-Za-z])(?:[ ]?\})?"
+)
+_MONEY_MAGNITUDE = re.compile(r"[ ]?(?P<word>[MmBb]n?)(?![\w'’])")
+_POWERS = {"k": 3, "m": 6, "mn": 6, "b": 9, "bn": 9}
+_POWERS |= {"hundred": 2, "thousand": 3, "million": 6, "billion": 9, "trillion": 12}
+_MOST_MAGNITUDES = 3
+_SPACED = re.compile(
+    rf"[\s*_`$({{\"'“]{{0,4}}(?:{_WRAPPER})?(?P<sign>{_SIGN})?(?:{_CURRENCY})?"
+    r"(?P<body>\d{1,3}(?: \d{3})++(?:\.\d++)?)"
+    rf"(?:[*_`$ ]{{0,4}}(?:\\?%|[€£¥₹₩]|{_WRAPPER})?[ ]?(?!(?:and|or|to)\b)[^\W\d_]{{0,20}})?[\s*_`$)}}\"'”.]{{0,6}}"
+)
 
 _PLAIN = re.compile(rf"(?:\d{{1,3}}(?:{_SEPARATOR}\d{{3}})++|\d++)(?:\.\d++)?+")
 _GROUPING = re.compile(_SEPARATOR)
 _ONE_DIGIT = re.compile(rf"[\d{_VULGAR}]")
 
 
-def find_numbers(text: str, start: int, end: int) -> Iterator[Number | None]:
-    """The numbers in `text[start:end]`; `None` for what begins like a number and cannot be read.
+@dataclass(frozen=True)
+class Found:
+    """A number in a text.
+
+    Attributes:
+        start (`int`), end (`int`): positions in the text, with sign and magnitude.
+        value (`Number` or `None`): `None` if it begins like a number and cannot be read.
+    """
+
+    start: int
+    end: int
+    value: Number | None
+
+
+def find_numbers(text: str, start: int, end: int) -> Iterator[Found]:
+    """The numbers in `text[start:end]`.
 
     Example:
 
-    >>> list(find_numbers("$1,200.50 or 1/3 of 12:30", 0, 25))
-    [Decimal('1200.50'), Fraction(1, 3), None]
+    >>> [found.value for found in find_numbers("$1,200.50 or 1/3 of 12:30; minus 1.5 million", 0, 44)]
+    [Decimal('1200.50'), Fraction(1, 3), None, Decimal('-1.5E+6')]
     """
-    return map(value_of, NUMBER.finditer(text, start, end))
+    return (found_number(match, end) for match in NUMBER.finditer(text, start, end))
 
 
-def value_of(found: re.Match[str]) -> Number | None:
-    """The value of a match of `NUMBER`; `None` if it cannot be read."""
-    part = found.groupdict()
-    value = _magnitude(part)
-    if value is None or _is_minus(part["sign"]) == _is_minus(part["late_sign"]):
-        return value
-    return value.copy_negate() if isinstance(value, Decimal) else -value  # `-` would round a `Decimal`
+def found_number(match: re.Match[str], end: int) -> Found:
+    """The number that a match of `NUMBER` begins, in a text that is read up to `end`."""
+    text, stop, part = match.string, match.end(), match.groupdict()
+    value = _unsigned(part)
+    is_minus = _is_minus(part["sign"]) != _is_minus(part["late_sign"])
+    is_signed = part["sign"] or part["late_sign"]
+    apart = None if is_signed else _SIGN_APART.search(text, max(0, match.start() - 48), match.start())
+    for _ in range(_MOST_MAGNITUDES):
+        magnitude = _MAGNITUDE.match(text, stop, end) or (match["money"] and _MONEY_MAGNITUDE.match(text, stop, end))
+        if not magnitude:
+            break
+        stop, value = magnitude.end(), _scaled(value, _POWERS[(magnitude["word"] or "k").lower()])
+    if value is not None and (is_minus or apart):
+        value = value.copy_negate() if isinstance(value, Decimal) else -value  # `-` would round a `Decimal`
+    return Found(apart.start(apart.lastgroup or 0) if apart else match.start(), stop, value)
 
 
-def _magnitude(part: Mapping[str, Any]) -> Number | None:
+def _scaled(value: Number | None, power: int) -> Number | None:
+    if not isinstance(value, Decimal):
+        return None if value is None else value * 10**power
+    sign, digits, exponent = value.as_tuple()
+    try:
+        return Decimal((sign, digits, int(exponent) + power))  # `*` would round
+    except InvalidOperation:
+        return None
+
+
+def spaced_thousands(text: str, start: int, end: int) -> Number | None:
+    """The number `12 000` if `text[start:end]` holds nothing else but a unit, signs of currency and marks around it.
+
+    Example:
+
+    >>> spaced_thousands("**12 000** km.", 0, 14), spaced_thousands("12 000 and 1", 0, 12)
+    (Decimal('12000'), None)
+    """
+    found = _SPACED.fullmatch(text, start, end)
+    if found is None:
+        return None
+    value = _decimal(found["body"].replace(" ", ""))
+    return value.copy_negate() if value is not None and _is_minus(found["sign"]) else value
+
+
+def _unsigned(part: Mapping[str, Any]) -> Number | None:
     """The value without its sign, from the groups of `NUMBER`."""
     if part["body"]:
         return _with_body(part["body"], part)

@@ -23,10 +23,13 @@ from __future__ import annotations
 import math
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 from hf_rlae.errors import RewardError
-from hf_rlae.rewards.contract import Batch, Reward
+from hf_rlae.rewards.answer_part import Graded
+from hf_rlae.rewards.contract import Batch
 from hf_rlae.rewards.registry import register_tasks
+from hf_rlae.rewards.rule import TextRule
 
 LARGEST = 4.0
 _LONGEST = 10_000
@@ -119,7 +122,7 @@ def sentiment_score(text: str, lexicon: dict[str, float] | None = None) -> float
     return 0.5 + total / (2 * LARGEST * (count + _NEUTRAL))
 
 
-class SentimentReward(Reward):
+class SentimentReward(TextRule):
     """The sentiment of a text, from 0 (sad) to 1 (happy). It needs no ground truth.
 
     The module's docstring has the rule.
@@ -127,6 +130,7 @@ class SentimentReward(Reward):
     Args:
         lexicon (`str` or `Path`, *optional*): a file in VADER's format; the package's own small lexicon by default.
         name (`str`, defaults to `"sentiment_reward"`): its `__name__`.
+        reading: the options of `TextRule`.
 
     Raises:
         RewardError: the file cannot be read.
@@ -139,13 +143,13 @@ class SentimentReward(Reward):
     True
     """
 
-    def __init__(self, lexicon: str | Path | None = None, name: str = "sentiment_reward") -> None:
-        super().__init__(name)
+    def __init__(self, lexicon: str | Path | None = None, name: str = "sentiment_reward", **reading: Any) -> None:
+        super().__init__(name, **reading)
         self.lexicon = None if lexicon is None else load_lexicon(lexicon)
 
-    def score_texts(self, texts: list[str], batch: Batch) -> list[float | None]:
-        """See `Reward.score_texts`."""
-        return [sentiment_score(text, self.lexicon) for text in texts]
+    def score_parts(self, parts: list[Graded], batch: Batch) -> list[float | None]:
+        """See `TextRule.score_parts`."""
+        return [sentiment_score(part.text, self.lexicon) for part in parts]
 
 
 register_tasks(lambda name: SentimentReward(name=name), ("sentiment", "story_sentiment"))

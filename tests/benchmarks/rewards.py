@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from rich.console import Console
 from rich.table import Table
 
+from hf_rlae.rewards.answer_part import graded_part
 from hf_rlae.rewards.exact_match_rule import extract_answers
 from hf_rlae.rewards.letter_rule import extract_letter
 from hf_rlae.rewards.number_rule import extract_number
@@ -26,6 +27,7 @@ LIMIT_MS = 5.0
 
 OPTIONS = ["a dog", "Paris", "London", "carbon dioxide"]
 RULES: dict[str, Callable[[str], object]] = {
+    "answer_part": graded_part,
     "number": extract_number,
     "letter": lambda text: extract_letter(text, OPTIONS),
     "exact_match": extract_answers,
@@ -78,6 +80,12 @@ REPEATED = {
     "wide characters": "Ａ",
     "ligatures": "ﷺ",
     "emoji": "😀",
+    "open reasoning": "<think>",
+    "closed reasoning": "</think> a ",
+    "answer tags": "<answer>1",
+    "questions": "question ",
+    "lines of questions": "\nQ a\nQuestion b",
+    "new questions": ":\nQuestion: ",
     "lone surrogates": "\ud800",
     "nul": "\0",
 }

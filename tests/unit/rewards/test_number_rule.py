@@ -66,7 +66,7 @@ CASES = {
     "answer_range": ("The answer is 12-13.", NONE),
     "answer_range_to": ("The answer is 12 to 13.", NONE),
     "answer_unfinished_sum": ("The answer is 5 + 7", NONE),
-    "answer_digit_groups_by_spaces": ("The answer is 1 200", NONE),
+    "answer_digit_groups_by_spaces": ("The answer is 1 200", 1200),
     "list_without_marker": ("They are 10, 11, 12", 12),
     "not_b": ("It is not 12", NONE),
     "answer_not_b": ("The answer is not 12.", NONE),

@@ -1,0 +1,146 @@
+r"""What stands around a number and changes what it means: operators, functions, comparisons, a second number.
+
+`hf_rlae.rewards.number_rule` states the rules.
+"""
+
+from __future__ import annotations
+
+import re
+
+from hf_rlae.rewards.number_syntax import NUMBER, Found
+
+_MARKS = " \t\n*_`\"'$("
+_MOST_NUMBERS = 8
+_REACH = 200
+
+# commands that say how something looks, not what it is
+_PLAIN_COMMANDS = (
+    r"text|textrm|textbf|textit|texttt|mathrm|mathbf|mathit|mathsf|rm|bf|it|left|right|big|Big|bigl|bigr|Bigl|Bigr|"
+    r"quad|qquad|displaystyle|textstyle|boxed|fbox|underline|color|approx|simeq|equiv|therefore|implies|Rightarrow|"
+    r"rightarrow|to|circ|degree|hspace|euro|pounds|item"
+)
+_COMMAND = rf"\\(?!(?:{_PLAIN_COMMANDS})(?![A-Za-z]))[A-Za-z]+"
+_OPERAND = rf"(?:{_COMMAND}|\d|\(|√|π|[A-Za-z](?![A-Za-z]))"
+
+_NEGATION = re.compile(
+    r"(?:\b(?:can)?not|n['’]t|\bnever|\bnor|≠|!=|\\neq?|\b(?:wrong|incorrect|false)\s(?:answer|number|result|value)\s(?:is|was))\s{0,2}(?:be\s|equal\s(?:to\s)?)?[\s*_`\"'$(\\]{0,4}\Z",
+    re.IGNORECASE,
+)
+_FUNCTION_BEFORE = re.compile(
+    rf"""
+    (?: {_COMMAND} (?:[ ]?[_^](?:\{{[^{{}}]{{0,12}}\}}|\w)){{0,2}} (?:\\left)? [\s{{(\[|]{{0,3}}
+      | [√∛±∓∑∏∫][\s${{(]{{0,3}}
+      | (?<![A-Za-z\\])(?:sqrt|log|ln|sin|cos|tan|cot|sec|csc|exp|floor|ceil|abs)(?:_?\w{{1,2}})?[ ]?[({{ ][({{]?
+      | \}}[ ]?\{{[ ]?
+    ) \Z
+    """,
+    re.VERBOSE,
+)
+_COMPARED = re.compile(
+    r"""
+    (?: [<≤≥] (?:=|\s)? \s?
+      | (?: \S[ ]+ | (?<=[=$({]) ) >=? \s?
+      | \\(?:[gl](?:eq?(?:slant)?|t)) [ ]? \{?
+      | \b(?: (?:more|less|fewer|greater|larger|smaller|higher|lower|bigger) \s+ than (?:\s+or\s+equal\s+to)? ) \s+
+    ) [\s*_`$(]{0,3} (?:\\?[$€£¥₹₩])? \Z
+    """,
+    re.VERBOSE | re.IGNORECASE,
+)
+_BOUND = re.compile(
+    r"\b(?:at\s+(?:least|most)|(?:over|under|above|below|beyond|between|exceeds?|exceeding|plus\s+or\s+minus)|up\s+to)\s+"
+    r"[\s*_`$(]{0,3}(?:\\?[$€£¥₹₩])?\Z",
+    re.IGNORECASE,
+)
+_OPERATOR_BEFORE = re.compile(
+    r"(?:[\w)}\]][ ]?[*·×÷^+−–/-][ ]?|(?<![A-Za-z])[A-Za-z]\(|\||\b(?:plus|minus|times)\s)[({$ ]{0,3}\Z", re.IGNORECASE
+)
+_MATH_AFTER = re.compile(
+    rf"""
+    (?: [ ]? (?:[√π∛] | pi\b)
+      | [ ]? {_COMMAND}
+      | !(?=\s*[\d$)}}\]*/+.,-])
+      | [ ]? (?:\^|\*\*(?=[\w(]))(?!\{{?[ ]?(?:\\circ|°))
+      | (?![mgshlLtpWVAJNKCF])[^\W\d_](?![^\W\d_'’])
+      | [xyzXYZ]{{2,3}}(?![^\W\d_])
+      | [ ](?:[xyznijkqruvwXYZ])(?![\w'’])
+      | \((?=[\w\\+-])
+      | _\{{?\w
+      | [a-zA-Z]?[ ]?[*·×÷/^+−][ ]?\{{?{_OPERAND}
+      | [a-zA-Z]?(?:[ ]?-|[ ][–-])[ ]?\{{?{_OPERAND}
+      | [ ]?[<>≤≥][ ]?=?[ ]?\w
+      | [ ]?\+(?![\w])
+    )
+    """,
+    re.VERBOSE,
+)
+_BOUND_AFTER = re.compile(
+    r"[^.;,()\d]{0,24}?\b(?:(?:or|and)\s+(?:more|less|fewer|above|below|up|over|under|higher|lower|greater|so)"
+    r"|at\s+(?:least|most)|more\s+than|less\s+than|fewer\s+than|times)\b",
+    re.IGNORECASE,
+)
+_AMOUNT = re.compile(
+    r"[\s*_`$]{0,3}(?:\\text\{\s?)?(?P<unit>hours?|hrs?|h|minutes?|mins?|m|days?|weeks?|months?|years?|feet|foot|ft|yards?|"
+    r"pounds?|lbs?|dollars?|euros?|km|kg|quarts?|gallons?|tens|hundreds)[\s}*_`$]{0,3},?\s?(?:and\s)?[\s*_`$]{0,3}",
+    re.IGNORECASE,
+)
+_OR = re.compile(r"[^\w]{0,8}\bor\b[^\w]{0,8}(?:not\W{1,4}|maybe\W{1,3}|perhaps\W{1,3})?", re.IGNORECASE)
+_EXPLAINS = re.compile(
+    r"(?P<doubt>\b(?:or|maybe|perhaps|possibly|but|if|unless|else|otherwise)\b)"
+    r"|[.;!?(\[≈]|\s[—–-]\s|\b(?:so|as|which|where|that|who|whose|given|leaving|meaning|rounded|i\.e)\b|\\approx",
+    re.IGNORECASE,
+)
+_ALTERNATIVE = re.compile(r"\s*(?:±|(?:or|and|to|maybe|perhaps|possibly)\b)", re.IGNORECASE)
+_COMPLEMENT = re.compile(
+    r"\b(?:for|in|of|from|at|on|by|after|within|during|per|every|about|out\s+of)\s+"
+    r"(?:(?:the|all|each|every|about|these|those|his|her|their|its)\s+)?[\s*_`$(]{0,3}\Z",
+    re.IGNORECASE,
+)
+
+
+def is_negated(text: str, start: int) -> bool:
+    """Whether "not" or the like stands directly before a number."""
+    return _NEGATION.search(text[max(0, start - 40) : start]) is not None
+
+
+def is_compared(text: str, start: int) -> bool:
+    """Whether a number is only compared with: "more than 12", `> 12`."""
+    return _COMPARED.search(text, max(0, start - 40), start) is not None
+
+
+def is_touched(text: str, found: Found, start: int, end: int, kind: str = "") -> bool:
+    """Whether something that touches a number in `text[start:end]` changes its value.
+
+    In a field, of which `kind` is the marker, operators and bounds count as well.
+    """
+    if found.end < end:
+        behind = (_MATH_AFTER, _BOUND_AFTER) if kind else (_MATH_AFTER,)
+        if any(each.match(text, found.end, end) for each in behind):
+            return True
+        if kind not in ("", "phrase") and text[found.end] == "!":
+            return True
+    near = max(start, found.start - 40)
+    if not text[near : found.start].strip(_MARKS):
+        return False
+    before = (_FUNCTION_BEFORE, _COMPARED, _BOUND, _OPERATOR_BEFORE) if kind else (_FUNCTION_BEFORE,)
+    return any(each.search(text, near, found.start) for each in before)
+
+
+def is_joined(text: str, before: int, start: int) -> bool:
+    """Whether "or", or a unit as in "3 hours and 20 minutes", joins two numbers with this between them."""
+    return _OR.fullmatch(text, before, start) is not None or _AMOUNT.fullmatch(text, before, start) is not None
+
+
+def has_one_number(text: str, start: int, end: int) -> bool:
+    """Whether what follows a number in a field holds no second one, except in an explanation."""
+    end = min(end, start + _REACH)
+    for seen, match in enumerate(NUMBER.finditer(text, start, end)):
+        if seen == _MOST_NUMBERS:
+            return False
+        if not is_negated(text, match.start()):
+            explains = _EXPLAINS.search(text, start, match.start())
+            if explains and not explains["doubt"]:
+                return not (explains[0] in "([" and _ALTERNATIVE.match(text, explains.end()))
+            if explains or not _COMPLEMENT.search(text, start, match.start()):
+                return False
+        start = match.end()
+    return True
