@@ -10,6 +10,7 @@ from transformers import Cache
 
 from hf_rlae.ensemble.draws import MemberDraws
 from hf_rlae.ensemble.engines.protocol import EngineCall, MemberRun
+from hf_rlae.ensemble.faults import MemberFaults
 from hf_rlae.ensemble.spans import SpanWeights
 from hf_rlae.ensemble.trace import Trace
 from hf_rlae.policies import Policy
@@ -31,6 +32,8 @@ class EnsembleCache(Cache):
     Attributes:
         trace (`Trace`): the recorded log-probabilities.
         draws (`MemberDraws` or `None`): draws the members from which tokens are sampled.
+        faults (`MemberFaults` or `None`): looks for members whose logits are not finite, inside `generate`.
+        ended (`torch.BoolTensor` of shape `(B,)` or `None`): rows that no member can continue after the newest column.
         prompt_logps (`dict`): by member and prompt, the log-probabilities of the prompt's tokens, once they are
             computed.
     """
@@ -53,6 +56,8 @@ class EnsembleCache(Cache):
     def _start_empty(self, record: bool) -> None:
         self.trace = Trace(enabled=record)
         self.draws: MemberDraws | None = None
+        self.faults: MemberFaults | None = None
+        self.ended: torch.Tensor | None = None
         self.prompt_logps: dict[tuple[int, tuple[int, ...]], list[float]] = {}
         self._ids: torch.Tensor | None = None
         self._mask: torch.Tensor | None = None
@@ -139,18 +144,21 @@ class EnsembleCache(Cache):
 
     # -- changes of state ---------------------------------------------------------------------------------
 
-    def begin_generate(self, columns: int, policy: Policy, draws: MemberDraws | None = None) -> None:
+    def begin_generate(
+        self, columns: int, policy: Policy, draws: MemberDraws | None = None, faults: MemberFaults | None = None
+    ) -> None:
         """Called when a `generate` call starts to use the cache.
 
         Args:
             columns (`int`): width of the prompts; spans begin there, unless the call continues texts.
             policy (`Policy`): the ensemble's own; asked unless the cache has a policy of its own.
             draws (`MemberDraws`, *optional*): draws the members from which tokens are sampled.
+            faults (`MemberFaults`, *optional*): looks for members whose logits are not finite.
         """
         self._in_generate = True
         self._generate_policy = policy
         self._is_padded = None
-        self.draws = draws
+        self.draws, self.faults, self.ended = draws, faults, None
         if not self._is_continued:
             self._start = columns
             self._spans = None
@@ -160,7 +168,7 @@ class EnsembleCache(Cache):
     def end_generate(self) -> None:
         """Called when a `generate` call has ended, also by an exception."""
         self._in_generate = self._is_recording = False
-        self._generate_policy = self.draws = None
+        self._generate_policy = self.draws = self.faults = self.ended = None
 
     def policy_or(self, policy: Policy) -> Policy:
         """The policy to ask: the cache's own, that of the running `generate` call, or else `policy`."""

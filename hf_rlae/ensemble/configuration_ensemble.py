@@ -10,6 +10,7 @@ from transformers import PreTrainedConfig
 
 from hf_rlae.checks import COUNT, OPTIONAL_COUNT, Bounds, check_choice, check_fields
 from hf_rlae.ensemble.draws import SCOPES, UNITS
+from hf_rlae.ensemble.faults import ACTIONS
 from hf_rlae.ensemble.mixing import mixings
 from hf_rlae.errors import ConfigError
 from hf_rlae.vocabulary.round_trip import AUTO, FORMS
@@ -52,6 +53,9 @@ class EnsembleConfig(PreTrainedConfig):
             prompts of all members are normalised: `"NFC"`, `"NFD"`, `"NFKC"` or `"NFKD"`. `"auto"` is `"NFC"` if a
             member's tokenizer changes text to NFC and in no other way (it is logged), else no form. With `None` such
             a tokenizer is refused.
+        on_non_finite (`str`, defaults to `"raise"`): what `generate` does if a member's logits are NaN or infinite:
+            `"raise"` a [`NonFiniteError`], or `"drop"` the member out of the row, as if its context had ended (ours).
+            On an accelerator, `"drop"` waits for the device at every token.
         policy (`dict`, *optional*): name and settings of a policy without files, or the `model_type` of a policy with
             files.
         end_token_ids (`list[list[int] | None]`, *optional*): each member's end ids, if they are set by the user.
@@ -77,6 +81,7 @@ class EnsembleConfig(PreTrainedConfig):
     draw: str | None = None
     draw_scope: str = "row"
     normalizes: str | None = AUTO
+    on_non_finite: str = "raise"
     policy: dict[str, Any] | None = None
     end_token_ids: list[list[int] | None] | None = None
     adapter_names: list[str | None] | None = None
@@ -96,6 +101,7 @@ class EnsembleConfig(PreTrainedConfig):
         except (TypeError, ValueError, RecursionError) as error:
             raise ConfigError(f"policy must be a dict of JSON values: {error}") from error
         check_choice("draw_scope", self.draw_scope, SCOPES)
+        check_choice("on_non_finite", self.on_non_finite, ACTIONS)
         if self.draw is not None:
             check_choice("draw", self.draw, UNITS)
         if self.normalizes is not None:

@@ -58,6 +58,9 @@ class MemberDraws:
             weights = weights.clone()
             for row, members in enumerate(excluded):
                 weights[row, list(members)] = 0.0
+                if members and not bool(weights[row].any()):  # the others share the weight
+                    weights[row] = 1.0
+                    weights[row, list(members)] = 0.0
         is_again = bool(self.drawn) and self.drawn[-1][0] == column + 1  # only what is excluded now is replaced
         current = self._current
         if current is None:

@@ -59,9 +59,12 @@ def mixed_logits(
     try:
         step = cache.call.step(cache, keep)
         for query in step.queries():
+            if cache.faults is not None:
+                cache.faults.read()
             weights = ask(policy, states.state(cache, step, query)).weights
             cache.spans.set(query, cut(weights, config.min_weight, config.max_active_members))
-        return step.logits()
+        logits = step.logits()
+        return logits if cache.faults is None else cache.faults.covered(logits)
     except BaseException:
         cache.call.reset()  # some members have read the new columns: all read the text again
         raise

@@ -56,6 +56,8 @@ def check_generate_inputs(
     cache = kwargs.get("past_key_values")
     if cache is not None:
         repeats = max(settings.num_beams or 1, settings.num_return_sequences or 1)
+        if getattr(cache, "is_continued", False):
+            _check_continued(cache, ids)
         check_cache(model, cache, ids.shape[0] * repeats)
         _check_cached_text(cache, ids, kwargs.get("attention_mask"), repeats)
     return ids
@@ -187,7 +189,7 @@ def check_chat(cache: EnsembleCache, kwargs: dict[str, Any]) -> None:
         )
 
 
-def check_continued(cache: EnsembleCache, ids: torch.Tensor) -> None:
+def _check_continued(cache: EnsembleCache, ids: torch.Tensor) -> None:
     """Raises `InputError` for ids that do not have the shape of the texts in the cache."""
     expected = (cache.batch_size, cache.seen + 1)
     if tuple(ids.shape) != expected:

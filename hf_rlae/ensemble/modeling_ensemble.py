@@ -13,6 +13,7 @@ from torch import nn
 from transformers import (
     GenerationConfig,
     GenerationMixin,
+    LogitsProcessorList,
     PreTrainedModel,
     StoppingCriteriaList,
 )
@@ -24,11 +25,12 @@ from hf_rlae.ensemble.chats.member_chats import MemberChats
 from hf_rlae.ensemble.configuration_ensemble import EnsembleConfig
 from hf_rlae.ensemble.custom_generate import make_custom_generate
 from hf_rlae.ensemble.draws import MemberDraws
+from hf_rlae.ensemble.end_watch import EndWatch
 from hf_rlae.ensemble.engines.states import StateReader
+from hf_rlae.ensemble.faults import MemberFaults
 from hf_rlae.ensemble.forward_pass import begin_spans, label_loss, mixed_logits
 from hf_rlae.ensemble.generation_inputs import (
     check_chat,
-    check_continued,
     check_draws,
     check_generate_inputs,
     check_prompt_lengths,
@@ -399,7 +401,8 @@ class EnsembleForCausalLM(PreTrainedModel, GenerationMixin):
 
         Raises:
             InputError: an empty prompt, right padding, a row without tokens, ids outside the union vocabulary, a
-                prompt longer than a member's context.
+                prompt longer than a member's context; a text that no member can continue and that must not end.
+            NonFiniteError: a member's logits are NaN or infinite (see `EnsembleConfig.on_non_finite`).
         """
         given = inputs if inputs is not None else kwargs.get("input_ids")
         settings = self._prepare_generation_config(generation_config, **kwargs)[0]  # type: ignore[misc]
@@ -409,22 +412,25 @@ class EnsembleForCausalLM(PreTrainedModel, GenerationMixin):
         if cache is None:
             cache = kwargs["past_key_values"] = self.new_cache(settings.use_cache is not False, record=wants_dict)
         check_cached_states(self.engine, cache, cache.policy_or(self.policy))
-        if cache.is_continued:
-            check_continued(cache, ids)
-        else:
+        if not cache.is_continued:
             check_chat(cache, kwargs)
             check_prompt_lengths(self, cache, ids, kwargs)
         draws = None
         if self.config.draw is not None and cache.may_draw:
             check_draws(settings, kwargs)
             draws = MemberDraws(self.config.draw, self.config.draw_scope, self._begins_word)
-        cache.begin_generate(int(ids.shape[1]), self.policy, draws)
         beams = settings.num_beams or 1
+        repeats = max(beams, settings.num_return_sequences or 1)
+        faults = MemberFaults(self.members, int(ids.shape[1]), repeats, self.config.on_non_finite == "drop")
+        cache.begin_generate(int(ids.shape[1]), self.policy, draws, faults)
+        if self.union is not None:
+            kwargs["logits_processor"] = LogitsProcessorList([*(kwargs.get("logits_processor") or ()), EndWatch(cache)])
         if wants_dict and beams > 1:
             watch = BeamWatch(cache.trace, beams, len(ids))
             kwargs["stopping_criteria"] = StoppingCriteriaList([*(kwargs.get("stopping_criteria") or ()), watch])
         try:
             result = super().generate(inputs, generation_config, **kwargs)  # type: ignore[misc]
+            faults.read()
         finally:
             cache.end_generate()
         return attach_trace(self, result, cache) if wants_dict else result

@@ -28,6 +28,7 @@ class EnsembleOptions(TypedDict, total=False):
     draw: Literal["token", "word", "span"] | None
     draw_scope: Literal["row", "batch"]
     normalizes: Literal["auto", "NFC", "NFD", "NFKC", "NFKD"] | None
+    on_non_finite: Literal["raise", "drop"]
 
 
 class MemberOptions(TypedDict, total=False):

@@ -18,7 +18,8 @@ class EnsembleGenerateOutput(GenerateDecoderOnlyOutput):
     """`GenerateDecoderOnlyOutput` with a trace of the ensemble.
 
     Attributes:
-        span_weights (`torch.FloatTensor` of shape `(B, S, M)`): the weights of every span.
+        span_weights (`torch.FloatTensor` of shape `(B, S, M)`): the weights at the first token of every span; 0 for
+            members that have dropped out.
         span_starts (`torch.LongTensor` of shape `(S,)`): the index of the first completion token of each span, from 0.
         member_logps (`torch.FloatTensor` of shape `(B, T, M)`): each member's own log-probability of every token, in
             nats; NaN if the member had no weight or was not run, minus infinity if it could not propose the token.

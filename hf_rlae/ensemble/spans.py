@@ -65,7 +65,7 @@ class SpanWeights:
         self._known: dict[int, torch.Tensor] = {}  # by span: whether the weights of each row are known, of shape (B,)
         self._lists: dict[int, list[list[float]]] = {}  # by span: the weights as lists
         self._active: dict[int, frozenset[int]] = {}  # by span: the members with weight in some row
-        self._drawn: dict[int, tuple[torch.Tensor, list[list[float]]]] = {}  # by column: one-hot weights of the draws
+        self._used: dict[int, tuple[torch.Tensor, list[list[float]]]] = {}  # by column: weights in place of the span's
 
     def span_of(self, column: int) -> torch.Tensor:
         """The span of the token after `column`, for every row: shape `(B,)`."""
@@ -124,15 +124,35 @@ class SpanWeights:
 
     def draw(self, column: int, members: torch.Tensor) -> None:
         """Gives all weight for the token after `column` to one member per row, `members` of shape `(B,)`."""
-        one_hot = torch.nn.functional.one_hot(members, self.span_weights(column).shape[1]).float()
-        self._drawn = {at: drawn for at, drawn in self._drawn.items() if at == column - 1}
-        device = next(iter(self._weights.values())).device
-        self._drawn[column] = (one_hot.to(device), one_hot.tolist())
+        self.use(column, torch.nn.functional.one_hot(members, self.span_weights(column).shape[1]).float())
+
+    def use(self, column: int, weights: torch.Tensor) -> None:
+        """Replaces the weights of the token after `column`, `weights` of shape `(B, M)`."""
+        self._used = {at: used for at, used in self._used.items() if at == column - 1}
+        self._used[column] = (weights.to(next(iter(self._weights.values())).device), weights.tolist())
+
+    def record_lost(self, column: int, lost: torch.Tensor) -> None:
+        """Corrects the records of spans that begin with the token after `column` for members that have dropped out.
+
+        Args:
+            column (`int`): the last column of the text.
+            lost (`torch.BoolTensor` of shape `(B, M)`): the members that cannot continue each row.
+        """
+        begins = ((column + 1 - self.starts) % self.span_length == 0) & lost.any(1).cpu()
+        if not bool(begins.any()):
+            return
+        given, spans = self.span_weights(column), self.span_of(column)
+        used = without(given, lost.to(given.device))
+        for at, record in enumerate(self.records):
+            rows = begins & (spans == record.span)
+            if bool(rows.any()):
+                weights = torch.where(rows.to(used.device)[:, None], used, record.weights)
+                self.records[at] = SpanRecord(record.span, record.column, weights)
 
     def active(self, low: int, high: int) -> list[int]:
         """The members that have weight in some row for the tokens after the columns `low .. high - 1`."""
-        if low in self._drawn and high == low + 1:
-            return sorted({row.index(1.0) for row in self._drawn[low][1]})
+        if low in self._used and high == low + 1:
+            return sorted(_with_weight(self._used[low][1]))
         if self._shared_start is not None:
             spans = {self._shared_span_of(column, self._shared_start) for column in range(low, high)}
         else:
@@ -141,12 +161,12 @@ class SpanWeights:
 
     def weights(self, low: int, high: int) -> torch.Tensor:
         """The weights of the tokens after the columns `low .. high - 1`, of shape `(B, high - low, M)`."""
-        if low in self._drawn and high == low + 1:
-            return self._drawn[low][0][:, None]
+        if low in self._used and high == low + 1:
+            return self._used[low][0][:, None]
         return self._given(low, high)
 
     def span_weights(self, column: int) -> torch.Tensor:
-        """The policy's weights for the token after `column`, without draws: shape `(B, M)`."""
+        """The span's weights for the token after `column`, whatever `use` has replaced: shape `(B, M)`."""
         return self._given(column, column + 1)[:, 0]
 
     def _given(self, low: int, high: int) -> torch.Tensor:
@@ -164,8 +184,8 @@ class SpanWeights:
 
     def as_lists(self, column: int) -> list[list[float]]:
         """The weights of the token after `column` as B lists of M numbers; 0 in rows whose weights are not known."""
-        if column in self._drawn:
-            return self._drawn[column][1]
+        if column in self._used:
+            return self._used[column][1]
         if self._shared_start is not None:
             return self._lists[self._shared_span_of(column, self._shared_start)]
         members = len(next(iter(self._lists.values()))[0]) if self._lists else 0
@@ -179,9 +199,9 @@ class SpanWeights:
         if self._shared_start is not None:  # otherwise rows with a later start may still need older spans
             for span in sorted(self._weights)[:-2]:
                 del self._weights[span], self._known[span], self._lists[span], self._active[span]
-        self._drawn = {
+        self._used = {
             at: (weights[rows.to(weights.device)], [lists[row] for row in on_cpu.tolist()])
-            for at, (weights, lists) in self._drawn.items()
+            for at, (weights, lists) in self._used.items()
         }
         for span, weights in self._weights.items():
             self._weights[span] = weights.index_select(0, rows.to(weights.device))
@@ -196,6 +216,29 @@ class SpanWeights:
                 for table in (self._weights, self._known, self._lists, self._active):
                     table.pop(record.span, None)
         self.records = [record for record in self.records if record.column < columns]
+        self._used = {at: used for at, used in self._used.items() if at < columns}
+
+
+def without(weights: torch.Tensor, lost: torch.Tensor) -> torch.Tensor:
+    """Weights `(..., M)` without the lost members, renormalised; if those had all the weight, the others share it.
+
+    Args:
+        weights (`torch.FloatTensor` of shape `(..., M)`): each row sums to 1.
+        lost (`torch.BoolTensor` of shape `(..., M)`): the members that cannot continue the text.
+
+    Returns:
+        `torch.FloatTensor` of shape `(..., M)`: NaN in rows in which all members are lost.
+
+    Example:
+
+    >>> without(torch.tensor([[0.5, 0.25, 0.25], [1, 0, 0]]), torch.tensor([[True, False, False]] * 2))
+    tensor([[0.0000, 0.5000, 0.5000],
+            [0.0000, 0.5000, 0.5000]])
+    """
+    left = weights.masked_fill(lost, 0.0)
+    total = left.sum(-1, keepdim=True)
+    equal = (~lost).float() / (~lost).sum(-1, keepdim=True)
+    return torch.where(total > 0, left / total.masked_fill(total == 0, 1.0), equal)
 
 
 def _with_weight(lists: list[list[float]]) -> frozenset[int]:

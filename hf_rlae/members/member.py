@@ -16,6 +16,7 @@ from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerB
 from hf_rlae.errors import ConfigError, MemberError, TokenizerError
 from hf_rlae.members.model_files import load_model, load_tokenizer, tokenizer_panics
 from hf_rlae.members.recurrence import Recurrence, find_recurrence
+from hf_rlae.sharing import SharedInCopies
 from hf_rlae.vocabulary import token_ids
 
 logger = logging.getLogger(__name__)
@@ -26,7 +27,7 @@ _TOKENIZER_OPTIONS = ("trust_remote_code", "token", "cache_dir", "local_files_on
 _RUNS = "ax0 \n.é"
 
 
-class Member:
+class Member(SharedInCopies):
     """A frozen causal language model and its tokenizer, as one member of an ensemble.
 
     `requires_grad`, the training mode and the generation config of the model do not change.

@@ -80,6 +80,11 @@ class Path:
         return self.ids[inside:] if inside >= 0 else self.settled.after(position) + self.ids
 
 
+def rows_of(paths: Sequence[Path | None]) -> list[int]:
+    """The row of each output of the paths."""
+    return [row for row, path in enumerate(paths) if path is not None for _ in range(path.want)]
+
+
 @dataclass(frozen=True)
 class PathOutput:
     """A model's outputs after the last `want` ids of each path, row by row; R is the sum of all `want`.

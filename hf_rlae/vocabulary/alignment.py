@@ -8,6 +8,7 @@ from functools import cached_property, partial
 
 import torch
 
+from hf_rlae.sharing import SharedInCopies
 from hf_rlae.vocabulary.token_bytes import ByteVocabulary
 from hf_rlae.vocabulary.union import OUTSIDE, UnionVocabulary
 
@@ -99,7 +100,7 @@ class Target:
         return self._find_canonical()
 
 
-class Alignment:
+class Alignment(SharedInCopies):
     """The alignment of one member's vocabulary onto the union vocabulary.
 
     Args:

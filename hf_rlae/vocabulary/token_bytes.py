@@ -12,6 +12,7 @@ from tokenizers import AddedToken, Tokenizer
 from transformers import PreTrainedTokenizerBase
 
 from hf_rlae.errors import TokenizerError
+from hf_rlae.sharing import SharedInCopies
 from hf_rlae.vocabulary.spelling import Spelling
 
 _CONTEXTS = ("a {} b", "a{}b", "{0}{0}")
@@ -37,7 +38,7 @@ def prefix_successor(prefix: bytes) -> bytes | None:
     return trimmed[:-1] + bytes([trimmed[-1] + 1])
 
 
-class ByteVocabulary:
+class ByteVocabulary(SharedInCopies):
     """The byte string of every token id of one tokenizer, and the tokenisation of bytes.
 
     Byte-level BPE tokens are decoded with the GPT-2 byte table. In SentencePiece vocabularies `▁` is a space and, with

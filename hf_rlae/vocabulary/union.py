@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from hf_rlae.errors import TokenizerError
+from hf_rlae.sharing import SharedInCopies
 from hf_rlae.vocabulary.token_bytes import ByteVocabulary
 
 OUTSIDE = -1
 """The union id of a token that is not in the union (special tokens, bytes of which no union token is a prefix)."""
 
 
-class UnionVocabulary:
+class UnionVocabulary(SharedInCopies):
     """The byte strings of all members' tokens plus one virtual STOP symbol.
 
     The ids `0 .. V_1 - 1` are the first member's own ids, so that its tokenizer can encode prompts. The byte strings

@@ -8,7 +8,7 @@ import torch
 
 from hf_rlae.errors import present
 from hf_rlae.members import ReadingsRun, Update, UpdateSums
-from hf_rlae.members.ragged_run import Chain, Path
+from hf_rlae.members.ragged_run import Chain, Path, rows_of
 from hf_rlae.members.readings.state import Reading, RowReadings
 from hf_rlae.members.readings.step import ReadingStep
 from hf_rlae.members.shared_run import ReadsSharedColumns
@@ -84,7 +84,7 @@ class ReadingsHost(_FedReadings):
             return
         logits, hidden, last_ids = self._fed
         self._fed = None
-        self._entries = self.store.put(self._cleaned(logits), hidden, self._used_entries())
+        self._entries = self._put(self._cleaned(logits), hidden, self._used_entries(), range(len(last_ids)))
         begins = not self.rows
         if begins:
             self.rows = [RowReadings() for _ in last_ids]
@@ -171,7 +171,7 @@ class RereadingHost(_FedReadings):
 
     def admit(self, prompts: Sequence[Sequence[int] | None]) -> None:
         """See `ReadingsRun`; the host has read its prompt already."""
-        entries = self.store.put(*self._fed, {0})
+        entries = self._put(*self._fed, {0}, range(len(prompts)))
         self.rows = [
             RowReadings(Chain(None, tuple(prompt or ())), (Reading((), b"", 1.0, entry),))
             for prompt, entry in zip(prompts, entries, strict=True)
@@ -191,7 +191,7 @@ class RereadingHost(_FedReadings):
         if not self._served:
             return super()._run(paths)
         logits, hidden = self._merged(paths, *self._fed)
-        return self.store.put(logits, hidden, self._used_entries())
+        return self._put(logits, hidden, self._used_entries(), rows_of(paths))
 
     def _merged(
         self, paths: list[Path | None], fed_logits: torch.Tensor, fed_hidden: torch.Tensor | None

@@ -17,6 +17,7 @@ from hf_rlae.ensemble.mixing import Mixing
 from hf_rlae.errors import InputError
 from hf_rlae.members import BatchRunner, Member, ReadingsRun, RowRunner
 from hf_rlae.policies import MemberObservation
+from hf_rlae.sharing import SharedInCopies
 from hf_rlae.vocabulary import Alignment, ByteVocabulary, UnionVocabulary, token_ids
 
 if TYPE_CHECKING:
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
 _Run = TypeVar("_Run", bound=ReadingsRun)
 
 
-class ReadingsEngine:
+class ReadingsEngine(SharedInCopies):
     """Members read the text in their own tokens; their distributions are mixed over the union vocabulary (`Engine`).
 
     Source: RLAE (arXiv 2506.00439) for the mixture; readings are ours.

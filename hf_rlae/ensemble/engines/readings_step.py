@@ -96,6 +96,8 @@ class ReadingsStep:
         rows = [row for row, end in enumerate(self.prompt_ends) if end <= self._column]
         for index in range(len(self.runs)):
             self._catch_up(index, rows)
+        if self.cache.faults is not None:  # before a policy is blamed
+            self.cache.faults.read()
         return [MemberObservation(*run.observation()) for run in self.runs]
 
     def logits(self) -> torch.Tensor:
@@ -138,7 +140,9 @@ class ReadingsStep:
             if cache.draws is not None and is_wanted:
                 outputs = self._run_drawn(has_begun, cache.draws)
             else:
-                outputs = self._run(has_begun, is_wanted)
+                outputs = self._run_with_others(has_begun, is_wanted)
+        if cache.faults is not None:
+            cache.faults.look()
         for run, updates in zip(self.runs, self._text.updates, strict=True):
             for row, update in enumerate(updates):
                 if update is not None:
@@ -151,6 +155,50 @@ class ReadingsStep:
             self._members.append(outputs)
             self._weights.append(cache.spans.weights(column, column + 1) if has_weights else none)
         self._mixed.append(self._mix(outputs, has_begun))
+
+    def _run_with_others(self, has_begun: Sequence[bool], is_wanted: bool) -> list[Distribution | None]:
+        """Like `_run`; where no member with weight can continue the text, the others share the weight and run."""
+        spans, column = self.cache.spans, self._column
+        outputs = self._run(has_begun, is_wanted)
+        lost: dict[int, set[int]] = {}
+        while True:
+            stuck = self._stuck(outputs, has_begun)
+            for row, members in stuck:
+                lost.setdefault(row, set()).update(members)
+            if not any(len(lost[row]) < len(self.runs) for row, _ in stuck):
+                break
+            weights = spans.weights(column, column + 1)[:, 0].clone()
+            for row, _ in stuck:
+                left = [float(index not in lost[row]) for index in range(len(self.runs))]
+                if any(left):
+                    weights[row] = torch.tensor(left) / sum(left)
+            spans.use(column, weights)
+            outputs = self._run(has_begun, is_wanted)
+        self._record_lost(has_begun)
+        return outputs
+
+    def _stuck(self, outputs: Sequence[Distribution | None], has_begun: Sequence[bool]) -> list[tuple[int, list[int]]]:
+        """The rows that no member with weight can continue, each with the members that cannot."""
+        found = []
+        for row, held in enumerate(self.cache.spans.as_lists(self._column)):
+            if has_begun[row] and not any(weight and self._continues(k, row, outputs) for k, weight in enumerate(held)):
+                lost = [k for k, run in enumerate(self.runs) if held[k] or run.rows[row].is_exhausted]
+                found.append((row, lost))
+        return found
+
+    def _continues(self, index: int, row: int, outputs: Sequence[Distribution | None]) -> bool:
+        """Whether a member with weight has next-token mass in a row, as far as its output is known."""
+        state = self.runs[index].rows[row]
+        return not state.may_be_empty or not (state.is_exhausted or _is_empty(outputs[index], row))
+
+    def _record_lost(self, has_begun: Sequence[bool]) -> None:
+        """Corrects the records of spans that begin here for members that have dropped out."""
+        if not any(state.is_exhausted for run in self.runs for state in run.rows):
+            return
+        lost = torch.tensor([[run.rows[row].is_exhausted for run in self.runs] for row in range(len(has_begun))])
+        if self.cache.faults is not None:
+            self.cache.faults.check_left(lost)
+            self.cache.spans.record_lost(self._column, lost & ~lost.all(1, keepdim=True))
 
     def _run(self, has_begun: Sequence[bool], is_wanted: bool) -> list[Distribution | None]:
         """Lets the members with weight read all unread text, and returns their distributions."""
@@ -179,6 +227,7 @@ class ReadingsStep:
             ]
             empty = [(row, k) for row, k in may_be_empty if _is_empty(outputs[k], row)]
             if not empty:
+                self._record_lost(has_begun)
                 return outputs
             for row, k in empty:
                 excluded[row].add(k)
@@ -266,6 +315,15 @@ class ReadingsStep:
         if read:
             sums = self._text.sums[index]
             run.advance(chosen, sums if sums is not None and sums.rows == read else None)
+        self._look(index)
+
+    def _look(self, index: int) -> None:
+        """Looks at the logits that a member has just returned."""
+        run, faults = self.runs[index], self.cache.faults
+        while run.newest:
+            found, log_z = run.newest.popleft()
+            if faults is not None and faults.note(index, self._column, log_z, found) is not None:
+                run.drop_non_finite()
 
     # -- the mixture --------------------------------------------------------------------------------------
 
@@ -287,13 +345,14 @@ class ReadingsStep:
             is_empty = total[:, 0] == 0
             has_ended = is_empty if bool(is_empty.any()) else None
             weights = weights / total.masked_fill(total == 0, 1.0)
+        self.cache.ended = has_ended
         if self.cache.trace.enabled:
             probs = [entry.clone() for entry in probs]
         mixed = self.engine.mixing.of_probs(probs, log_z, weights)
-        if has_ended is not None:  # no member with weight has next-token mass: the text ends
+        if has_ended is not None:  # no member has next-token mass: the text ends
             if not self.call.has_warned_of_end:
                 self.call.has_warned_of_end = True
-                logger.warning("no member with weight can continue a text, so it ends there")
+                logger.warning("no member can continue a text, so it ends there")
             mixed = mixed.masked_fill(has_ended[:, None], -torch.inf)
             mixed[:, self.engine.union.stop_id].masked_fill_(has_ended, 0.0)
         if not all(has_begun):
@@ -303,7 +362,7 @@ class ReadingsStep:
 
 def _is_empty(output: Distribution | None, row: int) -> bool:
     """Whether a member has no next-token mass in a row; synchronises with the device."""
-    return output is None or bool(output[1][row] == -torch.inf)
+    return output is not None and bool(output[1][row] == -torch.inf)
 
 
 def _stacked(columns: Sequence[Sequence[Distribution | None]]) -> list[Distribution | None]:

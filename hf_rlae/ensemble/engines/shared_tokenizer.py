@@ -11,20 +11,22 @@ from transformers import GenerationConfig, PreTrainedTokenizerBase
 
 from hf_rlae.ensemble.engines.host_runs import SharedTokenizerHost
 from hf_rlae.ensemble.mixing import Mixing
-from hf_rlae.ensemble.spans import SpanQuery
+from hf_rlae.ensemble.spans import SpanQuery, without
 from hf_rlae.ensemble.trace import MemberScores
-from hf_rlae.errors import InputError
+from hf_rlae.errors import InputError, present
 from hf_rlae.members import Member, OwnPromptRun, SeparateRowsRun, SharedRun
 from hf_rlae.policies import MemberObservation
+from hf_rlae.sharing import SharedInCopies
 from hf_rlae.vocabulary import ByteVocabulary, UnionVocabulary
 
 if TYPE_CHECKING:
     from hf_rlae.ensemble.cache_ensemble import EnsembleCache
+    from hf_rlae.ensemble.faults import MemberFaults
 
 AnySharedRun = SharedRun | SeparateRowsRun | OwnPromptRun | SharedTokenizerHost
 
 
-class SharedTokenizerEngine:
+class SharedTokenizerEngine(SharedInCopies):
     """Members read the same ids, and their logits are mixed without a mapping (see `Engine`).
 
     Args:
@@ -255,10 +257,13 @@ class SharedTokenizerStep:
         """See `EngineStep`; logits are -inf and hidden states 0 in rows whose text has outgrown a member's context."""
         column = max(query.column, self.first)
         outgrown = self._outgrown(column, column + 1)
-        return [
+        observations = [
             self._observation(index, column - self.first, None if outgrown is None else outgrown[:, 0, index])
             for index in range(len(self.call.runs))
         ]
+        if self.cache.faults is not None:  # before a policy is blamed
+            self.cache.faults.read()
+        return observations
 
     def _observation(self, index: int, at: int, outgrown: torch.Tensor | None) -> MemberObservation:
         if outgrown is not None and bool(outgrown.all()):
@@ -269,6 +274,10 @@ class SharedTokenizerStep:
             return MemberObservation(logits, torch.zeros(len(outgrown), width, **options))
         scores, states = self._output(index)
         logits, hidden = scores[:, at], None if states is None else states[:, at]
+        if self.cache.faults is not None:
+            broken = self.cache.faults.note(index, self.first + at, logits.amax(-1, keepdim=True))
+            if broken is not None:
+                outgrown = broken[:, 0].cpu() if outgrown is None else outgrown | broken[:, 0].cpu()
         if outgrown is not None and bool(outgrown.any()):
             logits = logits.masked_fill(outgrown.to(logits.device)[:, None], -torch.inf)
             hidden = None if hidden is None else hidden.masked_fill(outgrown.to(hidden.device)[:, None], 0.0)
@@ -276,30 +285,75 @@ class SharedTokenizerStep:
 
     def logits(self) -> torch.Tensor:
         """See `EngineStep`; NaN inside the members' own prompts."""
-        cache, spans, low, total = self.cache, self.cache.spans, self.low, self.total
-        outgrown = self._outgrown(low, total)
-        if cache.draws is not None:
-            excluded = () if outgrown is None else [row.nonzero()[:, 0].tolist() for row in outgrown[:, -1]]
-            cache.draws.choose(spans, cache.ids, total - 1, excluded)
-        weights, active = spans.weights(low, total), spans.active(low, total)
-        if outgrown is not None:
-            weights = _without(weights, outgrown.to(weights.device))
-            active = (weights > 0).any(0).any(0).nonzero()[:, 0].tolist()
-        logits = [self._output(index)[0][:, low - self.first :] for index in active]
+        faults, lost = self.cache.faults, self._outgrown(self.low, self.total)
+        while True:
+            weights, active = self._weights(lost)
+            logits, log_z = self._scores(active, lost)
+            broken = None if faults is None else self._broken(faults, active, log_z)
+            if broken is None:
+                break
+            lost = broken if lost is None else lost | broken
+            present(faults, "the faults").check_left(lost)
+        if self.cache.trace.enabled:
+            self._record(active, log_z, weights)
         if len(active) == 1 and not self.skipped:  # a single member: its own logits, bit-exactly
-            if cache.trace.enabled:
-                self._record(active, logits, [logits[0].float().logsumexp(-1)], weights)
-            own = self.engine.padded(logits[0]).to(cache.ids.device)
+            own = self.engine.padded(logits[0]).to(self.cache.ids.device)
             return self.engine.readable(own if len(self.engine.members) == 1 else own.float())
-        device = cache.ids.device
-        # mixing overwrites its input, so copy logits that the trace, a policy or the caller of `forward` may still use
-        copy = cache.trace.enabled or not cache.in_generate or bool(self._queries)
-        scores = [self.engine.padded(entry).to(device=device, dtype=torch.float32, copy=copy) for entry in logits]
-        log_z = [entry.logsumexp(-1) for entry in scores]
-        if cache.trace.enabled:
-            self._record(active, logits, log_z, weights)
-        mixed = self.engine.readable(self.engine.mixing.of_logits(scores, log_z, weights[..., active]))
+        mixed = self.engine.readable(self.engine.mixing.of_logits(logits, log_z, weights[..., active]))
         return torch.nn.functional.pad(mixed, (0, 0, self.skipped, 0), value=torch.nan) if self.skipped else mixed
+
+    def _weights(self, lost: torch.Tensor | None) -> tuple[torch.Tensor, list[int]]:
+        """The weights `(B, n, M)` without lost members `(B, n, M)`, and the members with weight; draws members."""
+        cache, spans, low, total = self.cache, self.cache.spans, self.low, self.total
+        if cache.draws is not None:
+            excluded = () if lost is None else [row.nonzero()[:, 0].tolist() for row in lost[:, -1]]
+            cache.draws.choose(spans, cache.ids, total - 1, excluded)
+        weights = spans.weights(low, total)
+        if lost is None:
+            return weights, spans.active(low, total)
+        if cache.in_generate:
+            spans.record_lost(total - 1, lost[:, -1])
+        weights = without(weights, lost.to(weights.device))
+        return weights, (weights > 0).any(0).any(0).nonzero()[:, 0].tolist()
+
+    def _scores(
+        self, active: Sequence[int], lost: torch.Tensor | None
+    ) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
+        """Logits `(B, n, V)` of the active members, for mixing, and the logs of their sums of exponentials `(B, n)`.
+
+        The only active member has its own logits; the second list then is only for `MemberFaults` and the trace.
+        """
+        cache = self.cache
+        logits = [self._output(index)[0][:, self.low - self.first :] for index in active]
+        if len(active) == 1 and not self.skipped:
+            if cache.trace.enabled:
+                return logits, [logits[0].float().logsumexp(-1)]
+            return logits, [] if cache.faults is None else [logits[0].amax(-1)]
+        # mixing overwrites its input, so copy logits that the trace, a policy or the caller of `forward` may still use
+        options: Any = {
+            "device": cache.ids.device,
+            "dtype": torch.float32,
+            "copy": cache.trace.enabled or not cache.in_generate or bool(self._queries) or lost is not None,
+        }
+        scores = [self.engine.padded(entry).to(**options) for entry in logits]
+        if lost is not None:  # NaN of a member without weight would reach the mixture
+            for index, entry in zip(active, scores, strict=True):
+                entry.masked_fill_(lost[..., index, None].to(entry.device), 0.0)
+        return scores, [entry.logsumexp(-1) for entry in scores]
+
+    def _broken(
+        self, faults: MemberFaults, active: Sequence[int], log_z: Sequence[torch.Tensor]
+    ) -> torch.Tensor | None:
+        """Where members have to be left out, `(B, n, M)` on the CPU; `None` if nowhere."""
+        found: torch.Tensor | None = None
+        for index, values in zip(active, log_z, strict=True):
+            broken = faults.note(index, self.low, values)
+            if broken is not None:
+                if found is None:
+                    found = torch.zeros(*broken.shape, len(self.engine.members), dtype=torch.bool)
+                found[..., index] = broken.cpu()
+        faults.look()
+        return found
 
     def _outgrown(self, low: int, high: int) -> torch.Tensor | None:
         """Whether each row's text has outgrown each member's context at the columns `low .. high - 1`.
@@ -324,22 +378,8 @@ class SharedTokenizerStep:
                 self.engine.members[index].warn_of_outgrown_context()
         return outgrown
 
-    def _record(
-        self,
-        active: Sequence[int],
-        logits: Sequence[torch.Tensor],
-        log_z: Sequence[torch.Tensor],
-        weights: torch.Tensor,
-    ) -> None:
+    def _record(self, active: Sequence[int], log_z: Sequence[torch.Tensor], weights: torch.Tensor) -> None:
         by_member: list[tuple[torch.Tensor, torch.Tensor] | None] = [None] * len(self.engine.members)
-        for index, scores, z in zip(active, logits, log_z, strict=True):
-            by_member[index] = (scores, z)
+        for index, z in zip(active, log_z, strict=True):
+            by_member[index] = (self._output(index)[0][:, self.low - self.first :], z)
         self.cache.trace.pending = MemberScores(self.low, by_member, weights)
-
-
-def _without(weights: torch.Tensor, outgrown: torch.Tensor) -> torch.Tensor:
-    """Weights `(B, n, M)` without outgrown members; if those had all the weight, the others share it equally."""
-    left = weights.masked_fill(outgrown, 0.0)
-    total = left.sum(-1, keepdim=True)
-    equal = (~outgrown).float() / (~outgrown).sum(-1, keepdim=True)
-    return torch.where(total > 0, left / total.masked_fill(total == 0, 1.0), equal)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import weakref
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -43,20 +44,22 @@ class HostCapture:
     """Keeps the newest forward pass of the host, per thread, until `take` is called.
 
     `generate` runs the host before it calls a processor for the first time, so the hooks are registered by `attach`,
-    before any call, and removed by `detach`. They do not change what the caller of the host gets, and they keep as few
-    columns as possible. A copied or pickled model gets a `HostCapture` that is not attached.
+    before any call. They do not change what the caller of the host gets, and they keep as few
+    columns as possible. A copied or pickled model gets a `HostCapture` that is not attached. Copies of a processor
+    share one: of two sets of hooks, the second would see only the columns that the first one leaves.
     """
 
     def __init__(self) -> None:
         self._hidden_tokens: Callable[[], int] = int
         self._local = threading.local()
         self._handles: list[Any] = []
+        self._num_owners = 0
 
     def __reduce__(self) -> tuple[type[HostCapture], tuple[()]]:
         return HostCapture, ()
 
     def attach(self, member: Member, hidden_tokens: Callable[[], int]) -> None:
-        """Registers the hooks.
+        """Registers the hooks; they are removed with the last owner (see `keep_for`).
 
         Args:
             member (`Member`): the host.
@@ -69,11 +72,17 @@ class HostCapture:
             member.model.get_output_embeddings().register_forward_pre_hook(self._note_hidden),
         ]
 
-    def detach(self) -> None:
-        """Removes the hooks."""
-        for handle in self._handles:
-            handle.remove()
-        self._handles = []
+    def keep_for(self, owner: object) -> None:
+        """Keeps the hooks as long as `owner` exists."""
+        self._num_owners += 1
+        weakref.finalize(owner, self._release)
+
+    def _release(self) -> None:
+        self._num_owners -= 1
+        if not self._num_owners:
+            for handle in self._handles:
+                handle.remove()
+            self._handles = []
 
     def take(self) -> HostPass | None:
         """Returns and removes the newest pass of this thread; `None` if there is none."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import logging
 import threading
 import weakref
@@ -15,6 +16,7 @@ from transformers import LogitsProcessor
 
 from hf_rlae.ensemble.cache_ensemble import EnsembleCache
 from hf_rlae.ensemble.engines.protocol import HostRun
+from hf_rlae.ensemble.faults import MemberFaults
 from hf_rlae.ensemble.generation_inputs import check_prompt_lengths, check_prompts
 from hf_rlae.ensemble.modeling_ensemble import EnsembleForCausalLM
 from hf_rlae.ensemble.options import BuildOptions
@@ -159,10 +161,31 @@ class EnsembleLogitsProcessor(LogitsProcessor):
         self.attention_mask = attention_mask
         self.host_rereads = host_rereads
         self.host: Member = ensemble.members[0]
+        self._attach()
+
+    def _attach(self) -> None:
         self._local = threading.local()
         self._capture = HostCapture()
-        self._capture.attach(self.host, partial(_hidden_tokens, weakref.ref(ensemble)))
-        weakref.finalize(self, self._capture.detach)
+        self._capture.attach(self.host, partial(_hidden_tokens, weakref.ref(self.ensemble)))
+        self._capture.keep_for(self)
+
+    def __copy__(self) -> EnsembleLogitsProcessor:
+        twin = type(self).__new__(type(self))
+        twin.__dict__.update(self.__dict__, _local=threading.local())
+        twin._capture.keep_for(twin)
+        return twin
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> EnsembleLogitsProcessor:
+        """A processor with its own calls and the same ensemble, for tools that copy the arguments of `generate`."""
+        return copy.copy(self)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """For pickling, which includes the members."""
+        return {name: value for name, value in self.__dict__.items() if name not in ("_local", "_capture")}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self._attach()
 
     @classmethod
     def from_members(
@@ -273,7 +296,8 @@ class EnsembleLogitsProcessor(LogitsProcessor):
         engine_call, host = self.ensemble.engine.new_host_call(hidden_tokens, self.host_rereads)
         cache = EnsembleCache(engine_call)
         check_prompt_lengths(self.ensemble, cache, ids, {"attention_mask": mask})
-        cache.begin_generate(ids.shape[1], self.ensemble.policy)
+        faults = MemberFaults(self.ensemble.members, ids.shape[1], drops=self.ensemble.config.on_non_finite == "drop")
+        cache.begin_generate(ids.shape[1], self.ensemble.policy, faults=faults)
         key = ids if mask is None else torch.cat([ids, mask.to(ids.device, ids.dtype)], dim=1)
         groups = torch.unique(key, dim=0, return_inverse=True)[1]
         pads = [0] * len(ids) if mask is None else (mask == 0).sum(1).tolist()
@@ -314,7 +338,10 @@ class EnsembleLogitsProcessor(LogitsProcessor):
         if mask is not None and mask.shape[1] < ids.shape[1]:
             mask = torch.cat([mask, mask.new_ones(len(mask), ids.shape[1] - mask.shape[1])], dim=1)
         inputs = self.ensemble.prepare_inputs_for_generation(ids, past_key_values=call.cache, attention_mask=mask)
-        return self.ensemble(**inputs, logits_to_keep=1).logits[:, -1].float()
+        logits = self.ensemble(**inputs, logits_to_keep=1).logits[:, -1].float()
+        if call.cache.faults is not None:  # here, because the processor does not know when the call ends
+            call.cache.faults.read()
+        return logits
 
     def _finished(self, mixed: torch.Tensor, own: _HostScores, scores: torch.Tensor) -> torch.Tensor:
         """The scores that `generate` gets: restricted to the host's ids, normalised for beams, without blocked ids."""

@@ -25,6 +25,7 @@ class ProbabilityStore:
         probs (`torch.FloatTensor` of shape `(entries, V_m + 1)`): the probabilities of each entry, then a column of 0.
         log_z (`torch.FloatTensor` of shape `(entries,)`): the log of the sum of exponentials of the logits.
         hidden (`torch.Tensor` of shape `(entries, H)` or `None`): hidden states, if they are kept.
+        newest (`torch.FloatTensor` of shape `(R,)`): `log_z` of the rows of the last `put`.
     """
 
     def __init__(self, vocab_size: int, device: torch.device) -> None:
@@ -33,6 +34,7 @@ class ProbabilityStore:
         self.probs = torch.zeros(1, self.width, device=device)
         self.log_z = torch.zeros(1, device=device)
         self.hidden: torch.Tensor | None = None
+        self.newest = torch.zeros(0, device=device)
 
     def put(self, logits: torch.Tensor, hidden: torch.Tensor | None, used: set[int]) -> list[int]:
         """Stores the softmax of logits.
@@ -61,7 +63,8 @@ class ProbabilityStore:
             top_probs = probs.amax(-1)
             self.probs[index, :-1] = probs
         # log Z = logit - log p for any token; the most likely token gives the most precise value
-        self.log_z[index] = highest - top_probs.log()
+        self.newest = highest - top_probs.log()
+        self.log_z[index] = self.newest
         if hidden is not None:
             if self.hidden is None:
                 self.hidden = torch.zeros(len(self.probs), hidden.shape[-1], dtype=hidden.dtype, device=self.device)

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import math
+from collections import deque
 from collections.abc import Sequence
 
 import torch
 
 from hf_rlae.errors import present
 from hf_rlae.members.member import Member
-from hf_rlae.members.ragged_run import BatchRunner, Chain, Path, RowRunner
+from hf_rlae.members.ragged_run import BatchRunner, Chain, Path, RowRunner, rows_of
 from hf_rlae.members.readings.probability_store import ProbabilityStore, flat
 from hf_rlae.members.readings.state import Reading, RowReadings, Update, common_length, taken_back
 from hf_rlae.members.readings.step import ReadingStep
@@ -41,6 +43,8 @@ class ReadingsRun:
     Attributes:
         rows (`list[RowReadings]`): one per batch row.
         store (`ProbabilityStore`): the member's next-token probabilities after every reading.
+        newest (`deque[tuple[Sequence[int], torch.FloatTensor]]`): the last forward passes: the row of every column that
+            they read, and the log of its sum of exponentials.
     """
 
     def __init__(
@@ -68,6 +72,7 @@ class ReadingsRun:
         self._excluded = alignment.excluded_ids.to(self.device)
         self.store = ProbabilityStore(vocabulary.size, self.device)
         self._distribution = UnionDistribution(alignment, self.store)
+        self.newest: deque[tuple[Sequence[int], torch.Tensor]] = deque(maxlen=8)
         self._warned = False
         self._history: dict[int, list[RowReadings]] | None = None
         self._column = -1
@@ -128,6 +133,8 @@ class ReadingsRun:
         if len(kinds) < len(places):
             self.rows = [self.rows[kind] for kind in places]
             self.runner.reorder(torch.tensor(places))
+            found = [([places.index(kind) for kind in rows], log_z) for rows, log_z in self.newest]
+            self.newest = deque(found, self.newest.maxlen)
 
     def readings(self, row: int) -> list[tuple[tuple[int, ...], bytes, float]]:
         """The readings of a row as `(all ids, tail, a)`, with the largest `a` first."""
@@ -182,6 +189,14 @@ class ReadingsRun:
     def may_be_empty(self) -> bool:
         """Whether some row may have no next-token mass (see `RowReadings.may_be_empty`)."""
         return any(row.may_be_empty for row in self.rows)
+
+    def drop_non_finite(self) -> None:
+        """Lets rows with probabilities that are NaN drop out, as if the text had outgrown the context."""
+        for row, state in enumerate(self.rows):
+            entries = [reading.entry for reading in state.readings]
+            is_finite = all(math.isfinite(reading.weight) for reading in state.readings)
+            if not is_finite or not bool(self.store.log_z[entries].isfinite().all()):
+                self.rows[row] = RowReadings(is_exhausted=True)
 
     # -- next tokens --------------------------------------------------------------------------------------
 
@@ -274,7 +289,13 @@ class ReadingsRun:
         used = {0}
         for rows in (self.rows, *(self._history or {}).values()):
             used.update(reading.entry for row in rows for reading in row.readings)
-        return self.store.put(logits, output.hidden, used)
+        return self._put(logits, output.hidden, used, rows_of(paths))
+
+    def _put(self, logits: torch.Tensor, hidden: torch.Tensor | None, used: set[int], rows: Sequence[int]) -> list[int]:
+        """See `ProbabilityStore.put`; `rows` has the row of each of the logits."""
+        entries = self.store.put(logits, hidden, used)
+        self.newest.append((rows, self.store.newest))
+        return entries
 
     def _fits(self, step_row: int, path: Path | None) -> bool:
         limit = self.member.context_length
