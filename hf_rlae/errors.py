@@ -49,6 +49,14 @@ class CheckpointError(HfRlaeError, ValueError):
     """Training cannot resume from a folder, or a state cannot be saved; the message says what is missing or wrong."""
 
 
+class FolderInUseError(HfRlaeError, RuntimeError):
+    """Another run trains in the same output folder; the message names its process and its host."""
+
+
+class DiskFullError(HfRlaeError, OSError):
+    """A file could not be written because the disk is full; the message gives the path, and needed and free bytes."""
+
+
 class RewardError(HfRlaeError, ValueError):
     """A reward got invalid input or returned invalid output; the message names the reward and the column or row."""
 

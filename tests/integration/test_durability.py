@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import os
 import shutil
 import signal
 
@@ -9,7 +11,9 @@ import pytest
 import torch
 
 from hf_rlae.errors import CheckpointError
-from hf_rlae.trainers.durable.checkpoint_folders import missing_parts, settle, whole_checkpoints
+from hf_rlae.trainers.durable.checkpoint_folders import settle, whole_checkpoints
+from hf_rlae.trainers.durable.manifest import missing_parts
+from hf_rlae.trainers.durable.run_lock import OWNER, RunLock
 from tests.support.tiers import slow
 from tests.support.trainers import assert_equal, run, run_two, toy_trainer
 
@@ -163,3 +167,39 @@ def test_two_processes(tmp_path):
     assert not torch.equal(*buffers)
     with pytest.raises(CheckpointError, match=r"was saved by 2 process\(es\) and this run has 1"):
         toy_trainer(tmp_path / "out").train(resume_from_checkpoint=True)
+
+
+SHORT = {"max_steps": 2, "save_steps": 1, "eval_strategy": "no"}
+
+
+@pytest.mark.parametrize("processes", [1, *slow(2)])
+def test_another_process_does_not_train_in_the_same_folder(tmp_path, processes):
+    """It is refused by name; of two that train together only the main one asks for the lock, and both raise."""
+    lock = RunLock(tmp_path / "out")
+    told = [tmp_path / f"told-{rank}" for rank in range(processes)]
+    if processes == 1:
+        assert run(tmp_path / "out", told[0], **SHORT) == 1
+    else:
+        assert run_two(tmp_path / "out", told, **SHORT, per_device_train_batch_size=1) == [1, 1]
+    for file in told:
+        assert f"FolderInUseError: {tmp_path / 'out'} is the output_dir of another run (process {os.getpid()} on" in (
+            file.read_text()
+        )
+    lock.release()
+    assert not list((tmp_path / "out").iterdir())
+
+
+def test_a_killed_owner_does_not_block(tmp_path):
+    """The operating system releases its lock; what it told about itself is replaced."""
+    assert run(tmp_path, attributes={"kill_step": 2}, **SHORT) == -signal.SIGKILL
+    assert json.loads((tmp_path / OWNER).read_text())["pid"] != os.getpid()
+    trainer = toy_trainer(tmp_path, **SHORT)
+    trainer.train(resume_from_checkpoint=True)
+    assert trainer.state.global_step == 2
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["checkpoint-1", "checkpoint-2"]
+
+
+def test_the_lock_is_not_kept_by_sigterm(tmp_path):
+    """The signal ends the process only after the lock is released."""
+    assert run(tmp_path, attributes={"sigterm_step": 1}, **SHORT) == -signal.SIGTERM
+    assert [path.name for path in tmp_path.iterdir()] == ["checkpoint-1"]

@@ -195,7 +195,7 @@ def arm(at_event: int, at_step: int, log: str | None = None) -> None:
 
 
 def child(folder, result=None, resume=None, environment=None, kill=None, attributes=None, **options) -> None:
-    """One run of the toy trainer, in its own process."""
+    """One run of the toy trainer, in its own process; writes its end, or its error, into the file `result`."""
     os.environ.update(environment or {})
     torch.set_num_threads(1)
     # `Trainer.train` collects garbage first; it need not look at imported modules
@@ -205,7 +205,12 @@ def child(folder, result=None, resume=None, environment=None, kill=None, attribu
     trainer = toy_trainer(folder, **options)
     for name, value in (attributes or {}).items():
         setattr(trainer, name, value)
-    trainer.train(resume_from_checkpoint=resume)
+    try:
+        trainer.train(resume_from_checkpoint=resume)
+    except Exception as error:
+        if result is not None:
+            Path(result).write_text(f"{type(error).__name__}: {error}")
+        raise
     if result is not None:
         torch.save({**end_state(trainer), "seen": trainer.seen}, result)
 

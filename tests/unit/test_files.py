@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import errno
 import os
+from pathlib import Path
 
 import pytest
+import torch
 
-from hf_rlae.files import write_whole
+from hf_rlae.errors import DiskFullError
+from hf_rlae.files import explained_if_full, write_whole
 
 
 def test_what_is_written_is_read(tmp_path):
@@ -59,3 +63,43 @@ def test_a_link_to_a_file_is_replaced_and_the_file_is_left_alone(tmp_path):
     link.symlink_to(blob)
     write_whole(link, "own")
     assert (link.read_text(), blob.read_text()) == ("own", "shared")
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT, errno.EFBIG])
+def test_a_full_disk_is_told_with_path_and_bytes(tmp_path, monkeypatch, number):
+    """Without space, beyond a quota or a limit on file sizes; the former file stays, and no part of the new one."""
+    path = write_whole(tmp_path / "a.txt", "before")
+
+    def fail(handle):
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(os, "fsync", fail)
+    with pytest.raises(
+        DiskFullError, match=rf"disk of {tmp_path} is full: a\.txt needs about 3000 bytes, and \d+ bytes"
+    ):
+        write_whole(path, "x" * 3000)
+    assert path.read_text() == "before"
+    assert [file.name for file in tmp_path.iterdir()] == ["a.txt"]
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="this system has no device that is always full")
+def test_full_disks_of_libraries(tmp_path):
+    """PyTorch hides the reason, and the folder need not exist."""
+    for write in (lambda: torch.save(torch.zeros(9), "/dev/full"), lambda: Path("/dev/full").write_text("x")):
+        with (
+            pytest.raises(DiskFullError, match="is full: weights needs about 36 bytes"),
+            explained_if_full(tmp_path / "new" / "folder", "weights", lambda: 36),
+        ):
+            write()
+
+
+def test_other_errors_stay_as_they_are(tmp_path):
+    for error in (
+        OSError(errno.EIO, "Input/output error"),
+        OSError("no number"),
+        RuntimeError("CUDA error"),
+        KeyError(28),
+    ):
+        with pytest.raises(type(error)) as caught, explained_if_full(tmp_path, "weights", lambda: 1 // 0):
+            raise error
+        assert caught.value is error

@@ -8,11 +8,12 @@ from collections import defaultdict
 from typing import Any
 
 import torch
+from trl.trainer.base_trainer import _BaseTrainer
 
-from hf_rlae.errors import CheckpointError
 from hf_rlae.trainers.cory.agents import AgentAdapters
 from hf_rlae.trainers.cory.logs import logs_as_json
 from hf_rlae.trainers.durable.checkpoints import DurableTrainer
+from hf_rlae.trainers.durable.fingerprint import describe_adapter, describe_model, describe_prompts, describe_tokenizer
 from hf_rlae.trainers.durable.prompt_order import EpochRepeatSampler
 
 logger = logging.getLogger(__name__)
@@ -33,6 +34,8 @@ class ResumableRollouts(DurableTrainer):
     _logs: Any
     _step: Any
     _buffered_inputs: Any
+    reward_func_names: list[str]
+    reward_weights: torch.Tensor
 
     def _get_train_sampler(self, dataset: Any = None) -> EpochRepeatSampler:
         return EpochRepeatSampler.of_rollouts(self, dataset)
@@ -43,37 +46,48 @@ class ResumableRollouts(DurableTrainer):
         self._metrics["train"].clear()
         return super().train(*args, **kwargs)
 
-    @property
-    def _batches(self) -> dict[str, int]:
-        """How a rollout is split into updates."""
-        names = ("per_device_train_batch_size", "steps_per_generation", "num_iterations", "num_generations")
-        return {name: getattr(self.args, name) for name in names}
+    def run_settings(self) -> dict[str, Any]:
+        """See `DurableTrainer`: how rollouts are made and used, the agents and their roles, and the base model."""
+        names = (
+            "num_generations", "steps_per_generation", "num_iterations", "role_exchange_steps", "knowledge_transfer",
+            "observer_reward",
+        )  # fmt: skip
+        kinds = (kind for kind in type(self).__mro__ if issubclass(kind, _BaseTrainer))
+        model = self.agents.model
+        frozen = [(name, value) for name, value in model.named_parameters() if not value.requires_grad]
+        base = {**describe_model(model.config, frozen), "tokenizer": describe_tokenizer(self.processing_class)}
+        return {
+            **super().run_settings(),
+            **{name: getattr(self.args, name) for name in names},
+            "trainer": next(kind.__name__ for kind in kinds if not issubclass(kind, ResumableRollouts)),
+            "agent_names": self.agents.names,
+            "peft_config": describe_adapter(model),
+            "model": base,
+        }
+
+    def run_notes(self) -> dict[str, Any]:
+        """See `DurableTrainer`."""
+        names = ("beta", "temperature", "top_p", "top_k", "max_completion_length")
+        return {
+            **{name: getattr(self.args, name) for name in names},
+            "observer_template": self.args.told_template,
+            "reward_funcs": self.reward_func_names,
+            "reward_weights": self.reward_weights.tolist(),
+            "train_dataset": describe_prompts(self.train_dataset),
+        }
 
     def extra_state(self) -> dict[str, Any]:
         """See `DurableTrainer`: the rollout in use, and metrics that are not logged yet."""
         is_used_up = self._step % (self.args.steps_per_generation * self.args.num_iterations) == 0
         return {
-            "agents": self.agents.names,
             "step": self._step,
-            "batches": self._batches,
             "buffer": None if is_used_up else self._buffered_inputs,
             "metrics": {name: list(values) for name, values in self._metrics["train"].items()},
             "logs": logs_as_json(self._logs) if self.args.log_completions else "{}",
         }
 
     def load_extra_state(self, state: dict[str, Any]) -> None:
-        """See `DurableTrainer`.
-
-        Raises:
-            CheckpointError: it was saved with other agent names, or inside a rollout with other batches.
-        """
-        if state["agents"] != self.agents.names:
-            raise CheckpointError(
-                f"the checkpoint has the agents {', '.join(state['agents'])}, this run has "
-                f"{', '.join(self.agents.names)}; give the agent_names with which it was saved"
-            )
-        if state["buffer"]:
-            self._check_batches(state["batches"])
+        """See `DurableTrainer`."""
         device = self.accelerator.device
         self._step = state["step"]
         self._buffered_inputs = state["buffer"] and [
@@ -82,16 +96,6 @@ class ResumableRollouts(DurableTrainer):
         ]
         self._metrics["train"] = defaultdict(list, {name: list(values) for name, values in state["metrics"].items()})
         self._load_logs(json.loads(state["logs"]))
-
-    def _check_batches(self, saved: dict[str, int]) -> None:
-        own = self._batches
-        changed = [name for name in own if saved[name] != own[name]]
-        if changed:
-            before, now = (", ".join(f"{name}={sizes[name]}" for name in changed) for sizes in (saved, own))
-            raise CheckpointError(
-                f"the checkpoint was saved inside a rollout with {before}; this run has {now}, which do not fit that "
-                "rollout; give the values with which it was saved"
-            )
 
     def _load_logs(self, logs: dict[str, Any]) -> None:
         for name, values in logs.items():
@@ -105,5 +109,6 @@ class ResumableRollouts(DurableTrainer):
         self.agents.load(resume_from_checkpoint)
 
     def _load_best_model(self) -> None:
-        logger.info("loading the best agents from %s", self.state.best_model_checkpoint)
-        self.agents.load(str(self.state.best_model_checkpoint))
+        if self._best_is_whole():
+            logger.info("loading the best agents from %s", self.state.best_model_checkpoint)
+            self.agents.load(str(self.state.best_model_checkpoint))

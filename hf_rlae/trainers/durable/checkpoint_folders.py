@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 import re
@@ -14,53 +13,15 @@ import torch
 from transformers.trainer_utils import sort_checkpoints
 
 from hf_rlae.errors import CheckpointError
+from hf_rlae.trainers.durable.manifest import missing_parts
 
 logger = logging.getLogger(__name__)
 
-MANIFEST = "hf_rlae_checkpoint.json"
 # transformers neither uploads folders whose name begins with an underscore nor takes them for checkpoints
 UNFINISHED = "_unfinished"
 REPLACED = "_replaced-"
 _NAME = re.compile(r"checkpoint-(\d+)")
 _PLAIN = (type(None), bool, int, float, str, bytes)
-
-
-def missing_parts(folder: str | Path) -> list[str]:
-    """The parts of a complete checkpoint that a folder lacks.
-
-    A checkpoint of `DurableTrainer` lists its own files and their sizes, so that an incomplete one is recognised
-    whatever the reason: an interrupted copy, a full disk, an interrupted deletion.
-
-    Source: ours.
-
-    Args:
-        folder (`str` or `Path`): such as `out/checkpoint-100`.
-
-    Returns:
-        `list[str]`: one entry per part; empty for a complete checkpoint.
-
-    Example:
-
-    >>> missing_parts("nowhere/checkpoint-1")
-    ['nowhere/checkpoint-1 is not a folder']
-    """
-    folder = Path(folder)
-    if not folder.is_dir():
-        return [f"{folder} is not a folder"]
-    try:
-        files = json.loads((folder / MANIFEST).read_text())["files"].items()
-    except FileNotFoundError:
-        return [f"{MANIFEST} is not there (it is written last, and only by the trainers of hf_rlae)"]
-    except (ValueError, KeyError, TypeError, AttributeError):
-        return [f"{MANIFEST} cannot be read"]
-    reasons = []
-    for name, size in files:
-        path = folder / name
-        if not path.is_file():
-            reasons.append(f"{name} is not there")
-        elif path.stat().st_size != size:
-            reasons.append(f"{name} has {path.stat().st_size} bytes instead of {size}")
-    return reasons
 
 
 def whole_checkpoints(folder: str | Path) -> dict[int, str]:
@@ -80,7 +41,7 @@ def whole_checkpoints(folder: str | Path) -> dict[int, str]:
     found: dict[int, str] = {}
     for path in Path(folder).glob("checkpoint-*"):
         match = _NAME.fullmatch(path.name)
-        if match is None or not path.is_dir():
+        if match is None:
             continue
         reasons = missing_parts(path)
         if reasons:
@@ -127,17 +88,25 @@ def settle(run_dir: Path) -> None:
     for aside in run_dir.glob(f"{REPLACED}checkpoint-*"):
         final = run_dir / aside.name.removeprefix(REPLACED)
         if final.exists():
-            shutil.rmtree(aside)
+            _delete(aside)
         else:
             os.rename(aside, final)
-    if (run_dir / UNFINISHED).exists():
-        shutil.rmtree(run_dir / UNFINISHED)
+    if os.path.lexists(run_dir / UNFINISHED):
+        _delete(run_dir / UNFINISHED)
+
+
+def _delete(path: Path) -> None:
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:  # a file or a link, perhaps to nowhere
+        path.unlink()
 
 
 def publish(staged: Path, final: Path) -> None:
     """Renames a complete folder to its final name, after all of it is on the disk.
 
-    A former folder of that name is moved aside first; after a kill in between, `settle` restores it.
+    Whatever had that name (a folder, a file, a link) is moved aside first; after a kill in between, `settle` restores
+    it.
 
     Args:
         staged (`Path`): on the same file system as `final`.
@@ -148,7 +117,7 @@ def publish(staged: Path, final: Path) -> None:
             _sync(Path(root, name))
         _sync(Path(root))
     aside = final.with_name(REPLACED + final.name)
-    if final.exists():
+    if os.path.lexists(final):
         os.rename(final, aside)
     os.rename(staged, final)
     _sync(final.parent)

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import json
 import logging
 import os
 import random
-import signal
-import threading
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -16,20 +16,22 @@ from typing import Any
 import numpy as np
 import torch
 from accelerate.utils import gather_object
-from transformers import TrainerCallback
 
-from hf_rlae.errors import CheckpointError, ConfigError
+from hf_rlae.errors import CheckpointError, ConfigError, FolderInUseError
+from hf_rlae.files import explained_if_full
 from hf_rlae.trainers.durable.checkpoint_folders import (
-    MANIFEST,
     UNFINISHED,
     check_plain,
-    missing_parts,
     publish,
     rotate,
     settle,
     whole_checkpoints,
 )
+from hf_rlae.trainers.durable.fingerprint import differences, told
+from hf_rlae.trainers.durable.manifest import damaged_parts, read_manifest, write_manifest
 from hf_rlae.trainers.durable.private_saves import PrivateSaves
+from hf_rlae.trainers.durable.run_lock import RunLock
+from hf_rlae.trainers.durable.sigterm import SaveAtSigterm
 
 logger = logging.getLogger(__name__)
 
@@ -42,9 +44,13 @@ class DurableTrainer(PrivateSaves):
     * A checkpoint is written to `_unfinished/` in the output folder, flushed to disk, and then renamed, so that
       `checkpoint-N` is always complete, even after a power loss. With several processes, the one that saves renames it
       after all have written. An old checkpoint is renamed before it is deleted.
-    * `train(resume_from_checkpoint=True)` resumes from the newest complete checkpoint and ignores incomplete ones. If
-      there is none, it logs that and starts from the beginning, which suits jobs that may be restarted at any time
-      (transformers raises an error). A finished run takes no further step.
+    * `train(resume_from_checkpoint=True)` resumes from the newest complete checkpoint and ignores incomplete ones and
+      those whose files have changed since (SHA-256). If there is none, it logs that and starts from the beginning,
+      which suits jobs that may be restarted at any time (transformers raises an error). A finished run takes no further
+      step.
+    * A checkpoint is resumed only with the settings that make up its run (`run_settings`); changes of others
+      (`run_notes`) are logged.
+    * While `train()` runs, its process holds a lock on `output_dir`, so that two runs cannot share it.
     * Evaluation during training does not change the random number generators, so that a run that was killed between a
       step and its evaluation continues like an uninterrupted one.
     * At SIGTERM, while `train()` runs in the main thread, a checkpoint is saved at the end of the optimizer step,
@@ -53,7 +59,8 @@ class DurableTrainer(PrivateSaves):
       a first checkpoint is saved before it and replaced after it.
 
     A subclass returns further state (a rollout buffer, counters, metrics) from `extra_state`, and restores it in
-    `load_extra_state`. A checkpoint can be resumed by as many processes as saved it.
+    `load_extra_state`. It adds what makes up a run to `run_settings`. As many processes as saved a checkpoint can
+    resume it.
 
     Source: ours.
 
@@ -79,7 +86,7 @@ class DurableTrainer(PrivateSaves):
             raise ConfigError(
                 f"enable_jit_checkpoint=True, but {type(self).__name__} already saves at SIGTERM; leave it out"
             )
-        self._sigterm = _SaveAtSigterm(self)
+        self._sigterm = SaveAtSigterm(self)
         self.add_callback(self._sigterm)
 
     def extra_state(self) -> dict[str, Any]:
@@ -99,6 +106,27 @@ class DurableTrainer(PrivateSaves):
             state (`dict`): equal to the saved one, with all tensors on the CPU.
         """
 
+    def run_settings(self) -> dict[str, Any]:
+        """What a resumed run must have in common with the run that saved the checkpoint. An override point.
+
+        Learning rates, the number of steps, and when to log, evaluate and save may change.
+
+        Returns:
+            `dict`: by name, what JSON can hold; see `hf_rlae.trainers.durable.fingerprint` for models.
+        """
+        names = ("seed", "data_seed", "per_device_train_batch_size", "gradient_accumulation_steps")
+        return {name: getattr(self.args, name) for name in names}
+
+    def run_notes(self) -> dict[str, Any]:
+        """As `run_settings`, but a change is only logged. An override point."""
+        return {}
+
+    @functools.cached_property
+    def _run(self) -> dict[str, Any]:
+        described = {"settings": self.run_settings(), "notes": self.run_notes()}
+        plain: dict[str, Any] = json.loads(json.dumps(described))
+        return plain
+
     def train(
         self,
         resume_from_checkpoint: str | Path | bool | None = None,
@@ -114,11 +142,34 @@ class DurableTrainer(PrivateSaves):
             ignore_keys_for_eval (`list[str]`, *optional*): outputs of the model that evaluations ignore.
 
         Raises:
-            CheckpointError: the folder is not a complete checkpoint, or was saved by another number of processes.
+            CheckpointError: the folder is not a complete checkpoint, its files have changed, or it was saved by another
+                number of processes or another run.
+            FolderInUseError: another run trains in `output_dir`.
+            DiskFullError: a checkpoint cannot be saved.
         """
-        checkpoint = self._checkpoint_to_resume(resume_from_checkpoint)
-        with self._sigterm.caught():
+        vars(self).pop("_run", None)  # settings may have changed since the last call
+        with self._sigterm.caught(), self._locked_folder():
+            checkpoint = self._checkpoint_to_resume(resume_from_checkpoint)
             return super().train(checkpoint, trial, ignore_keys_for_eval)
+
+    @contextlib.contextmanager
+    def _locked_folder(self) -> Iterator[None]:
+        """Inside, the main process holds the lock of `output_dir`; all processes raise if it cannot have it."""
+        lock: RunLock | None = None
+        refusal: FolderInUseError | None = None
+        if self.accelerator.is_main_process:
+            try:
+                lock = RunLock(self._get_output_dir(None))
+            except FolderInUseError as error:
+                refusal = error
+        for text in gather_object([refusal and str(refusal)]):
+            if text is not None:
+                raise refusal or FolderInUseError(text)
+        try:
+            yield
+        finally:
+            if lock is not None:
+                lock.release()
 
     def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
         """See `Trainer.evaluate`; during training, the random number generators do not change."""
@@ -134,44 +185,70 @@ class DurableTrainer(PrivateSaves):
         self.accelerator.wait_for_everyone()
         if asked is None or asked is False:
             return None
-        if asked is True:
-            folder = self._newest_checkpoint()
-            if folder is None:
-                logger.warning("%s has no complete checkpoint; training starts from the beginning", output_dir)
-                return None
-        else:
-            folder = os.fspath(asked)
-            reasons = missing_parts(folder)
-            if reasons:
-                whole = ", ".join(whole_checkpoints(output_dir).values()) or "none"
-                raise CheckpointError(
-                    f"resume_from_checkpoint={folder!r} is not a complete checkpoint: {'; '.join(reasons)}. "
-                    f"Complete ones in output_dir: {whole}; resume_from_checkpoint=True takes the newest"
-                )
-        self._check_resumable(Path(folder))
+        folder = self._newest_checkpoint() if asked is True else self._given_checkpoint(os.fspath(asked))
+        if folder is None:
+            logger.warning("%s has no complete checkpoint; training starts from the beginning", output_dir)
+            return None
+        for text in gather_object([self._obstacle(Path(folder))]):
+            if text is not None:
+                raise CheckpointError(text)
         logger.info("resuming from %s", folder)
         return folder
 
     def _newest_checkpoint(self) -> str | None:
-        """The newest one that is complete for every process (they may have different disks)."""
+        """The newest one that is complete and unchanged for every process (they may have different disks)."""
         whole = whole_checkpoints(self._get_output_dir(None))
         common = set(whole).intersection(*gather_object([list(whole)]))
-        return whole[max(common)] if common else None
+        for step in sorted(common, reverse=True):
+            reasons = self._damage(whole[step])
+            if not reasons:
+                return whole[step]
+            logger.warning("%s is damaged and is ignored: %s", whole[step], "; ".join(reasons))
+        return None
 
-    def _check_resumable(self, folder: Path) -> None:
-        manifest = json.loads((folder / MANIFEST).read_text())
-        if not manifest["resumable"]:
+    def _given_checkpoint(self, folder: str) -> str:
+        reasons = self._damage(folder)
+        if reasons:
+            whole = ", ".join(whole_checkpoints(self._get_output_dir(None)).values()) or "none"
             raise CheckpointError(
+                f"resume_from_checkpoint={folder!r} is not a complete checkpoint: {'; '.join(reasons)}. "
+                f"Complete ones in output_dir: {whole}; resume_from_checkpoint=True takes the newest"
+            )
+        return folder
+
+    def _damage(self, folder: str) -> list[str]:
+        """See `damaged_parts`; one process of each machine reads the files, and all have the result."""
+        own = damaged_parts(folder) if self.accelerator.is_local_main_process else []
+        return list(dict.fromkeys(reason for part in gather_object([own]) for reason in part))
+
+    def _obstacle(self, folder: Path) -> str | None:
+        """Why this run cannot resume from a complete checkpoint."""
+        manifest = read_manifest(folder)
+        if not manifest["resumable"]:
+            return (
                 f"{folder} was saved with save_only_model=True: it has no optimizer, scheduler and random number "
                 f"generators. Load its weights and train without resume_from_checkpoint"
             )
         saved, now = manifest["num_processes"], self.args.world_size
         if saved != now:
-            raise CheckpointError(
+            return (
                 f"{folder} was saved by {saved} process(es) and this run has {now}; resume with "
                 f"`accelerate launch --num_processes {saved}`, or load its weights and train without "
                 f"resume_from_checkpoint"
             )
+        if "run" not in manifest:
+            logger.warning("%s does not describe its run; whether it is the same run cannot be checked", folder)
+            return None
+        changed = differences(manifest["run"].get("settings"), self._run["settings"])
+        if changed:
+            return (
+                f"{folder} was saved by another run: {told(changed)}. Resume with what was saved, or load its weights "
+                f"and train without resume_from_checkpoint"
+            )
+        noted = differences(manifest["run"].get("notes"), self._run["notes"])
+        if noted:
+            logger.warning("this run differs from the one that saved %s: %s", folder, told(noted))
+        return None
 
     def _get_output_dir(self, trial: Any) -> str:
         return str(self._staging) if self._staging is not None else super()._get_output_dir(trial)
@@ -179,27 +256,66 @@ class DurableTrainer(PrivateSaves):
     def _save_checkpoint(self, model: torch.nn.Module, trial: Any) -> None:
         run_dir = self._get_output_dir(trial)
         folder = os.path.join(run_dir, f"checkpoint-{self.state.global_step}")
-        staged = Path(run_dir, UNFINISHED, Path(folder).name)
-        if self.args.should_save:
-            os.makedirs(run_dir, exist_ok=True)
-            settle(Path(run_dir))
-        self.accelerator.wait_for_everyone()
-        with self._writing_to(staged.parent):
-            super()._save_checkpoint(model, trial)
-        if not self.args.save_only_model:
-            self._save_extra_state(staged)
-        best = os.path.join(run_dir, f"checkpoint-{self.state.best_global_step}")
-        if self.state.best_global_step and (best == folder or os.path.isdir(best)):
-            self.state.best_model_checkpoint = best
-        self.accelerator.wait_for_everyone()
-        if self.args.should_save:
-            self._write_manifest(staged)
-            publish(staged, Path(folder))
+        try:
+            with explained_if_full(run_dir, f"checkpoint-{self.state.global_step}", self._state_bytes):
+                self._write_checkpoint(model, trial, Path(folder))
+        except Exception:
+            if self.args.should_save:  # the space that a part of a checkpoint takes
+                shutil.rmtree(Path(run_dir, UNFINISHED), ignore_errors=True)
+                settle(Path(run_dir))
+            raise
         self.accelerator.wait_for_everyone()
         if self.args.push_to_hub:
             self._push_from_checkpoint(folder)
         if self.args.should_save:
             rotate(run_dir, folder, self.args.save_total_limit, self.state.best_model_checkpoint)
+
+    def _write_checkpoint(self, model: torch.nn.Module, trial: Any, folder: Path) -> None:
+        run_dir = folder.parent
+        staged = run_dir / UNFINISHED / folder.name
+        if self.args.should_save:
+            os.makedirs(run_dir, exist_ok=True)
+            settle(run_dir)
+        self.accelerator.wait_for_everyone()
+        with self._writing_to(staged.parent):
+            super()._save_checkpoint(model, trial)
+        if not self.args.save_only_model:
+            self._save_extra_state(staged)
+        best = run_dir / f"checkpoint-{self.state.best_global_step}"
+        if self.state.best_global_step and (best == folder or best.is_dir()):
+            self.state.best_model_checkpoint = str(best)
+        self.accelerator.wait_for_everyone()
+        if self.args.should_save:
+            fields = {
+                "global_step": self.state.global_step,
+                "num_processes": self.args.world_size,
+                "resumable": not self.args.save_only_model,
+                "run": self._run,
+            }
+            write_manifest(staged, fields)
+            publish(staged, folder)
+
+    def _state_bytes(self) -> int:
+        """About how many bytes a checkpoint takes: what is trained, and the optimizer's state."""
+        optimizer: Any = self.optimizer
+        states = optimizer.state.values() if optimizer is not None else ()
+        moments = (value for state in states for value in state.values() if isinstance(value, torch.Tensor))
+        return self._trained_bytes() + sum(tensor.numel() * tensor.element_size() for tensor in moments)
+
+    def _load_best_model(self) -> None:
+        """See `Trainer`; a best checkpoint that has changed since it was saved is not loaded, which is logged."""
+        if self._best_is_whole():
+            super()._load_best_model()
+
+    def _best_is_whole(self) -> bool:
+        reasons = self._damage(str(self.state.best_model_checkpoint))
+        if reasons:
+            logger.warning(
+                "%s is damaged, and the last weights are kept instead: %s",
+                self.state.best_model_checkpoint,
+                "; ".join(reasons),
+            )
+        return not reasons
 
     @contextlib.contextmanager
     def _writing_to(self, staging: Path) -> Iterator[None]:
@@ -244,86 +360,6 @@ class DurableTrainer(PrivateSaves):
         # `train_loss` is the mean over the steps of this call only
         self._total_loss_scalar = -self._tr_loss.item()
         self._loaded_losses = None
-
-    def _write_manifest(self, staged: Path) -> None:
-        files = {
-            str(path.relative_to(staged)): path.stat().st_size for path in sorted(staged.rglob("*")) if path.is_file()
-        }
-        manifest = {
-            "global_step": self.state.global_step,
-            "num_processes": self.args.world_size,
-            "resumable": not self.args.save_only_model,
-            "files": files,
-        }
-        (staged / MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n")
-
-
-class _SaveAtSigterm(TrainerCallback):
-    """At SIGTERM, saves a checkpoint at the end of the step and stops training."""
-
-    is_asked = is_stopping = False
-    saved_step = -1
-
-    def __init__(self, trainer: DurableTrainer) -> None:
-        self.trainer = trainer
-
-    @contextlib.contextmanager
-    def caught(self) -> Iterator[None]:
-        self.is_asked = self.is_stopping = False
-        self.saved_step = -1
-        former = None
-        if threading.current_thread() is threading.main_thread():
-            former = signal.getsignal(signal.SIGTERM)
-        # None: not set from Python, so it could not be restored; ignored signals stay ignored
-        is_caught = former not in (None, signal.SIG_IGN)
-        if is_caught:
-            signal.signal(signal.SIGTERM, self._note)
-        try:
-            yield
-        except BaseException:
-            if self.is_asked:
-                logger.error("training failed after SIGTERM", exc_info=True)
-            raise
-        finally:
-            if is_caught:
-                signal.signal(signal.SIGTERM, former)
-            if self.is_asked or self.is_stopping:
-                signal.raise_signal(signal.SIGTERM)
-
-    def _note(self, signum: int, frame: Any) -> None:
-        self.is_asked = True
-
-    def _is_asked_anywhere(self) -> bool:
-        if self.trainer.args.world_size == 1:
-            return self.is_asked
-        flag = torch.tensor([float(self.is_asked)], device=self.trainer.args.device)
-        return bool(self.trainer.accelerator.reduce(flag, "sum").item())
-
-    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        self.trainer._restore_losses()
-
-    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        if not self._is_asked_anywhere():
-            return
-        self.is_stopping = True
-        logger.warning("SIGTERM: saving a checkpoint at step %d and stopping", state.global_step)
-        control.should_training_stop = True
-        if control.should_evaluate:
-            self.trainer._save_checkpoint(self.trainer.model_wrapped, trial=None)
-        control.should_save = True
-
-    def on_epoch_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        if not self.is_stopping:
-            return
-        if state.epoch % 1:
-            # the epoch was left, not finished: no evaluation or log is due
-            control.should_evaluate = control.should_log = False
-            control.should_save = self.saved_step != state.global_step
-        elif control.should_evaluate or self.saved_step != state.global_step:
-            control.should_save = True
-
-    def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        self.saved_step = state.global_step
 
 
 @contextlib.contextmanager

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
@@ -15,7 +16,7 @@ from transformers.trainer import TRAINER_STATE_NAME, TRAINING_ARGS_NAME
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, HubStrategy, SaveStrategy
 from transformers.utils.hub import PushInProgress, hf_api
 
-from hf_rlae.files import write_whole
+from hf_rlae.files import explained_if_full, write_whole
 from hf_rlae.trainers.model_cards import is_hub_id
 
 TRAINING_STATE = ("*.pt", "*.pth", "trainer_state.json", "hf_rlae_checkpoint.json")
@@ -35,6 +36,22 @@ class PrivateSaves(Trainer):
     """
 
     args: Any
+
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        """See `Trainer.save_model`.
+
+        Raises:
+            DiskFullError: the disk is full.
+        """
+        is_checkpoint = _internal_call and output_dir is not None  # whose errors tell of all of it
+        explained = explained_if_full(output_dir or self.args.output_dir, "the model", self._trained_bytes)
+        with contextlib.nullcontext() if is_checkpoint else explained:
+            super().save_model(output_dir, _internal_call)
+
+    def _trained_bytes(self) -> int:
+        """How many bytes the trained parameters take."""
+        model: Any = self.model
+        return sum(value.numel() * value.element_size() for value in model.parameters() if value.requires_grad)
 
     def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
         args, self.args = self.args, _UnsavedArguments(self.args)

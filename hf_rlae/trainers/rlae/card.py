@@ -12,7 +12,7 @@ from transformers.trainer_utils import HubStrategy
 
 from hf_rlae.ensemble import EnsembleForCausalLM
 from hf_rlae.errors import ConfigError
-from hf_rlae.files import write_whole
+from hf_rlae.files import explained_if_full, write_whole
 from hf_rlae.policies import PolicyModel
 from hf_rlae.reports import short_names
 from hf_rlae.trainers.model_cards import all_tags, is_hub_id, model_card
@@ -54,7 +54,10 @@ class PolicyPublisher(Trainer):
             super().save_model(output_dir, _internal_call)
             return
         if self.args.should_save:
-            copy.deepcopy(policy).merge_and_unload().save_pretrained(output_dir or self.args.output_dir)
+            folder = str(output_dir or self.args.output_dir)
+            merged = copy.deepcopy(policy).merge_and_unload()
+            with explained_if_full(folder, "the policy", lambda: sum(value.nbytes for value in merged.parameters())):
+                merged.save_pretrained(folder)
         if self.args.push_to_hub and not _internal_call:
             self.push_to_hub(commit_message="Model save", revision=self.args.hub_revision)
 

@@ -16,6 +16,7 @@ from hf_rlae.objectives import gae, group_relative, objectives, scatter_spans, t
 from hf_rlae.rewards.calls.resolve import RewardCalls
 from hf_rlae.rewards.weighted_sums import total_rewards
 from hf_rlae.trainers.durable.checkpoints import DurableTrainer
+from hf_rlae.trainers.durable.fingerprint import describe_adapter, describe_member, describe_model, describe_prompts
 from hf_rlae.trainers.durable.finite import FiniteTrainer
 from hf_rlae.trainers.durable.prompt_order import EpochRepeatSampler
 from hf_rlae.trainers.rlae.card import PolicyPublisher
@@ -350,6 +351,34 @@ class RLAETrainer(PolicyPublisher, RolloutTrainer, DurableTrainer, FiniteTrainer
         return 0
 
     # -- checkpoints -------------------------------------------------------------------------------------
+
+    def run_settings(self) -> dict[str, Any]:
+        """See `DurableTrainer`: how rollouts are made and used, the policy, and the members."""
+        names = ("objective", "num_generations", "steps_per_generation", "num_iterations")
+        encoder = [
+            (name, value)
+            for name, value in self.policy.named_parameters()
+            if "encoder." in name and not value.requires_grad
+        ]
+        policy = describe_model(self.policy.config, encoder)
+        policy["config"].pop("span_length")
+        return {
+            **super().run_settings(),
+            **{name: getattr(self.args, name) for name in names},
+            "policy": {**policy, "adapter": describe_adapter(self.policy)},
+            "members": [describe_member(member) for member in self.ensemble.members],
+        }
+
+    def run_notes(self) -> dict[str, Any]:
+        """See `DurableTrainer`."""
+        names = ("advantages", "temperature", "top_p", "top_k", "max_completion_length")
+        return {
+            **{name: getattr(self.args, name) for name in names},
+            "span_length": self.ensemble.config.span_length,
+            "reward_funcs": self.reward_calls.names,
+            "reward_weights": self.reward_calls.weights.tolist(),
+            "train_dataset": describe_prompts(self.train_dataset),
+        }
 
     def extra_state(self) -> dict[str, Any]:
         """See `DurableTrainer`: the rollout in use, counters and metrics."""

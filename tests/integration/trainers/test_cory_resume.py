@@ -135,24 +135,6 @@ def test_a_torn_checkpoint_is_left_out(tmp_path):
     assert_same_end(end_of(resumed), end_of(whole))
 
 
-def test_agents_of_other_names_are_refused(tmp_path):
-    """A checkpoint has no name of the first agent's adapter, but of its rollout."""
-    options = {**SAVES, "max_steps": 2, "save_steps": 1}
-    trainer_of(tmp_path, callbacks=[StopAt(1)], agent_names=["ada", "bob"], **options).train()
-    other = trainer_of(tmp_path, agent_names=["eve", "bob"], **options)
-    with pytest.raises(CheckpointError, match="has the agents ada, bob, this run has eve, bob"):
-        other.train(resume_from_checkpoint=True)
-
-
-@pytest.mark.parametrize("changed", [{"num_iterations": 1}, {"steps_per_generation": 1, "num_generations": 2}])
-def test_a_rollout_is_not_dealt_out_in_other_batches(tmp_path, changed):
-    options = {**SAVES, "max_steps": 2, "save_steps": 1}
-    trainer_of(tmp_path, callbacks=[StopAt(1)], **options).train()
-    other = trainer_of(tmp_path, **{**options, **changed})
-    with pytest.raises(CheckpointError, match=f"inside a rollout with .*{next(iter(changed))}="):
-        other.train(resume_from_checkpoint=True)
-
-
 @pytest.mark.slow
 def test_a_template_that_cannot_be_pickled(tmp_path):
     """Nor can it be written as JSON for trackers."""

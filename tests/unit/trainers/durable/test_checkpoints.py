@@ -18,15 +18,14 @@ import torch
 
 from hf_rlae.errors import CheckpointError, ConfigError
 from hf_rlae.trainers.durable.checkpoint_folders import (
-    MANIFEST,
     REPLACED,
     UNFINISHED,
     check_plain,
-    missing_parts,
     rotate,
     settle,
     whole_checkpoints,
 )
+from hf_rlae.trainers.durable.manifest import MANIFEST, missing_parts
 from tests.support.trainers import ToyTrainer, assert_equal, end_state, toy_trainer
 
 SHORT = {"max_steps": 4, "save_steps": 2, "eval_strategy": "no"}
@@ -101,7 +100,9 @@ def test_nothing_to_resume(tmp_path, caplog):
 
 def test_processes_agree_on_the_newest(out, monkeypatch):
     """One process, with its own disk, lacks the last checkpoint."""
-    monkeypatch.setattr("hf_rlae.trainers.durable.checkpoints.gather_object", lambda own: [*own, [2, 3]])
+    monkeypatch.setattr(
+        "hf_rlae.trainers.durable.checkpoints.gather_object", lambda own: [*own, [2, 3]] if own == [[2, 4]] else own
+    )
     trainer = toy_trainer(out, **{**SHORT, "max_steps": 3})
     assert trainer._checkpoint_to_resume(True) == str(out / "checkpoint-2")
 
