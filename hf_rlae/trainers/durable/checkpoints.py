@@ -69,6 +69,7 @@ class DurableTrainer(PrivateSaves):
 
     Example:
 
+    >>> from transformers import Trainer
     >>> class MyTrainer(DurableTrainer, Trainer):
     ...     num_rollouts = 0
     ...     def extra_state(self):
