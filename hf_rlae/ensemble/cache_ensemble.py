@@ -33,6 +33,8 @@ class EnsembleCache(Cache):
         trace (`Trace`): the recorded log-probabilities.
         draws (`MemberDraws` or `None`): draws the members from which tokens are sampled.
         faults (`MemberFaults` or `None`): looks for members whose logits are not finite, inside `generate`.
+        given (`list[int]` or `None`): in the first forward pass outside of `generate`, the column of the last special
+            token that begins each row; see `given_columns`.
         ended (`torch.BoolTensor` of shape `(B,)` or `None`): rows that no member can continue after the newest column.
         prompt_logps (`dict`): by member and prompt, the log-probabilities of the prompt's tokens, once they are
             computed.
@@ -58,6 +60,7 @@ class EnsembleCache(Cache):
         self.draws: MemberDraws | None = None
         self.faults: MemberFaults | None = None
         self.ended: torch.Tensor | None = None
+        self.given: list[int] | None = None
         self.prompt_logps: dict[tuple[int, tuple[int, ...]], list[float]] = {}
         self._ids: torch.Tensor | None = None
         self._mask: torch.Tensor | None = None
@@ -210,6 +213,7 @@ class EnsembleCache(Cache):
     def finish_step(self) -> None:
         """Called when `forward` has run for all columns."""
         self._seen = self.ids.shape[1]
+        self.given = None
 
     def reorder_cache(self, beam_idx: torch.Tensor) -> None:
         """Row `i` becomes the former row `beam_idx[i]`: caches, weights, readings and trace."""

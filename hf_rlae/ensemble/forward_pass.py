@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import torch
@@ -50,6 +51,32 @@ def begin_spans(
         kept = torch.ones_like(member_ids) if member_mask is None else member_mask.long()
         cache.call.set_prompts(cache, starts, member_ids.long(), kept)
     cache.begin_spans(model.config.span_length, starts)
+    if not cache.in_generate and not model.engine.has_prompt_logits:
+        cache.given = given_columns(cache, model.engine.pieces, starts)
+
+
+def given_columns(cache: EnsembleCache, pieces: Sequence[bytes | None], starts: torch.Tensor) -> list[int]:
+    """The column of the last special token that begins each row, if its completion begins there.
+
+    If tokenizers differ, special tokens have no probability. Those that begin a text (a beginning-of-text token that is
+    there twice, as tools that score whole texts make it) are not what a model has to predict: they are given, with
+    probability 1, and labels there are ignored.
+
+    Args:
+        cache (`EnsembleCache`): the text.
+        pieces (`Sequence[bytes | None]`): the bytes of every id.
+        starts (`torch.LongTensor` of shape `(B,)`): the columns where completions begin.
+
+    Returns:
+        `list[int]`: the first attended column where there is no such token after it.
+    """
+    ends = []
+    for row, start, first in zip(cache.ids.tolist(), starts.tolist(), cache.spans.firsts.tolist(), strict=True):
+        end = first
+        while start <= first and end + 1 < len(row) and pieces[row[end]] is None and pieces[row[end + 1]] is None:
+            end += 1
+        ends.append(end)
+    return ends
 
 
 def mixed_logits(
@@ -71,9 +98,16 @@ def mixed_logits(
 
 
 def label_loss(
-    engine: Engine, logits: torch.Tensor, labels: torch.Tensor, num_items: int | torch.Tensor | None
+    engine: Engine,
+    logits: torch.Tensor,
+    labels: torch.Tensor,
+    given: Sequence[int] | None,
+    num_items: int | torch.Tensor | None,
 ) -> torch.Tensor:
     """The mean negative log-probability of the labels, or the sum divided by `num_items`, as in transformers."""
+    if given is not None:
+        is_given = torch.arange(labels.shape[1]) <= torch.tensor(given)[:, None]
+        labels = labels.masked_fill(is_given.to(labels.device), -100)
     loss = nn.functional.cross_entropy(
         logits[:, :-1].float().flatten(0, 1),
         engine.to_union(labels.long())[:, 1:].flatten().to(logits.device),

@@ -333,8 +333,11 @@ class EnsembleForCausalLM(PreTrainedModel, GenerationMixin):
             logits = mixed_logits(self.config, self._states, cache, policy, keep)
         if cache.is_recording and logits.is_inference():
             logits = logits.clone()  # assisted decoding writes into the logits
+        given = cache.given
         cache.finish_step()
-        loss = None if labels is None else label_loss(self.engine, logits, labels, kwargs.get("num_items_in_batch"))
+        loss = None
+        if labels is not None:
+            loss = label_loss(self.engine, logits, labels, given, kwargs.get("num_items_in_batch"))
         output = CausalLMOutputWithPast(loss=loss, logits=logits, past_key_values=cache)
         return output.to_tuple() if return_dict is False else output
 

@@ -154,7 +154,12 @@ class ReadingsStep:
             none = torch.zeros(len(has_begun), 1, len(outputs), device=cache.ids.device)
             self._members.append(outputs)
             self._weights.append(cache.spans.weights(column, column + 1) if has_weights else none)
-        self._mixed.append(self._mix(outputs, has_begun))
+        mixed = self._mix(outputs, has_begun)
+        for row, end in enumerate(cache.given or ()):
+            if column < end and has_begun[row]:  # the next token is given
+                mixed[row] = -torch.inf
+                mixed[row, cache.ids[row, column + 1]] = 0.0
+        self._mixed.append(mixed)
 
     def _run_with_others(self, has_begun: Sequence[bool], is_wanted: bool) -> list[Distribution | None]:
         """Like `_run`; where no member with weight can continue the text, the others share the weight and run."""
