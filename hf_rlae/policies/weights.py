@@ -39,8 +39,12 @@ def ask(policy: Policy, state: PolicyState) -> PolicyOutput:
             f"the policy {name} must return weights of shape (rows, members) = {expected}, got {given}; return one row "
             "of weights per row of the batch"
         )
-    if weights.is_complex() or weights.dtype == torch.bool:
-        raise PolicyError(f"the policy {name} returned weights of dtype {weights.dtype}; return real numbers")
+    has_values = weights.layout == torch.strided and weights.device.type != "meta"
+    if weights.is_complex() or weights.dtype == torch.bool or not has_values:
+        raise PolicyError(
+            f"the policy {name} returned weights of dtype {weights.dtype} and layout {weights.layout} on "
+            f"{weights.device}; return real numbers in a dense tensor"
+        )
     tolerance = SUM_TOLERANCE if weights.dtype in (torch.float32, torch.float64) else COARSE_SUM_TOLERANCE
     weights = weights.to(device=state.device, dtype=torch.float32)
     total = weights.sum(1, keepdim=True)

@@ -209,6 +209,10 @@ def test_static_weights_for_another_number_of_members():
         (torch.tensor([[0.0, 0.0]]), "sum"),
         (torch.tensor([[0.2, 0.3, 0.5]]), "(1, 2)"),
         ("half and half", "str"),
+        (torch.tensor([[0.5 + 0j, 0.5]]), "complex64"),
+        (torch.tensor([[True, False]]), "torch.bool"),
+        (torch.full((1, 2), 0.5, device="meta"), "on meta"),
+        (torch.full((1, 2), 0.5).to_sparse(), "sparse"),
     ],
 )
 @pytest.mark.parametrize("make", [same, different], ids=["one_tokenizer", "two_tokenizers"])
