@@ -157,11 +157,11 @@ class DurableTrainer(PrivateSaves):
     def _locked_folder(self) -> Iterator[None]:
         """Inside, the main process holds the lock of `output_dir`; all processes raise if it cannot have it."""
         lock: RunLock | None = None
-        refusal: FolderInUseError | None = None
+        refusal: Exception | None = None
         if self.accelerator.is_main_process:
             try:
                 lock = RunLock(self._get_output_dir(None))
-            except FolderInUseError as error:
+            except (FolderInUseError, OSError) as error:
                 refusal = error
         for text in gather_object([refusal and str(refusal)]):
             if text is not None:
@@ -295,13 +295,6 @@ class DurableTrainer(PrivateSaves):
             }
             write_manifest(staged, fields)
             publish(staged, folder)
-
-    def _state_bytes(self) -> int:
-        """About how many bytes a checkpoint takes: what is trained, and the optimizer's state."""
-        optimizer: Any = self.optimizer
-        states = optimizer.state.values() if optimizer is not None else ()
-        moments = (value for state in states for value in state.values() if isinstance(value, torch.Tensor))
-        return self._trained_bytes() + sum(tensor.numel() * tensor.element_size() for tensor in moments)
 
     def _load_best_model(self) -> None:
         """See `Trainer`; a best checkpoint that has changed since it was saved is not loaded, which is logged."""

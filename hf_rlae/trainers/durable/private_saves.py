@@ -51,7 +51,14 @@ class PrivateSaves(Trainer):
     def _trained_bytes(self) -> int:
         """How many bytes the trained parameters take."""
         model: Any = self.model
-        return sum(value.numel() * value.element_size() for value in model.parameters() if value.requires_grad)
+        return sum(parameter.nbytes for parameter in model.parameters() if parameter.requires_grad)
+
+    def _state_bytes(self) -> int:
+        """About how many bytes a checkpoint takes: what is trained, and the optimizer's state."""
+        optimizer: Any = self.optimizer
+        states = optimizer.state.values() if optimizer is not None else ()
+        moments = (value for state in states for value in state.values() if isinstance(value, torch.Tensor))
+        return self._trained_bytes() + sum(tensor.nbytes for tensor in moments)
 
     def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
         args, self.args = self.args, _UnsavedArguments(self.args)
@@ -70,8 +77,10 @@ class PrivateSaves(Trainer):
         self._hide_best(self.args.output_dir)
 
     def _save_checkpoint(self, model: torch.nn.Module, trial: Any) -> None:
-        super()._save_checkpoint(model, trial)
-        self._hide_best(os.path.join(self._get_output_dir(trial), f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}"))
+        name = f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}"
+        with explained_if_full(self.args.output_dir, name, self._state_bytes):
+            super()._save_checkpoint(model, trial)
+            self._hide_best(os.path.join(self._get_output_dir(trial), name))
 
     def _hide_best(self, folder: str) -> None:
         """Takes the path of the best checkpoint out of a saved state, which has its step."""

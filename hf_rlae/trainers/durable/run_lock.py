@@ -46,7 +46,8 @@ class RunLock:
             logger.warning("%s cannot be locked (%s); make sure that no other run uses it", self.folder, error)
         else:
             told = {"pid": os.getpid(), "host": socket.gethostname(), "started": time.strftime("%Y-%m-%d %H:%M:%S")}
-            write_whole(self.folder / OWNER, json.dumps(told))
+            with contextlib.suppress(OSError):  # it is for messages alone; a full disk is told when something is saved
+                write_whole(self.folder / OWNER, json.dumps(told))
 
     def release(self) -> None:
         """Gives the folder back; it keeps no file of the lock."""

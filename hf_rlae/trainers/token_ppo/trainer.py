@@ -22,7 +22,7 @@ from hf_rlae.objectives.token_ppo import adapted_kl_coef, token_kls, token_rewar
 from hf_rlae.rewards.weighted_sums import total_rewards
 from hf_rlae.trainers.adapter_checks import check_adapter
 from hf_rlae.trainers.context_check import ContextCheck
-from hf_rlae.trainers.durable.finite import check_finite
+from hf_rlae.trainers.durable.finite import FiniteTrainer, check_finite
 from hf_rlae.trainers.durable.private_saves import PrivateSaves
 from hf_rlae.trainers.rewards import RewardFunc
 from hf_rlae.trainers.token_ppo.configuration_token_ppo import TokenPPOArguments, TokenPPOConfig
@@ -48,7 +48,7 @@ class _Rollout:
     old_values: torch.Tensor | None = None
 
 
-class TokenPPOTrainer(PrivateSaves, ContextCheck, GRPOTrainer):
+class TokenPPOTrainer(PrivateSaves, FiniteTrainer, ContextCheck, GRPOTrainer):
     """PPO with a value head on the last hidden state of the adapted model; generation, rewards and surrogate are TRL's.
 
     Each token has the reward `-kl_coef * (log pi - log pi_base)`, and the last token also has the reward of the
@@ -77,7 +77,7 @@ class TokenPPOTrainer(PrivateSaves, ContextCheck, GRPOTrainer):
         ConfigError: no usable `peft_config`, or `args` that are not a `TokenPPOConfig`.
         InputError: a prompt that fills the model's context.
         RewardError: a weighted sum of rewards above `hf_rlae.rewards.contract.REWARD_LIMIT`.
-        NonFiniteError: NaN or infinity in log-probabilities or values of a rollout.
+        NonFiniteError: NaN or infinity in log-probabilities or values of a rollout, in losses, gradients or parameters.
     """
 
     _tag_names = ["trl", "ppo", "hf_rlae"]  # noqa: RUF012

@@ -14,7 +14,7 @@ from transformers import OPTConfig, OPTForCausalLM
 from trl import GRPOConfig, GRPOTrainer, TrlParser
 from trl.trainer.utils import split_tensor_dict
 
-from hf_rlae.errors import CheckpointError, ConfigError, NonFiniteError, RewardError
+from hf_rlae.errors import CheckpointError, ConfigError, DiskFullError, NonFiniteError, RewardError
 from hf_rlae.trainers.token_ppo.configuration_token_ppo import TokenPPOConfig
 from hf_rlae.trainers.token_ppo.trainer import STATE, TokenPPOTrainer
 from tests.support.models import pair
@@ -397,6 +397,24 @@ def test_values_that_are_not_finite_are_named(tmp_path):
     with pytest.raises(RewardError, match="sum of rewards of sample 0 is inf"):
         rollout_of(trainer)
     assert not trainer.value_head("default").bias.any()  # a bad reward is not learned from
+
+
+def test_gradients_that_are_not_finite_are_named(tmp_path):
+    trainer = made(tmp_path)
+    trainer.value_head("default").weight.register_hook(lambda gradient: gradient * torch.nan)
+    with pytest.raises(NonFiniteError, match=r"gradients of model at step 1: .* of \S*head_default\.weight are NaN"):
+        trainer.train()
+
+
+def test_a_full_disk_is_told(tmp_path, monkeypatch):
+    trainer = made(tmp_path, save_strategy="steps", save_steps=1, max_steps=1)
+
+    def fail(*args, **kwargs):
+        raise RuntimeError("[enforce fail at inline_container.cc:672] . unexpected pos 704 vs 598")
+
+    monkeypatch.setattr(torch, "save", fail)
+    with pytest.raises(DiskFullError, match=rf"disk of {tmp_path} is full: checkpoint-1 needs about \d+ bytes"):
+        trainer.train()
 
 
 def test_a_config_needs_no_accelerator_and_reads_yaml(tmp_path):

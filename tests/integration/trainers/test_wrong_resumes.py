@@ -9,7 +9,7 @@ import shutil
 
 import pytest
 import torch
-from peft import LoraConfig
+from peft import LoraConfig, get_peft_model
 
 from hf_rlae.errors import CheckpointError
 from hf_rlae.trainers import CoryRLOOTrainer, CoryTrainer
@@ -84,6 +84,27 @@ RLAE_CHANGES = {
 
 def options_of(change):
     return {name: value() if callable(value) else value for name, value in change.items()}
+
+
+def with_adapters(seed):
+    """A member with a LoRA adapter, whose weights depend on the seed alone."""
+    given = members()
+    adapted = get_peft_model(given[1][0], cory.lora())
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for name, value in adapted.named_parameters():
+            if "lora_B" in name:
+                value.copy_(torch.randn(value.shape, generator=generator))
+            elif "lora_A" in name:
+                value.fill_(0.1)
+    return [given[0], (adapted, given[1][1])]
+
+
+def test_another_adapter_of_a_member(tmp_path):
+    rlae_trainer(tmp_path, given=with_adapters(0)).train()
+    with pytest.raises(CheckpointError, match=r"run: members\[1\]\.weights\.\S+lora_B"):
+        rlae_trainer(tmp_path, given=with_adapters(1), max_steps=2).train(resume_from_checkpoint=True)
+    rlae_trainer(tmp_path, given=with_adapters(0), max_steps=2).train(resume_from_checkpoint=True)
 
 
 @pytest.fixture(scope="module")
@@ -203,3 +224,31 @@ def test_a_description_may_gain_fields(rlae_run, tmp_path):
     trainer = rlae_trainer(out, max_steps=2)
     trainer.train(resume_from_checkpoint=True)
     assert trainer.state.global_step == 2
+
+
+DAMAGE = {
+    "missing": lambda path: path.unlink(),
+    "emptied": lambda path: path.write_bytes(b""),
+    "truncated": lambda path: path.write_bytes(path.read_bytes()[:-2]),
+    "flipped": lambda path: path.write_bytes(bytes([path.read_bytes()[0] ^ 1]) + path.read_bytes()[1:]),
+}
+
+
+@pytest.mark.parametrize("kind", ["rlae", "cory"])
+@pytest.mark.parametrize("damage", DAMAGE)
+def test_every_file_of_a_damaged_checkpoint(rlae_run, cory_run, tmp_path, caplog, kind, damage):
+    """Weights of all agents, configs, tokenizers, states: each is named, and nothing is resumed from."""
+    run, make = {"rlae": (rlae_run, rlae_trainer), "cory": (cory_run, cory_trainer)}[kind]
+    out = shutil.copytree(run, tmp_path / "out")
+    trainer = make(out)
+    files = sorted(path.relative_to(out) for path in (out / "checkpoint-1").rglob("*") if path.is_file())
+    assert len(files) > 7
+    for file in files:
+        whole = (out / file).read_bytes()
+        DAMAGE[damage](out / file)
+        caplog.clear()
+        with caplog.at_level(logging.WARNING):
+            assert trainer._checkpoint_to_resume(True) is None, file
+        assert str(file.relative_to("checkpoint-1")) in caplog.text
+        (out / file).write_bytes(whole)
+    assert trainer._checkpoint_to_resume(True) == str(out / "checkpoint-1")

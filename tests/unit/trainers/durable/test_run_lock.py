@@ -10,7 +10,7 @@ import threading
 
 import pytest
 
-from hf_rlae.errors import FolderInUseError
+from hf_rlae.errors import DiskFullError, FolderInUseError
 from hf_rlae.trainers.durable import run_lock
 from hf_rlae.trainers.durable.run_lock import LOCK, OWNER, RunLock
 from tests.support.trainers import ToyTrainer, toy_trainer
@@ -62,6 +62,20 @@ def test_a_file_system_without_locks(tmp_path, monkeypatch, caplog, error):
         trainer.train()
     assert "cannot be locked" in caplog.text
     assert trainer.state.global_step == 2
+
+
+def test_a_full_disk_does_not_keep_the_lock(tmp_path, monkeypatch):
+    """The owner's name is for messages alone."""
+
+    def fail(*args):
+        raise DiskFullError("full")
+
+    monkeypatch.setattr(run_lock, "write_whole", fail)
+    lock = RunLock(tmp_path)
+    with pytest.raises(FolderInUseError, match="of an unknown process"):
+        RunLock(tmp_path)
+    lock.release()
+    RunLock(tmp_path).release()
 
 
 class Waiting(ToyTrainer):
