@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
 from os import PathLike
@@ -13,9 +12,7 @@ from torch import nn
 from transformers import (
     GenerationConfig,
     GenerationMixin,
-    LogitsProcessorList,
     PreTrainedModel,
-    StoppingCriteriaList,
 )
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
@@ -24,17 +21,9 @@ from hf_rlae.ensemble.cache_ensemble import EnsembleCache
 from hf_rlae.ensemble.chats.member_chats import MemberChats
 from hf_rlae.ensemble.configuration_ensemble import EnsembleConfig
 from hf_rlae.ensemble.custom_generate import make_custom_generate
-from hf_rlae.ensemble.draws import MemberDraws
-from hf_rlae.ensemble.end_watch import EndWatch
 from hf_rlae.ensemble.engines.states import StateReader
-from hf_rlae.ensemble.faults import MemberFaults
 from hf_rlae.ensemble.forward_pass import begin_spans, label_loss, mixed_logits
-from hf_rlae.ensemble.generation_inputs import (
-    check_chat,
-    check_draws,
-    check_generate_inputs,
-    check_prompt_lengths,
-)
+from hf_rlae.ensemble.generation_call import begin_call
 from hf_rlae.ensemble.inputs import (
     check_cached_states,
     check_flag,
@@ -44,13 +33,11 @@ from hf_rlae.ensemble.inputs import (
 )
 from hf_rlae.ensemble.options import BuildOptions, GivenMember, LoadOptions
 from hf_rlae.ensemble.outputs import EnsembleGenerateBeamOutput, EnsembleGenerateOutput, attach_trace
-from hf_rlae.ensemble.trace import BeamWatch
+from hf_rlae.ensemble.policy_fit import check_policy_fits
 from hf_rlae.errors import ConfigError, InputError, present
 from hf_rlae.members import Member
-from hf_rlae.policies import Policy, UniformPolicy, check_is_policy, members_of, observed_tokens
+from hf_rlae.policies import Policy, UniformPolicy, observed_tokens
 from hf_rlae.vocabulary import UnionVocabulary
-
-logger = logging.getLogger(__name__)
 
 
 class EnsembleForCausalLM(PreTrainedModel, GenerationMixin):
@@ -70,6 +57,8 @@ class EnsembleForCausalLM(PreTrainedModel, GenerationMixin):
     Attributes:
         members (`tuple[Member, ...]`): the members.
         engine (`Engine`): runs the members and mixes their distributions.
+        word_beginnings (`torch.BoolTensor` of shape `(V,)`, *optional*): whether each id starts with a space, if words
+            are drawn.
 
     Raises:
         ConfigError: no members, or a policy for another number of members.
@@ -102,7 +91,7 @@ class EnsembleForCausalLM(PreTrainedModel, GenerationMixin):
         self.generation_config.cache_implementation = None  # a member's: every member makes its own cache here
         self._tokenizer = parts.tokenizer
         self._states = StateReader(self.engine, parts.tokenizer)
-        self._begins_word = self._find_word_beginnings() if config.draw == "word" else None
+        self.word_beginnings = self._find_word_beginnings() if config.draw == "word" else None
         for name in ("pad_token_id", "bos_token_id", "eos_token_id"):
             setattr(self.config, name, getattr(self.generation_config, name))
 
@@ -171,31 +160,7 @@ class EnsembleForCausalLM(PreTrainedModel, GenerationMixin):
             PolicyError: it cannot be called with a `PolicyState`, or its `pooled_tokens` is not an integer of at least
                 1.
         """
-        check_is_policy(policy)
-        wanted = members_of(policy)
-        if wanted is not None and wanted != len(self.members):
-            raise ConfigError(
-                f"policy: {type(policy).__name__} weighs {wanted} members, this ensemble has {len(self.members)}; "
-                "make the policy for that number"
-            )
-        config = getattr(policy, "config", None)
-        sizes = getattr(config, "member_hidden_sizes", None)
-        given = [member.hidden_size for member in self.members]
-        if sizes is not None and getattr(config, "observes_members", True) and list(sizes) != given:
-            raise ConfigError(
-                f"policy: member_hidden_sizes={list(sizes)}, but the hidden states of these members have the widths "
-                f"{given}; make the policy with `PolicyConfig.for_members(ensemble.members)`"
-            )
-        observed_tokens(policy)  # raises for an invalid `pooled_tokens`
-        span_length = getattr(config, "span_length", None)
-        if span_length is not None and span_length != self.config.span_length:
-            logger.warning(
-                "the policy was made for spans of %s tokens, but the spans of this ensemble have %s; build the "
-                "ensemble with span_length=%s unless this is intended",
-                span_length,
-                self.config.span_length,
-                span_length,
-            )
+        check_policy_fits(policy, self.members, self.config.span_length)
 
     @property
     def device(self) -> torch.device:
@@ -409,34 +374,13 @@ class EnsembleForCausalLM(PreTrainedModel, GenerationMixin):
         """
         given = inputs if inputs is not None else kwargs.get("input_ids")
         settings = self._prepare_generation_config(generation_config, **kwargs)[0]  # type: ignore[misc]
-        ids = check_generate_inputs(self, given, settings, kwargs)
-        wants_dict = bool(settings.return_dict_in_generate)
-        cache: EnsembleCache | None = kwargs.get("past_key_values")
-        if cache is None:
-            cache = kwargs["past_key_values"] = self.new_cache(settings.use_cache is not False, record=wants_dict)
-        check_cached_states(self.engine, cache, cache.policy_or(self.policy))
-        if not cache.is_continued:
-            check_chat(cache, kwargs)
-            check_prompt_lengths(self, cache, ids, kwargs)
-        draws = None
-        if self.config.draw is not None and cache.may_draw:
-            check_draws(settings, kwargs)
-            draws = MemberDraws(self.config.draw, self.config.draw_scope, self._begins_word)
-        beams = settings.num_beams or 1
-        repeats = max(beams, settings.num_return_sequences or 1)
-        faults = MemberFaults(self.members, int(ids.shape[1]), repeats, self.config.on_non_finite == "drop")
-        cache.begin_generate(int(ids.shape[1]), self.policy, draws, faults)
-        if self.union is not None:
-            kwargs["logits_processor"] = LogitsProcessorList([*(kwargs.get("logits_processor") or ()), EndWatch(cache)])
-        if wants_dict and beams > 1:
-            watch = BeamWatch(cache.trace, beams, len(ids))
-            kwargs["stopping_criteria"] = StoppingCriteriaList([*(kwargs.get("stopping_criteria") or ()), watch])
+        cache = begin_call(self, given, settings, kwargs)
         try:
             result = super().generate(inputs, generation_config, **kwargs)  # type: ignore[misc]
-            faults.read()
+            present(cache.faults, "the faults of a call").read()
         finally:
             cache.end_generate()
-        return attach_trace(self, result, cache) if wants_dict else result
+        return attach_trace(self, result, cache) if settings.return_dict_in_generate else result
 
     def init_continuous_batching(self, *args: Any, **kwargs: Any) -> Any:
         """Not supported: continuous batching (`generate_batch`) keeps keys and values of one model in pages.
