@@ -6,6 +6,8 @@ from .ensemble import EnsembleGenerateOutput as EnsembleGenerateOutput
 from .ensemble import EnsembleLogitsProcessor as EnsembleLogitsProcessor
 from .errors import CheckpointError as CheckpointError
 from .errors import ConfigError as ConfigError
+from .errors import DiskFullError as DiskFullError
+from .errors import FolderInUseError as FolderInUseError
 from .errors import HfRlaeError as HfRlaeError
 from .errors import InputError as InputError
 from .errors import InternalError as InternalError

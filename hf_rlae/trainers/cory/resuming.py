@@ -95,7 +95,8 @@ class ResumableRollouts(DurableTrainer):
             for batch in state["buffer"]
         ]
         self._metrics["train"] = defaultdict(list, {name: list(values) for name, values in state["metrics"].items()})
-        self._load_logs(json.loads(state["logs"]))
+        logs = state["logs"] or {}
+        self._load_logs(json.loads(logs) if isinstance(logs, str) else logs)  # earlier versions saved no JSON
 
     def _load_logs(self, logs: dict[str, Any]) -> None:
         for name, values in logs.items():

@@ -119,6 +119,15 @@ def test_logs_are_saved_as_what_can_be_saved():
     assert found == {"prompt": ["a", [{"role": "user", "content": "b"}]], "extra": {"c": [str(odd), 1.5, None]}}
 
 
+@pytest.mark.parametrize("logs", [None, {"prompt": ["a"], "extra": {"score": [0.5]}}, "{}"])
+def test_tables_of_earlier_versions(tmp_path, logs):
+    """They had no JSON, and the states had names of agents and sizes of batches, which the manifest has now."""
+    trainer = trainer_of(tmp_path)
+    former = {"agents": ["agent-1", "agent-2"], "batches": {"num_iterations": 2}}
+    trainer.load_extra_state({**trainer.extra_state(), **former, "logs": logs})
+    assert list(trainer._logs["prompt"]) == (["a"] if isinstance(logs, dict) else [])
+
+
 def test_a_torn_checkpoint_is_left_out(tmp_path):
     """Even if the second agent's file is the incomplete one."""
     options = {**SAVES, "max_steps": 3, "save_steps": 1}
