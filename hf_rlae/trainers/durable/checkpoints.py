@@ -125,7 +125,7 @@ class DurableTrainer(PrivateSaves):
     @functools.cached_property
     def _run(self) -> dict[str, Any]:
         described = {"settings": self.run_settings(), "notes": self.run_notes()}
-        plain: dict[str, Any] = json.loads(json.dumps(described))
+        plain: dict[str, Any] = json.loads(json.dumps(described, default=str))
         return plain
 
     def train(

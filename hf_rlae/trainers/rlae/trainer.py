@@ -365,6 +365,7 @@ class RLAETrainer(PolicyPublisher, RolloutTrainer, DurableTrainer, FiniteTrainer
         return {
             **super().run_settings(),
             **{name: getattr(self.args, name) for name in names},
+            "trainer": RLAETrainer.__name__,
             "policy": {**policy, "adapter": describe_adapter(self.policy)},
             "members": [describe_member(member) for member in self.ensemble.members],
         }

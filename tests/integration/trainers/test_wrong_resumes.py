@@ -176,6 +176,13 @@ def test_another_run_of_cory(cory_run, tmp_path, change):
     assert trainer.state.global_step == 0
 
 
+def test_a_checkpoint_of_another_trainer(rlae_run, cory_run, tmp_path):
+    with pytest.raises(CheckpointError, match="trainer: 'GRPOTrainer' saved, 'RLAETrainer' given"):
+        rlae_trainer(tmp_path).train(resume_from_checkpoint=str(cory_run / "checkpoint-1"))
+    with pytest.raises(CheckpointError, match="trainer: 'RLAETrainer' saved, 'GRPOTrainer' given"):
+        cory_trainer(tmp_path).train(resume_from_checkpoint=str(rlae_run / "checkpoint-1"))
+
+
 def options_of_cory(change):
     return {name: value() if name == "given" else value for name, value in change.items()}
 
