@@ -10,6 +10,7 @@ from typing import Any
 from transformers import GenerationConfig
 
 from hf_rlae.members import Member
+from hf_rlae.vocabulary import are_token_ids
 
 logger = logging.getLogger(__name__)
 
@@ -44,10 +45,13 @@ def saved_generation_config(ensemble: Any, source: str, options: dict[str, Any])
     except OSError:
         return ensemble.generation_config
     except Exception as error:  # transformers refuses contradictions
-        logger.warning(
-            "the saved generation config is ignored: %s", str(error).splitlines()[0] if str(error) else error
-        )
+        logger.warning("the saved generation config is ignored: %s", str(error).strip().partition("\n")[0])
         return ensemble.generation_config
+    for name in ("bos_token_id", "pad_token_id", "eos_token_id"):
+        value, own = getattr(saved, name), getattr(ensemble.generation_config, name)
+        if not are_token_ids(value, ensemble.config.vocab_size):
+            logger.warning("the saved generation config has %s=%r, which is no id: %s is used", name, value, own)
+            setattr(saved, name, own)
     return without_extremes(saved, ensemble.members)
 
 

@@ -27,7 +27,7 @@ from hf_rlae.ensemble.tokenizer_ensemble import EnsembleTokenizer, shared_tokeni
 from hf_rlae.errors import ConfigError, HfRlaeError, MemberError, PolicyError, nearest
 from hf_rlae.hub_ids import is_repo_id
 from hf_rlae.members import Member, choose_runner
-from hf_rlae.members.model_files import load_whole
+from hf_rlae.members.model_files import load_whole, tokenizer_failures
 from hf_rlae.policies import Policy, policies
 from hf_rlae.vocabulary import ByteVocabulary, UnionVocabulary, choose_normalization, same_vocabulary
 
@@ -208,12 +208,14 @@ def _assemble_different(config: EnsembleConfig, members: Sequence[Member], table
             None,
         )
         if known is None:
-            known = ByteVocabulary(member.tokenizer, member.vocab_size)
+            with tokenizer_failures(f"member {member.name}"):
+                known = ByteVocabulary(member.tokenizer, member.vocab_size)
         vocabularies.append(known)
     names = [member.name for member in members]
     form = choose_normalization(config.normalizes, vocabularies, names)
     union = UnionVocabulary(vocabularies)
-    tokenizer = EnsembleTokenizer(union, [member.tokenizer for member in members], names, vocabularies, form)
+    with tokenizer_failures(f"member {first.name}"):
+        tokenizer = EnsembleTokenizer(union, [member.tokenizer for member in members], names, vocabularies, form)
     engine = ReadingsEngine(
         members,
         vocabularies,
@@ -352,7 +354,7 @@ def _load_policy(source: Any, saved: dict[str, Any], hub_kwargs: dict[str, Any])
     inside = hub_kwargs.get("subfolder") or ""
     options = {**hub_kwargs, "subfolder": f"{inside}/{POLICY_FOLDER}" if inside else POLICY_FOLDER}
     kind = settings.get("model_type")
-    if kind not in CONFIG_MAPPING:
+    if not isinstance(kind, str) or kind not in CONFIG_MAPPING:
         raise ConfigError(
             f"the ensemble was saved with a policy of model_type={kind!r}, which transformers does not know: import "
             "the module that registers it (`AutoConfig.register`, `AutoModel.register`), or pass `policy=`"

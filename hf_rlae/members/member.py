@@ -14,10 +14,10 @@ from torch import nn
 from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from hf_rlae.errors import ConfigError, MemberError, TokenizerError
-from hf_rlae.members.model_files import load_model, load_tokenizer, tokenizer_panics
+from hf_rlae.members.model_files import load_model, load_tokenizer, tokenizer_failures
 from hf_rlae.members.recurrence import Recurrence, find_recurrence
 from hf_rlae.sharing import SharedInCopies
-from hf_rlae.vocabulary import token_ids
+from hf_rlae.vocabulary import are_token_ids, token_ids
 
 logger = logging.getLogger(__name__)
 
@@ -223,7 +223,7 @@ class Member(SharedInCopies):
 
     def _check_tokenizer(self) -> None:
         backend = getattr(self.tokenizer, "backend_tokenizer", None)
-        with tokenizer_panics(f"member {self.name}"):
+        with tokenizer_failures(f"member {self.name}"):
             for character in _RUNS:  # a regular expression that backtracks without end fails on one of these
                 (self.tokenizer.tokenize if backend is None else backend.encode)(64 * character + "!")
         highest = max(self.tokenizer.get_vocab().values(), default=-1)
@@ -278,6 +278,13 @@ class Member(SharedInCopies):
             return tuple(sorted(set(given))), ()
         declared: set[int] = set()
         for holder in (self.generation_config, self.model.config, self.tokenizer):
+            for name in ("bos_token_id", "pad_token_id", "eos_token_id"):
+                value = getattr(holder, name, None)
+                if not are_token_ids(value):
+                    raise MemberError(
+                        f"member {self.name} has {name}={value!r} in its {type(holder).__name__}, which is no id; its "
+                        "files are damaged. Set the id, or load another checkpoint"
+                    )
             declared.update(token_ids(getattr(holder, "eos_token_id", None)))
         special = set(self.tokenizer.all_special_ids)
         special.update(i for i, token in getattr(self.tokenizer, "added_tokens_decoder", {}).items() if token.special)

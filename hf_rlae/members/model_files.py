@@ -59,7 +59,7 @@ def load_tokenizer(source: str, **options: Any) -> Any:
     """
     options = {"trust_remote_code": False, **options}
     adapter = _find_adapter(source, None, options)
-    with readable(source, f"member {source}"), tokenizer_panics(f"member {source}"):
+    with readable(source, f"member {source}"), tokenizer_failures(f"member {source}"):
         try:
             return AutoTokenizer.from_pretrained(source, **options)
         except (OSError, ValueError):
@@ -238,16 +238,16 @@ def readable(source: str, owner: str, failure: type[HfRlaeError] = MemberError) 
 
 
 @contextmanager
-def tokenizer_panics(owner: str) -> Iterator[None]:
-    """Turns a panic of the tokenizers library, which is no `Exception`, into a `TokenizerError`."""
+def tokenizer_failures(owner: str) -> Iterator[None]:
+    """Turns errors of the tokenizers library into a `TokenizerError`: panics, which are no `Exception`, and others."""
     try:
         yield
     except BaseException as error:
-        if type(error).__name__ != "PanicException":
+        if type(error).__name__ != "PanicException" and type(error) is not Exception:
             raise
         raise TokenizerError(
-            f"the tokenizer of {owner} fails: {_first_line(error)} A regular expression in its tokenizer.json cannot "
-            "be used"
+            f"the tokenizer of {owner} fails: {_first_line(error)} Its tokenizer.json (often a regular "
+            "expression in it) cannot be used"
         ) from error
 
 

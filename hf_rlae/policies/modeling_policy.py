@@ -13,7 +13,7 @@ from transformers import AutoModel, AutoTokenizer, PreTrainedConfig, PreTrainedM
 from transformers import initialization as init
 
 from hf_rlae.errors import ConfigError, PolicyError
-from hf_rlae.members.model_files import load_whole, readable, tokenizer_panics
+from hf_rlae.members.model_files import load_whole, readable, tokenizer_failures
 from hf_rlae.policies.actions import Actions
 from hf_rlae.policies.configuration_policy import PolicyConfig, readable_tokens
 from hf_rlae.policies.heads import MAX_SCORE_AT_START, Heads, Score
@@ -116,7 +116,7 @@ class PolicyModel(PreTrainedModel):
         else:
             # transformers' default is the dtype of the files; in half precision Adam's small steps would be lost
             owner = f"encoder {encoder}"
-            with readable(encoder, owner, ConfigError), tokenizer_panics(owner):
+            with readable(encoder, owner, ConfigError), tokenizer_failures(owner):
                 options: dict[str, Any] = {"may_miss": ("pooler.",), "dtype": torch.float32}
                 model, _ = load_whole(AutoModel.from_pretrained, encoder, owner, ConfigError, **options)
                 tokenizer = AutoTokenizer.from_pretrained(encoder, trust_remote_code=False)
@@ -148,7 +148,7 @@ class PolicyModel(PreTrainedModel):
         def load(name: Any, **options: Any) -> Any:
             return super(PolicyModel, cls).from_pretrained(name, *args, **options)
 
-        with readable(source, owner, PolicyError), tokenizer_panics(owner):
+        with readable(source, owner, PolicyError), tokenizer_failures(owner):
             policy, info = load_whole(load, source, owner, PolicyError, **kwargs)
             if policy.config.observes_text and policy.tokenizer is None:
                 options = {name: kwargs[name] for name in _HUB_OPTIONS if name in kwargs}
@@ -246,7 +246,7 @@ class PolicyModel(PreTrainedModel):
                     "`PolicyModel(config, tokenizer)` with the encoder's"
                 )
             options: dict[str, Any] = {"max_length": self.config.max_text_tokens, "return_tensors": "pt"}
-            with tokenizer_panics(type(self).__name__):
+            with tokenizer_failures(type(self).__name__):
                 encoded = self.tokenizer(state.text, padding=True, truncation=True, **options)
             ids, mask = encoded["input_ids"].long(), encoded["attention_mask"].long()
             if not ids.shape[1]:

@@ -2,7 +2,7 @@
 
 from hf_rlae.vocabulary.alignment import Alignment, Boundary, Canonical, TailMap, Target
 from hf_rlae.vocabulary.round_trip import Form, check_round_trip, choose_normalization
-from hf_rlae.vocabulary.special_ids import token_ids
+from hf_rlae.vocabulary.special_ids import are_token_ids, token_ids
 from hf_rlae.vocabulary.token_bytes import ByteVocabulary
 from hf_rlae.vocabulary.union import OUTSIDE, UnionVocabulary, same_vocabulary
 
@@ -16,6 +16,7 @@ __all__ = [
     "TailMap",
     "Target",
     "UnionVocabulary",
+    "are_token_ids",
     "check_round_trip",
     "choose_normalization",
     "same_vocabulary",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import Any
 
 
 def token_ids(value: int | Iterable[int] | None) -> list[int]:
@@ -22,3 +23,21 @@ def token_ids(value: int | Iterable[int] | None) -> list[int]:
     if value is None:
         return []
     return [value] if isinstance(value, int) else list(value)
+
+
+def are_token_ids(value: Any, vocab_size: int | None = None) -> bool:
+    """Whether a value is what a config may store as ids: `None`, an `int`, or a list of `int`.
+
+    Args:
+        value: of any type.
+        vocab_size (`int`, *optional*): the number of ids, if ids must also exist.
+
+    Example:
+
+    >>> are_token_ids([2, 3]), are_token_ids("</s>"), are_token_ids(7, vocab_size=5)
+    (True, False, False)
+    """
+    ids = value if isinstance(value, list | tuple) else [] if value is None else [value]
+    return all(
+        isinstance(i, int) and not isinstance(i, bool) and (vocab_size is None or 0 <= i < vocab_size) for i in ids
+    )

@@ -191,6 +191,7 @@ NO_ENSEMBLES = {
     "no members": (lambda f: write_config_text(f, members=[]), "names no members"),
     "another model": (lambda f: write_config_text(f, model_type="llama"), "model_type='llama'.*from_members"),
     "an unknown policy": (lambda f: write_config_text(f, policy={"name": "statics"}), "did you mean 'static'"),
+    "a policy of no kind": (lambda f: write_config_text(f, policy={"model_type": [3]}), r"model_type=\[3\]"),
     "settings of no policy": (
         lambda f: write_config_text(f, policy={"name": "static", "weight": [1]}),
         "the policy with which the ensemble was saved cannot be made",
@@ -282,6 +283,20 @@ def test_a_saved_generation_config_that_cannot_be_used(tmp_path, caplog, text):
     folder = write_config(tmp_path / "ensemble", members=["./a"])
     (folder / "generation_config.json").write_text(text)
     assert from_pretrained(folder).generation_config.max_new_tokens is None
+
+
+@pytest.mark.parametrize("value", ["x", 1.5, [None], 10**6, -1, True])
+def test_saved_ids_that_are_none(tmp_path, caplog, value):
+    """In the ensemble's generation config its own ids are used; a member with such ids is damaged."""
+    save_member(tmp_path / "ensemble" / "a")
+    folder = write_config(tmp_path / "ensemble", members=["./a"])
+    (folder / "generation_config.json").write_text(json.dumps({"eos_token_id": value}))
+    assert from_pretrained(folder).generation_config.eos_token_id == 0
+    assert "which is no id: 0 is used" in caplog.text
+    (folder / "a" / "generation_config.json").write_text(json.dumps({"eos_token_id": value}))
+    if not isinstance(value, int) or isinstance(value, bool):
+        with pytest.raises(MemberError, match=r"eos_token_id=.* in its GenerationConfig, which is no id"):
+            from_pretrained(folder)
 
 
 def test_options_reach_the_members(folders, tmp_path, monkeypatch):
