@@ -160,10 +160,13 @@ class EnsembleTokenizer(MemberChats, PreTrainedTokenizerFast):
         is_plain = text_pair is None and not kwargs.get("is_split_into_words")
         if is_plain and (self.split_special_tokens if split is None else split):
             texts = [text] if isinstance(text, str) else list(text)
-            chats = [self.chats.recognised(entry) for entry in texts]
-            if any(chat is not None for chat in chats) or any(map(self._vocabulary.is_split, texts)):
+            chats = [self.chats.recognised(entry) if isinstance(entry, str) else None for entry in texts]
+            if any(chat is not None or self._is_awkward(entry) for chat, entry in zip(chats, texts, strict=True)):
                 return self._encode_rows(texts, chats, isinstance(text, str), kwargs)
         return super()._encode_plus(text=text, text_pair=text_pair, **kwargs)
+
+    def _is_awkward(self, text: Any) -> bool:
+        return isinstance(text, str) and self._vocabulary.is_awkward(text)
 
     def _encode_rows(
         self, texts: Sequence[str], chats: Sequence[Chat | None], is_single: bool, kwargs: dict[str, Any]
@@ -175,13 +178,13 @@ class EnsembleTokenizer(MemberChats, PreTrainedTokenizerFast):
         rows: Any = []
         for text, chat in zip(texts, chats, strict=True):
             ids = self.chats.first_ids(chat) if chat is not None else None
-            if chat is None and self._vocabulary.is_split(text):
+            if chat is None and self._is_awkward(text):
                 ids = list(self._vocabulary.text_ids(text.encode("utf-8", "surrogatepass")))
             if ids is None:
-                encoded = super()._encode_plus(
-                    text=text, add_special_tokens=has_start, split_special_tokens=chat is None, verbose=False
-                )
-                ids = list(encoded["input_ids"])
+                # two backends, because transformers switches the reading of control tokens on and off in a backend
+                encode = super()._encode_plus if chat is None else self.member_tokenizers[0]
+                options = {"add_special_tokens": has_start, "split_special_tokens": chat is None, "verbose": False}
+                ids = list(encode(text=text, **options)["input_ids"])
             elif has_start:
                 ids = [*self._vocabulary.start_ids, *ids]
             if is_cut and max_length is not None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import re
 from bisect import bisect_left
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from tokenizers import AddedToken, Tokenizer
@@ -15,7 +15,7 @@ from hf_rlae.errors import TokenizerError
 from hf_rlae.sharing import SharedInCopies
 from hf_rlae.vocabulary.spelling import Spelling
 
-_CONTEXTS = ("a {} b", "a{}b", "{0}{0}")
+_CONTEXTS = ("a {} b", "a{}b", "{0}{0}", "a{} b", "a {}b", "a\n{}\nb", "! {} !")
 """Texts in which an added token must leave its neighbours unchanged."""
 
 _SHORT = 16
@@ -102,8 +102,8 @@ class ByteVocabulary(SharedInCopies):
         self.start_ids = self._find_start_ids()
         self.apart = self._tokens_that_change_text()
         self.backend.add_special_tokens([AddedToken(token, special=True) for token in self.apart])
-        longest_first = sorted(self.apart, key=len, reverse=True)
-        self._apart = re.compile(f"({'|'.join(map(re.escape, longest_first))})") if self.apart else None
+        self._apart = _any_of(self.apart)
+        self._awkward = _any_of([*self.apart, *self._strings_that_change(tokenizer)])
 
     def _read_pieces(self, tokenizer: PreTrainedTokenizerBase) -> tuple[list[bytes | None], frozenset[int], set[int]]:
         """The bytes of every id, the ids without bytes, and the ids that are byte-fallback tokens."""
@@ -167,9 +167,19 @@ class ByteVocabulary(SharedInCopies):
                 found[token.content] = i
         return found
 
-    def is_split(self, text: str) -> bool:
-        """Whether `text` contains a token of `apart`."""
-        return self._apart is not None and self._apart.search(text) is not None
+    def _strings_that_change(self, tokenizer: PreTrainedTokenizerBase) -> list[str]:
+        """Strings that the tokenizer itself does not read as their characters, such as `▁` for a space.
+
+        Unigram models find the names of special tokens in texts, because these are pieces of the model.
+        """
+        added = self.backend.get_added_tokens_decoder().values()
+        names = {token.content for token in added if token.special} - set(self.apart) | {*tokenizer.all_special_tokens}
+        replaced = {old for old, _ in Spelling(self.backend).replacements}
+        return [text for text in names | replaced if not self.spells(self.encode_text(f"a{text}b"), f"a{text}b")]
+
+    def is_awkward(self, text: str) -> bool:
+        """Whether the tokenizer itself may change `text`, or write control tokens for it; `text_ids` does not."""
+        return self._awkward is not None and self._awkward.search(text) is not None
 
     def range_of(self, prefix: bytes) -> tuple[int, int]:
         """The range `lo, hi` in `sorted_ids` of the tokens that start with `prefix` and are longer."""
@@ -274,7 +284,7 @@ class ByteVocabulary(SharedInCopies):
             text = raw.decode("utf-8")
         except UnicodeDecodeError:
             return self._longest_match(raw)
-        if self.is_split(text) and self._apart is not None:
+        if self._apart is not None:
             parts = self._apart.split(text)
             return tuple(
                 i for part in parts if part for i in ([self.apart[part]] if part in self.apart else self._inside(part))
@@ -326,3 +336,9 @@ class ByteVocabulary(SharedInCopies):
             ids.append(self.ids_of[raw[at : at + step[1]]][0])
             at += step[1]
         return tuple(ids)
+
+
+def _any_of(texts: Iterable[str]) -> re.Pattern[str] | None:
+    """Matches any of the strings, the longest first, as a group."""
+    longest_first = sorted(texts, key=len, reverse=True)
+    return re.compile(f"({'|'.join(map(re.escape, longest_first))})") if longest_first else None

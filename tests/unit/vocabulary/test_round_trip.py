@@ -101,6 +101,8 @@ ADDED = {
     "a space inside": AddedToken("<a tok>", special=False),
     "accents": AddedToken("hôtel", special=False),
     "spaces": AddedToken("    ", special=False, normalized=True),
+    "spaces and lstrip": AddedToken("  ", special=False, lstrip=True),
+    "spaces and rstrip": AddedToken("  ", special=False, rstrip=True),
     "a part of a word": AddedToken("og", special=False, single_word=True),
 }
 
@@ -112,7 +114,8 @@ def test_added_tokens_swallow_nothing(name, build):
     token = ADDED[name]
     vocabulary = ByteVocabulary(changed(build(), lambda backend: backend.add_tokens([token])))
     check_round_trip(vocabulary, "member 0")
-    for text in (f"a {token.content} b", f"a{token.content}b", f"  {token.content}  ", token.content * 2):
+    contexts = ("a {} b", "a{}b", "! {} !", "  {}  ", "{0}{0}", "a {}b", "\n\n{} \t", "the{} dog")
+    for text in (context.format(token.content) for context in contexts):
         raw = vocabulary.representable(text.encode())
         found = vocabulary.to_bytes(vocabulary.text_ids(raw))
         assert found in (raw, b" " + raw)

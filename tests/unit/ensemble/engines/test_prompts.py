@@ -83,13 +83,20 @@ def prompts_of(ensemble, text, **options):
 def test_names_of_control_tokens_are_text_for_every_member(names, text):
     """Law: every member reads exactly the text, behind the beginning that its own tokenizer adds."""
     ensemble = ensemble_of(*names)
-    if names[0] == "instruct":
-        text = text.replace("▁", "_")  # as first member it reads ▁ as a space, and so do the others
     for vocabulary, prompt in zip(ensemble.engine.vocabularies, prompts_of(ensemble, text), strict=True):
         assert prompt[: len(vocabulary.start_ids)] == vocabulary.start_ids
         own = prompt[len(vocabulary.start_ids) :]
         assert not set(own) & vocabulary.special_ids
         assert vocabulary.to_bytes(own) in (text.encode(), b" " + text.encode())
+
+
+def test_names_in_the_vocabulary_of_a_unigram_model_are_text():
+    """As first member too: a Unigram model finds the names of its special tokens in texts."""
+    ensemble = ensemble_of("unigram", "byte_level_bpe")
+    ids = ensemble.tokenizer("the </s> dog")["input_ids"]
+    assert unigram().eos_token_id in unigram()("the </s> dog", split_special_tokens=True)["input_ids"]
+    assert unigram().eos_token_id not in ids
+    assert unigram().eos_token_id in ensemble.tokenizer("the </s>", split_special_tokens=False)["input_ids"]
 
 
 @pytest.mark.parametrize("text", [text for text in STRINGS if text.isascii()], ids=ascii)
