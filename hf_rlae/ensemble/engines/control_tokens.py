@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from hf_rlae.ensemble.chats.control_strings import ControlStrings
 from hf_rlae.members import Member
@@ -32,6 +32,8 @@ class ControlTokens:
         self._begin = first.tokenizer.bos_token_id
         self._silent = {first.tokenizer.pad_token_id, first.tokenizer.unk_token_id}
         self._known: dict[tuple[int, int], int | None] = {}
+        self._only_in_prompts = frozenset(strings[0].names) - self._ends - self._silent - {self._begin}
+        self._has_warned = False
 
     def separates(self, i: int) -> bool:
         """Whether the id `i` ends or begins a text."""
@@ -45,6 +47,17 @@ class ControlTokens:
                 self._warn(index, i)
             self._known[index, i] = found
         return self._known[index, i]
+
+    def check_completion(self, ids: Iterable[int]) -> None:
+        """Logs a warning, once, for control tokens in a completion, where members read text only."""
+        found = set() if self._has_warned else self._only_in_prompts.intersection(ids)
+        if found:
+            self._has_warned = True
+            logger.warning(
+                "input_ids has the control token %r inside a completion, where no member reads it; if it belongs to "
+                "the prompt, pass prompt_length, or labels that are -100 on the prompt",
+                self._name(min(found)),
+            )
 
     def _find(self, index: int, i: int) -> int | None:
         member = self.members[index]

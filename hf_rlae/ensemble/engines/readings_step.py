@@ -72,6 +72,9 @@ class ReadingsStep:
         """See `EngineStep`; reads the columns, and yields a query whenever a span begins."""
         cache, first, total = self.cache, self.call.num_read, self.cache.ids.shape[1]
         text = cache.ids[:, first:].tolist()
+        if not cache.in_generate:
+            for row, end in zip(text, self.prompt_ends, strict=True):
+                self.engine.encoder.control.check_completion(row[max(end + 1 - first, 0) :])
         mask = None
         if cache.mask is not None and not (cache.in_generate and first >= int(cache.spans.starts[0])):
             mask = cache.mask[:, first:].tolist()

@@ -2,19 +2,35 @@
 
 from __future__ import annotations
 
+import os
 import random
+import unicodedata
 from functools import cache
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tokenizers import AddedToken, decoders, normalizers, pre_tokenizers
 
 from hf_rlae import EnsembleForCausalLM, StaticPolicy
+from hf_rlae.errors import TokenizerError
 from hf_rlae.members import BatchRunner, Member, ReadingsRun, Update
 from hf_rlae.vocabulary import Alignment, ByteVocabulary, UnionVocabulary
 from tests.support.models import pair
-from tests.support.tokenizers import LOSSLESS, byte_level_bpe, raw_bytes, sentencepiece_bpe
+from tests.support.tokenizers import (
+    LOSSLESS,
+    byte_level_bpe,
+    changed,
+    chatml,
+    instruct,
+    lower_casing,
+    raw_bytes,
+    sentencepiece_bpe,
+)
+
+STRINGS = int(os.environ.get("HF_RLAE_STRINGS", "25"))
+"""Number of texts for every tokenizer; the nightly run sets it to 2500."""
 
 RANGES = [
     (0x20, 0x7E),  # ASCII
@@ -42,6 +58,8 @@ ODD = [
     "<s>",
     "</s>",
 ]
+CONTROL = ["<|im_end|>", "<|im_start|>", "<|endoftext|>", "<unk>", "<eos>", "[INST]", "<0x41>", "<tok>", " <tok> "]
+CHANGED = ["e\u0301", "\u212b", "ﬁ", "①", "Ａ", "``", "\u00a0", "\u3000", "hôtel", "T", "Once upon"]
 
 
 def random_text(rng: random.Random) -> str:
@@ -170,3 +188,87 @@ def test_lone_continuation_bytes():
     union = ensemble.union
     ids = [union.id_of[bytes([byte])] for byte in b"a\x80\xe2\x82\xacz\xf0\x9f\x98\x80"]
     assert ensemble.tokenizer.decode(ids) == "a\ufffd€z😀"
+
+
+# The prompts of members, for tokenizers of many kinds
+
+
+def _normaliser(normalizer):
+    def change(backend):
+        own = backend.normalizer
+        backend.normalizer = normalizer if own is None else normalizers.Sequence([normalizer, own])
+
+    return change
+
+
+def _metaspace(scheme):
+    def change(backend):
+        backend.normalizer = None
+        backend.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme=scheme, split=False)
+        strip = decoders.Strip(" ", 1, 0)
+        backend.decoder = decoders.Sequence(
+            [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), strip]
+        )
+
+    return change
+
+
+def _added(**options):
+    return lambda backend: backend.add_tokens([AddedToken(word, **options) for word in ("<tok>", "hôtel", "  ")])
+
+
+CHANGES = {
+    "NFC": _normaliser(normalizers.NFC()),
+    "NFKC": _normaliser(normalizers.NFKC()),
+    "NFD": _normaliser(normalizers.NFD()),
+    "Strip": _normaliser(normalizers.Strip()),
+    "StripAccents": _normaliser(normalizers.StripAccents()),
+    "Lowercase": _normaliser(normalizers.Lowercase()),
+    "Replace": _normaliser(normalizers.Replace("``", '"')),
+    "Nmt": _normaliser(normalizers.Nmt()),
+    "added": _added(),
+    "added, lstrip": _added(lstrip=True),
+    "added, rstrip": _added(rstrip=True),
+    "added, special": _added(lstrip=True, rstrip=True, special=True),
+    "added, not normalised": _added(normalized=False),
+    "added, whole words": _added(single_word=True),
+}
+BASES = ("byte_level_bpe", "sentencepiece_bpe", "wordpiece")
+MANY = {
+    **LOSSLESS,
+    "chatml": chatml,
+    "instruct": instruct,
+    "lower_casing": lower_casing,
+    **{f"Metaspace {scheme}": (sentencepiece_bpe, _metaspace(scheme)) for scheme in ("always", "first", "never")},
+    **{f"{base}, {name}": (LOSSLESS[base], change) for base in BASES for name, change in CHANGES.items()},
+}
+REFUSED = ("lower_casing", *(f"{base}, {name}" for base in BASES for name in list(CHANGES)[1:8]))
+
+
+@pytest.mark.parametrize("position", [0, 1])
+@pytest.mark.parametrize("name", MANY)
+def test_every_member_reads_the_text_of_the_prompt(name, position):
+    """Law: a text survives in every member's prompt and gives no control tokens, or the tokenizer is refused."""
+    tokenizer = MANY[name]() if callable(MANY[name]) else changed(MANY[name][0](), MANY[name][1])
+    other = byte_level_bpe() if name == "raw_bytes" else raw_bytes()
+    members = [pair("llama", 0, tokenizer, num_hidden_layers=1), pair("llama", 1, other, num_hidden_layers=1)]
+    if position:
+        members.reverse()
+    if name in REFUSED:
+        with pytest.raises(TokenizerError, match="loses text"):
+            EnsembleForCausalLM.from_members(members)
+        return
+    ensemble = EnsembleForCausalLM.from_members(members)
+    rng = random.Random(f"{name} {position}")
+    for _ in range(STRINGS):
+        text = random_text(rng) + "".join(rng.sample(CONTROL + CHANGED, 2)) + random_text(rng)
+        wanted = unicodedata.normalize("NFC", text) if name.endswith(", NFC") else text
+        ids = ensemble.tokenizer(text)["input_ids"]
+        prompts = ensemble.engine.encoder(ids)
+        for vocabulary, prompt in zip(ensemble.engine.vocabularies, prompts, strict=True):
+            own = prompt[len(vocabulary.start_ids) :]
+            wanted = vocabulary.representable(wanted.encode()).decode()  # others cannot see what the first skips
+            assert vocabulary.to_bytes(own).strip(b" ") == wanted.encode().strip(b" ")
+            assert not set(own) & (vocabulary.special_ids - {ensemble.members[0].tokenizer.unk_token_id})
+        if name not in ("unigram", "characters"):
+            assert ensemble.tokenizer.decode(ids, skip_special_tokens=True).strip(" ") == wanted.strip(" ")

@@ -204,6 +204,20 @@ def test_the_host_of_the_processor_passes_control_tokens_on():
     assert named(processor.ensemble, 1, read[0][0].tolist()) == "<s> a</s>b"
 
 
+def test_control_tokens_in_a_scored_completion_are_logged(caplog):
+    """`forward` without a prompt's length takes control tokens for part of the completion, which has text only."""
+    ensemble = EnsembleForCausalLM.from_members([pair("llama", 0, chatml()), pair("llama", 1, instruct())])
+    ids = torch.tensor([chatml()("<|im_start|>user\na<|im_end|>\n<|im_start|>assistant\nb<|im_end|>")["input_ids"]])
+    length = ids.shape[1] - 2
+    with torch.no_grad(), caplog.at_level(logging.WARNING):
+        ensemble(ids, prompt_length=length)
+        assert not caplog.records
+        ensemble(ids)
+        ensemble(ids)
+    messages = [record.getMessage() for record in caplog.records]
+    assert sum("control token '<|im_start|>' inside a completion" in message for message in messages) == 1
+
+
 # Unicode forms
 
 
