@@ -6,7 +6,7 @@ import json
 import re
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any
 
@@ -21,32 +21,42 @@ _WEIGHT_FILES = (".safetensors", ".bin", ".gguf", ".pt", ".pth")
 _COUNTS = re.compile(r"(^(num|n)_|layers?$|depth$)")
 _BYTES_PER_COUNT = 64
 """What is counted in a config (layers, experts, members) has at least this many bytes of weights each."""
+_MOST_UNSEEN = 10**6
 
 _ELEMENTS_PER_BYTE = 2
 """Weights have a byte or more per element; tied weights are declared twice."""
 _PACKED_ELEMENTS_PER_BYTE = 16
+
+_UNREADABLE = (ValueError, KeyError, AttributeError, TypeError, RecursionError)
 
 Fail = Callable[[str], HfRlaeError]
 """Makes the error for a reason, with the name of the owner."""
 
 
 def weight_bytes(folder: Path) -> int:
-    """The size of the weight files in a folder, without its subfolders."""
-    return sum(path.stat().st_size for path in folder.iterdir() if path.suffix in _WEIGHT_FILES and path.is_file())
+    """The size of the weight files in a folder, and of those in its subfolders that an index of shards names."""
+    names = {path.name for path in folder.iterdir() if path.suffix in _WEIGHT_FILES}
+    for index in folder.glob("*.index.json"):
+        with suppress(*_UNREADABLE):
+            names.update(name for name in _shard_names(index) if not leaves_folder(name))
+    return sum((folder / name).stat().st_size for name in names if (folder / name).is_file())
 
 
 def check_shard_names(folder: Path, fail: Fail) -> None:
     """Raises if an index of shards in `folder` names files outside of it."""
     for index in sorted(folder.glob("*.index.json")):
         try:
-            names = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
-            outside = sorted(name for name in names if leaves_folder(name))
-        except (ValueError, KeyError, AttributeError, TypeError, RecursionError) as error:
+            outside = sorted(name for name in _shard_names(index) if leaves_folder(name))
+        except _UNREADABLE as error:
             raise fail(f"{index.name} is not an index of weights ({type(error).__name__}: {error})") from error
         if outside:
             raise fail(
                 f"{index.name} names {outside[0]!r}, a file outside of the folder; shards must lie beside their index"
             )
+
+
+def _shard_names(index: Path) -> set[str]:
+    return set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
 
 
 def leaves_folder(name: str) -> bool:
@@ -71,21 +81,20 @@ def check_counts(config: Any, held: int, fail: Fail, where: str = "") -> None:
 
     Args:
         config: the content of `config.json`.
-        held (`int`): bytes of the weight files; 0 = unknown.
+        held (`int`): bytes of the weight files; 0 = unknown, as before they are downloaded.
         fail (`Fail`): makes the error.
     """
+    most = max(held // _BYTES_PER_COUNT, 1024) if held else _MOST_UNSEEN
     if isinstance(config, list):
         config = dict(enumerate(config))
-    if not isinstance(config, dict) or not held:
-        return
     for name, value in config.items():
         field = f"{where}{name}"
         if isinstance(value, dict | list):
             check_counts(value, held, fail, f"{field}.")
-        elif isinstance(value, int) and _COUNTS.search(str(name)) and value > max(held // _BYTES_PER_COUNT, 1024):
+        elif isinstance(value, int) and _COUNTS.search(str(name)) and value > most:
+            holds = f"but the weight files hold only {_size(held)}" if held else "more than any model has"
             raise fail(
-                f"config.json declares {field}={value}, but the weight files hold only {_size(held)}; they belong to "
-                "another config, or the config was changed"
+                f"config.json declares {field}={value}, {holds}; they belong to another config, or it was changed"
             )
 
 

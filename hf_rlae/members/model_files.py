@@ -9,6 +9,7 @@ from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
+import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from transformers.utils import cached_file, find_adapter_config_file
 
@@ -127,11 +128,14 @@ def load_whole(
 @contextmanager
 def _budget(source: Any, options: dict[str, Any], fail: Fail) -> Iterator[None]:
     """Checks the files of a folder before, and the parameters that the model declares while it is built."""
+    hub = {name: options[name] for name in (*_HUB_OPTIONS, "revision", "subfolder") if options.get(name) is not None}
     folder = Path(source, options.get("subfolder") or "")
+    config = _read_config(source, folder, hub, fail)
     if folder.is_dir():
         check_shard_names(folder, fail)
-        check_counts(_config_in(folder, fail), weight_bytes(folder), fail)
-    hub = {name: options[name] for name in (*_HUB_OPTIONS, "revision", "subfolder") if name in options}
+        check_counts(config, weight_bytes(folder), fail)
+    else:
+        check_counts(config, 0, fail)
 
     def held() -> int:  # the files of a Hub id have been downloaded when the first parameter is made
         if folder.is_dir():
@@ -139,22 +143,26 @@ def _budget(source: Any, options: dict[str, Any], fail: Fail) -> Iterator[None]:
         path = cached_file(str(source), "config.json", **{**hub, "local_files_only": True, "force_download": False})
         return 0 if path is None else weight_bytes(Path(path).parent)
 
-    is_packed = bool(options.get("gguf_file")) or "quantization_config" in _config_in(folder, fail)
-    checks_memory = options.get("device_map") in (None, "cpu")
+    is_packed = bool(options.get("gguf_file")) or "quantization_config" in config
+    is_packed = is_packed or getattr(options.get("config"), "quantization_config", None) is not None
+    checks_memory = options.get("device_map") in (None, "cpu") and torch.get_default_device().type == "cpu"
     with parameter_budget(held, fail, is_packed=is_packed, checks_memory=checks_memory):
         yield
 
 
-def _config_in(folder: Path, fail: Fail) -> dict[str, Any]:
-    path = folder / "config.json"
-    if not path.is_file():
+def _read_config(source: Any, folder: Path, hub: dict[str, Any], fail: Fail) -> dict[str, Any]:
+    """The content of `config.json`; empty if there is none."""
+    path: str | Path | None = folder / "config.json"
+    if not folder.is_dir():
+        path = cached_file(str(source), "config.json", _raise_exceptions_for_missing_entries=False, **hub)
+    if path is None or not os.path.isfile(path):
         return {}
     try:
-        config = json.loads(path.read_text(encoding="utf-8"))
+        config = json.loads(Path(path).read_text(encoding="utf-8"))
     except (ValueError, RecursionError) as error:
-        raise fail(f"{path.name} is not JSON ({error})") from error
+        raise fail(f"config.json is not JSON ({error})") from error
     if not isinstance(config, dict):
-        raise fail(f"{path.name} is a {type(config).__name__}, not an object with fields")
+        raise fail(f"config.json is a {type(config).__name__}, not an object with fields")
     return config
 
 

@@ -157,6 +157,14 @@ def test_a_model_that_is_larger_than_the_memory(folder, monkeypatch):
     Member.load(str(folder), dtype=torch.bfloat16)
 
 
+def test_shards_in_a_folder_of_their_own(folder):
+    shard(folder, "parts/model-2.safetensors")
+    (folder / "parts").mkdir()
+    (folder / "model-2.safetensors").rename(folder / "parts" / "model-2.safetensors")
+    assert file_budget.weight_bytes(folder) > 140_000
+    Member.load(str(folder))
+
+
 @pytest.mark.parametrize("name", ["../other/model-2.safetensors", "/etc/passwd", "..\\x", "C:\\x", 3, None])
 def test_shards_outside_of_the_folder(folder, name):
     shard(folder, name)
