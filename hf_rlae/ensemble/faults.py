@@ -69,7 +69,7 @@ class MemberFaults:
             return None
         if index not in self.dropped:
             self.dropped.add(index)
-            logger.warning("%s; the member is left out of the row", self._error(index, column, broken, rows))
+            logger.warning("%s; the member is left out of the row", self._found(index, column, broken, rows))
         return broken
 
     def look(self) -> None:
@@ -92,7 +92,10 @@ class MemberFaults:
         for index, column, values, rows in unread:
             broken = ~values.isfinite()
             if bool(broken.any()):  # else only the sum is too large
-                raise self._error(index, column, broken, rows)
+                raise NonFiniteError(
+                    f"{self._found(index, column, broken, rows)}; check the weights and the dtype of the member (fp16 "
+                    "overflows where bf16 and fp32 do not), or set on_non_finite='drop' to continue without it"
+                )
 
     def covered(self, logits: torch.Tensor) -> torch.Tensor:
         """Logits `(B, n, V)` with 0 in rows that are not finite, if `read` reports them later.
@@ -112,12 +115,12 @@ class MemberFaults:
                 "weights and the dtype of these members"
             )
 
-    def _error(self, index: int, column: int, broken: torch.Tensor, rows: Sequence[int] | None) -> NonFiniteError:
+    def _found(self, index: int, column: int, broken: torch.Tensor, rows: Sequence[int] | None) -> str:
+        """Which logits are not finite."""
         row, *after = broken.nonzero()[0].tolist()
         token = column + sum(after) + 1 - self.start  # from 0, as in `span_starts`
         row = (row if rows is None else rows[row]) // self.repeats
-        return NonFiniteError(
+        return (
             f"logits of member {index} ({self.members[index].name}) are NaN or infinite for completion token {token} "
-            f"(from 0) of row {row}; check the weights and the dtype of the member (fp16 overflows where bf16 and fp32 "
-            "do not), or set on_non_finite='drop' to continue without it"
+            f"(from 0) of row {row}"
         )
