@@ -58,7 +58,14 @@ ANSWER_DELIMITERS: Delimiters = (
 _MOST_QUESTIONS = 64
 # the questions of this package's tasks, and those of common few-shot and chat formats
 _QUESTION_WORDS = ("question", "problem", "exercise", "task:", "goal:", "instruction", "human", "user", "q:", "\nq")
-_TURN_ENDS = ("<|im_end|>", "<|eot_id|>", "<|user|>", "<|endoftext|>", "<end_of_turn>", "<start_of_turn>user", "[inst]")
+_TURN_ENDS = (
+    ("im_end", "<|im_end|>"),
+    ("eot_id", "<|eot_id|>"),
+    ("endof", "<|endoftext|>"),
+    ("end_of", "<end_of_turn>"),
+    ("user", "<|user|>"),
+    ("inst", "[inst]"),
+)
 _LINE_START = re.compile(r"\n[ \t>*_#`]*(?:(?:next|new|another|follow-up|similar|sample)[ ])?\Z", re.IGNORECASE)
 _BLANK_LINE = re.compile(r"\n\s*\n[ \t>*_#`]*\Z")
 _LABEL_END = re.compile(
@@ -150,8 +157,8 @@ def _reasoning_end(folded: str, delimiters: Delimiters, is_open: bool) -> int | 
 def _next_question(folded: str, start: int) -> int:
     """Where the first line begins that asks a new question; the end of the text if there is none."""
     end = len(folded)
-    for turn_end in _TURN_ENDS if "<|" in folded or "_turn>" in folded or "[inst" in folded else ():
-        at = folded.find(turn_end, start, end)
+    for word, turn_end in _TURN_ENDS if "<" in folded or "[" in folded else ():
+        at = folded.find(turn_end, start, end) if word in folded else -1
         end = at if at > start else end
     for word in _QUESTION_WORDS if "\n" in folded else ():
         at = start - 1

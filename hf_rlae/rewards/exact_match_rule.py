@@ -56,26 +56,30 @@ _ARTICLES = frozenset({"a", "an", "the"})
 _END = re.compile(r"[.!?](?=\s|[*\"')}]|\Z)(?!\s+or\b)", re.IGNORECASE)
 _EXPLANATION = re.compile(
     r"(?:,\s|\s[—–-]\s|—|\s(?=\())\(?\s*(?:the|an?|which|who|whose|where|when|because|since|as|not|of course|located"
-    r"|in|also|known|formerly|i think|i believe|i guess)\b|\s(?:because|since)\b",
+    r"|in|capital|also|known|formerly|i think|i believe|i guess)\b|\s(?:because|since)\b",
     re.IGNORECASE,
 )
 _LEAD_IN = re.compile(
     r"(?:(?:well|so|thus|therefore|hence|ok(?:ay)?|sure|yes|oh|hmm|probably|definitely|clearly"
+    r"|maybe|perhaps|i(?:['’]m| am) (?:(?:pretty|quite|fairly) )?sure(?: that)?"
     r"|i (?:think|believe|guess)(?: that)?|i(?:['’]d| would) say(?: that)?|my guess is(?: that)?)[\s,:!.]\s*){0,3}"
     r"(?:(?:(?:it|that|this|he|she|they|these|those) (?:is|was|are|were|would be|must be|should be|must have been)|"
-    r"(?:it|that|he|she)['’]s|they['’]re)\s(?:called\s)?)?",
+    r"(?:it|that|he|she)['’]s|they['’]re)\s(?:(?:called|probably|likely|definitely|clearly)\s)?)?",
     re.IGNORECASE,
 )
 _FONT = re.compile(
     r"\\(?:text|textbf|textit|textrm|texttt|mathrm|mathbf|mathit|mathsf|operatorname|emph|underline)[ ]?(?=\{)"
 )
 _SPACING = re.compile(r"\\[ ,;:!]|~")
-_THOUSANDS = re.compile(r"(?<=\d),(?=\d{3}(?!\d))")
-_POINT = re.compile(r"(?<![\w.])\.(?=\d)")
-_MEANINGFUL = re.compile(r"(?:(?<![\w)])[-–−]|−)(?=[$€£¥₹₩]?\d)|(?<=\d)\.(?=\d)|(?<=[^\W_])\+++|(?<=[^\W\d_])#")
-_SPACE = re.compile(r"(?<!\d) | (?!\d)")
+# the conditions on what precedes a character follow it, because searching for a character first is fast
+_THOUSANDS = re.compile(r",(?<=\d,)(?=\d{3}(?!\d))")
+_POINT = re.compile(r"\.(?<![\w.]\.)(?=\d)")
+_MEANINGFUL = re.compile(
+    r"[-–−+.#](?:(?:(?<=−)|(?<![\w)].)(?<=[-–]))(?=[$€£¥₹₩]?\d)|(?<=\d\.)(?=\d)|(?<=[^\W_]\+)\+*+|(?<=[^\W\d_]#))"
+)
+_SPACE = re.compile(r" (?:(?<!\d )|(?!\d))")
 _MARKS = "*_`\"'“”‘’()[]{},;:!?$"
-_FENCE = re.compile(r"\s*```\w*[ \t]*\n")
+_FENCE = re.compile(r"\s*+```\w{0,20}[ \t]*+\n")
 _FULL_LINE = re.compile(r"\S")
 
 
@@ -93,7 +97,13 @@ def normalize_answer(text: str) -> str:
     kept = [word for word in words if word.strip(_MARKS) not in _ARTICLES]
     if kept and kept[-1] != words[-1]:
         kept.append(words[-1])
-    return _SPACE.sub("", " ".join(_without_marks(" ".join(kept)).split())) or " ".join(plain.split())
+    return _SPACE.sub("", " ".join(_without_marks(" ".join(kept)).split())) or _alone(plain)
+
+
+def _alone(plain: str) -> str:
+    """An answer of articles or of marks only."""
+    words = " ".join(plain.split())
+    return words.strip(_MARKS) or words
 
 
 def _without_marks(text: str) -> str:

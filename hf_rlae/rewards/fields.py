@@ -35,16 +35,16 @@ MOST_MARKERS = 64
 _BRACE = re.compile(r"[{}]")
 _ANNOUNCES = (
     r"\W{0,4}?(?:(?:to|of|for)\s(?:the|this|your)\s\w{1,20}\W{0,4}?)?(?:[(\[][^()\[\]\n]{1,40}[)\]]\W{0,3}?)?"
-    r"(?:(?:is|was|are|equals|(?:would|should|must|will)\s{1,4}be|ist|lautet|est|es)\b|是|为|[:=：])"
+    r"(?:(?:['’]s|is|was|are|equals|(?:would|should|must|will)\s{1,4}be|ist|lautet|est|es)\b|是|为|[:=：])"
 )
 _WRONG = re.compile(r"\b(?:wrong|incorrect|false|worst|other)\W{1,3}\Z", re.IGNORECASE)
 _LEAD = re.compile(r"[\s*_`:：]*+")
 _JSON = re.compile(r"\s*(?:\"(?P<string>(?:[^\"\\\n]|\\.){0,400})\"|[^\"\n}]*?(?=,\s*\"|\}))")
 CORRECTION = re.compile(
-    r"[\s*_\"')]*(?:(?:oh|oops|hmm+|sorry|um)\b\W{1,3})?"
-    r"(?:(?:wait|actually|sorry|correction|scratch that|i mean|or rather)\b"
+    r"[\s*_\"')]*(?:(?:oh|hmm+|um)\b\W{1,3})?"
+    r"(?:(?:wait|actually|sorry|oops|correction|scratch that|i meant?|or rather)\b"
     r"|no\b(?=\s*(?:[,.:;!—–-]|it\b|that\b|wait\b|sorry\b)))[\s,.:;!—–-]*"
-    r"(?:(?:no|wait|sorry|i mean|actually|it(?:['’]s| is| should be)|that(?:['’]s| is))\b[\s,.:;!—–-]*){0,3}"
+    r"(?:(?:no|wait|sorry|i meant?|actually|it(?:['’]s| is| should be)|that(?:['’]s| is))\b[\s,.:;!—–-]*){0,3}"
     r"(?=[^\s,.:;!—–-])",
     re.IGNORECASE,
 )

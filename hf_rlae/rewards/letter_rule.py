@@ -1,37 +1,47 @@
 r"""The rule for multiple choice: `mmlu`, `arc_challenge`, `gpqa`, `piqa`.
 
-A *letter* is one of the first N letters of the alphabet, where N is the number of options (26 if the row has no column
-`choices`), that stands alone: it touches no letter, digit, `_` or apostrophe, and neither `-`, `+` nor `#` follows it
-(`B-cell` and `C++` hold none). In detail:
+What is read is the part of the completion that `hf_rlae.rewards.answer_part` finds. A *letter* is one of the first N
+letters of the alphabet, where N is the number of options (26 if the row has no column `choices`), that stands alone: it
+touches no letter, digit, `_` or apostrophe, and neither `-`, `+` nor `#` follows it (`B-cell` and `C++` hold none). In
+detail:
 
 * A letter is *marked* if it is followed by a closing bracket, `.`, `:`, `,`, `;`, `*`, a quotation mark, the end of the
   line or the end of the text: `B.`, `(B)`, `**B**`, `\text{B}`.
-* A capital counts whether it is marked or not. `A` and `I` are also words: they count if they are marked, or if the
-  next word is one of because, since, as, and, or, but, for, which, is, not. So "A dog barks" holds no letter, and
-  "A because ..." does.
+* A capital counts whether it is marked or not. `A` and `I` are also words: they count if they are marked, or if a dash,
+  an opening bracket or one of because, since, as, and, or, but, for, which, is, not, here and the like follows. So "A
+  dog barks" holds no letter, and "A because ..." does.
 * A small letter counts at the beginning of what is read (`b) Paris`, `b`) or in brackets; `a` and `i` only if marked.
-* A letter after "not", "n't", "never", "neither" or "nor" is negated and does not count.
+* A letter after "not", "n't", "never", "neither", "nor", "except", "rather than" or "the wrong answer is" is negated,
+  and one before "is wrong", "is not", "cannot" or the like is refuted. They do not count.
 * A letter that is joined to another one by a comma, `/`, `&`, "or", "and" or "nor" is ambiguous.
 
 The answer of a text is found in these steps:
 
 1. The last marker whose field names an option decides (see `hf_rlae.rewards.fields`; only the first sentence of a field
-   of the word "answer" counts). If the field is the text of an option, it names that option. Otherwise its first letter
-   that counts does. Otherwise, if the field begins with the text of an option, it names that option, the longest if
-   there are several. An ambiguous letter ends the search, and so does an option's text that is joined to another one:
-   the text has no answer.
+   of an answer word counts). The answer words are "answer" and, after an adjective as in "the correct choice is", or
+   at the beginning of a line, "choice" and "option". If the field is the text of an option, it names that option.
+   Otherwise its first letter that counts does. Otherwise, if the field begins with the text of an option, it names that
+   option, the longest if there are several; otherwise the only option whose text occurs in it. An ambiguous letter ends
+   the search, and so does an option's text that is joined to another one: the text has no answer. The content of an
+   answer tag on one line is a field too.
 2. A text that consists of the text of an option names that option.
-3. A text that begins with a letter that counts ("B. Paris", "(b) because ...", "B") names it, unless another letter
-   followed by `)`, `.` or `:` is in its first 2,000 characters: then the text repeats the options.
-4. If the last line consists of one letter, with or without marks around it, or of the text of an option, it is named.
-5. If exactly one letter is named in the last 2,000 characters, by brackets or bold type around it or by "option",
-   "choice", "letter", "choose", "pick", "select", "with", "is", "be" or "it's" before it, it is the answer.
+3. A text that begins with a letter that counts ("B. Paris", "(b) because ...", "B") names it, and if it corrects itself
+   ("A? No, B."), what follows the correction does. If exactly one letter is said to be correct, right, best, true or
+   the answer, that one counts. If a later letter of the alphabet follows, with `)`, `.` or `:` and the text of its
+   option (or, without `choices`, no verb), the text repeats the options, and this step gives nothing.
+4. If the last line consists of one letter, with or without marks around it, or of the text of an option, it is named;
+   so is the letter that the last line begins with if the options were listed above.
+5. If exactly one letter is named in the last 2,000 characters, by brackets or bold type around it, by "is correct" or
+   the like after it, or by a word before it ("option", "choose", "go with", "is", "so", "therefore" and the like), it
+   is the answer.
+6. If the text of exactly one option occurs in the last 2,000 characters ("It's the liver!"), not negated and not within
+   the text of another option that occurs, it is the answer.
 
 Otherwise the text has no answer. So two letters without a marker are wrong, and so is "A or B". A repeated list of
-options gets no reward unless a marker follows it. The text of an option is compared without marks and spaces at its
-ends, with all spaces equal, and ignoring case unless case distinguishes two options. A text that several options share
-names none. A single ASCII letter is never read as an option's text. Only ASCII letters are read. The prompt is not
-read.
+options gets no reward unless an answer follows it. The text of an option is compared without marks, spaces and LaTeX
+commands for fonts at its ends, with all spaces equal, and ignoring case and an article unless they distinguish two
+options. A text that several options share names none. A single ASCII letter is never read as an option's text. Only
+ASCII letters are read. The prompt is not read.
 
 The ground truth, in the column `answer`: a letter; an index from 0 (an `int`); a string of digits, which is a label
 that counts from 1 (as in ARC); or the exact text of an option in `choices`. `choices` is a list of the options' texts,
@@ -44,6 +54,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
+from itertools import chain, islice
 from numbers import Integral
 from string import ascii_uppercase
 from typing import Any
@@ -58,9 +69,10 @@ ANSWER_WORDS = ("answer", "choice", "option")
 _WINDOW = 2_000
 _AMBIGUOUS = "?"
 _MOST_MENTIONS = 8
+_MOST_LETTERS = 64
 
 _ALONE = re.compile(r"(?<!\w)(?<!\w['’])[A-Za-z](?![\w+#-]|['’]\w)")
-_MARKED = re.compile(r"[.:,;*_`'\"’”)\]}：）]|\s*(?:\n|\Z)")
+_MARKED = re.compile(r"[.:,;*_`'\"’”»)\]}：）。]|\s*(?:\n|\Z)")
 _AFTER_WORD = re.compile(
     r"[ \t]+(?:(?:because|since|as|and|or|but|for|which|is|not|seems|would|here|then|based|due)\b|[-–—=(])",
     re.IGNORECASE,
@@ -68,7 +80,7 @@ _AFTER_WORD = re.compile(
 _WRAPPER = r"\\(?:text|textbf|textit|textrm|mathrm|mathbf|mathit|mathsf|bf|rm)[ ]?\{"
 _WRAPPERS = re.compile(_WRAPPER)
 _OPENING = re.compile(
-    rf"[\s*_`\"'“(\[{{$（>#•-]*+(?:{_WRAPPER})?(?:(?:option|choice|answer)\s)?[(*\s]{{0,3}}", re.IGNORECASE
+    rf"[\s*_`\"'“«(\[{{$（>#•-]*+(?:{_WRAPPER})?(?:(?:option|choice|answer)\s)?[(*\s]{{0,3}}", re.IGNORECASE
 )
 _NEGATION = re.compile(
     r"(?:\b(?:not|never|neither|nor|except|unlike|anything\sbut|rather\sthan|instead\sof|"
@@ -94,8 +106,8 @@ _VERB = re.compile(
     re.IGNORECASE,
 )
 _NAMED = re.compile(
-    rf"(?:\((?:\*\*)?|\[|\*\*|{_WRAPPER}|\b(?:option|choice|letter|answer|choose|pick|select|with|is|be|it['’]s|so|thus|"
-    r"hence|therefore|then|definitely|probably|clearly|certainly|surely)[\s,:]{1,3}[(*]{0,3})"
+    rf"(?:\((?:\*\*)?|\[|\*\*|{_WRAPPER}|\b(?:option|choice|letter|answer|ans\.?|choose|pick|select|say|go\swith|going\swith|stick\swith|is|be|it['’]s|so|thus|"
+    r"hence|therefore|then|but|definitely|probably|clearly|certainly|surely)[\s,:]{1,3}[(*]{0,3})"
     r"(?P<letter>[A-Za-z])(?![\w'’+#-])",
     re.IGNORECASE,
 )
@@ -107,7 +119,7 @@ _JOINED_OPTION = re.compile(r"[\s,/&]*(?:[,/&]|\b(?:or|and|nor)\b)\s*(?:(?:the|a
 _ARTICLE = re.compile(r"(?:the|an?)\s+(?=\S)", re.IGNORECASE)
 _NUMERIC_BEFORE = re.compile(r"(?:[-−]|\d[.,])\Z")
 _DECIMALS = re.compile(r"[.,]\d")
-_EDGES = " \t\r\n*_`\"'“”‘’$.,;:!?()[]{}"
+_EDGES = " \t\r\n*_`\"'“”‘’«»$.,;:!?()[]{}"
 
 
 def extract_letter(
@@ -162,7 +174,7 @@ class _Reader:
         named = self._option(bare)
         if named:
             return named
-        for match in _ALONE.finditer(content):
+        for match in islice(_ALONE.finditer(content), _MOST_LETTERS):
             found = self._letter(content, match)
             if found:
                 return found
@@ -199,20 +211,24 @@ class _Reader:
         opening = _OPENING.match(head)
         match = _ALONE.match(head, opening.end() if opening else 0)
         found = self._letter(head, match) if match else None
-        if found and found != _AMBIGUOUS:
-            return None if self._listed(head) - {found} else found
-        return found
+        if not found or found == _AMBIGUOUS:
+            return found
+        praised = self._named(head, (_PRAISED,))
+        if len(praised) == 1:
+            return praised.pop()
+        listed = [letter for letter in self._listed(head) if letter != found]
+        return None if listed and listed[0] > found else found  # "B. ... because A. ..." is no list of options
 
-    def _listed(self, text: str) -> set[str]:
+    def _listed(self, text: str) -> list[str]:
         """The letters of options that a text repeats: those that their option's text follows, or no verb."""
-        found = set()
+        found = []
         for match in _LISTED.finditer(text):
             rest = _plain(text[match.end() : match.end() + 200])
             if match[1] not in self.letters:
                 continue
             option = _plain(self.texts.get(match[1], ""))
             if _begins(rest, option) if self.has_texts and option else not _VERB.match(rest):
-                found.add(match[1])
+                found.append(match[1])
         return found
 
     def _last_line(self, stripped: str) -> str | None:
@@ -227,16 +243,22 @@ class _Reader:
         return self._option(bare)
 
     def _only_one(self, tail: str) -> str | None:
-        named = set()
-        for pattern in (_NAMED, _PRAISED):
-            for match in pattern.finditer(tail):
-                letter, start, end = match["letter"], match.start("letter"), match.end("letter")
-                is_plain = letter.isupper() and (letter not in "AI" or (letter == "A" and _AFTER_WORD.match(tail, end)))
-                counts = letter.upper() in self.letters and (is_plain or _MARKED.match(tail, end))
-                is_negated = _negated(tail, match.start()) or _negated(tail, start) or _REFUTED.match(tail, end)
-                if counts and not is_negated:
-                    named.add(letter.upper())
+        named = self._named(tail, (_NAMED, _PRAISED))
         return named.pop() if len(named) == 1 else None
+
+    def _named(self, text: str, patterns: tuple[re.Pattern[str], ...]) -> set[str]:
+        """The letters that patterns find and that nothing negates or refutes; none if there are too many to look at."""
+        named: set[str] = set()
+        matches = chain.from_iterable(pattern.finditer(text) for pattern in patterns)
+        for seen, match in enumerate(matches):
+            if seen == _MOST_LETTERS:
+                return set()
+            letter, start, end = match["letter"], match.start("letter"), match.end("letter")
+            is_plain = letter.isupper() and (letter not in "AI" or (letter == "A" and _AFTER_WORD.match(text, end)))
+            counts = letter.upper() in self.letters and (is_plain or _MARKED.match(text, end))
+            if counts and not (_negated(text, match.start()) or _negated(text, start) or _REFUTED.match(text, end)):
+                named.add(letter.upper())
+        return named
 
     def _only_text(self, content: str) -> str | None:
         """The only option whose text occurs, except after "not" and inside the text of a longer one."""

@@ -39,7 +39,7 @@ _FUNCTION_BEFORE = re.compile(
 _COMPARED = re.compile(
     r"""
     (?: [<≤≥] (?:=|\s)? \s?
-      | (?: \S[ ]+ | (?<=[=$({]) ) >=? \s?
+      | (?: \S[ ]+ | (?<=[$({]) ) >=? \s?
       | \\(?:[gl](?:eq?(?:slant)?|t)) [ ]? \{?
       | \b(?: (?:more|less|fewer|greater|larger|smaller|higher|lower|bigger) \s+ than (?:\s+or\s+equal\s+to)? ) \s+
     ) [\s*_`$(]{0,3} (?:\\?[$€£¥₹₩])? \Z
@@ -63,7 +63,7 @@ _MATH_AFTER = re.compile(
       | (?![mgshlLtpWVAJNKCF])[^\W\d_](?![^\W\d_'’])
       | [xyzXYZ]{{2,3}}(?![^\W\d_])
       | [ ](?:[xyznijkqruvwXYZ])(?![\w'’])
-      | \((?=[\w\\+-])
+      | \((?=[\w\\+-]) | h(?=\d)
       | _\{{?\w
       | [a-zA-Z]?[ ]?[*·×÷/^+−][ ]?\{{?{_OPERAND}
       | [a-zA-Z]?(?:[ ]?-|[ ][–-])[ ]?\{{?{_OPERAND}
@@ -80,7 +80,7 @@ _BOUND_AFTER = re.compile(
 )
 _AMOUNT = re.compile(
     r"[\s*_`$]{0,3}(?:\\text\{\s?)?(?P<unit>hours?|hrs?|h|minutes?|mins?|m|days?|weeks?|months?|years?|feet|foot|ft|yards?|"
-    r"pounds?|lbs?|dollars?|euros?|km|kg|quarts?|gallons?|tens|hundreds)[\s}*_`$]{0,3},?\s?(?:and\s)?[\s*_`$]{0,3}",
+    r"pounds?|lbs?|dollars?|euros?|km|kg|quarts?|gallons?|tens|hundreds)(?:\sold)?[\s}*_`$]{0,3},?\s?(?:and\s)?[\s*_`$]{0,3}",
     re.IGNORECASE,
 )
 _OR = re.compile(r"[^\w]{0,8}\bor\b[^\w]{0,8}(?:not\W{1,4}|maybe\W{1,3}|perhaps\W{1,3})?", re.IGNORECASE)

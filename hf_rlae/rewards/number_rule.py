@@ -48,6 +48,7 @@ from hf_rlae.rewards.number_context import has_one_number, is_compared, is_joine
 from hf_rlae.rewards.number_syntax import (
     MOST_DIGITS,
     NUMBER,
+    ONE_DIGIT,
     Found,
     Number,
     find_numbers,
@@ -61,6 +62,7 @@ from hf_rlae.rewards.rule import Row, RuleReward
 
 _WINDOWS = (512, 2 * MOST_DIGITS + 192)  # most texts need the short one only
 _MOST_SKIPPED = 8
+_LONGEST_START = 32  # of a number, up to its first digit: a sign, a currency, a fraction's command
 
 # a sign, a currency or a word of approximation may stand before the number after hash signs
 _MAY_PRECEDE = re.compile(r"\\[a-z]+|\b(?:minus|negative|about|approximately|USD|EUR|GBP|INR|US|Rs)\b", re.IGNORECASE)
@@ -69,7 +71,7 @@ _HEADING = re.compile(r"[.):][ \t]+[^\s*_$]")
 _ITEM = re.compile(r"[.)][ \t]+[^\W\d_]")
 _BECAUSE = re.compile(r"\b(?:because|since)\b", re.IGNORECASE)
 _OTHER_EQUATION = re.compile(
-    r"\d.*?(?:[,;&]|\bor\b|\band\b)[\s$}{(]*(?:\\?[A-Za-z]{1,8}(?:_\{?\w\}?)?)?[\s$]*=\Z", re.DOTALL
+    r"\d.*?(?:[,;&]|\bor\b|\band\b)[\s$}{(]{0,8}(?:\\?[A-Za-z]{1,8}(?:_\{?\w\}?)?)?[\s$]{0,4}=\Z", re.DOTALL
 )
 
 
@@ -128,7 +130,10 @@ def _from_digit(text: str, start: int, end: int) -> tuple[int, int]:
 
 
 def _first_number(text: str, start: int, end: int, field: Field) -> tuple[Number | None] | None:
-    for seen, match in enumerate(NUMBER.finditer(text, start, end)):
+    first = ONE_DIGIT.search(text, start, end)
+    if first is None:
+        return None
+    for seen, match in enumerate(NUMBER.finditer(text, max(start, first.start() - _LONGEST_START), end)):
         if seen == _MOST_SKIPPED:
             return None
         if is_negated(text, match.start()):

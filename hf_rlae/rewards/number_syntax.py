@@ -100,6 +100,7 @@ _SIGN_APART = re.compile(
     """,
     re.VERBOSE,
 )
+_SIGN_NEAR = re.compile(r"[-−–﹣－]|(?:inus|INUS|egative|EGATIVE)\b")
 _MAGNITUDE = re.compile(
     rf"[kK](?![\w'’/^])|(?:{_GAP}|{_WRAPPER}|-){{0,4}}(?P<word>(?i:hundred|thousand|million|billion|trillion))s?"
     r"(?![A-Za-z])(?:[ ]?\})?"
@@ -116,7 +117,7 @@ _SPACED = re.compile(
 
 _PLAIN = re.compile(rf"(?:\d{{1,3}}(?:{_SEPARATOR}\d{{3}})++|\d++)(?:\.\d++)?+")
 _GROUPING = re.compile(_SEPARATOR)
-_ONE_DIGIT = re.compile(rf"[\d{_VULGAR}]")
+ONE_DIGIT = re.compile(rf"[\d{_VULGAR}]")
 
 
 @dataclass(frozen=True)
@@ -149,8 +150,9 @@ def found_number(match: re.Match[str], end: int) -> Found:
     text, stop, part = match.string, match.end(), match.groupdict()
     value = _unsigned(part)
     is_minus = _is_minus(part["sign"]) != _is_minus(part["late_sign"])
-    is_signed = part["sign"] or part["late_sign"]
-    apart = None if is_signed else _SIGN_APART.search(text, max(0, match.start() - 48), match.start())
+    apart = None
+    if not (part["sign"] or part["late_sign"]) and _SIGN_NEAR.search(text, max(0, match.start() - 16), match.start()):
+        apart = _SIGN_APART.search(text, max(0, match.start() - 48), match.start())
     for _ in range(_MOST_MAGNITUDES):
         magnitude = _MAGNITUDE.match(text, stop, end) or (match["money"] and _MONEY_MAGNITUDE.match(text, stop, end))
         if not magnitude:
@@ -298,5 +300,5 @@ def last_digit(text: str) -> int:
     if text.isascii():
         return at
     tail = text[max(at + 1, len(text) - 2 * MOST_DIGITS) :]
-    found = _ONE_DIGIT.search(tail[::-1])
+    found = ONE_DIGIT.search(tail[::-1])
     return at if found is None else len(text) - 1 - found.start()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 from hf_rlae.errors import RewardError
@@ -120,14 +120,14 @@ class RuleReward(AnswerRule):
         """See `TextRule.score_parts`."""
         # scalars of numpy and torch become Python's
         answers = [answer.item() if hasattr(answer, "item") else answer for answer in batch.required("answer")]
-        rows = [Row(self.__name__, at, batch.row(at, self.further_columns)) for at in range(len(parts))]
+        rows = [
+            Row(self.__name__, at, batch.row(at, self.further_columns), part.is_marked) for at, part in enumerate(parts)
+        ]
         references = [
             None if answer is None else self.reference(answer, row) for answer, row in zip(answers, rows, strict=True)
         ]
         return [
-            None
-            if answer is None
-            else float(self.is_right(part.text, reference, replace(row, is_marked=part.is_marked)))
+            None if answer is None else float(self.is_right(part.text, reference, row))
             for part, answer, reference, row in zip(parts, answers, references, rows, strict=True)
         ]
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import random
+
 import pytest
 
 from hf_rlae.rewards import get_reward
@@ -38,3 +40,83 @@ def test_words(text, answer, reward):
 @pytest.mark.parametrize("table", [awkward_letters.CASES, awkward_numbers.CASES, awkward_words.CASES])
 def test_tables_are_long_and_have_each_text_once(table):
     assert len({row[:2] for row in table}) == len(table) > 200
+
+
+PIECES = [
+    *(
+        "12",
+        "1.5 million",
+        "minus ",
+        "- ",
+        "$",
+        "\\frac{1}2",
+        "1,\\!000",
+        "12 000",
+        "3 hours and 20 minutes",
+        "\\sqrt{",
+        "2x",
+    ),
+    *("B", "(A)", "A) the heart\n", "option ", "So ", " is correct", " is wrong", "not ", "the liver", "'B'", "Paris"),
+    *(
+        "U.S.A.",
+        "C++",
+        "It's ",
+        ", the capital",
+        "? No, ",
+        ". Wait, ",
+        "The answer is ",
+        '{"answer": "',
+        '"}',
+        "answer",
+    ),
+    *(
+        "\\boxed{",
+        "\\text{",
+        "}",
+        "#### ",
+        "=",
+        ">>",
+        "<think>",
+        "</think>",
+        "<answer>",
+        "</answer>",
+        "\nQuestion: ",
+        "\nQ2: ",
+    ),
+    *(
+        "\n",
+        " ",
+        ".",
+        ",",
+        "or ",
+        "and ",
+        "because ",
+        "**",
+        "```",
+        "\u00ad",
+        "\u2212",
+        "ﷺ",
+        "İ",
+        "\ud800",
+        "\0",
+        "٣",
+        "½",
+        "!",
+    ),
+]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("rule", ["number", "letter", "triviaqa", "story_sentiment"])
+def test_rules_never_raise(rule):
+    """6,500 random texts for each rule: a reward from 0 to 1, the same one twice."""
+    rng = random.Random(0)
+    texts = ["".join(rng.choices(PIECES, k=rng.randint(0, 30))) for _ in range(6_500)]
+    columns = {
+        "answer": ["B" if rule == "letter" else "12"] * len(texts),
+        "choices": [awkward_letters.OPTIONS] * len(texts),
+    }
+    rewards = get_reward(rule)(completions=texts, **columns)
+    assert all(0 <= reward <= 1 for reward in rewards)
+    assert rewards == get_reward(rule)(completions=texts, **columns)
+    assert len(set(rewards)) > 1
