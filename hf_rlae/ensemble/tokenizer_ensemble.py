@@ -19,6 +19,16 @@ from hf_rlae.vocabulary.spelling import byte_level_alphabet
 STOP_TOKEN = "<|stop|>"  # noqa: S105 (a token of the vocabulary)
 """The token string of STOP, which has no bytes."""
 
+_NEED_ENCODINGS = (
+    "is_split_into_words",
+    "return_offsets_mapping",
+    "return_overflowing_tokens",
+    "return_special_tokens_mask",
+    "return_token_type_ids",
+    "return_length",
+)
+"""Arguments that only the encodings of the first member's backend can answer."""
+
 
 @cache
 def _with_chats(kind: Any) -> type:
@@ -157,13 +167,18 @@ class EnsembleTokenizer(MemberChats, PreTrainedTokenizerFast):
         if self.chats.form is not None:
             text, text_pair = _mapped(self.chats.normalised, text), _mapped(self.chats.normalised, text_pair)
         split = kwargs.get("split_special_tokens")
-        is_plain = text_pair is None and not kwargs.get("is_split_into_words")
+        is_plain = text_pair is None and not any(kwargs.get(name) for name in _NEED_ENCODINGS)
         if is_plain and (self.split_special_tokens if split is None else split):
             texts = [text] if isinstance(text, str) else list(text)
             chats = [self.chats.recognised(entry) if isinstance(entry, str) else None for entry in texts]
             if any(chat is not None or self._is_awkward(entry) for chat, entry in zip(chats, texts, strict=True)):
                 return self._encode_rows(texts, chats, isinstance(text, str), kwargs)
         return super()._encode_plus(text=text, text_pair=text_pair, **kwargs)
+
+    def tokenize(self, text: Any, pair: Any = None, add_special_tokens: bool = False, **kwargs: Any) -> list[str]:
+        """The token strings of a text."""
+        encoded = self(text, pair, add_special_tokens=add_special_tokens, **kwargs)
+        return list(self.convert_ids_to_tokens(encoded["input_ids"]))
 
     def _is_awkward(self, text: Any) -> bool:
         return isinstance(text, str) and self._vocabulary.is_awkward(text)

@@ -107,6 +107,23 @@ def test_a_streamed_text_is_the_decoded_text(capsys):
     assert capsys.readouterr().out == ensemble.tokenizer.decode(out[0], skip_special_tokens=True) + "\n"
 
 
+def test_other_ways_to_encode_agree():
+    """Texts with names of control tokens and rendered chats, which are encoded row by row, in every form."""
+    tokenizer = ensemble_with("instruct").tokenizer
+    chat = tokenizer.apply_chat_template([{"role": "user", "content": "a </s> b"}], tokenize=False)
+    for text in ("Tom said </s> and ▁", chat, "Once"):
+        ids = tokenizer(text)["input_ids"]
+        assert tokenizer.encode(text) == ids
+        assert tokenizer([text])["input_ids"] == [ids]
+        assert tokenizer(text, return_tensors="pt")["input_ids"].tolist() == [ids]
+        assert tokenizer.convert_tokens_to_ids(tokenizer.tokenize(text, add_special_tokens=True)) == ids
+        assert tokenizer(text, truncation=True, max_length=4)["input_ids"] == ids[:4]
+        wide = tokenizer([text, "a"], padding="max_length", max_length=60, return_tensors="np")
+        assert wide["input_ids"].shape == (2, 60)
+        assert wide["input_ids"][0][wide["attention_mask"][0].astype(bool)].tolist() == ids
+        assert len(tokenizer(text, return_offsets_mapping=True)["offset_mapping"]) > 0
+
+
 # Copies and saving
 
 
