@@ -63,6 +63,7 @@ def shared_tokenizer(
     tokenizer.__class__ = _with_chats(kind)
     tokenizer.member_tokenizers = list(tokenizers)
     tokenizer.member_names = list(names)
+    tokenizer.first_template = tokenizer.chat_template
     tokenizer.padding_side = "left"
     if tokenizer.pad_token_id is None:
         if pad_token_id is None:
@@ -121,6 +122,7 @@ class EnsembleTokenizer(MemberChats, PreTrainedTokenizerFast):
             extra_special_tokens=[t for t in first.all_special_tokens if t not in named.values()],
             **named,
         )
+        self.first_template = self.chat_template
         self._tokens = self._names_of_extra_tokens()
         self._extra_ids = {token: i for i, token in self._tokens.items()}
         self.eos_token: Any = self._tokens[union.stop_id]

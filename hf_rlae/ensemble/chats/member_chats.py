@@ -61,10 +61,12 @@ class MemberChats(_Base):
     Attributes:
         member_tokenizers (`Sequence[PreTrainedTokenizerBase]`): the members' tokenizers, the first member's first.
         member_names (`Sequence[str]`): the members' names, for messages.
+        first_template: the first member's template; another `chat_template` that is set later is for all members.
     """
 
     member_tokenizers: Sequence[PreTrainedTokenizerBase]
     member_names: Sequence[str]
+    first_template: Any
 
     def apply_chat_template(self, conversation: Any, *args: Any, **kwargs: Any) -> Any:
         """Renders conversations with each member's own chat template.
@@ -86,6 +88,8 @@ class MemberChats(_Base):
         """
         given = dict(zip(_POSITIONAL, args, strict=False)) | kwargs
         options = {name: value for name, value in given.items() if name not in _UNUSED}
+        if self.chat_template != self.first_template:
+            options.setdefault("chat_template", self.chat_template)
         is_single = bool(conversation) and isinstance(conversation[0], dict)
         conversations = [conversation] if is_single else list(conversation)
         if given.get("tokenize") is False:

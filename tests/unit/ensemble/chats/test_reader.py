@@ -267,3 +267,15 @@ def test_positional_arguments_are_those_of_transformers():
     template = "{% for m in messages %}{{ m.content }}{% endfor %}"
     ids = ensemble.tokenizer.apply_chat_template(QUESTION, None, None, template)["input_ids"][0].tolist()
     assert ensemble.tokenizer.decode(ids) == "What is 12 + 30?"
+
+
+@pytest.mark.parametrize("kind", ["shared", "different"])
+def test_a_template_of_the_ensembles_tokenizer_is_for_all_members(kind):
+    tokenizers = [copy.deepcopy(byte_level_bpe()), byte_level_bpe() if kind == "shared" else raw_bytes()]
+    ensemble = EnsembleForCausalLM.from_members([pair("llama", i, t) for i, t in enumerate(tokenizers)])
+    ensemble.tokenizer.chat_template = "{% for m in messages %}<{{ m.content }}>{% endfor %}"
+    encoded = ensemble.tokenizer.apply_chat_template(QUESTION)
+    for index, tokenizer in enumerate(tokenizers):
+        own = encoded["member_input_ids"][0, index][encoded["member_attention_mask"][0, index].bool()]
+        assert tokenizer.decode(own) == "<What is 12 + 30?>"
+    assert ensemble.tokenizer.apply_chat_template(QUESTION, tokenize=False) == "<What is 12 + 30?>"
