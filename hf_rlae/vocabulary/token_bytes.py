@@ -21,6 +21,9 @@ _CONTEXTS = ("a {} b", "a{}b", "{0}{0}", "a{} b", "a {}b", "a\n{}\nb", "! {} !")
 _SHORT = 16
 """Number of characters up to which a text that the tokenizer changes is segmented without the tokenizer."""
 
+_LONG = 256
+"""Number of bytes that are segmented as a whole if they are no text; in longer ones only what is no character."""
+
 _ANCHORS = ("\n", "|", "a", "0", "▁", " ")
 
 
@@ -280,18 +283,30 @@ class ByteVocabulary(SharedInCopies):
         return self._tokenise(kept) if kept else ()
 
     def _tokenise(self, raw: bytes) -> tuple[int, ...]:
-        try:
-            text = raw.decode("utf-8")
-        except UnicodeDecodeError:
-            return self._longest_match(raw)
-        if self._apart is not None:
-            parts = self._apart.split(text)
-            return tuple(
-                i for part in parts if part for i in ([self.apart[part]] if part in self.apart else self._inside(part))
-            )
-        return self._inside(text)
+        ids: list[int] = []
+        while raw:
+            try:
+                text, broken = raw.decode("utf-8"), b""
+            except UnicodeDecodeError as error:
+                if len(raw) <= _LONG:
+                    return (*ids, *self._longest_match(raw))
+                text, broken = raw[: error.start].decode("utf-8"), raw[error.start : error.end]
+            ids += self._tokenise_text(text)
+            ids += self._longest_match(broken)
+            raw = raw[len(text.encode()) + len(broken) :]
+        return tuple(ids)
+
+    def _tokenise_text(self, text: str) -> tuple[int, ...]:
+        if self._apart is None:
+            return self._inside(text)
+        ids: list[int] = []
+        for part in filter(None, self._apart.split(text)):
+            ids += [self.apart[part]] if part in self.apart else self._inside(part)
+        return tuple(ids)
 
     def _inside(self, text: str) -> tuple[int, ...]:
+        if not text:
+            return ()
         raw = text.encode()
         ids = self._behind_anchor(text, raw)
         if ids is not None:

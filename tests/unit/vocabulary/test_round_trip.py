@@ -138,3 +138,13 @@ def test_names_of_specials_in_a_unigram_vocabulary_are_text():
     """A Unigram model itself finds the names of special tokens in texts, because they are pieces of it."""
     vocabulary = ByteVocabulary(changed(unigram(), lambda backend: setattr(backend, "decoder", decoders.Metaspace())))
     assert not set(vocabulary.text_ids(b"the </s> dog")) & vocabulary.special_ids
+
+
+def test_long_bytes_that_are_no_text_are_segmented_fast():
+    """Only the broken characters are segmented without the tokenizer: this takes milliseconds, not minutes."""
+    vocabulary = ByteVocabulary(sentencepiece_bpe())
+    text = b"Once upon a time there was a little girl. "
+    raw = (text + b"\xe2\x82") * 500
+    ids = vocabulary.text_ids(raw)
+    assert vocabulary.to_bytes(ids).removeprefix(b" ") == raw
+    assert len(ids) < 520 * len(vocabulary.text_ids(text)) + 2000
