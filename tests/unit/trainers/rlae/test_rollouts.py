@@ -396,7 +396,7 @@ def test_a_cache_goes_on_only_with_the_texts_that_it_kept():
     cache = ensemble.new_cache()
     out = ensemble.generate(**encode(*PROMPTS), max_new_tokens=3, past_key_values=cache, do_sample=False)
     cache.keep_rows(torch.tensor([2, 0]))
-    with pytest.raises(InputError, match=r"past_key_values has 2 rows, the call has 6"):
+    with pytest.raises(InputError, match=r"rows that were kept"):
         ensemble.generate(input_ids=out, max_new_tokens=2, past_key_values=cache)
     rest = ensemble.generate(input_ids=out[[2, 0]], max_new_tokens=2, past_key_values=cache, do_sample=False)
     whole = ensemble.generate(**encode(*PROMPTS), max_new_tokens=5, do_sample=False)
