@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import operator
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -36,6 +37,37 @@ _OF_FORWARD = {
 """Arguments that transformers accepts in `generate`, because `forward` has them or models take them."""
 
 
+def check_kinds(generation_config: Any, kwargs: dict[str, Any]) -> None:
+    """Raises `InputError` for arguments of `generate` of a wrong kind, before transformers reads the settings."""
+    if generation_config is not None and not isinstance(generation_config, GenerationConfig):
+        raise InputError(
+            f"generation_config must be a GenerationConfig, got {type(generation_config).__name__}; pass "
+            "`GenerationConfig(...)`, or the settings as keyword arguments"
+        )
+    for name, kind in (("logits_processor", "LogitsProcessorList"), ("stopping_criteria", "StoppingCriteriaList")):
+        given = kwargs.get(name)
+        if given is not None and not (isinstance(given, list | tuple) and all(map(callable, given))):
+            raise InputError(f"{name} must be a list of callables, got {given!r}; pass a {kind}")
+    streamer = kwargs.get("streamer")
+    if streamer is not None and not (hasattr(streamer, "put") and hasattr(streamer, "end")):
+        raise InputError(
+            f"streamer must have the methods `put` and `end`, got {type(streamer).__name__}; pass a "
+            "`TextStreamer(ensemble.tokenizer)`"
+        )
+    _check_counts(kwargs)
+
+
+def _check_counts(given: Mapping[str, Any]) -> None:
+    for name, least in _LEAST.items():
+        value = given.get(name)
+        try:
+            is_fine = value is None or (not isinstance(value, bool) and operator.index(value) >= least)
+        except TypeError:
+            is_fine = False
+        if not is_fine:
+            raise InputError(f"{name}={value!r}: give a whole number of at least {least}")
+
+
 def check_generate_inputs(
     model: EnsembleForCausalLM, ids: Any, settings: GenerationConfig, kwargs: dict[str, Any]
 ) -> torch.Tensor:
@@ -64,16 +96,7 @@ def check_generate_inputs(
 
 
 def _check_settings(settings: GenerationConfig) -> None:
-    for name, least in _LEAST.items():
-        value = getattr(settings, name, None)
-        if value is None:
-            continue
-        try:
-            is_fine = not isinstance(value, bool) and operator.index(value) >= least
-        except TypeError:
-            is_fine = False
-        if not is_fine:
-            raise InputError(f"{name}={value!r}: give a whole number of at least {least}")
+    _check_counts({name: getattr(settings, name, None) for name in _LEAST})
     if settings.cache_implementation is not None:
         raise InputError(
             f"cache_implementation={settings.cache_implementation!r} is not supported: every member has its own cache "

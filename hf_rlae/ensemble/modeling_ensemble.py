@@ -24,6 +24,7 @@ from hf_rlae.ensemble.custom_generate import make_custom_generate
 from hf_rlae.ensemble.engines.states import StateReader
 from hf_rlae.ensemble.forward_pass import begin_spans, label_loss, mixed_logits
 from hf_rlae.ensemble.generation_call import begin_call
+from hf_rlae.ensemble.generation_inputs import check_kinds
 from hf_rlae.ensemble.inputs import (
     check_cached_states,
     check_flag,
@@ -373,6 +374,7 @@ class EnsembleForCausalLM(PreTrainedModel, GenerationMixin):
             NonFiniteError: a member's logits are NaN or infinite (see `EnsembleConfig.on_non_finite`).
         """
         given = inputs if inputs is not None else kwargs.get("input_ids")
+        check_kinds(generation_config, kwargs)
         settings = self._prepare_generation_config(generation_config, **kwargs)[0]  # type: ignore[misc]
         cache = begin_call(self, given, settings, kwargs)
         try:
