@@ -275,3 +275,31 @@ def test_arc_answers_are_read(shared):
     right = letter([""] * len(kept), texts, **columns)
     assert len(kept) > 1_000
     assert sum(right) >= 0.97 * len(kept)
+
+
+FORMS_OF_ARC = {
+    "thought": "<think>Maybe the answer is ({wrong})...</think> ({right})",
+    "answer_first": "{right}) {text}, because {wrong}) is not right.",
+    "sentence": "So, {right} is correct.",
+    "text": "It's {text}!",
+    "text_and_another": "{text}, not {other}",
+    "text_in_a_box": r"\boxed{{\text{{{text}}}}}",
+    "next_question": "{right}\n\nQuestion: And the next one?\nAnswer: {wrong}",
+}
+
+
+@pytest.mark.parametrize("form", FORMS_OF_ARC.values(), ids=FORMS_OF_ARC)
+def test_forms_of_answers_to_arc(shared, form):
+    """Every form is right for the right option, but for texts that contain one another, and for no wrong one."""
+    lines = shared("data", "arc_challenge", "test.jsonl").read_text(encoding="utf-8").splitlines()
+    rows = [row for row in map(json.loads, lines) if row["answer"] in "ABCD" and row["A"]]
+    assert len(rows) > 1_000
+    answers = [row["answer"] for row in rows]
+    wrong = ["BCDA"["ABCD".index(answer)] for answer in answers]
+    texts = [
+        form.format(right=row["answer"], wrong=option, text=row[row["answer"]], other=row[option])
+        for row, option in zip(rows, wrong, strict=True)
+    ]
+    choices = [[row[key] for key in "ABCD"] for row in rows]
+    assert sum(letter(completions=texts, answer=answers, choices=choices)) >= 0.99 * len(rows)
+    assert sum(letter(completions=texts, answer=wrong, choices=choices)) == 0.0

@@ -260,6 +260,30 @@ def test_gsm8k_solves_itself(shared):
     assert set(number(prompts, answers, answer=[float(text.replace(",", "")) + 1 for text in bare])) == {0.0}
 
 
+FORMS_OF_GSM8K = {
+    "thought": ("<think>Maybe the answer is {wrong}...</think> {solution}", 1.0),
+    "right_in_the_thought_only": ("<think>{solution}</think> The answer is {wrong}.", 0.0),
+    "thought_cut_off": ("<think>{solution}", 0.0),
+    "tag": ("{solution}\n#### {wrong}\n<answer>{right}</answer>", 1.0),
+    "next_question": ("{solution}\n\nQuestion: And the next one?\nAnswer: #### {wrong}", 1.0),
+    "unit": (r"So $\boxed{{{right}\text{{ dollars}}}}$, not {wrong}.", 1.0),
+    "two_numbers": ("The answer is {right} or {wrong}.", 0.0),
+}
+
+
+@pytest.mark.parametrize(("form", "reward"), FORMS_OF_GSM8K.values(), ids=FORMS_OF_GSM8K)
+def test_forms_of_answers_to_gsm8k(shared, form, reward):
+    lines = shared("data", "gsm8k", "test.jsonl").read_text(encoding="utf-8").splitlines()
+    solutions = [json.loads(line)["answer"] for line in lines]
+    right = [solution.rpartition("####")[2].strip() for solution in solutions]
+    wrong = [str(int(text.replace(",", "")) + 1) for text in right]
+    texts = [
+        form.format(solution=solution, right=text, wrong=other)
+        for solution, text, other in zip(solutions, right, wrong, strict=True)
+    ]
+    assert set(number(completions=texts, answer=right)) == {reward}
+
+
 def test_svamp_answers_are_read(shared):
     rows = json.loads(shared("data", "svamp", "SVAMP.json").read_text(encoding="utf-8"))
     answers = [row["Answer"] for row in rows]
