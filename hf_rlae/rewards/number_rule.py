@@ -98,7 +98,8 @@ def extract_number(text: str, answer_words: Sequence[str] = ANSWER_WORDS, is_mar
         if found:
             return found[0]
     if is_marked:
-        found = _field_number(text, Field("tag", 0, len(text)))
+        text = f":{text}"  # so that "- 3" is a number, as behind other markers, and no item of a list
+        found = _field_number(text, Field("tag", 1, len(text)))
         return found[0] if found else None
     return _last_number(text)
 

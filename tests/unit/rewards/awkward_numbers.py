@@ -43,6 +43,8 @@ CASES: list[tuple[str, str, float, str]] = [
     ("<final_answer>12</final_answer>", "12", 1.0, "another tag"),
     ("<solution>12</solution>", "12", 1.0, "another tag"),
     (r"<answer>2\pi</answer>", "2", 0.0, "not a number"),
+    ("<answer>- 12</answer>", "-12", 1.0, "a sign with a space"),
+    ("<answer>minus 12</answer>", "-12", 1.0, "a sign in words"),
     # invented next questions
     ("12\n\nQuestion: Tom has 5 apples. How many?\nAnswer: 5", "12", 1.0, "a next question"),
     ("12\n\nQuestion: Tom has 5 apples. How many?\nAnswer: 5", "5", 0.0, "the answer to another question"),
