@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import os
+import random
 import shutil
 import signal
+import time
 
 import pytest
 import torch
@@ -14,8 +16,8 @@ from hf_rlae.errors import CheckpointError
 from hf_rlae.trainers.durable.checkpoint_folders import settle, whole_checkpoints
 from hf_rlae.trainers.durable.manifest import missing_parts
 from hf_rlae.trainers.durable.run_lock import OWNER, RunLock
-from tests.support.tiers import slow
-from tests.support.trainers import assert_equal, run, run_two, toy_trainer
+from tests.support.tiers import draws, show_figure, slow
+from tests.support.trainers import assert_equal, run, run_two, start, toy_trainer
 
 EPOCHS = {"eval_strategy": "epoch"}
 
@@ -49,6 +51,34 @@ def test_killed_between_saves(alone, tmp_path, kill_step, last):
     end = resumed(tmp_path)
     assert len(end["seen"]) == 2 * (12 - (last or 0))
     assert_same_end(end, alone[0])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("stop", [signal.SIGKILL, signal.SIGTERM], ids=lambda stop: stop.name)
+def test_stopped_at_random_times(alone, tmp_path, stop):
+    """Signals that know nothing of steps and saves: while Python starts, in a step, in a save, after the end."""
+    duration, rng, kept = 0.0, random.Random(stop), []
+    for number in range(1 + draws(2, 20)):
+        folder = tmp_path / str(number)
+        process = start(folder / "out")
+        while process.is_alive() and not (folder / "out").exists():
+            time.sleep(0.001)
+        began = time.monotonic()
+        process.join(60 if number == 0 else rng.uniform(0, duration))  # the first one is timed
+        if number == 0:
+            duration = time.monotonic() - began
+            continue
+        if process.is_alive():
+            os.kill(process.pid, stop)
+            process.join(60)
+        assert process.exitcode in (0, -stop)
+        kept.append(max(whole_checkpoints(folder / "out"), default=0))
+        end = resumed(folder)
+        if kept[-1] < 12:
+            assert_same_end(end, alone[0])
+        else:  # nothing was left to do
+            assert_equal(end["weights"], alone[0]["weights"])
+    show_figure(f"{stop.name} at {len(kept)} random times, resumed from the steps {sorted(kept)}: all ends are equal")
 
 
 @pytest.mark.slow

@@ -205,6 +205,7 @@ def test_static_weights_for_another_number_of_members():
     ("answer", "word"),
     [
         (torch.tensor([[0.5, -0.5]]), "at least 0"),
+        (torch.tensor([[1.5, -0.5]]), "at least 0"),  # sums to 1
         (torch.tensor([[float("nan"), 1.0]]), "finite"),
         (torch.tensor([[0.0, 0.0]]), "sum"),
         (torch.tensor([[0.2, 0.3, 0.5]]), "(1, 2)"),

@@ -16,7 +16,7 @@ from hf_rlae.errors import ConfigError, InputError
 from hf_rlae.members import Member
 from tests.support.ensembles import TEXTS, Schedule, encode, endless, policy_of_text
 from tests.support.models import pair, pairs, with_adapters
-from tests.support.tiers import slow
+from tests.support.tiers import IS_NIGHTLY, draws, show_figure, slow
 from tests.support.tokenizers import raw_bytes
 
 
@@ -102,37 +102,45 @@ class FailAt:
 def test_an_exception_leaves_nothing_behind(name, where):
     """Law: a call that failed half way does not change the next call, the models or torch."""
     ensemble = ENSEMBLES[name]()
-    inputs = encode(TEXTS[0])
-    options = {"max_new_tokens": 8, "do_sample": False}
-    expected = ensemble.generate(**inputs, **options)
+
+    def generate(**more):
+        torch.manual_seed(3)
+        return ensemble.generate(**encode(TEXTS[0]), max_new_tokens=8, **more)
+
+    moments = range(1, 5 if where == "policy" else 9) if IS_NIGHTLY else [4]  # the policy is asked four times
+    for is_sampled in [False, True] if IS_NIGHTLY else [False]:
+        expected, before = generate(do_sample=is_sampled), hooks_of(ensemble)
+        for moment in moments:
+            with pytest.raises(Failure):
+                generate_failing(ensemble, generate, where, FailAt(moment), is_sampled)
+            assert not torch.is_inference_mode_enabled()
+            assert torch.is_grad_enabled()
+            assert hooks_of(ensemble) == before
+            ensemble.set_policy(policy_of_members)
+            assert torch.equal(generate(do_sample=is_sampled), expected)
+    show_figure(f"{name}, {where}: {(1 + IS_NIGHTLY) * len(moments)} exceptions")
+
+
+def hooks_of(ensemble):
     models = [member.model for member in ensemble.members]
-    hooks = [sum(len(m._forward_pre_hooks) + len(m._forward_hooks) for m in model.modules()) for model in models]
-    fail = FailAt(4)
-    with pytest.raises(Failure):  # noqa: PT012
-        if where == "policy":
-            ensemble.set_policy(lambda state: fail.processor(state.text, policy_of_members(state)))
-            ensemble.generate(**inputs, **options)
-        elif where == "member":
-            head = models[1].get_output_embeddings()
-            handle = head.register_forward_hook(lambda module, args, output: fail.processor(args, output))
-            try:
-                ensemble.generate(**inputs, **options)
-            finally:
-                handle.remove()
-        else:
-            hook = {
-                "streamer": fail,
-                "stopping_criteria": [fail.criterion],
-                "logits_processor": [fail.processor],
-            }
-            ensemble.generate(**inputs, **options, **{where: hook[where]})
-    assert not torch.is_inference_mode_enabled()
-    assert torch.is_grad_enabled()
-    assert hooks == [
-        sum(len(m._forward_pre_hooks) + len(m._forward_hooks) for m in model.modules()) for model in models
-    ]
-    ensemble.set_policy(policy_of_members)
-    assert torch.equal(ensemble.generate(**inputs, **options), expected)
+    return [sum(len(m._forward_pre_hooks) + len(m._forward_hooks) for m in model.modules()) for model in models]
+
+
+def generate_failing(ensemble, generate, where, fail, is_sampled):
+    """A call in which something of the user's fails."""
+    if where == "policy":
+        ensemble.set_policy(lambda state: fail.processor(state.text, policy_of_members(state)))
+        generate(do_sample=is_sampled)
+    elif where == "member":
+        head = ensemble.members[1].model.get_output_embeddings()
+        handle = head.register_forward_hook(lambda module, args, output: fail.processor(args, output))
+        try:
+            generate(do_sample=is_sampled)
+        finally:
+            handle.remove()
+    else:
+        hook = {"streamer": fail, "stopping_criteria": [fail.criterion], "logits_processor": [fail.processor]}
+        generate(do_sample=is_sampled, **{where: hook[where]})
 
 
 @pytest.fixture
@@ -148,7 +156,7 @@ def eager_threads():
 @pytest.mark.parametrize(
     ("name", "calls"),
     [
-        *(("two_models", 20), ("two_adapters", 10), ("two_tokenizers", 20)),
+        *(("two_models", draws(20, 80)), ("two_adapters", draws(10, 40)), ("two_tokenizers", draws(20, 80))),
         *slow(("two_models", 100), ("two_adapters", 40), ("two_tokenizers", 100)),
     ],
 )
@@ -178,6 +186,7 @@ def test_two_threads(name, calls):
         thread.join()
     assert not errors, f"{len(errors)} errors, the first: {errors[0]}"
     assert equal == [calls, calls]
+    show_figure(f"{name}: {2 * calls} calls of two threads")
 
 
 @pytest.mark.parametrize("adapter", ["one", "two"])
