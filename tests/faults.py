@@ -1,0 +1,251 @@
+"""Plants faults in a copy of the package, one at a time, and runs the nearest tests, which must notice each one.
+
+python -m tests.faults          # all, a few minutes
+python -m tests.faults 3 17     # these
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+FAILED = 1  # pytest's exit code if tests failed; other codes mean that none ran
+
+
+@dataclass(frozen=True)
+class Fault:
+    """A fault: in a file of `hf_rlae`, the first `old` becomes `new`; `tests` are the nearest ones."""
+
+    file: str
+    old: str
+    new: str
+    tests: str
+
+
+FAULTS = [
+    Fault(
+        "ensemble/spans.py",
+        "((column + 1 - self.starts) // self.span_length).clamp(min=0)",
+        "((column - self.starts) // self.span_length).clamp(min=0)",
+        "tests/unit/ensemble/test_spans.py tests/unit/ensemble/test_same_tokenizer_laws.py",
+    ),
+    Fault(
+        "ensemble/spans.py",
+        "return max(0, (column + 1 - start) // self.span_length)",
+        "return max(0, (column + 2 - start) // self.span_length)",
+        "tests/unit/ensemble/test_spans.py",
+    ),
+    Fault(
+        "ensemble/spans.py",
+        "SpanQuery(shared + span * self.span_length - 1, span, None)",
+        "SpanQuery(shared + span * self.span_length, span, None)",
+        "tests/unit/ensemble/test_spans.py",
+    ),
+    Fault(
+        "ensemble/mixing/registry.py",
+        "weight * z.masked_fill(weight == 0, 0.0)",
+        "z.masked_fill(weight == 0, 0.0)",
+        "tests/unit/ensemble/test_same_tokenizer_laws.py",
+    ),
+    Fault(
+        "ensemble/mixing/linear.py",
+        "log_weights[..., index] - z + total_shift",
+        "log_weights[..., index] + total_shift",
+        "tests/unit/ensemble/test_same_tokenizer_laws.py",
+    ),
+    Fault(
+        "ensemble/mixing/linear.py",
+        "mixed.add_(prob.mul_(weights[..., index, None]))",
+        "mixed.add_(prob)",
+        "tests/unit/ensemble/test_different_tokenizers.py",
+    ),
+    Fault(
+        "ensemble/mixing/log.py",
+        "(shift(log_z, weights) - total)[..., None]",
+        "shift(log_z, weights)[..., None]",
+        "tests/unit/ensemble/test_same_tokenizer_laws.py",
+    ),
+    Fault(
+        "policies/weights.py",
+        "    weights = weights / total\n",
+        "",
+        "tests/unit/ensemble/test_bad_input.py tests/unit/policies",
+    ),
+    Fault(
+        "policies/weights.py",
+        "keep &= weights >= min_weight",
+        "keep &= weights > 0",
+        "tests/unit/ensemble/test_zero_weights.py hf_rlae/policies/weights.py",
+    ),
+    Fault(
+        "policies/weights.py",
+        "good = torch.isfinite(weights) & (weights >= 0) &",
+        "good = torch.isfinite(weights) &",
+        "tests/unit/ensemble/test_bad_input.py",
+    ),
+    Fault(
+        "policies/static.py",
+        "[value / total for value in values]",
+        "values",
+        "tests/unit/ensemble/test_bad_input.py tests/unit/ensemble/test_same_tokenizer_laws.py",
+    ),
+    Fault(
+        "ensemble/trace.py",
+        "self.pending.rows = rows if self.pending.rows is None else self.pending.rows[rows]",
+        "pass",
+        "tests/unit/ensemble/test_trace.py",
+    ),
+    Fault(
+        "ensemble/draws.py",
+        "fresh = weights.gather(1, current[:, None])[:, 0] == 0",
+        "fresh = torch.zeros(len(weights), dtype=torch.bool)",
+        "tests/unit/ensemble/test_draws.py",
+    ),
+    Fault(
+        "ensemble/modeling_ensemble.py",
+        "            cache.end_generate()\n",
+        "            pass\n",
+        "tests/unit/ensemble/test_cache.py tests/unit/ensemble/test_state.py",
+    ),
+    Fault(
+        "policies/entropy.py",
+        "(-state.entropies / self.temperature)",
+        "(state.entropies / self.temperature)",
+        "tests/unit/policies/test_training_free.py",
+    ),
+    Fault(
+        "members/ragged_cache.py",
+        "indices = plan.indices.masked_fill(plan.indices < 0, store.shape[2] - 1)",
+        "indices = plan.indices.clamp(min=0)",
+        "tests/unit/members/test_ragged_rows.py tests/unit/ensemble/test_different_tokenizers.py",
+    ),
+    Fault(
+        "members/readings/step.py",
+        "return r + o * self.end_sum / total, q / stay_sum + o / total",
+        "return o * self.end_sum / total, q / stay_sum + o / total",
+        "tests/unit/members/readings",
+    ),
+    Fault(
+        "members/readings/step.py",
+        "            stay = scale * sums[after + 2]\n",
+        "            stay = scale * sums[after + 1]\n",
+        "tests/unit/members/readings",
+    ),
+    Fault(
+        "vocabulary/union.py",
+        "for length in range(min(len(raw), self.max_piece), 0, -1):",
+        "for length in range(1, min(len(raw), self.max_piece) + 1):",
+        "tests/unit/vocabulary tests/unit/members/readings",
+    ),
+    Fault(
+        "objectives/advantages.py",
+        "delta = rewards[:, span] + gamma * next_value - values[:, span]",
+        "delta = rewards[:, span] + next_value - values[:, span]",
+        "tests/unit/objectives",
+    ),
+    Fault(
+        "objectives/advantages.py",
+        "delta + gamma * lam * advantage",
+        "delta + gamma * advantage",
+        "tests/unit/objectives",
+    ),
+    Fault(
+        "objectives/surrogate.py",
+        "-torch.minimum(ratio * gain, ratio.clamp(low, high) * gain)",
+        "-torch.maximum(ratio * gain, ratio.clamp(low, high) * gain)",
+        "tests/unit/objectives",
+    ),
+    Fault(
+        "objectives/spans.py",
+        "(mask.cumsum(1) - 1) // span_length",
+        "mask.cumsum(1) // span_length",
+        "tests/unit/objectives",
+    ),
+    Fault(
+        "rewards/answer_part.py",
+        "    if start is None:\n        return None\n",
+        "    if start is None:\n        start = 0\n",
+        "tests/unit/rewards/test_answer_part.py",
+    ),
+    Fault(
+        "rewards/answer_part.py",
+        "    end = _next_question(folded, start)\n",
+        "    end = len(text)\n",
+        "tests/unit/rewards/test_answer_part.py",
+    ),
+    Fault(
+        "rewards/letter_rule.py",
+        "return _NEGATION.search(content[max(0, at - 40) : at]) is not None",
+        "return False",
+        "tests/unit/rewards/test_letter_rule.py",
+    ),
+    Fault(
+        "rewards/contract.py",
+        "REWARD_LIMIT = 1e15",
+        "REWARD_LIMIT = 1e38",
+        "tests/unit/rewards/calls tests/unit/rewards/test_weighted_sums.py",
+    ),
+    Fault(
+        "trainers/durable/manifest.py",
+        "        elif path.stat().st_size != size:\n",
+        "        elif path.stat().st_size > size:\n",
+        "tests/unit/trainers/durable",
+    ),
+    Fault(
+        "trainers/rlae/rollouts.py",
+        "mask = (is_end.cumsum(1) - is_end.long()) == 0",
+        "mask = is_end.cumsum(1) == 0",
+        "tests/unit/trainers/rlae/test_rollouts.py",
+    ),
+    Fault(
+        "files.py",
+        "        os.replace(name, path)\n",
+        "        path.write_bytes(raw)\n",
+        "tests/unit/test_files.py",
+    ),
+]
+
+
+def is_noticed(fault: Fault, copy: Path) -> bool:
+    """Whether a test fails. The copy is as before afterwards."""
+    path = copy / "hf_rlae" / fault.file
+    text = path.read_text(encoding="utf-8")
+    if fault.old not in text:
+        raise SystemExit(f"{fault.file} has no {fault.old!r} any more; plant another fault")
+    path.write_text(text.replace(fault.old, fault.new, 1), encoding="utf-8")
+    command = [sys.executable, "-m", "pytest", "-x", "-q", "-m", "not slow", "-p", "no:cacheprovider"]
+    environment = {**os.environ, "PYTHONPATH": str(copy), "OMP_NUM_THREADS": "1", "PYTHONDONTWRITEBYTECODE": "1"}
+    try:
+        done = subprocess.run(
+            [*command, *fault.tests.split()], cwd=copy, env=environment, capture_output=True, text=True, check=False
+        )
+    finally:
+        path.write_text(text, encoding="utf-8")
+    return done.returncode == FAILED
+
+
+def main(arguments: list[str]) -> int:
+    wanted = [int(argument) for argument in arguments] or range(1, len(FAULTS) + 1)
+    with tempfile.TemporaryDirectory() as folder:
+        copy = Path(folder)
+        for part in ("hf_rlae", "tests"):
+            shutil.copytree(ROOT / part, copy / part, ignore=shutil.ignore_patterns("__pycache__"))
+        shutil.copy(ROOT / "pyproject.toml", copy)
+        noticed = 0
+        for number in wanted:
+            fault = FAULTS[number - 1]
+            is_found = is_noticed(fault, copy)
+            noticed += is_found
+            print(f"{number:>2} {'noticed' if is_found else 'MISSED '} {fault.file}: {fault.new.strip()!r}", flush=True)
+    print(f"figure: {noticed} of {len(wanted)} planted faults noticed")
+    return 0 if noticed == len(wanted) else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
