@@ -180,7 +180,7 @@ FAULTS = [
         "tests/unit/rewards/test_answer_part.py",
     ),
     Fault(
-        "rewards/letter_rule.py",
+        "rewards/letter_reader.py",
         "return _NEGATION.search(content[max(0, at - 40) : at]) is not None",
         "return False",
         "tests/unit/rewards/test_letter_rule.py",
