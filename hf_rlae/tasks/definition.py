@@ -168,7 +168,7 @@ class Task:
 
         Example:
 
-        >>> task = Task("sums", "Sums.", ("test",))
+        >>> task = Task("sums", "Sums.", ("test",), generate=list)
         >>> task.build_prompt(Example("2 + 2?", "4", "4"), [("1 + 1?", "2")], "standard")
         'Question: 1 + 1?\\nAnswer: 2\\n\\nQuestion: 2 + 2?\\nAnswer:'
         """

@@ -240,7 +240,7 @@ def test_two_thousand_members(tmp_path):
     start = time.thread_time()
     with pytest.raises(ConfigError, match="has 2000 members, each a whole model; pass max_members=2000"):
         from_pretrained(folder)
-    assert time.thread_time() - start < 1
+    assert time.thread_time() - start < 5  # in full it would take minutes
     write_config_text(folder, members=["./a"] * 3)
     with pytest.raises(ConfigError, match="max_members=3"):
         from_pretrained(folder, max_members=2)

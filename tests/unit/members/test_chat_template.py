@@ -66,7 +66,7 @@ def test_templates_that_do_not_end(name, monkeypatch):
     start = time.thread_time()
     with pytest.raises(TokenizerError, match=r"the chat template of member ME takes more than 0\.2 s or writes more"):
         apply_chat_template(with_template(ENDLESS[name]), "ME", CHAT, tokenize=False)
-    assert time.thread_time() - start < 1
+    assert time.thread_time() - start < 5  # in full it would take minutes
 
 
 @pytest.mark.parametrize("name", TOO_LARGE)

@@ -135,7 +135,7 @@ def test_configs_that_declare_more_than_the_files_hold(folder, name):
     start = time.thread_time()
     with pytest.raises(MemberError, match=r"config.* declares .* weight files hold only 0\.1 MB"):
         Member.load(str(folder))
-    assert time.thread_time() - start < 1
+    assert time.thread_time() - start < 5  # in full it would take minutes
 
 
 def test_a_config_that_is_meant_can_be_loaded(folder):

