@@ -92,7 +92,8 @@ def normalize_answer(text: str) -> str:
     ['beatles', 'acdc', 'jkrowling', 'the the', '−3.50', '3 50']
     """
     plain = unicodedata.normalize("NFKC", _SPACING.sub(" ", _FONT.sub("", text))).casefold()
-    plain = plain.translate({ord(char): None for char in set(plain) if unicodedata.category(char) == "Cf"})
+    hidden = {ord(char): None for char in set(plain) if unicodedata.category(char) == "Cf"}
+    plain = plain.translate(hidden) if hidden else plain
     words = _POINT.sub("0.", _THOUSANDS.sub("", plain)).split()
     kept = [word for word in words if word.strip(_MARKS) not in _ARTICLES]
     if kept and kept[-1] != words[-1]:
@@ -108,6 +109,8 @@ def _alone(plain: str) -> str:
 
 def _without_marks(text: str) -> str:
     spaces = dict.fromkeys((ord(char) for char in set(text) if unicodedata.category(char)[0] in "PS"), " ")
+    if not spaces:
+        return text
     pieces, end = [], 0
     for found in _MEANINGFUL.finditer(text):
         pieces += [text[end : found.start()].translate(spaces), "−" if found[0] in "-–" else found[0]]
