@@ -38,8 +38,16 @@ def generation_config_of(members: Sequence[Member]) -> GenerationConfig:
     )
 
 
-def saved_generation_config(ensemble: Any, source: str, options: dict[str, Any]) -> GenerationConfig:
-    """The generation config that was saved with an ensemble; the ensemble's own if there is none that can be used."""
+def saved_generation_config(
+    ensemble: Any, source: str, options: dict[str, Any], *, has_saved_ids: bool
+) -> GenerationConfig:
+    """The generation config that was saved with an ensemble; the ensemble's own if there is none that can be used.
+
+    Args:
+        ensemble (`EnsembleForCausalLM`): the loaded ensemble.
+        source (`str`), options (`dict`): its folder or Hub id, and options of the Hub.
+        has_saved_ids (`bool`): whether ids mean what they meant when it was saved; other members have other ids.
+    """
     try:
         saved = GenerationConfig.from_pretrained(source, **options)
     except OSError:
@@ -51,6 +59,9 @@ def saved_generation_config(ensemble: Any, source: str, options: dict[str, Any])
         value, own = getattr(saved, name), getattr(ensemble.generation_config, name)
         if not are_token_ids(value, ensemble.config.vocab_size):
             logger.warning("the saved generation config has %s=%r, which is no id: %s is used", name, value, own)
+            setattr(saved, name, own)
+        elif not has_saved_ids and value != own:
+            logger.warning("the saved generation config has %s=%r for other members: %s is used", name, value, own)
             setattr(saved, name, own)
     return without_extremes(saved, ensemble.members)
 

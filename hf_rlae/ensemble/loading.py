@@ -311,7 +311,10 @@ def load(
             ],
         },
     )
-    ensemble.generation_config = saved_generation_config(ensemble, source, options)
+    is_same = members is None or all(
+        getattr(config, name) == getattr(ensemble.config, name) for name in ("vocab_size", "eos_token_id")
+    )
+    ensemble.generation_config = saved_generation_config(ensemble, source, options, has_saved_ids=is_same)
     return ensemble
 
 

@@ -102,7 +102,7 @@ def warn_of_places(places: Sequence[str]) -> None:
     """Logs which members the saved ensemble does not have, and how it is loaded."""
     outside = [place for place in places if place.startswith("..")]
     unnamed = [place for place in places if re.fullmatch(r"\./[^/]+", place)]
-    if outside:
+    if outside and not unnamed:
         logger.warning(
             "the members %s are folders outside of the saved ensemble, which is loaded with `allow_outside=True`; "
             "`save_members=True` saves them with it",

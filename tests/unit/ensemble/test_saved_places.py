@@ -17,6 +17,7 @@ from hf_rlae.ensemble.member_places import place_of
 from tests.support.ensembles import TEXTS, encode, endless
 from tests.support.models import pair
 from tests.support.policies import encoder
+from tests.support.tokenizers import byte_level_bpe, characters
 
 CANARY = "canary-of-alice"
 from_pretrained = EnsembleForCausalLM.from_pretrained
@@ -297,6 +298,17 @@ def test_saved_ids_that_are_none(tmp_path, caplog, value):
     if not isinstance(value, int) or isinstance(value, bool):
         with pytest.raises(MemberError, match=r"eos_token_id=.* in its GenerationConfig, which is no id"):
             from_pretrained(folder)
+
+
+def test_ids_of_other_members(tmp_path, caplog):
+    """With other members, ids of the saved generation config mean other tokens: the ensemble's own are used."""
+    first, smaller, larger = (pair("llama", tokenizer=t) for t in (characters(), byte_level_bpe(300), byte_level_bpe()))
+    EnsembleForCausalLM.from_members([first, smaller]).save_pretrained(tmp_path, save_members=True)
+    stop = from_pretrained(tmp_path).generation_config.eos_token_id
+    assert "for other members" not in caplog.text
+    loaded = from_pretrained(tmp_path, members=[first, larger])
+    assert stop < loaded.tokenizer.eos_token_id == loaded.generation_config.eos_token_id
+    assert f"eos_token_id={stop} for other members" in caplog.text
 
 
 def test_options_reach_the_members(folders, tmp_path, monkeypatch):
