@@ -210,10 +210,12 @@ class DurableTrainer(PrivateSaves):
     def _given_checkpoint(self, folder: str) -> str:
         reasons = self._damage(folder)
         if reasons:
-            whole = ", ".join(whole_checkpoints(self._get_output_dir(None)).values()) or "none"
+            saved = whole_checkpoints(self._get_output_dir(None)).values()
+            others = [path for path in saved if os.path.realpath(path) != os.path.realpath(folder)]
             raise CheckpointError(
                 f"resume_from_checkpoint={folder!r} is not a complete checkpoint: {'; '.join(reasons)}. "
-                f"Complete ones in output_dir: {whole}; resume_from_checkpoint=True takes the newest"
+                f"Others in output_dir: {', '.join(others) or 'none'}; resume_from_checkpoint=True takes the newest "
+                "complete one"
             )
         return folder
 

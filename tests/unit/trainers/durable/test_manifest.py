@@ -85,7 +85,9 @@ def test_damaged_checkpoints(out, caplog, name, damage):
         assert trainer._checkpoint_to_resume(True) == str(out / "checkpoint-2")
     assert "checkpoint-4" in caplog.text
     assert name in caplog.text
-    with pytest.raises(CheckpointError, match=f"(?s)not a complete checkpoint.*{name}.*takes the newest"):
+    with pytest.raises(
+        CheckpointError, match=rf"(?s)not a complete checkpoint.*{name}.*Others in output_dir: \S+checkpoint-2; resume"
+    ):
         trainer.train(resume_from_checkpoint=str(out / "checkpoint-4"))
     assert trainer.state.global_step == 0
 
