@@ -103,7 +103,9 @@ def load_whole(
 
     folder = Path(source, options.get("subfolder") or "")
     if folder.is_dir() and not (folder / "config.json").is_file() and not {"config", "gguf_file"} & set(options):
-        raise FileNotFoundError(f"there is no config.json in {folder}")  # some configs would be made of defaults
+        inside = sorted(str(path.parent) for path in folder.glob("*/adapter_config.json"))
+        hint = f"; adapters are in {inside}: give one of these folders." if inside else ""
+        raise FileNotFoundError(f"there is no config.json in {folder}{hint}")  # else it would be made of defaults
     options = {"trust_remote_code": False, **options}
     is_forgiving = bool(options.setdefault("ignore_mismatched_sizes", False))
     with _budget(source, options, fail) if check_files else nullcontext():

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-from hf_rlae.errors import RewardError
+from hf_rlae.errors import RewardError, nearest
 
 REWARD_LIMIT = 1e15
 """The largest magnitude of a reward, and of a weighted sum of rewards.
@@ -104,8 +104,8 @@ class Reward(ABC):
         known = list(_options(type(self)))
         unknown = sorted(set(options) - set(known))
         if unknown:
-            has = f"its options are {', '.join(known)}" if known else "it has no options"
-            raise RewardError(f"{self.__name__} has no option {', '.join(unknown)}; {has}")
+            hint = nearest(unknown[0], known) if known else "it has no options"
+            raise RewardError(f"{unknown[0]} is not an option of {self.__name__}: {hint}")
         return type(self)(name=self.__name__, **options)
 
     def __repr__(self) -> str:

@@ -129,6 +129,15 @@ def test_a_saved_ensemble_of_adapters(saved):
     torch.testing.assert_close(loaded(**encode(TEXTS[0])).logits, ensemble(**encode(TEXTS[0])).logits)
 
 
+def test_a_folder_with_named_adapters_only(saved):
+    """The layout of PEFT: the folder itself is no adapter, and the error names those inside."""
+    folder, _ = saved
+    (folder / "adapters" / "adapter_config.json").unlink()
+    with pytest.raises(MemberError, match=r"adapters are in \['\S+agent-2'\]: give one of these folders"):
+        Member.load(str(folder / "adapters"))
+    assert Member.load(str(folder / "adapters" / "agent-2")).source.endswith("agent-2")
+
+
 def test_adapters_that_cannot_be_used(saved):
     folder, _ = saved
     with pytest.raises(ConfigError, match=r"adapter_name='agent-3'.*\['default', 'agent-2'\]"):

@@ -101,9 +101,13 @@ def test_mbpp_is_not_there_yet():
 
 
 def test_options():
-    with pytest.raises(RewardError, match=r"no option lexicon; its options are answer_words, .*reasoning_delimiters"):
+    with pytest.raises(
+        RewardError, match=r"lexicon is not an option of \w+: Known: answer_delimiters, .*reasoning_delimiters"
+    ):
         get_reward("gsm8k", lexicon="x")
-    with pytest.raises(RewardError, match=r"no option letters; its options are num_choices, answer_words"):
+    with pytest.raises(
+        RewardError, match=r"letters is not an option of \w+: .*Known: answer_delimiters, .*num_choices"
+    ):
         get_reward("mmlu", letters=4)
     assert get_reward("mmlu", num_choices=4) is not get_reward("mmlu")
 
