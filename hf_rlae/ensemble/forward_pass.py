@@ -12,8 +12,10 @@ from hf_rlae.ensemble.cache_ensemble import EnsembleCache
 from hf_rlae.ensemble.configuration_ensemble import EnsembleConfig
 from hf_rlae.ensemble.engines.protocol import Engine
 from hf_rlae.ensemble.engines.states import StateReader
+from hf_rlae.ensemble.faults import MemberFaults
 from hf_rlae.ensemble.inputs import check_declared_prompt, check_member_inputs
-from hf_rlae.policies import Policy, ask, cut
+from hf_rlae.ensemble.spans import SpanQuery
+from hf_rlae.policies import Policy, PolicyState, ask, cut
 
 if TYPE_CHECKING:
     from hf_rlae.ensemble.modeling_ensemble import EnsembleForCausalLM
@@ -88,13 +90,28 @@ def mixed_logits(
         for query in step.queries():
             if cache.faults is not None:
                 cache.faults.read()
-            weights = ask(policy, states.state(cache, step, query)).weights
+            state = states.state(cache, step, query)
+            try:
+                weights = ask(policy, state).weights
+            except Exception:
+                if cache.faults is not None:
+                    _blame_members(cache.faults, state, query)
+                raise
             cache.spans.set(query, cut(weights, config.min_weight, config.max_active_members))
         logits = step.logits()
         return logits if cache.faults is None else cache.faults.covered(logits)
     except BaseException:
         cache.call.reset()  # some members have read the new columns: all read the text again
         raise
+
+
+def _blame_members(faults: MemberFaults, state: PolicyState, query: SpanQuery) -> None:
+    """Raises `NonFiniteError` if a policy failed and has observed logits that are not finite."""
+    rows = None if query.rows is None else query.rows.tolist()
+    for index, entry in enumerate(vars(state).get("observations", ())):  # runs no member if the policy observed none
+        highest = entry.logits.amax(-1)
+        faults.note(index, query.column, highest.masked_fill(highest == -torch.inf, 0.0), rows)  # -inf: dropped out
+    faults.read()
 
 
 def label_loss(

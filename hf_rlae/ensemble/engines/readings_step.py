@@ -99,8 +99,6 @@ class ReadingsStep:
         rows = [row for row, end in enumerate(self.prompt_ends) if end <= self._column]
         for index in range(len(self.runs)):
             self._catch_up(index, rows)
-        if self.cache.faults is not None:  # before a policy is blamed
-            self.cache.faults.read()
         return [MemberObservation(*run.observation()) for run in self.runs]
 
     def logits(self) -> torch.Tensor:

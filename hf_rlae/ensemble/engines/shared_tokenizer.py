@@ -257,13 +257,10 @@ class SharedTokenizerStep:
         """See `EngineStep`; logits are -inf and hidden states 0 in rows whose text has outgrown a member's context."""
         column = max(query.column, self.first)
         outgrown = self._outgrown(column, column + 1)
-        observations = [
+        return [
             self._observation(index, column - self.first, None if outgrown is None else outgrown[:, 0, index])
             for index in range(len(self.call.runs))
         ]
-        if self.cache.faults is not None:  # before a policy is blamed
-            self.cache.faults.read()
-        return observations
 
     def _observation(self, index: int, at: int, outgrown: torch.Tensor | None) -> MemberObservation:
         if outgrown is not None and bool(outgrown.all()):
@@ -274,7 +271,7 @@ class SharedTokenizerStep:
             return MemberObservation(logits, torch.zeros(len(outgrown), width, **options))
         scores, states = self._output(index)
         logits, hidden = scores[:, at], None if states is None else states[:, at]
-        if self.cache.faults is not None:
+        if self.cache.faults is not None and self.cache.faults.drops:
             broken = self.cache.faults.note(index, self.first + at, logits.amax(-1, keepdim=True))
             if broken is not None:
                 outgrown = broken[:, 0].cpu() if outgrown is None else outgrown | broken[:, 0].cpu()
