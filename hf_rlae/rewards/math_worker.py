@@ -116,7 +116,9 @@ class Court:
     def _assign(self) -> None:
         while self.waiting and len(self.busy) < self.most_judges:
             others = [fd for each in (*self.idle, *self.busy.values()) for fd in (each.requests, each.verdicts)]
-            chosen = self.idle.pop() if self.idle else Judge(self.timeout_s, others)
+            # what was lost with one judge goes to a new one: the idle ones may have been killed as well
+            is_usable = self.idle and not self.waiting[0].get("again")
+            chosen = self.idle.pop() if is_usable else Judge(self.timeout_s, others)
             try:
                 chosen.take(self.waiting[0], self.timeout_s)
             except BrokenPipeError:  # something else killed it while it was idle
@@ -130,14 +132,15 @@ class Court:
         """Writes a verdict; an empty one means that the judge took too long or was killed, perhaps before it began."""
         del self.busy[done.verdicts]
         self.events.unregister(done.verdicts)
-        if not verdict and not done.pair.get("again") and time.monotonic() < done.deadline:
-            self.waiting.appendleft({**done.pair, "again": True})
-        else:
-            os.write(1, json.dumps([done.pair["id"], verdict or "failed"]).encode() + b"\n")
+        is_lost = not verdict and not done.pair.get("again") and time.monotonic() < done.deadline
         if verdict:
             self.idle.append(done)
         else:
             done.end()
+        if is_lost:
+            self.waiting.appendleft({**done.pair, "again": True})
+        else:
+            os.write(1, json.dumps([done.pair["id"], verdict or "failed"]).encode() + b"\n")
 
     def close(self) -> None:
         """Ends all judges."""
