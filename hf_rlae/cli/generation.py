@@ -18,11 +18,10 @@ from transformers import set_seed
 from transformers.generation.streamers import BaseStreamer
 
 from hf_rlae.cli.loading import choose_device, load_members
-from hf_rlae.cli.messages import first_sentence
 from hf_rlae.cli.progress import progress_bar
 from hf_rlae.cli.streaming import CarrierStreamer, ContinuationDecoder, ContinuationStreamer
 from hf_rlae.ensemble import EnsembleCache, EnsembleConfig, EnsembleForCausalLM
-from hf_rlae.errors import ConfigError
+from hf_rlae.errors import ConfigError, first_sentence
 from hf_rlae.policies import StaticPolicy
 from hf_rlae.reports import (
     TokenCounter,

@@ -10,8 +10,7 @@ import torch
 from huggingface_hub.utils import disable_progress_bars
 from transformers.utils.logging import disable_progress_bar, set_verbosity_error
 
-from hf_rlae.cli.messages import first_sentence
-from hf_rlae.errors import ConfigError
+from hf_rlae.errors import ConfigError, first_sentence
 from hf_rlae.members import Member
 
 

@@ -14,8 +14,7 @@ from collections.abc import Sequence
 
 from hf_rlae import __version__
 from hf_rlae.cli import demo, generate
-from hf_rlae.cli.messages import one_line, shortened, with_type
-from hf_rlae.errors import HfRlaeError, InternalError
+from hf_rlae.errors import HfRlaeError, InternalError, one_line, shortened, with_type
 
 COMMANDS = {"demo": demo, "generate": generate}
 """Modules with `SUMMARY`, `DESCRIPTION`, `add_arguments(parser)` and `run(args)` (the exit code)."""

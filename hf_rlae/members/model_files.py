@@ -13,7 +13,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from transformers.utils import cached_file, find_adapter_config_file
 
-from hf_rlae.errors import ConfigError, HfRlaeError, MemberError, TokenizerError
+from hf_rlae.errors import ConfigError, HfRlaeError, MemberError, TokenizerError, first_sentence
 from hf_rlae.hub_ids import is_repo_id
 from hf_rlae.members.file_budget import Fail, check_counts, check_shard_names, parameter_budget, weight_bytes
 
@@ -230,9 +230,9 @@ def readable(source: str, owner: str, failure: type[HfRlaeError] = MemberError) 
     except (HfRlaeError, MemoryError):
         raise
     except ImportError as error:
-        raise failure(f"{owner} needs a missing package: {_first_line(error)}") from error
+        raise failure(f"{owner} needs a missing package: {first_sentence(error)}") from error
     except Exception as error:  # files of others can make any library raise anything
-        reason, hints = _first_line(error), "check the spelling, the revision and the access to the Hub"
+        reason, hints = first_sentence(error), "check the spelling, the revision and the access to the Hub"
         if "trust_remote_code" in str(error):
             hints = "pass trust_remote_code=True to run its own code, if you trust it"
         elif not os.path.isdir(source):
@@ -256,11 +256,6 @@ def tokenizer_failures(owner: str) -> Iterator[None]:
         if type(error).__name__ != "PanicException" and type(error) is not Exception:
             raise
         raise TokenizerError(
-            f"the tokenizer of {owner} fails: {_first_line(error)} Its tokenizer.json (often a regular "
+            f"the tokenizer of {owner} fails: {first_sentence(error)} Its tokenizer.json (often a regular "
             "expression in it) cannot be used"
         ) from error
-
-
-def _first_line(error: BaseException) -> str:
-    line = (str(error).strip() or type(error).__name__).splitlines()[0].strip()
-    return line if line.endswith((".", "!", "?")) else f"{line}."

@@ -234,7 +234,7 @@ def test_a_tokenizer_whose_regular_expression_explodes(folder):
         "invert": False,
     }
     path.write_text(json.dumps(saved))
-    with pytest.raises(TokenizerError, match=r"tokenizer of member .* fails: Onig: Regex search error"):
+    with pytest.raises(TokenizerError, match=r"tokenizer of member .* fails: PanicException: Onig: Regex search error"):
         EnsembleForCausalLM.from_members([str(folder)])
 
 
