@@ -67,10 +67,10 @@ def leaves_folder(name: str) -> bool:
     >>> leaves_folder("model-1.safetensors"), leaves_folder("../model.safetensors"), leaves_folder("C:\\\\model.bin")
     (False, True, True)
     """
-    return any(path.is_absolute() or path.anchor != "" or ".." in path.parts for path in _readings(name))
+    return any(path.is_absolute() or path.anchor != "" or ".." in path.parts for path in _as_paths(name))
 
 
-def _readings(name: str) -> tuple[PurePosixPath, PureWindowsPath]:
+def _as_paths(name: str) -> tuple[PurePosixPath, PureWindowsPath]:
     return PurePosixPath(name), PureWindowsPath(name)
 
 
