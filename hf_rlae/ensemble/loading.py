@@ -40,6 +40,8 @@ _FIELDS = tuple(EnsembleOptions.__annotations__)
 _PER_MEMBER = ("revisions", "end_token_ids", "adapter_names")
 _SHARED_OPTIONS = ("token", "cache_dir", "local_files_only", "force_download")
 """Options of the Hub in `from_pretrained` that hold for members, too."""
+_MOST_LABELS = 1024
+"""transformers makes a name for each label of a config; an ensemble has none."""
 
 
 def _per_member(value: Any, count: int, name: str) -> list[Any]:
@@ -328,11 +330,16 @@ def _load_config(source: str, options: dict[str, Any]) -> EnsembleConfig:
             "the id of such a repository on the Hub"
         )
     try:
-        kind = PreTrainedConfig.get_config_dict(source, **options)[0].get("model_type")
+        saved = PreTrainedConfig.get_config_dict(source, **options)[0]
+        kind, labels = saved.get("model_type"), saved.get("num_labels")
         if kind != EnsembleConfig.model_type:
             raise ConfigError(
                 f"{source} is no saved ensemble: its config.json has model_type={kind!r}; build an ensemble with "
                 "`EnsembleForCausalLM.from_members([...])`"
+            )
+        if labels is not None and (not isinstance(labels, int) or not 0 <= labels <= _MOST_LABELS):
+            raise ConfigError(
+                f"{source} is no saved ensemble: its config.json has num_labels={labels!r:.40}; remove it"
             )
         config = EnsembleConfig.from_pretrained(source, **options)
     except HfRlaeError:

@@ -71,21 +71,21 @@ def find_members(
 
 def _find(place: str, index: int, folder: Path, allow_outside: bool) -> str:
     inside = folder / place
-    if is_repo_id(place) and not inside.is_dir():
+    if is_repo_id(place) and not os.path.isdir(inside):
         if os.path.isdir(place):
             raise ConfigError(
                 f"member {index} ({place}) is a Hub id, and the working directory has a folder of that name, which "
                 "transformers would load instead; change the working directory, or pass `members=[...]`"
             )
         return place
-    if inside.resolve() == folder.resolve() and place:
-        raise ConfigError(f"member {index} ({place!r}) is the ensemble itself; a member is one language model")
-    if not place or not inside.is_dir():
+    if not place or not os.path.isdir(inside):  # unlike `Path.is_dir`, false for every string
         raise ConfigError(
-            f"member {index} ({place!r}) is a folder that was not saved with the ensemble, and it is not at that place "
-            f"beside {folder}; pass `members=[...]` with a folder or Hub id per member, or save the ensemble with "
-            "`save_members=True`"
+            f"member {index} ({place!r:.200}) is a folder that was not saved with the ensemble, and it is not "
+            f"at that place beside {folder}; pass `members=[...]` with a folder or Hub id per member, or save the "
+            "ensemble with `save_members=True`"
         )
+    if inside.resolve() == folder.resolve():
+        raise ConfigError(f"member {index} ({place!r}) is the ensemble itself; a member is one language model")
     if not allow_outside and not inside.resolve().is_relative_to(folder.resolve()):
         raise ConfigError(
             f"member {index} ({place!r}) is outside of the ensemble's folder {folder}; pass allow_outside=True if you "

@@ -205,6 +205,13 @@ class EnsembleForCausalLM(PreTrainedModel, GenerationMixin):
         """The input embeddings of the first member."""
         return self.members[0].model.get_input_embeddings()
 
+    def resize_token_embeddings(self, *args: Any, **kwargs: Any) -> Any:
+        """Not supported: it would change the embeddings of the first member alone."""
+        raise InputError(
+            "resize_token_embeddings is not supported: the vocabulary of an ensemble follows from its members' "
+            "tokenizers; resize the members' own models before you build the ensemble"
+        )
+
     def new_cache(
         self, use_cache: bool = True, record: bool = False, *, policy: Policy | None = None, may_draw: bool = True
     ) -> EnsembleCache:

@@ -49,7 +49,7 @@ CORRECTION = re.compile(
     re.IGNORECASE,
 )
 """What takes back the sentence before it. It begins where that sentence ends."""
-_CORRECTED = re.compile(rf"(?:[.!?;…—–]|\s-(?=\s)|,(?=\s*(?:no|wait)\b)){CORRECTION.pattern}", re.IGNORECASE)
+_CORRECTED = re.compile(rf"(?:[.!?;…—–\n]|\s-(?=\s)|,(?=\s*(?:no|wait)\b)){CORRECTION.pattern}", re.IGNORECASE)
 _COMMON_WORDS = frozenset({"choice", "option"})
 # these words need an adjective, a mark or a line's beginning before them: "the first option is a dog" is no answer
 _THE_ONE = re.compile(

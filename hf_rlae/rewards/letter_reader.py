@@ -26,14 +26,14 @@ _OPENING = re.compile(
     rf"[\s*_`\"'“«(\[{{$（>#•-]*+(?:{_WRAPPER})?(?:(?:option|choice|answer)\s)?[(*\s]{{0,3}}", re.IGNORECASE
 )
 _NEGATION = re.compile(
-    r"(?:\b(?:not|never|neither|nor|except|unlike|anything\sbut|rather\sthan|instead\sof|"
+    r"(?:\b(?:(?:can)?not|never|neither|nor|except|unlike|anything\sbut|rather\sthan|instead\sof|"
     r"(?:wrong|incorrect|false|worst)\s(?:answer|option|choice|one)\s(?:is|was|would\sbe))|n['’]t)"
     r"\s{0,2}(?:be\s)?(?:(?:option|choice|the|an?)\s)?[\s*_`\"'(\[]{0,4}\Z",
     re.IGNORECASE,
 )
 _REFUTED = re.compile(
     r"[\s*_`\"')\].:]{0,4}(?:(?:is|was|are|were|seems|must be|would be)\s(?:(?:also|clearly|definitely|simply|just)\s)?"
-    r"(?:not\b|n['’]t|wrong|incorrect|false|impossible|out\b|eliminated|ruled|excluded|unlikely)|(?:is|was|ca|could|does)n['’]t\b"
+    r"(?:not\b|n['’]t|(?:(?:an?|the)\s)?(?:wrong|incorrect|false)|impossible|out\b|eliminated|ruled|excluded|unlikely)|(?:is|was|ca|could|does)n['’]t\b"
     r"|cannot\b|can\snot\b|does\snot\b|\?)",
     re.IGNORECASE,
 )
@@ -83,7 +83,8 @@ class LetterReader:
 
     def read_field(self, content: str) -> str | None:
         bare = _bare(content)
-        named = self._option(bare)
+        again = corrected(content)
+        named = self._option(bare) or (self.read_field(again) if again else None)
         if named:
             return named
         for match in islice(_ALONE.finditer(content), _MOST_LETTERS):
@@ -125,6 +126,10 @@ class LetterReader:
         found = self._letter(head, match) if match else None
         if not found or found == AMBIGUOUS:
             return found
+        first, *lines = map(_bare, head.split("\n"))
+        others = {line.upper() for line in lines if len(line) == 1} & set(self.letters) if len(first) == 1 else set()
+        if others - {found}:
+            return AMBIGUOUS  # letters below each other
         praised = self._named(head, (_PRAISED,))
         if len(praised) == 1:
             return praised.pop()
@@ -184,7 +189,9 @@ class LetterReader:
                     break
                 end = at + len(option)
                 is_long = len(option) > 1 or option.isdigit()
-                if is_long and _stands_alone(folded, at, end) and not _negated(folded, at):
+                refuted = _REFUTED.match(folded, end)
+                is_denied = _negated(folded, at) or (refuted and not refuted[0].endswith("?"))
+                if is_long and _stands_alone(folded, at, end) and not is_denied:
                     found.setdefault(letter, []).append((at, end))
         spans = [span for each in found.values() for span in each]
         named = [
@@ -247,4 +254,5 @@ def _plain(text: str) -> str:
 
 
 def _begins(bare: str, option: str) -> bool:
-    return bool(option) and bare.startswith(option) and not bare[len(option) : len(option) + 1].isalnum()
+    is_beginning = bool(option) and bare.startswith(option) and not bare[len(option) : len(option) + 1].isalnum()
+    return is_beginning and not (option[-1].isdigit() and _DECIMALS.match(bare, len(option)))

@@ -30,7 +30,8 @@ _FUNCTION_BEFORE = re.compile(
     rf"""
     (?: {_COMMAND} (?:[ ]?[_^](?:\{{[^{{}}]{{0,12}}\}}|\w)){{0,2}} (?:\\left)? [\s{{(\[|]{{0,3}}
       | [√∛±∓∑∏∫][\s${{(]{{0,3}}
-      | (?<![A-Za-z\\])(?:sqrt|log|ln|sin|cos|tan|cot|sec|csc|exp|floor|ceil|abs)(?:_?\w{{1,2}})?[ ]?[({{ ][({{]?
+      | (?<![A-Za-z\\])(?:sqrt|log|ln|(?:arc)?(?:sin|cos|tan)h?|cot|sec|csc|exp)(?:_?\d{{1,2}}|_\w)?[ ]?[({{ ][({{]?
+      | (?<![A-Za-z\\])(?:floor|ceil|abs)[ ]?[({{]+
       | \}}[ ]?\{{[ ]?
     ) \Z
     """,
@@ -47,7 +48,8 @@ _COMPARED = re.compile(
     re.VERBOSE | re.IGNORECASE,
 )
 _BOUND = re.compile(
-    r"\b(?:at\s+(?:least|most)|(?:over|under|above|below|beyond|between|exceeds?|exceeding|plus\s+or\s+minus)|up\s+to)\s+"
+    r"\b(?:at\s+(?:least|most)|(?:over|under|above|below|beyond|between|exceeds?|exceeding|plus\s+or\s+minus"
+    r"|twice|doubled?|tripled?)|up\s+to|(?:half|third|quarter|root)\s+of)\s+"
     r"[\s*_`$(]{0,3}(?:\\?[$€£¥₹₩])?\Z",
     re.IGNORECASE,
 )
@@ -57,10 +59,13 @@ _OPERATOR_BEFORE = re.compile(
 _MATH_AFTER = re.compile(
     rf"""
     (?: [ ]? (?:[√π∛] | pi\b)
-      | [ ]? {_COMMAND}
+      | (?:[ ]|\.)? {_COMMAND}
       | !(?=\s*[\d$)}}\]*/+.,-])
       | [ ]? (?:\^|\*\*(?=[\w(]))(?!\{{?[ ]?(?:\\circ|°))
-      | (?![mgshlLtpWVAJNKCF])[^\W\d_](?![^\W\d_'’])
+      | (?![mgshlLtpWVAJNKCF])[A-Za-zα-ω](?![^\W\d_'’])
+      | [ ]?(?:[万萬亿億만억]|[CPR][ ]?\d)
+      | [ -](?:(?:(?:hundred|thousand|million|billion)th|lakh|crore)s?|squared|cubed|factorial)\b
+      | [ ]and[ ](?:an?|one|two|three)[ -](?:hal(?:f|ves)|thirds?|quarters?|fourths?|fifths?|eighths?|tenths?)\b
       | [xyzXYZ]{{2,3}}(?![^\W\d_])
       | [ ](?:[xyznijkqruvwXYZ])(?![\w'’])
       | \((?=[\w\\+-]) | h(?=\d)
@@ -75,7 +80,8 @@ _MATH_AFTER = re.compile(
 )
 _BOUND_AFTER = re.compile(
     r"[^.;,()\d]{0,24}?\b(?:(?:or|and)\s+(?:more|less|fewer|above|below|up|over|under|higher|lower|greater|so)"
-    r"|at\s+(?:least|most)|more\s+than|less\s+than|fewer\s+than|times)\b",
+    r"|at\s+(?:least|most)|more\s+than|less\s+than|fewer\s+than|(?:divided|multiplied)\s+by|to\s+the\s+power"
+    r"|times(?=[\s*_`$(]{1,4}\\?[\d(]))\b",
     re.IGNORECASE,
 )
 _AMOUNT = re.compile(
@@ -83,15 +89,22 @@ _AMOUNT = re.compile(
     r"pounds?|lbs?|dollars?|euros?|km|kg|quarts?|gallons?|tens|hundreds)(?:\sold)?[\s}*_`$]{0,3},?\s?(?:and\s)?[\s*_`$]{0,3}",
     re.IGNORECASE,
 )
-_OR = re.compile(r"[^\w]{0,8}\bor\b[^\w]{0,8}(?:not\W{1,4}|maybe\W{1,3}|perhaps\W{1,3})?", re.IGNORECASE)
+_OR = re.compile(
+    r"[^\w]{0,8}\b(?:or|maybe|perhaps)\b[^\w]{0,8}(?:not\W{1,4}|maybe\W{1,3}|perhaps\W{1,3})?", re.IGNORECASE
+)
 _EXPLAINS = re.compile(
-    r"(?P<doubt>\b(?:or|maybe|perhaps|possibly|but|if|unless|else|otherwise)\b)"
+    r"(?P<doubt>\b(?:or|maybe|perhaps|possibly|but|if|unless|else|otherwise|alternatively)\b)"
     r"|[.;!?(\[≈]|\s[—–-]\s|\b(?:so|as|which|where|that|who|whose|given|leaving|meaning|rounded|i\.e)\b|\\approx",
     re.IGNORECASE,
 )
-_ALTERNATIVE = re.compile(r"\s*(?:±|(?:or|and|to|maybe|perhaps|possibly)\b)", re.IGNORECASE)
+_ALTERNATIVE = re.compile(
+    r"\s*(?:±|(?:or|and|but|maybe|perhaps|possibly|alternatively)\b"
+    r"|to\b(?!\s+(?:the\s+nearest|\d+\s+(?:d\.?\s?p|s\.?\s?f|decimal|significant|places))))",
+    re.IGNORECASE,
+)
 _COMPLEMENT = re.compile(
-    r"\b(?:for|in|of|from|at|on|by|after|within|during|per|every|about|out\s+of)\s+"
+    r"\b(?:for|in|of|from|at|on|by|after|within|during|per|every|about|with|across|among"
+    r"|(?<=[a-z]\s)over|out\s+of)\s+"
     r"(?:(?:the|all|each|every|about|these|those|his|her|their|its)\s+)?[\s*_`$(]{0,3}\Z",
     re.IGNORECASE,
 )
@@ -139,7 +152,7 @@ def has_one_number(text: str, start: int, end: int) -> bool:
         if not is_negated(text, match.start()):
             explains = _EXPLAINS.search(text, start, match.start())
             if explains and not explains["doubt"]:
-                return not (explains[0] in "([" and _ALTERNATIVE.match(text, explains.end()))
+                return not (explains[0] in "([;" and _ALTERNATIVE.match(text, explains.end()))
             if explains or not _COMPLEMENT.search(text, start, match.start()):
                 return False
         start = match.end()

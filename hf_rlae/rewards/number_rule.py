@@ -14,8 +14,9 @@ What is read is the part of the completion that `hf_rlae.rewards.answer_part` fi
    * Negated numbers ("not 5") are skipped. The first one that is not negated is the answer.
    * *Nothing mathematical may touch it*: no function or command (`\sqrt{2}`, `\log_2 8`, `sin 30`), variable (`2x`),
      operator with an operand (`2n+1`, `x - 5`), factorial, power, bracket (`2(3)`), comparison (`> 2`, "more than 2",
-     "at least 2", "2 or more"). Units may: a word of two letters or more, one of `m g s h l t p W V A J N K C F`, `%`,
-     degrees.
+     "at least 2", "2 or more"), arithmetic in words ("2 squared", "twice 2", "2 times 3", "2 and a half"). Units may: a
+     word of two letters or more, one of `m g s h l t p W V A J N K C F`, a character that is no letter of formulas
+     (`12元`), `%`, degrees.
    * *A second number* makes the field ambiguous ("12 or 13", "3 hours and 20 minutes", "12 apples, 5 pears"), unless it
      belongs to an explanation, which begins with a bracket, `;`, `≈`, a dash between spaces, or a word such as "so",
      "as" or "which", or follows a preposition ("12 apples for 3 children").

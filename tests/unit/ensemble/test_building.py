@@ -13,6 +13,7 @@ from hf_rlae import (
     EnsembleConfig,
     EnsembleForCausalLM,
     EntropyPolicy,
+    InputError,
     MemberError,
     PolicyError,
     StaticPolicy,
@@ -100,6 +101,15 @@ def complex_weights():
     layer = model.model.layers[0].mlp.up_proj
     layer.weight = torch.nn.Parameter(layer.weight.to(torch.complex64))
     return model
+
+
+def test_embeddings_of_an_ensemble_are_not_resized():
+    """transformers changes the weights of the first member before it finds out that it cannot set them."""
+    ensemble = build()
+    before = ensemble.get_input_embeddings().weight.clone()
+    with pytest.raises(InputError, match="resize the members' own models before"):
+        ensemble.resize_token_embeddings(5)
+    assert torch.equal(ensemble.get_input_embeddings().weight, before)
 
 
 NOT_MEMBERS = {

@@ -90,7 +90,7 @@ def test_a_hub_id_that_is_also_a_folder_of_the_working_directory(folders, tmp_pa
             from_pretrained(folder, **options)
 
 
-@pytest.mark.parametrize("place", ["./a", "../gone", "/gone/a", None])
+@pytest.mark.parametrize("place", ["./a", "../gone", "/gone/a", None, "a\0b", "./" + "a" * 5000])
 def test_members_that_are_not_there(folders, tmp_path, place):
     """They can be given in their place."""
     folder = write_config(tmp_path / "ensemble", members=[place, place])
@@ -197,6 +197,11 @@ NO_ENSEMBLES = {
         lambda f: write_config_text(f, policy={"name": "static", "weight": [1]}),
         "the policy with which the ensemble was saved cannot be made",
     ),
+    "labels that fill the memory": (
+        lambda f: write_config_text(f, num_labels=10**9),
+        "num_labels=1000000000; remove it",
+    ),
+    "labels that are no number": (lambda f: write_config_text(f, num_labels="two"), "num_labels='two'; remove it"),
     "itself as its member": (lambda f: write_config_text(f, members=["./."]), "is the ensemble itself"),
     "an ensemble as its member": (
         lambda f: write_config_text(write_config(f / "a", members=["./b"]), use_cache=False),

@@ -251,4 +251,15 @@ CASES: list[tuple[str, str, float, str]] = [
     ("\uff22", "B", 0.0, "a full-width letter"),
     ("The answer is unclear.", "B", 0.0, "a marker without an answer"),
     ("B" + " because" * 400, "B", 1.0, "a long text"),
+    # refuted in other words
+    ("The answer cannot be B.", "B", 0.0, "refuted"),
+    ("B is the wrong answer.", "B", 0.0, "refuted"),
+    ("The liver is wrong.", "B", 0.0, "an option's text refuted"),
+    ("The answer is A, no wait, B", "A", 0.0, "what is corrected within a sentence"),
+    ("The answer is A, no wait, B", "B", 1.0, "a correction within a sentence"),
+    ("A\nWait, B", "B", 1.0, "a correction in the next line"),
+    # letters below each other
+    ("A\nB\nC\nD", "A", 0.0, "all letters"),
+    ("B\nC", "B", 0.0, "two letters"),
+    ("B\nB", "B", 1.0, "one letter twice"),
 ]
