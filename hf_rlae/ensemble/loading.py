@@ -288,6 +288,11 @@ def load(
                 f"max_members={len(given)} if that is intended"
             )
         given = find_members(given, source, options.get("subfolder") or "", allow_outside, options)
+    elif config.members and len(given) != len(config.members):
+        raise ConfigError(
+            f"members has {len(given)} entries, and the saved ensemble {source} has {len(config.members)} members; "
+            "give one for each, in their order, or build another ensemble with `EnsembleForCausalLM.from_members`"
+        )
     if policy is None and config.policy is not None:
         policy = _load_policy(
             source, config.policy, {**options, "trust_remote_code": trust_remote_code, "check_files": check_files}

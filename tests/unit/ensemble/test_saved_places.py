@@ -316,6 +316,13 @@ def test_ids_of_other_members(tmp_path, caplog):
     assert f"eos_token_id={stop} for other members" in caplog.text
 
 
+def test_another_number_of_members(tmp_path):
+    pairs = [pair("llama", seed) for seed in range(2)]
+    EnsembleForCausalLM.from_members(pairs).save_pretrained(tmp_path, save_members=True)
+    with pytest.raises(ConfigError, match=r"members has 1 entries, and the saved ensemble .* has 2 members"):
+        from_pretrained(tmp_path, members=pairs[:1])
+
+
 def test_options_reach_the_members(folders, tmp_path, monkeypatch):
     """A token is also that of private members; code of repositories runs only where it is allowed."""
     given = []
