@@ -6,6 +6,7 @@ import copy
 import re
 from bisect import bisect_left
 from collections.abc import Iterable, Sequence
+from itertools import groupby
 from typing import Any
 
 from tokenizers import AddedToken, Tokenizer
@@ -66,7 +67,7 @@ class ByteVocabulary(SharedInCopies):
             beginning-of-text token.
         strips_space (`bool`): whether the tokenizer's decoder removes one space at the start of a text.
         apart (`dict[str, int]`): the added tokens that are encoded apart from the text around them, with their ids.
-        backend (`tokenizers.Tokenizer`): a copy of the tokenizer's backend that reads text as text.
+        backend (`tokenizers.Tokenizer`): the tokenizer's backend with settings of its own: it reads text as text.
 
     Raises:
         TokenizerError: the tokenizer has no fast backend.
@@ -98,9 +99,7 @@ class ByteVocabulary(SharedInCopies):
         self._has_char: dict[str, bool] = {}
         self._heads: dict[str, list[int]] = {}
         self.strips_space = self._strips_space(backend)
-        self.backend: Tokenizer = copy.deepcopy(backend)  # a copy, because transformers changes the original's settings
-        self.backend.no_truncation()
-        self.backend.no_padding()
+        self.backend = _with_own_settings(backend)
         self.backend.encode_special_tokens = True
         self.start_ids = self._find_start_ids()
         self.apart = self._tokens_that_change_text()
@@ -357,3 +356,23 @@ def _any_of(texts: Iterable[str]) -> re.Pattern[str] | None:
     """Matches any of the strings, the longest first, as a group."""
     longest_first = sorted(texts, key=len, reverse=True)
     return re.compile(f"({'|'.join(map(re.escape, longest_first))})") if longest_first else None
+
+
+def _with_own_settings(backend: Tokenizer) -> Tokenizer:
+    """A backend with the parts of another one, without padding and truncation.
+
+    transformers changes the settings of a backend in every call. The parts are shared, because a copy of a large
+    vocabulary takes half a second.
+    """
+    own = Tokenizer(backend.model)
+    for part in ("normalizer", "pre_tokenizer", "post_processor", "decoder"):
+        if getattr(backend, part) is not None:
+            setattr(own, part, getattr(backend, part))
+    added = backend.get_added_tokens_decoder()
+    for is_special, tokens in groupby((added[i] for i in sorted(added)), key=lambda token: token.special):
+        (own.add_special_tokens if is_special else own.add_tokens)(list(tokens))
+    if own.get_added_tokens_decoder() != added:  # ids with gaps
+        own = copy.deepcopy(backend)
+        own.no_truncation()
+        own.no_padding()
+    return own
