@@ -1,10 +1,10 @@
 r"""The rule for mathematics in LaTeX, by the package math-verify: `math_verify`.
 
 What is read is the part of the completion that `hf_rlae.rewards.answer_part` finds, of it the last 20,000 characters.
-Its answer is the expression that math-verify finds in it, by its own rules (boxes and "the answer is" first). It is
-right if math-verify can show that the expression equals the one in the column `answer`. That column holds an
-expression, in LaTeX or plain (`\frac{1}{2}`, `x^2 + 1`, `0.5`); if it contains `####`, the part after the last one
-counts.
+Its answer is the expression that math-verify finds in it, by its own rules (boxes and "the answer is" first); the
+content of an answer tag may be a bare expression. It is right if math-verify can show that the expression equals the
+one in the column `answer`. That column holds an expression, in LaTeX or plain (`\frac{1}{2}`, `x^2 + 1`, `0.5`); if it
+contains `####`, the part after the last one counts.
 
 math-verify runs in processes of its own, because sympy may need hours for a short text, and its own time limit uses
 signals, which work in the main thread only. The texts of a batch are judged in parallel, as many as there are cores and
@@ -21,6 +21,7 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import re
 from typing import Any
 
 from hf_rlae.checks import Bounds, check_number
@@ -32,6 +33,7 @@ from hf_rlae.rewards.registry import rewards
 from hf_rlae.rewards.rule import AnswerRule, Row
 
 _LONGEST = 20_000
+_NOT_BARE = re.compile(r"\$|\\boxed|\\[(\[]|(?<![\\A-Za-z{])[A-Za-z]{4,}|\d%")
 
 
 class MathVerifyReward(AnswerRule):
@@ -76,7 +78,7 @@ class MathVerifyReward(AnswerRule):
                 raise Row(self.__name__, row, {}).unreadable(answer, "an expression")
         self.check_available()
         asked = [row for row, answer in enumerate(answers) if answer is not None]
-        pairs = [(str(answers[row]).rpartition("####")[2].strip(), parts[row].text[-_LONGEST:]) for row in asked]
+        pairs = [(str(answers[row]).rpartition("####")[2].strip(), _expression(parts[row])) for row in asked]
         scores: list[float | None] = [None] * len(parts)
         for row, verdict in zip(asked, self._pool.judge(pairs) if pairs else [], strict=True):
             if verdict == "unreadable":
@@ -84,6 +86,12 @@ class MathVerifyReward(AnswerRule):
                 raise Row(self.__name__, row, {}).unreadable(answers[row], expected)
             scores[row] = {"right": 1.0, "wrong": 0.0}.get(verdict)
         return scores
+
+
+def _expression(part: Graded) -> str:
+    """The text of a part, with dollars around a bare expression: without them, math-verify finds its last number."""
+    text = part.text[-_LONGEST:]
+    return f"${text}$" if part.is_marked and not _NOT_BARE.search(text) else text
 
 
 rewards.register("math_verify")(MathVerifyReward())

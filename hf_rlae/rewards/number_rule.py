@@ -44,7 +44,14 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
-from hf_rlae.rewards.fields import ANSWER_WORDS, Field, answer_fields, check_words, sentence_end
+from hf_rlae.rewards.fields import (
+    ANSWER_WORDS,
+    LONGEST_FIELD,
+    Field,
+    answer_fields,
+    check_words,
+    sentence_end,
+)
 from hf_rlae.rewards.number_context import has_one_number, is_compared, is_joined, is_negated, is_touched
 from hf_rlae.rewards.number_syntax import (
     MOST_DIGITS,
@@ -100,7 +107,7 @@ def extract_number(text: str, answer_words: Sequence[str] = ANSWER_WORDS, is_mar
             return found[0]
     if is_marked:
         text = f":{text}"  # so that "- 3" is a number, as behind other markers, and no item of a list
-        found = _field_number(text, Field("tag", 1, len(text)))
+        found = _field_number(text, Field("tag", 1, min(len(text), LONGEST_FIELD)))
         return found[0] if found else None
     return _last_number(text)
 

@@ -39,6 +39,26 @@ def timed(call, *args, **kwargs):
     return call(*args, **kwargs), time.monotonic() - start
 
 
+BARE = [
+    ("x^2+1", "1+x^2", 1.0),
+    (r"\sqrt{2}", r"\sqrt{2}", 1.0),
+    (r"2\sqrt{2}", r"\sqrt{8}", 1.0),
+    ("(1, 2)", "(1,2)", 1.0),
+    (r"2\pi", "2", 0.0),  # without dollars, math-verify finds the 2
+    ("12 cm", "12", 1.0),
+    ("12 apples", "12", 1.0),
+    ("The area is $12$", "12", 1.0),
+    ("50%", "50%", 1.0),
+    ("1,000", "1000", 1.0),
+]
+
+
+@needs_math_verify
+def test_answer_tags_with_bare_expressions(reward):
+    texts = [f"<answer>{text}</answer>" for text, _, _ in BARE]
+    assert reward([""] * len(BARE), texts, answer=[answer for _, answer, _ in BARE]) == [each for *_, each in BARE]
+
+
 @needs_math_verify
 def test_verdicts(reward):
     texts = [r"So $\boxed{\frac{2}{4}}$.", r"$\boxed{0.5}$", "The answer is $1/3$", "nothing", r"$\boxed{(1+x)^2}$"]
