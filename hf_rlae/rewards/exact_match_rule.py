@@ -104,7 +104,7 @@ def normalize_answer(text: str) -> str:
 def _alone(plain: str) -> str:
     """An answer of articles or of marks only."""
     words = " ".join(plain.split())
-    return words.strip(_MARKS) or words
+    return words.strip(f"{_MARKS} ") or words
 
 
 def _without_marks(text: str) -> str:

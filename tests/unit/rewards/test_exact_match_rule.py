@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from hypothesis import assume, given, settings
+from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
 
 from hf_rlae.rewards import RewardError, get_reward
@@ -125,6 +125,7 @@ def test_nothing_raises_and_empty_texts_never_match(text):
 
 
 @given(st.text(st.characters(codec="utf-8"), max_size=50))
+@example(": :")
 def test_normalisation_settles(text):
     once = normalize_answer(text)
     assert normalize_answer(once) == once
