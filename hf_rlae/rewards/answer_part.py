@@ -6,8 +6,12 @@
 2. *An invented next question* does not count, and nothing behind it. Models that continue a few-shot prompt answer,
    and then write another question and its answer. A line begins one if it consists of, or begins with, "Question",
    "Problem", "Exercise", "Task", "Goal", "Instruction", "Human", "User" or "Q" and a colon, with a number or marks as
-   in `**Question 2:**` or `### Problem`, and if something that does not end in a colon precedes it. So do the ends of
-   turns in common chat formats, such as `<|im_end|>`.
+   in `**Question 2:**`, `### Problem`, `[Question]` or `<question>`; so does "Example 2:", and, after an empty line,
+   "Input:" with "Output:" in the next line. Only lines in the first 20,000 characters after the reasoning count, and
+   only if an *answer* may stand before them: something that the rule could read, between the line and such a line
+   before it (`AnswerRule.may_answer`), and that does not end in a colon. Otherwise the line repeats the question. A
+   numbered line after another one of its kind that is no next question is a part ("Problem 1: ...", "Problem 2: ...").
+   The ends of turns in common chat formats, such as `<|im_end|>`, end the answer as well.
 3. *An answer tag* comes before all other markers: if there is one, only the content of the last one is graded,
    `<answer>12</answer>` as `12`. Without its closing tag, it reaches to the end.
 
@@ -17,9 +21,10 @@ Delimiters are compared without case.
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import cache
+from functools import lru_cache
+from itertools import islice
 from typing import Any
 
 from hf_rlae.errors import ConfigError
@@ -55,21 +60,20 @@ ANSWER_DELIMITERS: Delimiters = (
 )
 """Tags around an answer."""
 
+_QUESTION_REACH = 20_000
 _MOST_QUESTIONS = 64
-# the questions of this package's tasks, and those of common few-shot and chat formats
-_QUESTION_WORDS = ("question", "problem", "exercise", "task:", "goal:", "instruction", "human", "user", "q:", "\nq")
-_TURN_ENDS = (
-    ("im_end", "<|im_end|>"),
-    ("eot_id", "<|eot_id|>"),
-    ("endof", "<|endoftext|>"),
-    ("end_of", "<end_of_turn>"),
-    ("user", "<|user|>"),
-    ("inst", "[inst]"),
-)
-_LINE_START = re.compile(r"\n[ \t>*_#`]*(?:(?:next|new|another|follow-up|similar|sample)[ ])?\Z", re.IGNORECASE)
-_BLANK_LINE = re.compile(r"\n\s*\n[ \t>*_#`]*\Z")
-_LABEL_END = re.compile(
-    r"s?(?:[ ]?(?:#|no\.)?[ ]?(?P<number>\d{1,4}))?[*_`]{0,3}[ \t]*(?:[:：]|\n|\Z|(?(number)[.)](?=\s)|(?!)))"
+_TURN_ENDS = ("<|im_end|>", "<|eot_id|>", "<|endoftext|>", "<end_of_turn>", "<|user|>", "[inst]")
+# the questions of this package's tasks, and those of common few-shot and chat formats; in text without capitals
+_LABEL = re.compile(
+    r"""
+    \n [ \t>*_#`<\[]{0,12}+ (?:(?:next|new|another|follow-up|similar|sample)[ ])?
+    (?: (?P<word> question|problem|exercise|instruction|human|user
+                | (?P<no_heading> task|goal|q | example(?=[ ]?\#?[ ]?\d) | input(?=:[^\n]{0,400}+\n{1,2}output:) ))
+    s? (?:[ ]?(?:\#|no\.)?[ ]?(?P<number>\d{1,4}))? [*_`]{0,3} [ \t]*
+    (?: [:：>\]] | (?(no_heading)(?!)|(?:(?=\n)|\Z)) | (?(number)[.)](?=\s)|(?!)) )
+    )
+    """,
+    re.VERBOSE,
 )
 
 
@@ -91,7 +95,7 @@ def graded_part(
     reasoning_delimiters: Delimiters = REASONING_DELIMITERS,
     answer_delimiters: Delimiters = ANSWER_DELIMITERS,
     prompt_opens_reasoning: bool = False,
-    has_answer: bool = True,
+    is_answer: Callable[[str], bool] | None = bool,
 ) -> Graded | None:
     """The part of a completion that is graded, by the rules of this module.
 
@@ -99,7 +103,8 @@ def graded_part(
         text (`str`): any string.
         reasoning_delimiters, answer_delimiters (sequence of pairs, in lower case): what begins and ends a block.
         prompt_opens_reasoning (`bool`, defaults to `False`): whether the completion begins inside reasoning.
-        has_answer (`bool`, defaults to `True`): whether a next question and answer tags are looked for.
+        is_answer (`Callable`, *optional*): whether a text may hold an answer, so that a question behind it is a next
+            one; any text by default. With `None`, neither a next question nor answer tags are looked for.
 
     Returns:
         `Graded` or `None`: `None` if the reasoning never ends.
@@ -113,29 +118,34 @@ def graded_part(
     start = _reasoning_end(folded, _present(folded, reasoning_delimiters), prompt_opens_reasoning)
     if start is None:
         return None
-    if not has_answer:
+    if is_answer is None:
         return Graded(text[start:])
-    end = _next_question(folded, start)
+    end = _next_question(text, folded, start, is_answer)
     return _tagged(text, folded, start, end, _present(folded, answer_delimiters)) or Graded(text[start:end])
 
 
-@cache
-def _by_sign(delimiters: Delimiters) -> dict[tuple[str, str], list[tuple[str, str]]]:
-    """Delimiters by their first character and a word in both of each pair: most texts lack the one or the other."""
-    found: dict[tuple[str, str], list[tuple[str, str]]] = {}
+@lru_cache(maxsize=64)
+def _by_sign(delimiters: Delimiters) -> dict[str, list[tuple[str, list[tuple[str, str]]]]]:
+    """Delimiters by their first character, then by a word in both of a pair: most texts lack the one or the other."""
+    found: dict[str, dict[str, list[tuple[str, str]]]] = {}
     for opening, closing in sorted(delimiters, key=lambda pair: len(pair[0])):
         words = [word for word in re.findall(r"[a-z]+", opening) if word in closing]
         word = max(words, key=len, default="")
-        first = opening[0] if opening[0] == closing[0] else ""
-        known = [other for start, other in found if start == first and other and other in word]
-        found.setdefault((first, known[0] if known else word), []).append((opening, closing))
-    return found
+        by_word = found.setdefault(opening[0] if opening[0] == closing[0] else "", {})
+        known = next((other for other in by_word if other and other in word), word)
+        by_word.setdefault(known, []).append((opening, closing))
+    return {sign: list(by_word.items()) for sign, by_word in found.items()}
 
 
 def _present(folded: str, delimiters: Delimiters) -> list[tuple[str, str]]:
     """The delimiters that may be in a text."""
-    groups = _by_sign(tuple(delimiters)).items()
-    return [pair for (first, word), pairs in groups if first in folded and word in folded for pair in pairs]
+    found: list[tuple[str, str]] = []
+    for sign, words in _by_sign(tuple(delimiters)).items():
+        if sign in folded:
+            for word, pairs in words:
+                if word in folded:
+                    found += pairs
+    return found
 
 
 def _folded(text: str) -> str:
@@ -144,6 +154,8 @@ def _folded(text: str) -> str:
 
 
 def _reasoning_end(folded: str, delimiters: Delimiters, is_open: bool) -> int | None:
+    if not delimiters:
+        return None if is_open else 0
     closed: dict[str, int] = {}
     for opening, closing in delimiters:
         at = folded.rfind(closing)
@@ -154,41 +166,34 @@ def _reasoning_end(folded: str, delimiters: Delimiters, is_open: bool) -> int | 
     return None if is_open and not start else start
 
 
-def _next_question(folded: str, start: int) -> int:
+def _next_question(text: str, folded: str, start: int, is_answer: Callable[[str], bool]) -> int:
     """Where the first line begins that asks a new question; the end of the text if there is none."""
     end = len(folded)
-    for word, turn_end in _TURN_ENDS if "<" in folded or "[" in folded else ():
-        at = folded.find(turn_end, start, end) if word in folded else -1
+    for turn_end in _TURN_ENDS if "<|" in folded or "[inst]" in folded or "<end_of" in folded else ():
+        at = folded.find(turn_end, start, end)
         end = at if at > start else end
-    for word in _QUESTION_WORDS if "\n" in folded else ():
-        at = start - 1
-        for _ in range(_MOST_QUESTIONS):
-            at = folded.find(word, at + 1, end)
-            if at < 0:
-                break
-            line = _question_line(folded, start, at + word.startswith("\n"), at + len(word.rstrip(":")))
-            if line is not None:
-                end = line
-                break
+    seen = start
+    parts = set()
+    for label in islice(_LABEL.finditer(folded, start, min(end, start + _QUESTION_REACH)), _MOST_QUESTIONS):
+        word, number, line = label["word"], label["number"], label.start()
+        before = folded[max(start, line - 80) : line].rstrip(" \t\r*_`")
+        is_apart = before.endswith("\n")
+        before = before.rstrip(" \t\r\n*_`")
+        if (number and word in ("human", "user")) or (not is_apart and (word == "input" or (word == "q" and number))):
+            continue
+        if seen == start and (first := _LABEL.match(f"\n{folded[start : start + 40].lstrip()}")) and first["number"]:
+            parts.add(first["word"])
+        is_new = not (number and (word in parts or (word == "example" and number == "1")))
+        if is_new and before and not before.endswith((":", "：")) and is_answer(text[seen:line]):
+            return line
+        parts |= {word} if number else set()
+        seen = label.end()
     return end
 
 
-def _question_line(folded: str, start: int, at: int, label_end: int) -> int | None:
-    """Where the line begins if the word at this place begins a new question."""
-    line = _LINE_START.search(folded, max(start, at - 24), at)
-    label = _LABEL_END.match(folded, label_end) if line else None
-    if line is None or label is None:
-        return None
-    if label["number"] and folded[at:label_end] in ("human", "user"):
-        return None
-    is_quarter = (
-        folded[at:label_end] == "q" and label["number"] and not _BLANK_LINE.search(folded, max(start, at - 24), at)
-    )
-    before = folded[max(start, line.start() - 80) : line.start()].rstrip(" \t\r\n*_`")
-    return None if is_quarter or not before or before.endswith((":", "：")) else line.start()
-
-
 def _tagged(text: str, folded: str, start: int, end: int, delimiters: Delimiters) -> Graded | None:
+    if not delimiters:
+        return None
     opened = [(folded.rfind(opening, start, end), opening, closing) for opening, closing in delimiters]
     at, opening, closing = max(opened, default=(-1, "", ""))
     if at >= 0:

@@ -57,6 +57,7 @@ from numbers import Integral
 from string import ascii_uppercase
 from typing import Any
 
+from hf_rlae.rewards.contract import Batch
 from hf_rlae.rewards.fields import Field, answer_fields, check_words, sentence_end
 from hf_rlae.rewards.letter_reader import AMBIGUOUS, WINDOW, LetterReader
 from hf_rlae.rewards.registry import register_tasks
@@ -92,16 +93,19 @@ def extract_letter(
     >>> [extract_letter(text, choices=["Rome", "Paris"]) for text in ("The answer is Paris.", "It's Paris!")]
     ['B', 'B']
     """
-    reader = LetterReader(choices, num_choices)
+    found = _named(text, LetterReader(choices, num_choices), answer_words, is_marked)
+    return None if found == AMBIGUOUS else found
+
+
+def _named(text: str, reader: LetterReader, answer_words: Sequence[str], is_marked: bool = False) -> str | None:
+    """The letter that a text names, or `AMBIGUOUS`; `None` if it names none."""
     fields = [*answer_fields(text, answer_words), *([Field("tag", 0, len(text))] if is_marked else [])]
     for field in fields:
         end = sentence_end(text, field.start, field.end) if field.kind == "phrase" else field.end
         found = reader.read_field(text[field.start : min(end, field.start + WINDOW)])
         if found:
-            break
-    else:
-        found = reader.read_text(text)
-    return None if found == AMBIGUOUS else found
+            return found
+    return reader.read_text(text)
 
 
 class LetterReward(RuleReward):
@@ -137,6 +141,11 @@ class LetterReward(RuleReward):
         super().__init__(name, **reading)
         self.num_choices = num_choices
         self.answer_words = check_words("answer_words", answer_words)
+
+    def may_answer(self, text: str, batch: Batch, row: int) -> bool:
+        """See `AnswerRule.may_answer`."""
+        texts, _ = _options_of(Row(self.__name__, row, batch.row(row, self.further_columns)))
+        return _named(text, LetterReader(texts, self.num_choices), self.answer_words) is not None
 
     def reference(self, answer: Any, row: Row) -> str:
         """See `RuleReward.reference`."""

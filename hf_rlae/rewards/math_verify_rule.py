@@ -33,6 +33,7 @@ from hf_rlae.rewards.registry import rewards
 from hf_rlae.rewards.rule import AnswerRule, Row
 
 _LONGEST = 20_000
+_MATHEMATICS = re.compile(r"[\d$\\=^]")
 _NOT_BARE = re.compile(r"\$|\\boxed|\\[(\[]|(?<![\\A-Za-z{])[A-Za-z]{4,}|\d%")
 
 
@@ -69,6 +70,10 @@ class MathVerifyReward(AnswerRule):
             raise RewardUnavailableError("math_verify needs the package math-verify: pip install hf_rlae[math]")
         if not hasattr(os, "fork"):
             raise RewardUnavailableError("math_verify needs a system that can fork processes, such as Linux or macOS")
+
+    def may_answer(self, text: str, batch: Batch, row: int) -> bool:
+        """See `AnswerRule.may_answer`."""
+        return _MATHEMATICS.search(text) is not None
 
     def score_parts(self, parts: list[Graded], batch: Batch) -> list[float | None]:
         """See `TextRule.score_parts`."""

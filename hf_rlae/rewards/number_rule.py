@@ -44,6 +44,7 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
+from hf_rlae.rewards.contract import Batch
 from hf_rlae.rewards.fields import (
     ANSWER_WORDS,
     LONGEST_FIELD,
@@ -211,6 +212,10 @@ class NumberReward(RuleReward):
     ) -> None:
         super().__init__(name, **reading)
         self.answer_words = check_words("answer_words", answer_words)
+
+    def may_answer(self, text: str, batch: Batch, row: int) -> bool:
+        """See `AnswerRule.may_answer`."""
+        return last_digit(text) >= 0
 
     def reference(self, answer: Any, row: Row) -> Number:
         """See `RuleReward.reference`."""

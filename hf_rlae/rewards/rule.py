@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -42,8 +42,6 @@ class TextRule(Reward):
     [0.25, 0.25, 0.0]
     """
 
-    has_answer = False
-
     def __init__(
         self,
         name: str,
@@ -58,18 +56,13 @@ class TextRule(Reward):
 
     def score_texts(self, texts: list[str], batch: Batch) -> list[float | None]:
         """See `Reward.score_texts`."""
-        found = [
-            graded_part(
-                text,
-                self.reasoning_delimiters,
-                self.answer_delimiters,
-                self.prompt_opens_reasoning,
-                self.has_answer,
-            )
-            for text in texts
-        ]
+        options = (self.reasoning_delimiters, self.answer_delimiters, self.prompt_opens_reasoning)
+        found = [graded_part(text, *options, self._is_answer(batch, row)) for row, text in enumerate(texts)]
         scores = self.score_parts([part or Graded("") for part in found], batch)
         return [0.0 if part is None and score is not None else score for part, score in zip(found, scores, strict=True)]
+
+    def _is_answer(self, batch: Batch, row: int) -> Callable[[str], bool] | None:
+        return None
 
     @abstractmethod
     def score_parts(self, parts: list[Graded], batch: Batch) -> list[float | None]:
@@ -86,13 +79,24 @@ class AnswerRule(TextRule):
         reading: the options of `TextRule`.
     """
 
-    has_answer = True
     measure = "accuracy"
     required_columns: tuple[str, ...] = ("answer",)
 
     def __init__(self, name: str, *, answer_delimiters: Delimiters = ANSWER_DELIMITERS, **reading: Any) -> None:
         super().__init__(name, **reading)
         self.answer_delimiters = check_delimiters("answer_delimiters", answer_delimiters)
+
+    def may_answer(self, text: str, batch: Batch, row: int) -> bool:
+        """Whether a text of a row may hold an answer, right or wrong: a question that follows it is a next one then.
+
+        Args:
+            text (`str`): what stands before the question.
+            batch (`Batch`), row (`int`): where.
+        """
+        return bool(text.strip())
+
+    def _is_answer(self, batch: Batch, row: int) -> Callable[[str], bool]:
+        return lambda text: self.may_answer(text, batch, row)
 
 
 class RuleReward(AnswerRule):

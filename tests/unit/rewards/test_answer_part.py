@@ -160,6 +160,11 @@ QUESTIONS = {
     "inst": " [INST] And Tom? [/INST] The answer is ",
     "mbpp": "\n\nTask: And Tom?\nAnswer: ",
     "piqa": "\n\nGoal: And Tom?\nAnswer: ",
+    "tag": "\n\n<question>And Tom?</question>\nThe answer is ",
+    "brackets": "\n\n[Question] And Tom?\n[Answer]: ",
+    "numbered_brackets": "\n\n[Question 2]\nAnd Tom?\nAnswer: ",
+    "example": "\n\nExample 2: And Tom?\nAnswer: ",
+    "input": "\n\nInput: And Tom?\nOutput: the answer is ",
 }
 
 
@@ -192,6 +197,58 @@ def test_the_formats_of_tasks():
 )
 def test_lines_that_begin_no_question(text):
     assert graded_part(text).text == text
+
+
+RESTATED = [
+    ("gsm8k", "Let me restate.\n\nProblem: Find x.\n\nSolution: x = {}", "12", "a heading for the question"),
+    ("gsm8k", "First, understand.\nQuestion: how many?\n3*4\nThe answer is {}", "12", "the question, then reasoning"),
+    ("gsm8k", "In parts.\n\nProblem 1: 3*2 = 6\nProblem 2: 6*2 = 12\n\nSo it is {}", "12", "parts, announced"),
+    ("gsm8k", "Problem 1: 3*2 = 6\nProblem 2: 6*2 = 12\nProblem 3: is it?\n{}", "12", "parts from the first line on"),
+    ("gsm8k", "Small cases.\nExample 1: 2 gives 3\nExample 2: 3 gives 5\nSo {}", "12", "examples"),
+    ("gsm8k", "There are 2 cases.\nExample 1: 2 gives 3\nExample 2: 3 gives 5\nSo {}", "12", "examples after a number"),
+    ("gsm8k", "I read it.\n<question>How many?</question>\nIt is {}", "12", "tags around the question"),
+    (
+        "gsm8k",
+        "I read it.\nProblem: Find x.\nSolution: {}\n\nProblem: Find y.\nSolution: 9",
+        "12",
+        "only the first one",
+    ),
+    ("gsm8k", "The program adds 3.\nInput: 9\nOutput: {}", "12", "no empty line before the input"),
+    ("svamp", "Tom's question.\nQuestion: Ann has 9. And Tom?\nHe has {}", "12", "the question has numbers"),
+    ("arc_challenge", "Let me see.\nQuestion: which organ?\nThe answer is {}", "B", "no option is named before"),
+    ("math_verify", "Let me restate.\n\nProblem: Find x.\n\nSolution: $x = {}$", "12", "no expression before"),
+]
+
+
+@pytest.mark.parametrize(("task", "form", "right", "reason"), RESTATED, ids=[row[3] for row in RESTATED])
+def test_questions_before_any_answer(task, form, right, reason):
+    """What the rule cannot read is no answer, so the question behind it is the one that was asked."""
+    if task == "math_verify":
+        pytest.importorskip("math_verify")
+    wrong = {"12": "13", "B": "A"}[right]
+    columns = {"choices": [["the heart", "the liver"]] * 2} if task == "arc_challenge" else {}
+    texts = [form.format(right), form.format(wrong)]
+    assert get_reward(task)(completions=texts, answer=[right] * 2, **columns) == [1.0, 0.0], reason
+
+
+ANSWERED = [
+    ("gsm8k", "12 or 13\nQuestion: And?\nThe answer is {}", "12", "an ambiguous answer"),
+    ("gsm8k", "It is not 5.\nQuestion: And?\nThe answer is {}", "12", "a negated number"),
+    ("gsm8k", "13.\n\nQuestion 1: And?\nThe answer is {}", "12", "a numbered question after an answer"),
+    ("gsm8k", "13.\n\nProblem 1: a\nAnswer: 1\nProblem 2: And?\nThe answer is {}", "12", "parts after an answer"),
+    ("arc_challenge", "A or B\nQuestion: And?\nThe answer is {}", "B", "an ambiguous letter"),
+    ("arc_challenge", "It's the heart!\nQuestion: And?\nThe answer is {}", "B", "the text of an option"),
+    ("triviaqa", "London\nQuestion: And?\nThe answer is {}", "Paris", "any word may be an answer"),
+    ("math_verify", "$13$\n\nQuestion: And?\nThe answer is ${}$", "12", "an expression"),
+]
+
+
+@pytest.mark.parametrize(("task", "form", "right", "reason"), ANSWERED, ids=[row[3] for row in ANSWERED])
+def test_no_second_chance_after_an_answer(task, form, right, reason):
+    if task == "math_verify":
+        pytest.importorskip("math_verify")
+    columns = {"choices": [["the heart", "the liver"]]} if task == "arc_challenge" else {}
+    assert get_reward(task)(completions=[form.format(right)], answer=[right], **columns) == [0.0], reason
 
 
 pieces = st.lists(
