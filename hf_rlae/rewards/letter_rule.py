@@ -23,7 +23,8 @@ The answer of a text is found in these steps:
    Otherwise its first letter that counts does. Otherwise, if the field begins with the text of an option, it names that
    option, the longest if there are several; otherwise the only option whose text occurs in it. An ambiguous letter ends
    the search, and so does an option's text that is joined to another one: the text has no answer. The content of an
-   answer tag on one line is a field too.
+   answer tag on one line is a field too. A field that is taken back ("That is wrong") does not count, and neither does
+   one of two joined boxes: see `hf_rlae.rewards.retractions`.
 2. A text that consists of the text of an option names that option.
 3. A text that begins with a letter that counts ("B. Paris", "(b) because ...", "B") names it, and if it corrects itself
    ("A? No, B."), what follows the correction does. If exactly one letter is said to be correct, right, best, true or
@@ -61,6 +62,7 @@ from hf_rlae.rewards.contract import Batch
 from hf_rlae.rewards.fields import Field, answer_fields, check_words, sentence_end
 from hf_rlae.rewards.letter_reader import AMBIGUOUS, WINDOW, LetterReader
 from hf_rlae.rewards.registry import register_tasks
+from hf_rlae.rewards.retractions import is_second_box, rejection_end
 from hf_rlae.rewards.rule import Row, RuleReward
 
 ANSWER_WORDS = ("answer", "choice", "option")
@@ -101,6 +103,10 @@ def _named(text: str, reader: LetterReader, answer_words: Sequence[str], is_mark
     """The letter that a text names, or `AMBIGUOUS`; `None` if it names none."""
     fields = [*answer_fields(text, answer_words), *([Field("tag", 0, len(text))] if is_marked else [])]
     for field in fields:
+        rejected = rejection_end(text, field)
+        if rejected is not None or is_second_box(text, field):
+            found = reader.read_text(text[rejected:]) if rejected is not None else AMBIGUOUS
+            break
         end = sentence_end(text, field.start, field.end) if field.kind == "phrase" else field.end
         found = reader.read_field(text[field.start : min(end, field.start + WINDOW)])
         if found:

@@ -16,8 +16,9 @@ _REACH = 200
 # commands that say how something looks, not what it is
 _PLAIN_COMMANDS = (
     r"text|textrm|textbf|textit|texttt|mathrm|mathbf|mathit|mathsf|rm|bf|it|left|right|big|Big|bigl|bigr|Bigl|Bigr|"
-    r"quad|qquad|displaystyle|textstyle|boxed|fbox|underline|color|approx|simeq|equiv|therefore|implies|Rightarrow|"
-    r"rightarrow|to|circ|degree|hspace|euro|pounds|item"
+    r"quad|qquad|displaystyle|textstyle|boxed|fbox|framebox|mbox|underline|color|textcolor|colorbox|num|"
+    r"approx|simeq|equiv|therefore|implies|Rightarrow|rightarrow|to|circ|degree|hspace|euro|pounds|item|"
+    r"[dt]?frac(?=[ ]?\{\\(?:text|mathrm)\{[^{}\d]{1,40}\}\}[ ]?\{\\(?:text|mathrm)\{)"  # of units: km over h
 )
 _COMMAND = rf"\\(?!(?:{_PLAIN_COMMANDS})(?![A-Za-z]))[A-Za-z]+"
 _OPERAND = rf"(?:{_COMMAND}|\d|\(|√|π|[A-Za-z](?![A-Za-z]))"
@@ -36,6 +37,9 @@ _FUNCTION_BEFORE = re.compile(
     ) \Z
     """,
     re.VERBOSE,
+)
+_WRAPPER = re.compile(
+    r"\\(?:(?:text)?color(?:box)?[ ]?\{\w{1,20}\}|num|text(?:rm|bf|it|tt)?|math(?:rm|bf|it|sf))[ ]?\{[ ]?\Z"
 )
 _COMPARED = re.compile(
     r"""
@@ -103,9 +107,14 @@ _ALTERNATIVE = re.compile(
     re.IGNORECASE,
 )
 _COMPLEMENT = re.compile(
-    r"\b(?:for|in|of|from|at|on|by|after|within|during|per|every|about|with|across|among"
+    r"(?:\\[hv]space\*?\{-?|\b(?:for|in|of|from|at|on|by|after|within|during|per|every|about|with|across|among"
     r"|(?<=[a-z]\s)over|out\s+of)\s+"
-    r"(?:(?:the|all|each|every|about|these|those|his|her|their|its)\s+)?[\s*_`$(]{0,3}\Z",
+    r"(?:(?:the|all|each|every|about|these|those|his|her|their|its)\s+)?[\s*_`$(]{0,3})\Z",
+    re.IGNORECASE,
+)
+_ASIDE = re.compile(
+    r"[\s*_`$]{1,4}over\s+\d{1,4}\s+(?:minute|hour|day|week|month|year)s?\b"
+    r"|[^\d,.;()]{0,24},\s*\d{1,6}\s+(?:\w{1,20}\s+){0,2}(?:more|less|fewer|(?!other|rather)\w{2,12}er)\s+than\b",
     re.IGNORECASE,
 )
 
@@ -125,17 +134,22 @@ def is_touched(text: str, found: Found, start: int, end: int, kind: str = "") ->
 
     In a field, of which `kind` is the marker, operators and bounds count as well.
     """
-    if found.end < end:
-        behind = (_MATH_AFTER, _BOUND_AFTER) if kind else (_MATH_AFTER,)
-        if any(each.match(text, found.end, end) for each in behind):
-            return True
-        if kind not in ("", "phrase") and text[found.end] == "!":
-            return True
     near = max(start, found.start - 40)
-    if not text[near : found.start].strip(_MARKS):
+    wrapper = _WRAPPER.search(text, near, found.start)
+    first = wrapper.start() if wrapper else found.start
+    last = found.end + 1 if wrapper and text.startswith("}", found.end) else found.end
+    if wrapper and text[max(start, first - 1) : first] in ("-", "−"):
+        return True  # a sign that is no part of the number
+    if last < end:
+        behind = (_MATH_AFTER, _BOUND_AFTER) if kind else (_MATH_AFTER,)
+        if any(each.match(text, last, end) for each in behind):
+            return True
+        if kind not in ("", "phrase") and text[last] == "!":
+            return True
+    if not text[near:first].strip(_MARKS):
         return False
     before = (_FUNCTION_BEFORE, _COMPARED, _BOUND, _OPERATOR_BEFORE) if kind else (_FUNCTION_BEFORE,)
-    return any(each.search(text, near, found.start) for each in before)
+    return any(each.search(text, near, first) for each in before)
 
 
 def is_joined(text: str, before: int, start: int) -> bool:
@@ -153,7 +167,7 @@ def has_one_number(text: str, start: int, end: int) -> bool:
             explains = _EXPLAINS.search(text, start, match.start())
             if explains and not explains["doubt"]:
                 return not (explains[0] in "([;" and _ALTERNATIVE.match(text, explains.end()))
-            if explains or not _COMPLEMENT.search(text, start, match.start()):
+            if explains or not (_COMPLEMENT.search(text, start, match.start()) or _ASIDE.match(text, start, end)):
                 return False
         start = match.end()
     return True

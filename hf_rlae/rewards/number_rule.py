@@ -16,10 +16,14 @@ What is read is the part of the completion that `hf_rlae.rewards.answer_part` fi
      operator with an operand (`2n+1`, `x - 5`), factorial, power, bracket (`2(3)`), comparison (`> 2`, "more than 2",
      "at least 2", "2 or more"), arithmetic in words ("2 squared", "twice 2", "2 times 3", "2 and a half"). Units may: a
      word of two letters or more, one of `m g s h l t p W V A J N K C F`, a character that is no letter of formulas
-     (`12元`), `%`, degrees.
+     (`12元`), `%`, degrees, a `\frac` of two `\text` or `\mathrm`. So may commands that only change how the
+     number looks (`\text`, `\mathbf`, `\textcolor{red}`, `\num`, `\hspace{2pt}`), if no minus sign touches them.
    * *A second number* makes the field ambiguous ("12 or 13", "3 hours and 20 minutes", "12 apples, 5 pears"), unless it
      belongs to an explanation, which begins with a bracket, `;`, `≈`, a dash between spaces, or a word such as "so",
-     "as" or "which", or follows a preposition ("12 apples for 3 children").
+     "as" or "which", or follows a preposition ("12 apples for 3 children", "$12 over 3 weeks"), or compares behind a
+     comma ("12 days, 3 more than Tom").
+   * A field that is taken back ("That is wrong") does not count, and neither does one of two joined boxes: see
+     `hf_rlae.rewards.retractions`.
 3. A text without such a marker answers with its last number that is neither negated nor compared with ("more than 12").
    If "or" joins it to the number before it, if both are parts of one amount ("3 hours and 20 minutes"), if something
    mathematical touches it (`2x`, `\sqrt{2}`), or if it cannot be read, the text has no answer. The number must lie in
@@ -67,6 +71,7 @@ from hf_rlae.rewards.number_syntax import (
     spaced_thousands,
 )
 from hf_rlae.rewards.registry import register_tasks
+from hf_rlae.rewards.retractions import is_remark, is_second_box, rejection_end
 from hf_rlae.rewards.rule import Row, RuleReward
 
 _WINDOWS = (512, 2 * MOST_DIGITS + 192)  # most texts need the short one only
@@ -103,7 +108,10 @@ def extract_number(text: str, answer_words: Sequence[str] = ANSWER_WORDS, is_mar
     [None, None, None, None]
     """
     for field in answer_fields(text, answer_words):
-        found = _field_number(text, field)
+        rejected = rejection_end(text, field)
+        if rejected is not None:
+            return _last_number(text[rejected:])
+        found = _field_number(*_without_remark(text, field, answer_words))
         if found:
             return found[0]
     if is_marked:
@@ -113,9 +121,19 @@ def extract_number(text: str, answer_words: Sequence[str] = ANSWER_WORDS, is_mar
     return _last_number(text)
 
 
+def _without_remark(text: str, field: Field, answer_words: Sequence[str]) -> tuple[str, Field]:
+    """A text and its field: those before "Actually that took 3 steps", which `fields` takes for a correction."""
+    if is_remark(text, field):
+        text = text[max(0, field.start - _WINDOWS[0]) : field.start]
+        field = next(answer_fields(text, answer_words), Field("phrase", 0, 0))
+    return text, field
+
+
 def _field_number(text: str, field: Field) -> tuple[Number | None] | None:
     """The number of a field in a tuple, `(None,)` if it is ambiguous or unreadable; `None` if there is no number."""
     start, end = field.start, field.end
+    if is_second_box(text, field):
+        return (None,)
     if field.kind == "phrase":
         end = sentence_end(text, start, end)
         if text[end : end + 1] in ("?", "？"):

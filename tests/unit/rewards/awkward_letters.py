@@ -262,4 +262,12 @@ CASES: list[tuple[str, str, float, str]] = [
     ("A\nB\nC\nD", "A", 0.0, "all letters"),
     ("B\nC", "B", 0.0, "two letters"),
     ("B\nB", "B", 1.0, "one letter twice"),
+    # answers taken back, joined boxes
+    ("The answer is A. That is wrong. It should be B.", "B", 1.0, "rejected, then corrected"),
+    ("The answer is A. That's not right, it's B.", "B", 1.0, "rejected in the same sentence"),
+    ("The answer is B. That is wrong.", "B", 0.0, "rejected without another answer"),
+    ("The answer is B. Actually that took 3 steps.", "B", 1.0, "a remark, no correction"),
+    (r"\boxed{A} or \boxed{B}", "B", 0.0, "two boxes joined by or"),
+    (r"\boxed{A} no, \boxed{B}", "B", 1.0, "a later box that is not joined"),
+    ("The answer is B. Wrong: A, C and D.", "B", 1.0, "the others are rejected"),
 ]

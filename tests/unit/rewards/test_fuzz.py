@@ -41,6 +41,7 @@ ATTACKS = re.findall(
     <think> </think> <answer> </answer> Answer: {"answer":
     """,
 ) + [" ", "\n", "\t", "\u0301", "\u200b", "a ", "A) ", "B or ", "not B ", "#### 1 ", "The answer is ", "Q: ", "minus "]
+ATTACKS += ["\\boxed{1} or ", "That is wrong. ", "Actually that took 3 steps. "]
 LENGTH = 200_000
 MOST_MS = draws(60, 5)  # of CPU time; in the gate other work may fill the caches
 
