@@ -105,8 +105,7 @@ def _named(text: str, reader: LetterReader, answer_words: Sequence[str], is_mark
     for field in fields:
         rejected = rejection_end(text, field)
         if rejected is not None or is_second_box(text, field):
-            found = reader.read_text(text[rejected:]) if rejected is not None else AMBIGUOUS
-            break
+            return reader.read_text(text[rejected:]) if rejected is not None else AMBIGUOUS
         end = sentence_end(text, field.start, field.end) if field.kind == "phrase" else field.end
         found = reader.read_field(text[field.start : min(end, field.start + WINDOW)])
         if found:

@@ -39,7 +39,8 @@ _FUNCTION_BEFORE = re.compile(
     re.VERBOSE,
 )
 _WRAPPER = re.compile(
-    r"\\(?:(?:text)?color(?:box)?[ ]?\{\w{1,20}\}|num|text(?:rm|bf|it|tt)?|math(?:rm|bf|it|sf))[ ]?\{[ ]?\Z"
+    r"\\(?:color[ ]?\{\w{1,20}\}\{?"
+    r"|(?:textcolor[ ]?\{\w{1,20}\}|colorbox[ ]?\{\w{1,20}\}|num|text(?:rm|bf|it|tt)?|math(?:rm|bf|it|sf))[ ]?\{)[ ]?\Z"
 )
 _COMPARED = re.compile(
     r"""

@@ -116,7 +116,9 @@ def extract_number(text: str, answer_words: Sequence[str] = ANSWER_WORDS, is_mar
             return found[0]
     if is_marked:
         text = f":{text}"  # so that "- 3" is a number, as behind other markers, and no item of a list
-        found = _field_number(text, Field("tag", 1, min(len(text), LONGEST_FIELD)))
+        field = Field("tag", 1, min(len(text), LONGEST_FIELD))
+        rejected = rejection_end(text, field)
+        found = _field_number(text, field) if rejected is None else (_last_number(text[rejected:]),)
         return found[0] if found else None
     return _last_number(text)
 

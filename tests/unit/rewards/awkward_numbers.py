@@ -404,4 +404,10 @@ CASES: list[tuple[str, str, float, str]] = [
     ("The answer is 12 days, or 3 more than Tom", "12", 0.0, "an alternative behind a comma"),
     ("The answer is 13. Wait, that's wrong.", "13", 0.0, "rejected after an interjection, no other answer"),
     ("The answer is 12 days, 3 rather than 4.", "12", 0.0, "a second number behind a comma"),
+    ("<answer>13. That is wrong. It should be 12.</answer>", "12", 1.0, "rejected in a tag"),
+    ("The answer is 13, that is wrong, it should be 12.", "12", 1.0, "rejected within a sentence"),
+    ("The answer is 1,300, but that's wrong. It is 12.", "12", 1.0, "rejected behind a comma"),
+    ("The answer is 13. That can't be right. It is 12.", "12", 1.0, "rejected with a doubt"),
+    ("The answer is 12, that is right.", "12", 1.0, "affirmed behind a comma"),
+    (r"\boxed{-\color{red}12}", "12", 0.0, "a sign before a color without braces"),
 ]
