@@ -92,7 +92,8 @@ def answer_fields(text: str, words: Sequence[str] = ANSWER_WORDS) -> Iterator[Fi
     [' 5', '4. No:']
     """
     limit = len(text)
-    markers = [*_boxes(text), *_hashes(text)]
+    markers = list(_boxes(text)) if "box" in text else []
+    markers += [(at, at + 4, "hashes") for at in _places(text, "####")]
     for word in words:
         markers += _phrases(text, word)
     for marker, start, kind in sorted(markers, reverse=True):
@@ -131,14 +132,14 @@ def _closing_brace(text: str, start: int, limit: int) -> int:
     return _line_end(text, start, limit)
 
 
-def _places(text: str, needle: str) -> Iterator[int]:
+def _places(text: str, needle: str) -> list[int]:
     """The positions of the last occurrences, the last one first."""
-    end = len(text)
-    for _ in range(MOST_MARKERS):
-        end = text.rfind(needle, 0, end)
-        if end < 0:
-            return
-        yield end
+    found: list[int] = []
+    at = text.rfind(needle)
+    while at >= 0 and len(found) < MOST_MARKERS:
+        found.append(at)
+        at = text.rfind(needle, 0, at)
+    return found
 
 
 # each of the following yields where a marker begins, where its field begins, and its kind, the last one first
@@ -155,13 +156,9 @@ def _boxes(text: str) -> Iterator[tuple[int, int, str]]:
                     yield start, brace + 1, "box"
 
 
-def _hashes(text: str) -> Iterator[tuple[int, int, str]]:
-    return ((at, at + 4, "hashes") for at in _places(text, "####"))
-
-
 def _phrases(text: str, word: str) -> Iterator[tuple[int, int, str]]:
-    phrase = _phrase(word)
-    places = {at for form in (word[1:].lower(), word[1:].upper()) for at in _places(text, form)}
+    forms, phrase = _phrase(word)
+    places = {at for form in forms for at in _places(text, form)}
     for at in sorted(places, reverse=True)[:MOST_MARKERS]:
         found = phrase.match(text, at - 1) if at else None
         near = max(0, at - 24)
@@ -172,9 +169,11 @@ def _phrases(text: str, word: str) -> Iterator[tuple[int, int, str]]:
 
 
 @cache
-def _phrase(word: str) -> re.Pattern[str]:
+def _phrase(word: str) -> tuple[tuple[str, str], re.Pattern[str]]:
+    """How a word may be written without its first letter, and what announces an answer with it."""
     plural = "s?" if word.lower() == "answer" else ""
-    return re.compile(rf"(?<![A-Za-z]){re.escape(word)}{plural}{_ANNOUNCES}", re.IGNORECASE)
+    pattern = re.compile(rf"(?<![A-Za-z]){re.escape(word)}{plural}{_ANNOUNCES}", re.IGNORECASE)
+    return (word[1:].lower(), word[1:].upper()), pattern
 
 
 def check_words(name: str, given: Any) -> tuple[str, ...]:

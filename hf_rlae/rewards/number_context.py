@@ -27,6 +27,14 @@ _NEGATION = re.compile(
     r"(?:\b(?:can)?not|n['’]t|\bnever|\bnor|≠|!=|\\neq?|\b(?:wrong|incorrect|false)\s(?:answer|number|result|value)\s(?:is|was))\s{0,2}(?:be\s|equal\s(?:to\s)?)?[\s*_`\"'$(\\]{0,4}\Z",
     re.IGNORECASE,
 )
+# how what patterns look for can end, without the marks behind it: a quick look, because most text ends otherwise
+_NEGATION_ENDS = ("not", "n't", "n’t", "never", "nor", "≠", "!=", "\\ne", "\\neq", "be", "equal", "to")
+_SPACES = "".join(filter(str.isspace, map(chr, range(0x3001))))
+_NEGATION_MARKS = f"{_SPACES}*_`\"'$(\\"
+_COMPARED_MARKS = f"{_SPACES}*_`$({{\\€£¥₹₩"
+_COMPARISON_ENDS = ("<", "≤", "≥", ">", "<=", "≤=", "≥=", ">=", "than", "to", "ge", "gt", "le", "lt", "eq", "slant")
+_FUNCTION_SIGN = re.compile(r"[\\√∛±∓∑∏∫}]")
+_FUNCTION_ENDS = ("rt", "log", "ln", "sin", "cos", "tan", "nh", "sh", "cot", "sec", "csc", "exp", "oor", "ceil", "abs")
 _FUNCTION_BEFORE = re.compile(
     rf"""
     (?: {_COMMAND} (?:[ ]?[_^](?:\{{[^{{}}]{{0,12}}\}}|\w)){{0,2}} (?:\\left)? [\s{{(\[|]{{0,3}}
@@ -122,12 +130,16 @@ _ASIDE = re.compile(
 
 def is_negated(text: str, start: int) -> bool:
     """Whether "not" or the like stands directly before a number."""
-    return _NEGATION.search(text[max(0, start - 40) : start]) is not None
+    before = text[max(0, start - 40) : start]
+    bare = before.rstrip(_NEGATION_MARKS).lower()
+    may_be = bare.endswith(_NEGATION_ENDS) or "wrong" in bare or "incorrect" in bare or "false" in bare
+    return may_be and _NEGATION.search(before) is not None
 
 
 def is_compared(text: str, start: int) -> bool:
     """Whether a number is only compared with: "more than 12", `> 12`."""
-    return _COMPARED.search(text, max(0, start - 40), start) is not None
+    ends = text[max(0, start - 40) : start].rstrip(_COMPARED_MARKS).lower().endswith(_COMPARISON_ENDS)
+    return ends and _COMPARED.search(text, max(0, start - 40), start) is not None
 
 
 def is_touched(text: str, found: Found, start: int, end: int, kind: str = "") -> bool:
@@ -149,8 +161,15 @@ def is_touched(text: str, found: Found, start: int, end: int, kind: str = "") ->
             return True
     if not text[near:first].strip(_MARKS):
         return False
-    before = (_FUNCTION_BEFORE, _COMPARED, _BOUND, _OPERATOR_BEFORE) if kind else (_FUNCTION_BEFORE,)
-    return any(each.search(text, near, first) for each in before)
+    if _may_be_function(text, near, first) and _FUNCTION_BEFORE.search(text, near, first):
+        return True
+    return bool(kind) and any(each.search(text, near, first) for each in (_COMPARED, _BOUND, _OPERATOR_BEFORE))
+
+
+def _may_be_function(text: str, start: int, end: int) -> bool:
+    bare = text[start:end].rstrip(" ({")
+    has_end = bare.endswith(_FUNCTION_ENDS) or bare[-1:].isdigit() or bare[-2:-1] == "_"
+    return has_end or _FUNCTION_SIGN.search(text, start, end) is not None
 
 
 def is_joined(text: str, before: int, start: int) -> bool:

@@ -67,6 +67,7 @@ from hf_rlae.rewards.number_syntax import (
     find_numbers,
     found_number,
     last_digit,
+    lone_number,
     number_of,
     spaced_thousands,
 )
@@ -74,7 +75,8 @@ from hf_rlae.rewards.registry import register_tasks
 from hf_rlae.rewards.retractions import is_remark, is_second_box, rejection_end
 from hf_rlae.rewards.rule import Row, RuleReward
 
-_WINDOWS = (512, 2 * MOST_DIGITS + 192)  # most texts need the short one only
+_WINDOWS = (192, 2 * MOST_DIGITS + 192)  # most texts need the short one only
+_REMARK_REACH = 512
 _MOST_SKIPPED = 8
 _LONGEST_START = 32  # of a number, up to its first digit: a sign, a currency, a fraction's command
 
@@ -126,7 +128,7 @@ def extract_number(text: str, answer_words: Sequence[str] = ANSWER_WORDS, is_mar
 def _without_remark(text: str, field: Field, answer_words: Sequence[str]) -> tuple[str, Field]:
     """A text and its field: those before "Actually that took 3 steps", which `fields` takes for a correction."""
     if is_remark(text, field):
-        text = text[max(0, field.start - _WINDOWS[0]) : field.start]
+        text = text[max(0, field.start - _REMARK_REACH) : field.start]
         field = next(answer_fields(text, answer_words), Field("phrase", 0, 0))
     return text, field
 
@@ -140,6 +142,9 @@ def _field_number(text: str, field: Field) -> tuple[Number | None] | None:
         end = sentence_end(text, start, end)
         if text[end : end + 1] in ("?", "？"):
             return None
+    lone = None if field.is_next_line else lone_number(text, start, end)
+    if lone is not None and not is_negated(text, start):
+        return (lone,)
     because = _BECAUSE.search(text, start, end)
     end = because.start() if because and NUMBER.search(text, start, because.start()) else end
     spaced = spaced_thousands(text, start, end)
@@ -251,6 +256,9 @@ class NumberReward(RuleReward):
 
 def _reference_string(answer: str) -> Number | None:
     start = answer.rfind("####") + 4 if "####" in answer else 0
+    lone = lone_number(answer, start, len(answer))
+    if lone is not None:
+        return lone
     spaced = spaced_thousands(answer, start, len(answer))
     found = list(find_numbers(answer, start, len(answer)))
     return found[0].value if len(found) == 1 else spaced

@@ -63,6 +63,7 @@ def _latex_fraction(prefix: str) -> str:
 
 NUMBER = re.compile(
     rf"""
+    (?=[\d.\\$€£¥₹₩{_SIGNS[1:]}{_VULGAR}-])  # quick: most characters begin no number
     (?: (?<![\w)\]}}%]) (?P<sign>{_SIGN}) )?
     (?: (?P<money>{_CURRENCY}) (?P<late_sign>{_SIGN})? )?
     (?:
@@ -116,6 +117,7 @@ _SPACED = re.compile(
 )
 
 _PLAIN = re.compile(rf"(?:\d{{1,3}}(?:{_SEPARATOR}\d{{3}})++|\d++)(?:\.\d++)?+")
+_LONE = re.compile(r"\s*+\$?(?<![A-Za-z_\d^])((?:[0-9]{1,3}(?:,[0-9]{3}){1,9}|[0-9]{1,40})(?:\.[0-9]{1,40})?)\s*+")
 _GROUPING = re.compile(_SEPARATOR)
 ONE_DIGIT = re.compile(rf"[\d{_VULGAR}]")
 
@@ -147,11 +149,12 @@ def find_numbers(text: str, start: int, end: int) -> Iterator[Found]:
 
 def found_number(match: re.Match[str], end: int) -> Found:
     """The number that a match of `NUMBER` begins, in a text that is read up to `end`."""
-    text, stop, part = match.string, match.end(), match.groupdict()
-    value = _unsigned(part)
-    is_minus = _is_minus(part["sign"]) != _is_minus(part["late_sign"])
+    text, stop = match.string, match.end()
+    value = _decimal(match["body"]) if match.lastgroup == "body" else _unsigned(match.groupdict())
+    sign, late_sign = match["sign"], match["late_sign"]
+    is_minus = _is_minus(sign) != _is_minus(late_sign)
     apart = None
-    if not (part["sign"] or part["late_sign"]) and _SIGN_NEAR.search(text, max(0, match.start() - 16), match.start()):
+    if not (sign or late_sign) and _SIGN_NEAR.search(text, max(0, match.start() - 16), match.start()):
         apart = _SIGN_APART.search(text, max(0, match.start() - 48), match.start())
     for _ in range(_MOST_MAGNITUDES):
         magnitude = _MAGNITUDE.match(text, stop, end) or (match["money"] and _MONEY_MAGNITUDE.match(text, stop, end))
@@ -186,6 +189,18 @@ def spaced_thousands(text: str, start: int, end: int) -> Number | None:
         return None
     value = _decimal(found["body"].replace(" ", ""))
     return value.copy_negate() if value is not None and _is_minus(found["sign"]) else value
+
+
+def lone_number(text: str, start: int, end: int) -> Number | None:
+    """The number if `text[start:end]` holds nothing but a dollar sign and ASCII digits: the quick way for most fields.
+
+    Example:
+
+    >>> lone_number(" $1,200.50", 0, 10), lone_number("12 km", 0, 5)
+    (Decimal('1200.50'), None)
+    """
+    found = _LONE.fullmatch(text, start, end)
+    return None if found is None else Decimal(found[1].replace(",", ""))
 
 
 def _unsigned(part: Mapping[str, Any]) -> Number | None:
