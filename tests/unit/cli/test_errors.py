@@ -52,9 +52,11 @@ def raising(error: BaseException) -> Callable[..., int]:
 
 
 @pytest.mark.parametrize(("error", "code", "line"), ACCIDENTS, ids=lambda value: type(value).__name__)
-def test_an_accident_is_one_line(capfd, monkeypatch, error, code, line):
+def test_an_accident_is_one_line(capfd, monkeypatch, tmp_path, error, code, line):
     monkeypatch.setattr(demo, "run", raising(error))
-    assert main(["demo"]) == code
+    with open(tmp_path / "stdout", "w") as stdout:
+        monkeypatch.setattr(sys, "stdout", stdout)  # after an OSError, `main` sends its descriptor to nowhere
+        assert main(["demo"]) == code
     written = capfd.readouterr().err
     assert line in written
     assert written.count("\n") == 1
@@ -71,14 +73,11 @@ def test_the_traceback_is_shown_on_request(capfd, monkeypatch, how):
     assert written.splitlines()[-1].startswith("hf-rlae: error: RuntimeError: deep inside")
 
 
-def test_a_reader_that_is_gone_ends_the_command_silently(capfd, monkeypatch):
-    output = os.dup(1)
-    try:
-        monkeypatch.setattr(demo, "run", raising(BrokenPipeError()))
+def test_a_reader_that_is_gone_ends_the_command_silently(capfd, monkeypatch, tmp_path):
+    monkeypatch.setattr(demo, "run", raising(BrokenPipeError()))
+    with open(tmp_path / "stdout", "w") as stdout:
+        monkeypatch.setattr(sys, "stdout", stdout)  # its descriptor is sent to nowhere
         assert main(["demo"]) == 141
-    finally:
-        os.dup2(output, 1)  # the command has sent the rest of stdout to nowhere
-        os.close(output)
     assert capfd.readouterr().err == ""
 
 

@@ -100,7 +100,7 @@ def saved(tmp_path):
 
 @pytest.mark.parametrize("adapter", ["default", "agent-2", None])
 @pytest.mark.parametrize("where", ["elsewhere", "beside", "inside", "without tokenizer"])
-def test_folders_of_adapters(saved, adapter, where):
+def test_folders_of_adapters(saved, tmp_path_factory, adapter, where):
     """An adapter loads with its base model, which is elsewhere or in the same folder; so does each of several."""
     folder, model = saved
     if where == "inside":
@@ -109,7 +109,7 @@ def test_folders_of_adapters(saved, adapter, where):
     if where == "beside":  # as trainers save it, without a path of the machine
         hide_base(folder / "adapters")
         assert str(folder) not in (folder / "adapters" / "adapter_config.json").read_text()
-        folder = folder.rename(folder.with_name(folder.name + "-moved"))
+        folder = folder.rename(tmp_path_factory.mktemp("moved") / "here")
     if where == "without tokenizer":
         for path in (folder / "adapters").glob("tokenizer*"):
             path.unlink()
