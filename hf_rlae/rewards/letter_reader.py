@@ -245,12 +245,15 @@ def _stands_alone(text: str, start: int, end: int) -> bool:
 
 
 def _bare(text: str) -> str:
-    return " ".join(_WRAPPERS.sub("", text).strip(_EDGES).split())
+    bare = _WRAPPERS.sub("", text) if "\\" in text else text
+    return " ".join(bare.strip(_EDGES).split())
 
 
 def _plain(text: str) -> str:
     """The form in which texts of options are looked for: no capitals, and no article at the beginning."""
-    return _ARTICLE.sub("", text.casefold(), count=1) if _ARTICLE.match(text) else text.casefold()
+    folded = text.casefold()
+    has_article = folded.startswith(("a", "the")) and _ARTICLE.match(text)
+    return _ARTICLE.sub("", folded, count=1) if has_article else folded
 
 
 def _begins(bare: str, option: str) -> bool:
