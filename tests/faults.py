@@ -175,7 +175,7 @@ FAULTS = [
     ),
     Fault(
         "rewards/answer_part.py",
-        "    end = _next_question(folded, start)\n",
+        "    end = _next_question(text, folded, start, is_answer)\n",
         "    end = len(text)\n",
         "tests/unit/rewards/test_answer_part.py",
     ),
