@@ -88,7 +88,7 @@ def test_four_bombs_take_as_long_as_one(reward):
     answers = ["1", *[BOMB_ANSWER] * 4, "2", "4"]
     found, seconds = timed(reward, completions=texts, answer=answers)
     assert found == [1.0, None, None, None, None, 1.0, 0.0]
-    assert 1.5 <= seconds < 4.5  # one after the other, they would take 6 seconds
+    assert 1.5 <= seconds < 5.5  # one after the other, they would take 6 seconds
 
 
 @needs_math_verify
