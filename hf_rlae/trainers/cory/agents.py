@@ -15,7 +15,7 @@ from torch import nn
 
 from hf_rlae.checks import check_choice
 from hf_rlae.errors import CheckpointError, ConfigError
-from hf_rlae.trainers.cory.roles import draws_apart
+from hf_rlae.trainers.cory.draws import draws_apart
 
 FIRST = "default"
 """PEFT's name for the first agent's adapter, which TRL creates."""

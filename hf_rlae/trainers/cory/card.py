@@ -161,7 +161,7 @@ class AgentPublisher(PrivateSaves):
         return f"""
 {what} on {base_model}, trained by reinforcement learning with `{type(self).__name__}` of `hf_rlae`
 ({self.state.global_step} updates). {len(names)} agents answered every prompt: a pioneer first, then the observers,
-{reading}. Roles were exchanged: {exchange}. Rewards: `{args.observer_reward}`. The base model was not trained.
+{reading}. Roles were exchanged: {exchange}. Rewards: `{args.credit}`. The base model was not trained.
 
 ## Use
 

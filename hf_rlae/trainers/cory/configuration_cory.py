@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -11,11 +12,10 @@ from trl import GRPOConfig, RLOOConfig
 
 from hf_rlae.checks import NOT_NEGATIVE, OPTIONAL_COUNT, Bounds, check_choice, check_fields, check_list
 from hf_rlae.errors import ConfigError
+from hf_rlae.trainers.cory.credit import CREDITS
 from hf_rlae.trainers.cory.prompts import check_template
 from hf_rlae.trainers.defaults import option, set_defaults
 from hf_rlae.trainers.model_cards import is_hub_id
-
-OBSERVER_REWARDS = ("team", "own")
 
 _BOUNDS = {
     "num_agents": Bounds(
@@ -66,10 +66,10 @@ class CoryArguments:
             rollout that serves more than T steps counts as one exchange.
         knowledge_transfer (`bool`, defaults to `True`): whether observers read earlier answers. `False` is an ablation:
             each agent answers the prompt alone.
-        observer_reward (`str`, defaults to `"team"`): `"team"`: every agent learns from the sum of all agents' rewards,
-            as in the paper. `"own"`: each agent learns from the sum of the rewards that it can change: its own, and
-            those of later agents, which have read its answer. The expected update is the same, with less noise: for an
-            observer the pioneer's reward is a constant.
+        credit (`str`, defaults to `"team"`): what each agent learns from. `"team"`: the sum of all agents' rewards, as
+            in the paper. `"own"`: the sum of the rewards that the agent can change: its own, and those of later agents,
+            which have read its answer. The expected update is the same, with less noise: for an observer the pioneer's
+            reward is a constant. Source: the paper for `"team"`; `"own"` is ours.
         observer_template (`str` or callable, *optional*): a text with the slots `{prompt}` and `{answers}`, which
             replaces a plain prompt or the content of the last message; or `f(prompt, answers) -> prompt`, where the
             prompt is a string or a list of messages and answers are strings, the earliest first.
@@ -81,6 +81,7 @@ class CoryArguments:
         reward_timeout (`float`, defaults to 60.0): seconds that a reward function may take; 0 for no limit.
         disable_dropout (`bool`, defaults to `True`): whether dropout is switched off. With dropout equal policies have
             a KL above 0, since TRL scores in training mode.
+        observer_reward (`str`, *optional*): deprecated; the former name of `credit`.
 
     Raises:
         ConfigError: a value that cannot be used; the message names the field.
@@ -90,23 +91,34 @@ class CoryArguments:
     agent_names: list[str] | None = option(default=None, help="One per agent; agent-1, agent-2, ... if not given.")
     role_exchange_steps: int = option(default=5, help="Optimizer steps between exchanges of roles; 0 for never.")
     knowledge_transfer: bool = option(default=True, help="Whether observers read earlier answers.")
-    observer_reward: Literal["team", "own"] = option(
-        default="team", help="All agents' rewards, or those that an agent can change."
-    )
+    credit: Literal["team", "own"] = option(default="team", help="Which rewards an agent learns from.")
     observer_template: str | None = option(default=None, help="A text with {prompt} and {answers}, or a callable.")
     max_observer_prompt_length: int | None = option(default=None, help="Maximum tokens; None: the model's context.")
     agent_learning_rates: list[float] | None = option(default=None, help="One per agent, instead of learning_rate.")
     base_model_id: str | None = option(default=None, help="Hub id of a base model that was loaded from a folder.")
     reward_timeout: float = option(default=60.0, help="Seconds that a reward function may take; 0 for no limit.")
     disable_dropout: bool = option(default=True, help="Whether dropout is switched off.")
+    observer_reward: str | None = option(default=None, help="Deprecated: the former name of credit.")
 
     def __post_init__(self) -> None:
+        self._rename()
         check_fields(self, _BOUNDS)
         self._check_agents()
         self._check_observers()
         self._check_unsupported()
         set_defaults(self)
         super().__post_init__()  # type: ignore[misc]
+
+    def _rename(self) -> None:
+        """Takes over what was given by a former name."""
+        if self.observer_reward is None:
+            return
+        if self.credit not in ("team", self.observer_reward):
+            raise ConfigError(
+                f"observer_reward={self.observer_reward!r} is the former name of credit={self.credit!r}; leave it out"
+            )
+        warnings.warn("observer_reward is now credit; the old name will be removed", FutureWarning, stacklevel=4)
+        self.credit, self.observer_reward = self.observer_reward, None  # type: ignore[assignment]  # checked below
 
     @property
     def names(self) -> list[str]:
@@ -151,7 +163,7 @@ class CoryArguments:
                 raise ConfigError(f"agent_names: {name!r} is {meaning}; give another name")
 
     def _check_observers(self) -> None:
-        check_choice("observer_reward", self.observer_reward, OBSERVER_REWARDS)
+        check_choice("credit", self.credit, CREDITS)
         template: str | Callable[..., Any] | None = self.observer_template
         if template is not None:
             check_template(template)

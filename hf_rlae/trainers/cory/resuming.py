@@ -50,7 +50,7 @@ class ResumableRollouts(DurableTrainer):
         """See `DurableTrainer`: how rollouts are made and used, the agents and their roles, and the base model."""
         names = (
             "num_generations", "steps_per_generation", "num_iterations", "role_exchange_steps", "knowledge_transfer",
-            "observer_reward",
+            "credit",
         )  # fmt: skip
         kinds = (kind for kind in type(self).__mro__ if issubclass(kind, _BaseTrainer))
         model = self.agents.model

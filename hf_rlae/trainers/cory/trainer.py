@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import logging
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -16,10 +15,10 @@ from hf_rlae.errors import ConfigError
 from hf_rlae.rewards.calls.guarded import GuardedReward
 from hf_rlae.rewards.calls.resolve import resolve_rewards
 from hf_rlae.rewards.contract import columns_of
-from hf_rlae.rewards.weighted_sums import total_rewards
 from hf_rlae.trainers.context_check import ContextCheck
 from hf_rlae.trainers.cory.agents import AgentAdapters, config_for_texts
 from hf_rlae.trainers.cory.card import AgentPublisher
+from hf_rlae.trainers.cory.chain import batch_of
 from hf_rlae.trainers.cory.checks import (
     check_arguments,
     check_cory_datasets,
@@ -28,18 +27,11 @@ from hf_rlae.trainers.cory.checks import (
     warn_of_half_precision,
 )
 from hf_rlae.trainers.cory.configuration_cory import CoryArguments, CoryConfig, CoryRLOOConfig
-from hf_rlae.trainers.cory.logs import AgentMetrics, CompletionColumns
+from hf_rlae.trainers.cory.logs import CompletionColumns
 from hf_rlae.trainers.cory.prompts import ObserverPrompts
 from hf_rlae.trainers.cory.resuming import ResumableRollouts
-from hf_rlae.trainers.cory.roles import (
-    Chain,
-    answer_text,
-    batch_of,
-    draws_apart,
-    learned_rewards,
-    order_at,
-    role_names,
-)
+from hf_rlae.trainers.cory.roles import order_at, role_names
+from hf_rlae.trainers.cory.rollouts import ChainRollouts
 from hf_rlae.trainers.durable.finite import FiniteTrainer
 from hf_rlae.trainers.rewards import RewardFunc
 
@@ -48,14 +40,12 @@ if TYPE_CHECKING:
     from peft import LoraConfig
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-logger = logging.getLogger(__name__)
 
-
-class CoryMixin(AgentPublisher, ResumableRollouts, AgentMetrics, FiniteTrainer, ContextCheck):
+class CoryMixin(ChainRollouts, AgentPublisher, ResumableRollouts, FiniteTrainer, ContextCheck):
     """Makes a TRL trainer with online rollouts train a chain of agents together. Put it before the trainer's class.
 
     In every rollout the pioneer answers the prompts; each observer answers them with all earlier answers as a
-    reference. All agents receive the team's reward (see `observer_reward` of [`CoryArguments`]). The trainer's own loss
+    reference. All agents receive the team's reward (see `credit` of [`CoryArguments`]). The trainer's own loss
     updates each agent, with the agent's rewards, baseline, KL and gradient norm. Roles are exchanged every
     `role_exchange_steps`.
 
@@ -125,9 +115,7 @@ class CoryMixin(AgentPublisher, ResumableRollouts, AgentMetrics, FiniteTrainer, 
         prompts = check_cory_datasets(settings, train_dataset, eval_dataset)
         if processing_class is not None:
             check_tokenizer(processing_class, prompts)
-        self._chain: Chain | None = None
         self._alone: str | None = None
-        self._has_warned_of_cuts = False
         super().__init__(
             model,
             resolve_rewards(reward_funcs, settings.reward_timeout),
@@ -233,85 +221,6 @@ class CoryMixin(AgentPublisher, ResumableRollouts, AgentMetrics, FiniteTrainer, 
                     optimizer.add_param_group({**group, "params": parameters, "lr": rate, "agent": name})
         optimizer.defaults["lr"] = max(self.args.learning_rates)  # schedules with an absolute final rate use it
         return optimizer
-
-    # -- rollouts -----------------------------------------------------------------------------------------
-
-    def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
-        """One rollout of all agents, with keys such as `agent-1/prompt_ids`."""
-        chain = self._chain = Chain(self.order(), inputs)
-        try:
-            self._take_turn(chain, inputs)
-        finally:
-            self._chain = None
-        return chain.merged(self.agents.names)
-
-    def _take_turn(self, chain: Chain, inputs: list[dict[str, Any]]) -> None:
-        """The rollout of the agent whose turn it is, and of all later agents."""
-        position, agent = chain.position, chain.agent
-        shown = chain.previous() if self.args.knowledge_transfer else [[] for _ in inputs]
-        columns = {"role": chain.role, "agent": agent}
-        rows = [{**row, **columns, "previous_completions": texts} for row, texts in zip(inputs, shown, strict=True)]
-        with self.agents.acting(agent), self._metrics_of(agent):
-            batch = self.roll_out(agent, rows)
-        learned = total_rewards(chain.learned[agent], self.reward_weights)
-        start = self.accelerator.process_index * len(rows)
-        chain.batches[agent] = {**batch, "rewards": learned[start : start + len(rows)]}
-        chain.position = position
-
-    def roll_out(self, agent: str, inputs: list[dict[str, Any]]) -> dict[str, Any]:
-        """One agent's rollout, while its adapter is active. An override point.
-
-        Args:
-            agent (`str`): its name.
-            inputs (`list[dict]`): B examples; `prompt` is this agent's prompt.
-
-        Returns:
-            `dict`: TRL's batch: `prompt_ids`, `prompt_mask`, `completion_ids`, `completion_mask`, `advantages`, ...
-        """
-        return super()._generate_and_score_completions(inputs)  # type: ignore[misc,no-any-return]
-
-    def _calculate_rewards(
-        self, inputs: list[dict[str, Any]], prompts: list[Any], completions: list[Any], completion_ids_list: list[Any]
-    ) -> torch.Tensor:
-        """The rewards that the agent learns from, of all processes, after the rollouts of all later agents."""
-        if self._chain is None:
-            return super()._calculate_rewards(inputs, prompts, completions, completion_ids_list)  # type: ignore[misc,no-any-return]
-        chain = self._chain
-        position, agent, role = chain.position, chain.agent, chain.role
-        own = super()._calculate_rewards(inputs, chain.prompts, completions, completion_ids_list)  # type: ignore[misc]
-        chain.rewards.append(own)
-        chain.completions.append(completions)
-        mean = total_rewards(own, self.reward_weights).nanmean().item()
-        metrics = self._metrics[self._mode]
-        metrics[f"role/{role}/reward"].append(mean)
-        metrics[f"agent/{agent}/reward"].append(mean)
-        self.columns.add({"role": [role] * len(completions), "agent": [agent] * len(completions)})
-        if position + 1 < len(chain.agents):
-            with self.columns.put_aside(), draws_apart(position + 1):
-                chain.position = position + 1
-                self._take_turn(chain, self._observed(chain))
-                chain.position = position
-        self.columns.complete(len(completions))
-        chain.learned[agent] = learned_rewards(
-            chain.rewards, position, self.args.observer_reward, self.args.knowledge_transfer
-        )
-        return chain.learned[agent]
-
-    def _observed(self, chain: Chain) -> list[dict[str, Any]]:
-        """The examples with the prompts of the observer whose turn it is."""
-        if not self.args.knowledge_transfer:
-            return chain.rows
-        answers = [[answer_text(completion) for completion in texts] for texts in chain.previous()]
-        prompts, is_cut = self.observer_prompts(chain.prompts, answers)
-        cut = self.accelerator.gather(torch.tensor([float(flag) for flag in is_cut], device=self.accelerator.device))
-        self._metrics[self._mode][f"role/{chain.role}/cut_ratio"].append(cut.mean().item())
-        if any(is_cut) and not self._has_warned_of_cuts:
-            self._has_warned_of_cuts = True  # each rollout's share is a metric
-            logger.warning(
-                "%d of %d prompts of the %s exceed %d tokens: answers were cut from the left",
-                sum(is_cut), len(is_cut), chain.role, self.observer_prompts.max_length,
-            )  # fmt: skip
-        return [{**row, "prompt": prompt} for row, prompt in zip(chain.rows, prompts, strict=True)]
 
     # -- updates ------------------------------------------------------------------------------------------
 

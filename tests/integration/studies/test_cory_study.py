@@ -156,7 +156,7 @@ def test_methods_are_what_their_names_say(tmp_path):
         if method.startswith("CORY"):
             assert args.knowledge_transfer == (method != runs.CORY_ALONE)
             assert args.role_exchange_steps == (0 if method == runs.CORY_FIXED else steps * SETTINGS["exchange"])
-            assert args.observer_reward == "team"
+            assert args.credit == "team"
     assert (made[runs.CORY_PPO].args.kl_coef, made[runs.CORY_PPO].args.kl_target) == (SETTINGS["kl_coef"], None)
     assert made[runs.CORY].args.beta == made[runs.GRPO].args.beta == SETTINGS["beta"]
 

@@ -289,7 +289,7 @@ output_dir: {folder}
 num_agents: 3
 agent_names: [ada, bob, cy]
 role_exchange_steps: 2
-observer_reward: own
+credit: own
 knowledge_transfer: false
 observer_template: "{{answers}} 100% {{prompt}}"
 agent_learning_rates: [0.1, 0.2, 0.3]
@@ -305,7 +305,7 @@ def test_yaml(tmp_path, monkeypatch):
     [args] = TrlParser(CoryConfig).parse_args_and_config(["--config", str(file), "--num_generations", "4"])
     assert args.names == ["ada", "bob", "cy"]
     assert args.learning_rates == [0.1, 0.2, 0.3]
-    assert (args.role_exchange_steps, args.observer_reward, args.knowledge_transfer) == (2, "own", False)
+    assert (args.role_exchange_steps, args.credit, args.knowledge_transfer) == (2, "own", False)
     assert args.observer_template == "{answers} 100% {prompt}"
     assert args.num_generations == 4
     assert args.reward_timeout == 3.5

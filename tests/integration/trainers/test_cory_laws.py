@@ -8,9 +8,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from trl import GRPOConfig, GRPOTrainer, RLOOConfig, RLOOTrainer
 
-from hf_rlae.rewards.weighted_sums import total_rewards
 from hf_rlae.trainers import CoryRLOOTrainer, CoryTrainer
-from hf_rlae.trainers.cory.roles import draws_apart, learned_rewards, order_at, role_names
+from hf_rlae.trainers.cory.draws import draws_apart
+from hf_rlae.trainers.cory.roles import order_at, role_names
 from tests.support.cory import adapters_of, base_of, gradients_of, in_training, lora, rollout, trainer_of
 from tests.support.rlae import assert_same, vowels
 
@@ -44,29 +44,6 @@ def test_roles():
     assert role_names(4) == ["pioneer", "observer-1", "observer-2", "observer-3"]
 
 
-REWARDS = st.lists(st.lists(st.floats(-5, 5), min_size=3, max_size=3), min_size=2, max_size=4)
-
-
-@given(REWARDS)
-def test_rewards_of_a_team(values):
-    rewards = [torch.tensor(row)[:, None] for row in values]
-    total = torch.tensor(values).sum(0)[:, None]
-    for position in range(len(rewards)):
-        torch.testing.assert_close(learned_rewards(rewards, position, "team", True), total)
-        later = learned_rewards(rewards, position, "own", True)
-        # rewards that an agent cannot change are left out
-        earlier = sum(rewards[:position], torch.zeros(3, 1))
-        torch.testing.assert_close(later + earlier, total)
-        assert torch.equal(learned_rewards(rewards, position, "own", False), rewards[position])
-
-
-def test_unjudged_rewards_have_no_sum():
-    rewards = [torch.tensor([[torch.nan, 1.0]]), torch.tensor([[1.0, 1.0]])]
-    assert learned_rewards(rewards, 0, "team", True).isnan().tolist() == [[True, False]]
-    assert learned_rewards(rewards, 1, "own", True).tolist() == [[1.0, 1.0]]
-    assert total_rewards(torch.tensor([[torch.nan, 2.0]]), torch.tensor([1.0, 0.5])).tolist() == [1.0]
-
-
 def test_draws_apart_repeat_and_differ():
     def draw(seed, position):
         torch.manual_seed(seed)
@@ -90,7 +67,7 @@ def test_an_agent_that_shares_nothing_learns_what_it_would_learn_alone(tmp_path,
         peft_config=lora(lora_dropout=0.5), **options,
     )  # fmt: skip
     alone.train()
-    apart = {"knowledge_transfer": False, "role_exchange_steps": 0, "observer_reward": "own"}
+    apart = {"knowledge_transfer": False, "role_exchange_steps": 0, "credit": "own"}
     team = trainer_of(tmp_path / "team", cory, peft_config=lora(lora_dropout=0.5), **apart, **options)
     team.train()
     found = adapters_of(team)
@@ -127,7 +104,7 @@ def test_the_team_is_paid_the_sum(tmp_path):
         expected = (groups - groups.mean(1, keepdim=True)) / (groups.std(1, keepdim=True) + 1e-4)
         torch.testing.assert_close(batch[f"{name}/advantages"], expected.view(-1), rtol=1e-4, atol=1e-4)
     seen.clear()
-    trainer.args.observer_reward = "own"
+    trainer.args.credit = "own"
     batch = rollout(trainer)
     torch.testing.assert_close(batch["agent-2/rewards"], torch.tensor(seen[1][1]))
     torch.testing.assert_close(batch["agent-1/rewards"], total)
@@ -208,7 +185,7 @@ def test_a_chain_of_three(tmp_path):
 
 def test_a_constant_of_earlier_agents_is_noise_and_nothing_else(tmp_path):
     """A shift of all completions by the pioneer's mean changes nothing; `own` leaves out its variance."""
-    trainer = trainer_of(tmp_path, observer_reward="own")
+    trainer = trainer_of(tmp_path, credit="own")
     with in_training(trainer):
         batch = rollout(trainer)
         trainer.compute_loss(trainer.model, batch).backward()

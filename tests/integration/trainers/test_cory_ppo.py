@@ -98,7 +98,7 @@ def test_agents_learn_from_the_team(tmp_path):
 
     expected = {"team": {"agent-1": 11.0, "agent-2": 11.0}, "own": {"agent-1": 11.0, "agent-2": 10.0}}
     for kind, sums in expected.items():
-        trainer = made(tmp_path / kind, rewarded, kl_coef=0.0, lam=1.0, observer_reward=kind)
+        trainer = made(tmp_path / kind, rewarded, kl_coef=0.0, lam=1.0, credit=kind)
         output = rollout(trainer)
         for name, total in sums.items():
             mask = output[f"{name}/completion_mask"] != 0

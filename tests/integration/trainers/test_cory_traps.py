@@ -222,7 +222,7 @@ def test_the_table_of_texts_has_rows_of_one_piece(tmp_path):
         return vowels(completions)
 
     trainer = trainer_of(
-        tmp_path, rewards=reward, log_completions=True, observer_reward="own", role_exchange_steps=2,
+        tmp_path, rewards=reward, log_completions=True, credit="own", role_exchange_steps=2,
         steps_per_generation=1, num_iterations=1, max_steps=3, num_completions_to_print=0,
     )  # fmt: skip
     trainer.train()

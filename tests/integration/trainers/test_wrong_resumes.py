@@ -149,7 +149,7 @@ CORY_CHANGES = {
     "names": ({"agent_names": ["eve", "agent-2"]}, r"agent_names\[0\]: 'agent-1' saved, 'eve' given"),
     "roles": ({"role_exchange_steps": 4}, "role_exchange_steps: 5 saved, 4 given"),
     "what observers read": ({"knowledge_transfer": False}, "knowledge_transfer: True saved, False given"),
-    "what observers learn from": ({"observer_reward": "own"}, "observer_reward: 'team' saved, 'own' given"),
+    "what agents learn from": ({"credit": "own"}, "credit: 'team' saved, 'own' given"),
     "trainer": ({"trainer_class": CoryRLOOTrainer}, "trainer: 'GRPOTrainer' saved, 'RLOOTrainer' given"),
     "scale of adapters": ({"peft_config": cory.lora(lora_alpha=32)}, r"peft_config\.lora_alpha: 8 saved, 32 given"),
     "seed": ({"seed": 8}, "seed: 7 saved, 8 given"),
