@@ -16,11 +16,13 @@ from hf_rlae.rewards.rule import RuleReward
 
 if TYPE_CHECKING:
     from hf_rlae.rewards.length_penalties import length_penalty
+    from hf_rlae.rewards.pairwise_rewards import pairwise_reward
     from hf_rlae.rewards.reward_models import reward_model
     from hf_rlae.rewards.weighted_sums import weighted_sum
 
 _MAKERS = {
     "length_penalty": "hf_rlae.rewards.length_penalties",
+    "pairwise_reward": "hf_rlae.rewards.pairwise_rewards",
     "reward_model": "hf_rlae.rewards.reward_models",
     "weighted_sum": "hf_rlae.rewards.weighted_sums",
 }
@@ -33,6 +35,7 @@ __all__ = [
     "get_reward",
     "length_penalty",
     "list_rewards",
+    "pairwise_reward",
     "reward_model",
     "rewards",
     "weighted_sum",

@@ -7,12 +7,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
-from torch.nn.utils.rnn import pad_sequence
-from transformers import AutoModelForSequenceClassification, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from hf_rlae.checks import COUNT, OPTIONAL_COUNT, check_number
-from hf_rlae.errors import ConfigError, RewardError, nearest
+from hf_rlae.errors import RewardError
+from hf_rlae.rewards.classifiers import allowed_length, classify, label_index, load_classifier
 from hf_rlae.rewards.contract import Batch, Reward
 
 
@@ -70,12 +69,12 @@ class RewardModel(Reward):
         super().__init__(name)
         check_number("batch_size", batch_size, COUNT)
         check_number("max_length", max_length, OPTIONAL_COUNT)
-        self.model, tokenizer = _load(model, tokenizer, model_kwargs)
+        self.model, tokenizer = load_classifier(model, tokenizer, model_kwargs)
         # a copy, because others may use the tokenizer with truncation on the right
         self.tokenizer = copy.deepcopy(tokenizer)
         self.tokenizer.truncation_side = "left"
-        self.max_length = _checked_length(max_length, self.model, tokenizer)
-        self.label = _label_index(self.model.config, label)
+        self.max_length = allowed_length(max_length, self.model, tokenizer)
+        self.label = label_index(self.model.config, label)
         self.sigmoid, self.batch_size = sigmoid, batch_size
 
     def score_texts(self, texts: list[str], batch: Batch) -> list[float | None]:
@@ -84,12 +83,9 @@ class RewardModel(Reward):
         rows = [self._encode(*pair, row) for row, pair in enumerate(pairs)]
         scores: list[float | None] = [None] * len(rows)
         places = [at for at, ids in enumerate(rows) if ids]
-        pad_token_id = self.model.config.get_text_config().pad_token_id
-        # without a padding token the model itself refuses more than one row
-        size = 1 if pad_token_id is None else self.batch_size
-        for start in range(0, len(places), size):
-            chosen = places[start : start + size]
-            for at, score in zip(chosen, self._scores([rows[at] for at in chosen], pad_token_id or 0), strict=True):
+        for start in range(0, len(places), self.batch_size):
+            chosen = places[start : start + self.batch_size]
+            for at, score in zip(chosen, self._scores([rows[at] for at in chosen]), strict=True):
                 scores[at] = score
         return scores
 
@@ -110,13 +106,8 @@ class RewardModel(Reward):
         encoded = self.tokenizer(text, add_special_tokens=is_plain, verbose=False, **limits)
         return list(encoded["input_ids"])
 
-    @torch.inference_mode()
-    def _scores(self, rows: Sequence[Sequence[int]], pad_token_id: int) -> list[float]:
-        self.model.eval()
-        ids = pad_sequence([torch.tensor(row) for row in rows], batch_first=True, padding_value=pad_token_id)
-        mask = pad_sequence([torch.ones(len(row), dtype=torch.long) for row in rows], batch_first=True)
-        device = self.model.device
-        logits = self.model(input_ids=ids.to(device), attention_mask=mask.to(device)).logits.float()
+    def _scores(self, rows: Sequence[Sequence[int]]) -> list[float]:
+        logits = classify(self.model, rows)
         if self.sigmoid:
             logits = logits.sigmoid()
         elif self.label is not None:
@@ -125,54 +116,3 @@ class RewardModel(Reward):
 
 
 reward_model = RewardModel
-
-
-def _load(
-    model: str | Path | PreTrainedModel, tokenizer: PreTrainedTokenizerBase | None, model_kwargs: dict[str, Any]
-) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    if isinstance(model, str | Path):
-        # where it is not given, transformers asks on standard input
-        trusted = bool(model_kwargs.get("trust_remote_code"))
-        tokenizer = AutoTokenizer.from_pretrained(model, trust_remote_code=trusted) if tokenizer is None else tokenizer
-        options = {**model_kwargs, "trust_remote_code": trusted}
-        return AutoModelForSequenceClassification.from_pretrained(model, **options), tokenizer
-    if model_kwargs:
-        raise ConfigError(
-            f"{', '.join(sorted(model_kwargs))} can be given only with the name of a model, not a loaded one"
-        )
-    if not isinstance(model, torch.nn.Module) or not hasattr(getattr(model, "config", None), "num_labels"):
-        raise ConfigError(
-            f"model must be a sequence-classification model or the name of one, got {type(model).__name__}"
-        )
-    if tokenizer is None and not model.config.name_or_path:
-        raise ConfigError(
-            "a loaded reward model needs its tokenizer, and its config does not say where it was loaded from; give "
-            "reward_model(model, tokenizer), or reward_processing_classes to a trainer"
-        )
-    if tokenizer is None:
-        tokenizer = AutoTokenizer.from_pretrained(model.config.name_or_path, trust_remote_code=False)
-    return model, tokenizer
-
-
-def _checked_length(max_length: int | None, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> int | None:
-    limits = (getattr(model.config.get_text_config(), "max_position_embeddings", None), tokenizer.model_max_length)
-    # a tokenizer without a limit states a huge number
-    allowed = min((limit for limit in limits if limit and limit < 10**9), default=None)
-    if max_length is not None and allowed is not None and max_length > allowed:
-        raise ConfigError(f"max_length={max_length}, but model and tokenizer allow {allowed} tokens")
-    return max_length or allowed
-
-
-def _label_index(config: Any, label: str | int | None) -> int | None:
-    names = {str(text): int(at) for at, text in config.id2label.items()}
-    if config.num_labels == 1:
-        if label is not None:
-            raise ConfigError(f"label={label!r}, but the model has only one label; leave label out")
-        return None
-    index = names.get(label) if isinstance(label, str) else label
-    if isinstance(index, bool) or index not in range(config.num_labels):
-        raise ConfigError(
-            f"label={label!r}: give the label whose probability is the reward, a number from 0 to "
-            f"{config.num_labels - 1} or its name: {nearest(str(label), names)}"
-        )
-    return index
