@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 
 from hf_rlae.checks import COUNT, POSITIVE, SHARE, check_choice, check_number
@@ -147,13 +149,20 @@ def group_relative(
 
 
 @torch.no_grad()
-def whiten(advantages: torch.Tensor, mask: torch.Tensor, eps: float = 1e-8) -> torch.Tensor:
+def whiten(
+    advantages: torch.Tensor,
+    mask: torch.Tensor,
+    eps: float = 1e-8,
+    total: Callable[[torch.Tensor], torch.Tensor] | None = None,
+) -> torch.Tensor:
     """Advantages with mean 0 and standard deviation 1 over the entries that count.
 
     Args:
         advantages (`torch.Tensor` of any shape): of a whole batch, before it is split into minibatches.
         mask (`torch.Tensor` of the same shape): 1 for entries that count.
         eps (`float`, defaults to 1e-8): added to the standard deviation.
+        total (callable, *optional*): adds up a number (a 0-d tensor) over the processes that hold parts of the batch;
+            `None` if this is all of it.
 
     Returns:
         `torch.Tensor` of the same shape: 0 where an entry does not count or is the only one.
@@ -172,8 +181,11 @@ def whiten(advantages: torch.Tensor, mask: torch.Tensor, eps: float = 1e-8) -> t
             "the mask per advantage"
         )
     keep = mask != 0
-    centred = advantages - _mean(advantages, keep)
-    return torch.where(keep, centred / (_std(advantages, keep) + eps), 0)
+    whole = total or (lambda number: number)
+    count = whole(keep.sum())
+    centred = torch.where(keep, advantages - whole(torch.where(keep, advantages, 0).sum()) / count.clamp(min=1), 0)
+    std = (whole(centred.square().sum()) / (count - 1).clamp(min=1)).sqrt()
+    return centred / (std + eps)
 
 
 def _mean(values: torch.Tensor, keep: torch.Tensor, dim: int | None = None) -> torch.Tensor:

@@ -40,7 +40,8 @@ half_judged.__name__ = unjudged_of_one_rank.__name__
 @pytest.mark.parametrize("case", ["mixture", *slow(*(name for name in CASES if name != "mixture"))])
 def test_two_processes_learn_what_one_learns_from_the_same_texts(tmp_path, case):
     # Adam divides by how large gradients are: where they are 0 but for rounding, it would learn from rounding
-    options = {"optim": "sgd", "learning_rate": 0.1, **CASES[case]}
+    # one update per pass: if there are more, each process shuffles its own rows
+    options = {"optim": "sgd", "learning_rate": 0.1, "gradient_accumulation_steps": 2, **CASES[case]}
     processes = start_two(
         run, str(tmp_path / "two"), str(tmp_path / "two.pt"), per_device_train_batch_size=2, **options
     )
@@ -113,15 +114,23 @@ def test_killed_in_the_middle_of_a_rollout_and_resumed(tmp_path):
 
 @pytest.mark.slow
 def test_two_processes_resume(tmp_path):
+    """Each process saves its own completions; if the file of one is damaged, an earlier checkpoint is taken."""
     options = {"save_strategy": "steps", "save_steps": 3, "max_steps": 6, "per_device_train_batch_size": 2}
-    whole = start_two(run, str(tmp_path / "whole"), str(tmp_path / "whole.pt"), **options)
+    folder = tmp_path / "whole"
+    whole = start_two(run, str(folder), str(tmp_path / "whole.pt"), **options)
     assert finish(whole) == [0, 0]
-    for folder in (tmp_path / "whole").glob("checkpoint-6"):
-        folder.rename(tmp_path / "elsewhere")
-    resumed = start_two(run, str(tmp_path / "whole"), str(tmp_path / "resumed.pt"), resume=True, **options)
+    files = [folder / "checkpoint-3" / f"hf_rlae_state_{rank}.pt" for rank in range(2)]
+    saved = [torch.load(file, weights_only=True)["extra"]["buffer"]["rollouts"] for file in files]
+    assert [len(rows["prompts"]) for rows in saved] == [4, 4]
+    assert [len(tensor) for rows in saved for tensor in rows["observation"].values()] == [4] * 10
+    assert not set(saved[0]["prompts"]) & set(saved[1]["prompts"])
+    torn = folder / "checkpoint-6" / "hf_rlae_state_1.pt"
+    torn.write_bytes(torn.read_bytes()[:-1] + b"?")
+    resumed = start_two(run, str(folder), str(tmp_path / "resumed.pt"), resume=True, **options)
     assert finish(resumed) == [0, 0]
     one, other = torch.load(tmp_path / "whole.pt"), torch.load(tmp_path / "resumed.pt")
     assert_same(other["parameters"], one["parameters"])
+    assert other["logs"] == one["logs"]
 
 
 @pytest.mark.slow

@@ -13,14 +13,13 @@ import torch
 from trl.trainer.utils import nanstd, print_prompt_completions_sample
 
 from hf_rlae.files import write_whole
-from hf_rlae.objectives.mixture import weight_entropies
 from hf_rlae.rewards.calls.resolve import RewardCalls
 from hf_rlae.rewards.weighted_sums import total_rewards
-from hf_rlae.trainers.rlae.rollouts import Rollouts
+from hf_rlae.trainers.rlae.row_records import RowRecords
 
 
 def rollout_metrics(
-    rollouts: Rollouts,
+    records: RowRecords,
     rewards_per_func: torch.Tensor,
     num_generations: int,
     reward_calls: RewardCalls,
@@ -29,7 +28,7 @@ def rollout_metrics(
     """Metrics of one rollout of all processes, under TRL's names where TRL has one.
 
     Args:
-        rollouts (`Rollouts`): N rows; completions of one prompt are adjacent.
+        records (`RowRecords`): N rows; completions of one prompt are adjacent.
         rewards_per_func (`torch.Tensor` of shape `(N, F)`): NaN where a function could not judge.
         num_generations (`int`): G.
         reward_calls (`RewardCalls`): has the names and weights of the functions.
@@ -39,12 +38,12 @@ def rollout_metrics(
         `dict[str, float]`: NaN where no completion could be judged.
     """
     rewards = total_rewards(rewards_per_func, reward_calls.weights)
-    lengths = rollouts.completion_mask.sum(1).float()
+    lengths = records.lengths.float()
     found = {
         "completions/mean_length": float(lengths.mean()),
         "completions/min_length": float(lengths.min()),
         "completions/max_length": float(lengths.max()),
-        "completions/clipped_ratio": float((~rollouts.is_ended).float().mean()),
+        "completions/clipped_ratio": float((~records.is_ended).float().mean()),
         "reward": float(rewards.nanmean()),
         "reward_std": float(nanstd(rewards)),
         "rewards/unjudged_ratio": float(rewards.isnan().float().mean()),
@@ -56,11 +55,11 @@ def rollout_metrics(
     for index, name in enumerate(reward_calls.names):
         found[f"rewards/{name}/mean"] = float(rewards_per_func[:, index].nanmean())
         found[f"rewards/{name}/std"] = float(nanstd(rewards_per_func[:, index]))
-    weights = rollouts.weights[rollouts.span_mask]
-    if len(weights):
-        found["weights/entropy"] = float(weight_entropies(weights).mean())
+    spans = int(records.num_spans.sum())
+    if spans:
+        found["weights/entropy"] = float(records.entropies.sum()) / spans
         for index, name in enumerate(member_names):
-            found[f"weights/{name}/mean"] = float(weights[:, index].mean())
+            found[f"weights/{name}/mean"] = float(records.weights[:, index].sum()) / spans
     return found
 
 
@@ -104,31 +103,31 @@ class CompletionLog:
 
     def add(
         self,
-        rollouts: Rollouts,
+        records: RowRecords,
         rewards_per_func: torch.Tensor,
         reward_names: Sequence[str],
-        member_names: Sequence[str],
         kind: str = "",
     ) -> None:
         """Keeps a rollout until it is shown.
 
         Args:
-            rollouts (`Rollouts`): N rows.
+            records (`RowRecords`): N rows.
             rewards_per_func (`torch.Tensor` of shape `(N, F)`): NaN where a function could not judge.
-            reward_names, member_names (`Sequence[str]`): F and M names.
+            reward_names (`Sequence[str]`): F names.
             kind (`str`, defaults to `""`): of an evaluation, such as `"eval"`; for the name of the file.
         """
         extra, self.extra = self.extra, defaultdict(list)
         if not self.args.log_completions:
             return
         self._kind = f"{kind}_" if kind else ""
-        whole = {name: values for name, values in extra.items() if len(values) == len(rollouts)}
+        whole = {name: values for name, values in extra.items() if len(values) == len(records)}
+        has_advantages = not bool(records.advantages.isnan().any())
         self._table = {
-            "prompts": rollouts.prompts,
-            "completions": rollouts.completions,
+            "prompts": [text["prompt"] for text in records.texts],
+            "completions": [text["completion"] for text in records.texts],
             "rewards": {name: rewards_per_func[:, index].tolist() for index, name in enumerate(reward_names)},
-            "advantages": _advantage_per_row(rollouts),
-            "extra": {"weights": _weights_per_row(rollouts, member_names), **whole},
+            "advantages": records.advantages.tolist() if has_advantages else None,
+            "extra": {"weights": [text["weights"] for text in records.texts], **whole},
         }
 
     def show(self, step: int) -> None:
@@ -154,23 +153,3 @@ class CompletionLog:
         buffer = io.BytesIO()
         pd.DataFrame(columns).to_parquet(buffer)
         write_whole(os.path.join(folder, f"completions_{self._kind}{step:05d}.parquet"), buffer.getvalue())
-
-
-def _advantage_per_row(rollouts: Rollouts) -> list[float] | None:
-    """One advantage per completion: the mean over its spans."""
-    advantages = rollouts.advantages
-    if advantages is None:
-        return None
-    if advantages.dim() == 2:
-        advantages = (advantages * rollouts.span_mask).sum(1) / rollouts.span_mask.sum(1).clamp(min=1)
-    values: list[float] = advantages.tolist()
-    return values
-
-
-def _weights_per_row(rollouts: Rollouts, names: Sequence[str]) -> list[str]:
-    """One text per completion, with a line per member: its weights over the spans."""
-    texts = []
-    for weights, mask in zip(rollouts.weights, rollouts.span_mask, strict=True):
-        per_member = zip(names, weights[mask].T.tolist(), strict=True)
-        texts.append("\n".join(f"{name} " + " ".join(f"{w:.2f}" for w in values) for name, values in per_member))
-    return texts

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Container
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,29 +17,28 @@ _ORDER = 2
 
 @dataclass
 class RolloutBuffer:
-    """Splits a rollout into micro-batches: all rows `num_iterations` times, each time in a new order.
+    """Splits this process's rows of a rollout into micro-batches: all of them `num_iterations` times, in new orders.
 
-    An update takes the micro-batches of `gradient_accumulation_steps` steps, of all processes. The order depends on
-    the rollout and the pass through it alone, so that it is the same in all processes and resumed runs.
+    An update takes the micro-batches of `gradient_accumulation_steps` steps, of all processes. Rows stay in the process
+    that generated them. An order depends on the rollout, the pass through it and the process alone, so that it is the
+    same in resumed runs.
 
     Args:
         seed (`int`): of the orders.
-        steps (`int`): micro-batches per process in each pass through a rollout.
+        steps (`int`): micro-batches in each pass through a rollout.
         num_iterations (`int`): passes.
-        accumulated (`int`): micro-batches per process in each update.
-        num_processes (`int`), process_index (`int`): number of processes that share each micro-batch, and
-            the index of this one.
+        accumulated (`int`): micro-batches in each update.
+        process_index (`int`): the index of this process.
 
     Attributes:
         position (`int`): micro-batches used so far, of all rollouts.
-        rollouts (`Rollouts`, *optional*): the newest one, of all processes.
+        rollouts (`Rollouts`, *optional*): this process's rows of the newest one.
     """
 
     seed: int
     steps: int
     num_iterations: int
     accumulated: int
-    num_processes: int = 1
     process_index: int = 0
     position: int = 0
     rollouts: Rollouts | None = None
@@ -59,15 +59,18 @@ class RolloutBuffer:
         return self.position % self.accumulated == 0
 
     def micro_batch(self) -> Rollouts:
-        """This process's rows of the next micro-batch."""
-        rows = self._rows(self._step, self._step + 1)
-        size = len(rows) // self.num_processes
-        return self._select(rows[self.process_index * size : (self.process_index + 1) * size])
+        """The rows of the next micro-batch."""
+        return present(self.rollouts, "the rollout").select(self._rows(self._step, self._step + 1))
 
-    def update(self) -> Rollouts:
-        """All rows, of all processes, of the update that the next micro-batch belongs to."""
+    def update(self, names: Container[str]) -> dict[str, torch.Tensor]:
+        """The tensors with these names, of all rows of the update that the next micro-batch belongs to.
+
+        Observations, by far the largest part, are not copied.
+        """
         first = self._step // self.accumulated * self.accumulated
-        return self._select(self._rows(first, first + self.accumulated))
+        rows = self._rows(first, first + self.accumulated)
+        tensors = present(self.rollouts, "the rollout").tensors()
+        return {name: tensor[rows] for name, tensor in tensors.items() if name in names}
 
     @property
     def _step(self) -> int:
@@ -75,13 +78,12 @@ class RolloutBuffer:
 
     def _rows(self, first: int, end: int) -> list[int]:
         rows = len(present(self.rollouts, "the rollout"))
-        seed = seed_of(self.seed, _ORDER, self.number, self.position // self.steps % self.num_iterations)
+        place = (self.number, self.position // self.steps % self.num_iterations)
+        own = (self.process_index,) if self.process_index else ()  # the first process has the order of a process alone
+        seed = seed_of(self.seed, _ORDER, *place, *own)
         order = torch.randperm(rows, generator=torch.Generator().manual_seed(seed)).tolist()
         size = rows // self.steps
         return order[first * size : end * size]
-
-    def _select(self, rows: list[int]) -> Rollouts:
-        return present(self.rollouts, "the rollout").select(rows)
 
     def clear(self) -> None:
         """Forgets the rollout and starts from the beginning."""

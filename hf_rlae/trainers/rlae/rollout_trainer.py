@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
 from typing import Any
 
 import torch
@@ -24,8 +23,9 @@ from hf_rlae.trainers.rlae.checks import check_eval_dataset
 from hf_rlae.trainers.rlae.configuration_rlae import RLAEConfig
 from hf_rlae.trainers.rlae.member_watch import watch_members
 from hf_rlae.trainers.rlae.reports import CompletionLog, rollout_metrics
-from hf_rlae.trainers.rlae.rollouts import Rollouts, Sampling, concatenate, write_rollouts
+from hf_rlae.trainers.rlae.rollouts import Rollouts, Sampling, write_rollouts
 from hf_rlae.trainers.rlae.row_noise import seed_of
+from hf_rlae.trainers.rlae.row_records import RowRecords, joined
 
 EVAL_SEEDS, TRAIN_SEEDS = 0, 1
 
@@ -43,7 +43,7 @@ class RolloutTrainer(Trainer):
     completion_log: CompletionLog
     _metrics: dict[str, dict[str, list[float]]]
     _reported: dict[str, list[float]]
-    _evaluated: list[tuple[Rollouts, torch.Tensor]]
+    _evaluated: list[tuple[RowRecords, torch.Tensor]]
     _is_evaluating = False
 
     @property
@@ -77,6 +77,7 @@ class RolloutTrainer(Trainer):
             args.top_p,
             args.top_k,
             keeps_logps="member_logps" in self.objective.batch_axes and not self._is_evaluating,
+            keeps_observations=not self._is_evaluating,
         )
         was_training = self.policy.training
         self.policy.eval()
@@ -157,9 +158,24 @@ class RolloutTrainer(Trainer):
                 self._metrics[self._mode][name].extend(values)
         return torch.cat([rows for rows, _, _ in parts])
 
+    def _records(self, rollouts: Rollouts) -> RowRecords:
+        """The records of the completions of all processes; with texts only if they are logged."""
+        names = self.member_names if self.args.log_completions else None
+        return joined(self._gather_objects(RowRecords.of(rollouts, names)))
+
     def _gather_objects(self, value: Any) -> list[Any]:
         """The values of all processes, in their order."""
         return gather_object([value])
+
+    def _total(self, number: torch.Tensor) -> torch.Tensor:
+        """The sum of a number over all processes, the same in each of them."""
+        first, *others = self._gather_objects(number.cpu())
+        return sum(others, start=first)
+
+    def _own(self, rows: torch.Tensor) -> torch.Tensor:
+        """This process's part of what there is per completion of all processes."""
+        count = len(rows) // self.accelerator.num_processes
+        return rows[self.accelerator.process_index * count :][:count]
 
     def _seeds(self, kind: int, number: int, rows: int) -> list[int]:
         start = self.accelerator.process_index * rows
@@ -204,21 +220,20 @@ class RolloutTrainer(Trainer):
         self._evaluated.clear()
         self._metrics["eval"].clear()
         output = super().evaluation_loop(dataloader, description, prediction_loss_only, ignore_keys, metric_key_prefix)
-        rollouts = concatenate([part for part, _ in self._evaluated])
+        records = joined([part for part, _ in self._evaluated])
         rewards_per_func = torch.cat([rewards for _, rewards in self._evaluated])
         self._evaluated.clear()
         wanted = self.num_examples(dataloader) * self.args.num_generations_eval
-        if len(rollouts) > wanted:  # several processes repeat the first examples to fill the last batch
-            rollouts, rewards_per_func = rollouts.select(range(wanted)), rewards_per_func[:wanted]
+        if len(records) > wanted:  # several processes repeat the first examples to fill the last batch
+            records, rewards_per_func = records.first(wanted), rewards_per_func[:wanted]
             self.completion_log.keep(wanted)
         metrics = rollout_metrics(
-            rollouts, rewards_per_func, self.args.num_generations_eval, self.reward_calls, self.member_names
+            records, rewards_per_func, self.args.num_generations_eval, self.reward_calls, self.member_names
         )
         metrics |= {name: mean_of(values) for name, values in self._metrics["eval"].items()}
         named: dict[str, Any] = {f"{metric_key_prefix}_{name}": or_none(value) for name, value in metrics.items()}
         output = output._replace(metrics={**(output.metrics or {}), **named})
-        names = self.reward_calls.names
-        self.completion_log.add(rollouts, rewards_per_func, names, self.member_names, metric_key_prefix)
+        self.completion_log.add(records, rewards_per_func, self.reward_calls.names, metric_key_prefix)
         return output
 
     def _determine_best_metric(self, metrics: dict[str, Any], trial: Any) -> bool:
@@ -235,8 +250,7 @@ class RolloutTrainer(Trainer):
         seeds = self._seeds(EVAL_SEEDS, len(self._evaluated), len(inputs)) if self.args.eval_do_sample else None
         rollouts = self._checked_rollouts(inputs, seeds, explores=False)
         rewards_per_func = self._score(inputs, rollouts)
-        rollouts = replace(rollouts, observation={}, member_logps=None, old_mixture_logps=None)
-        self._evaluated.append((concatenate(self._gather_objects(rollouts.to("cpu"))), rewards_per_func))
+        self._evaluated.append((self._records(rollouts), rewards_per_func))
         return None, None, None
 
 

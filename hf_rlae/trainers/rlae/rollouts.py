@@ -33,7 +33,8 @@ class Rollouts:
             completion.
         span_index (`torch.LongTensor` of shape `(N, T)`): the span of each token; -1 past the end.
         span_mask (`torch.BoolTensor` of shape `(N, S)`): which spans exist.
-        observation (`dict[str, torch.Tensor]`, each of shape `(N, S, ...)`): the inputs of the policy.
+        observation (`dict[str, torch.Tensor]`, each of shape `(N, S, ...)`): the inputs of the policy; empty if they
+            are not kept.
         weights (`torch.FloatTensor` of shape `(N, S, M)`): the outputs of the policy, before the ensemble cuts
             small weights.
         actions (`torch.FloatTensor` of shape `(N, S, M)`, *optional*): the sampled actions.
@@ -131,6 +132,7 @@ class Sampling:
         explores (`bool`): whether actions are sampled.
         temperature (`float`), top_p (`float`), top_k (`int`): as in transformers; 0 keeps all tokens.
         keeps_logps (`bool`): whether to keep the members' log-probabilities.
+        keeps_observations (`bool`): whether to keep the inputs of the policy, by far the largest part of rollouts.
     """
 
     max_completion_length: int
@@ -140,6 +142,7 @@ class Sampling:
     top_p: float = 1.0
     top_k: int = 0
     keeps_logps: bool = True
+    keeps_observations: bool = True
 
 
 def write_rollouts(
@@ -170,7 +173,7 @@ def write_rollouts(
     seeds_of = None
     if sampling.explores and seeds is not None:
         seeds_of = lambda span, rows: [seed_of(seeds[row], 1, span) for row in rows]  # noqa: E731
-    recorder = SpanRecorder(policy, len(prompts), seeds_of)
+    recorder = SpanRecorder(policy, len(prompts), seeds_of, sampling.keeps_observations)
     columns = inputs["input_ids"].shape[1]
     draws = seeds is not None and _draws(ensemble, sampling)
     with torch.no_grad(), torch.random.fork_rng(devices=[]):

@@ -20,6 +20,7 @@ class SpanRecorder:
         num_rows (`int`): N, the number of completions of the rollout.
         seeds_of (`Callable`, *optional*): takes a span and R row numbers, returns R seeds from which actions are drawn;
             `None` for deterministic weights.
+        keeps_observations (`bool`, defaults to `True`): whether to record observations.
 
     Attributes:
         rows (`torch.LongTensor` of shape `(R,)`): the rows that are being generated.
@@ -28,6 +29,7 @@ class SpanRecorder:
     policy: PolicyModel
     num_rows: int
     seeds_of: Callable[[int, Sequence[int]], Sequence[int]] | None = None
+    keeps_observations: bool = True
     rows: torch.Tensor = field(init=False)
     _rows: list[torch.Tensor] = field(init=False, default_factory=list)
     _observations: list[dict[str, torch.Tensor]] = field(init=False, default_factory=list)
@@ -52,7 +54,8 @@ class SpanRecorder:
         sample: Any = False if self.seeds_of is None else self.seeds_of(len(self._outputs), self.rows.tolist())
         output: PolicyOutput = self.policy(observation, sample=sample)
         self._rows.append(self.rows)
-        self._observations.append(observation)
+        if self.keeps_observations:
+            self._observations.append(observation)
         self._outputs.append(output)
         return output.weights
 
@@ -71,7 +74,9 @@ class SpanRecorder:
         return None if values[0] is None else self._spread(torch.cat(values), spans).to(device)
 
     def observations(self, spans: int) -> dict[str, torch.Tensor]:
-        """The policy's observations, each of shape `(N, S, ...)`; 0 in rows that had ended."""
+        """The policy's observations, each of shape `(N, S, ...)`; 0 in rows that had ended; empty if not recorded."""
+        if not self._observations:
+            return {}
         together = self.policy.stack(self._observations[:spans])
         return {name: self._spread(tensor, spans) for name, tensor in together.items()}
 

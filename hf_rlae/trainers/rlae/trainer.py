@@ -25,7 +25,8 @@ from hf_rlae.trainers.rlae.configuration_rlae import RLAEConfig
 from hf_rlae.trainers.rlae.reports import CompletionLog, rollout_metrics
 from hf_rlae.trainers.rlae.rollout_buffer import RolloutBuffer
 from hf_rlae.trainers.rlae.rollout_trainer import TRAIN_SEEDS, RolloutTrainer, mean_of, or_none
-from hf_rlae.trainers.rlae.rollouts import Rollouts, concatenate
+from hf_rlae.trainers.rlae.rollouts import Rollouts
+from hf_rlae.trainers.rlae.row_records import RowRecords
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -52,9 +53,9 @@ class RLAETrainer(PolicyPublisher, RolloutTrainer, DurableTrainer, FiniteTrainer
 
     `trainer.model` is the policy: optimizer, checkpoints and DDP know nothing else. `trainer.ensemble` is the ensemble.
 
-    Every row has its own random numbers. A rollout does not depend on its batches, so that two processes learn what one
-    process learns from the same global batch, and a resumed run learns what an uninterrupted one learns. (If the
-    ensemble draws members, rows share the numbers of those draws.)
+    Every row has its own random numbers. A rollout does not depend on its batches and on the number of processes, and a
+    resumed run learns what an uninterrupted one learns. (If the ensemble draws members, rows share the numbers of those
+    draws.) Observations stay in the process that generated them: each process shuffles its own completions.
 
     Override points: `roll_out` (completions), `_calculate_rewards` (rewards), `compute_loss` (the update).
 
@@ -125,7 +126,8 @@ class RLAETrainer(PolicyPublisher, RolloutTrainer, DurableTrainer, FiniteTrainer
         self._kls: list[tuple[float, float]] = []
         self._num_tokens = 0
         self._is_stopped = False
-        self._evaluated: list[tuple[Rollouts, torch.Tensor]] = []
+        self._num_items: dict[str, torch.Tensor] = {}
+        self._evaluated: list[tuple[RowRecords, torch.Tensor]] = []
         self._reported: dict[str, list[float]] = defaultdict(list)
         self.completion_log = CompletionLog(args)
         if args.n_gpu > 1:  # no DataParallel: members may be on several devices, and the policy is on one
@@ -145,7 +147,6 @@ class RLAETrainer(PolicyPublisher, RolloutTrainer, DurableTrainer, FiniteTrainer
             args.steps_per_generation,  # type: ignore[arg-type]
             args.num_iterations,
             args.gradient_accumulation_steps,
-            self.accelerator.num_processes,
             self.accelerator.process_index,
         )
         for member in model.members:
@@ -191,32 +192,33 @@ class RLAETrainer(PolicyPublisher, RolloutTrainer, DurableTrainer, FiniteTrainer
         )
 
     def _fill_buffer(self, inputs: list[dict[str, Any]]) -> None:
-        """Fills the buffer with the next rollout: completions, rewards and advantages of all processes."""
+        """Fills the buffer with this process's part of the next rollout; rewards are those of all processes."""
         seeds = self._seeds(TRAIN_SEEDS, self.buffer.number, len(inputs))
-        rollouts = self._checked_rollouts(inputs, seeds, self.objective.explores)
+        rollouts = self._checked_rollouts(inputs, seeds, self.objective.explores).to("cpu")
         rewards_per_func = self._score(inputs, rollouts)
-        rollouts = concatenate(self._gather_objects(rollouts.to("cpu")))
         rewards = total_rewards(rewards_per_func, self.reward_calls.weights)
         rollouts.advantages, rollouts.returns = self._advantages(rollouts, rewards)
-        self._num_tokens += int(rollouts.completion_mask.sum())
+        records = self._records(rollouts)
+        self._num_tokens += int(records.lengths.sum())
         args, calls, members = self.args, self.reward_calls, self.member_names
-        for name, value in rollout_metrics(rollouts, rewards_per_func, args.num_generations, calls, members).items():
+        for name, value in rollout_metrics(records, rewards_per_func, args.num_generations, calls, members).items():
             self._metrics["train"][name].append(value)
-        self.completion_log.add(rollouts, rewards_per_func, calls.names, members)
-        is_judged = ~rewards.isnan()[:, None]
+        self.completion_log.add(records, rewards_per_func, calls.names)
+        is_judged = ~self._own(rewards).isnan()[:, None]
         rollouts.span_mask = rollouts.span_mask & is_judged
         rollouts.completion_mask = rollouts.completion_mask & is_judged
         self.buffer.rollouts = rollouts
         self._is_stopped = False
 
     def _advantages(self, rollouts: Rollouts, rewards: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
-        args = self.args
-        if args.advantages == "group_relative":
-            return group_relative(rewards, args.num_generations, args.scale_rewards), None
-        mask = rollouts.span_mask & ~rewards.isnan()[:, None]
-        span_rewards = terminal_rewards(rewards.nan_to_num(), mask)
+        """Advantages and returns of this process's rollouts, from the rewards of all processes."""
+        args, own = self.args, self._own(rewards)
+        if args.advantages == "group_relative":  # the completions of a prompt may be in two processes
+            return self._own(group_relative(rewards, args.num_generations, args.scale_rewards)), None
+        mask = rollouts.span_mask & ~own.isnan()[:, None]
+        span_rewards = terminal_rewards(own.nan_to_num(), mask)
         advantages, returns = gae(span_rewards, rollouts.old_values, mask, args.gamma, args.lam)
-        return (whiten(advantages, mask) if args.whiten_advantages else advantages), returns
+        return (whiten(advantages, mask, total=self._total) if args.whiten_advantages else advantages), returns
 
     # -- updates ------------------------------------------------------------------------------------------
 
@@ -238,8 +240,10 @@ class RLAETrainer(PolicyPublisher, RolloutTrainer, DurableTrainer, FiniteTrainer
             return inputs
         if self.buffer.is_due:
             self._fill_buffer(self._train_rows.__getitems__(inputs))
-        num_items = self.objective.num_items(self._batch(self.buffer.update()))
-        return {"rollouts": self.buffer.micro_batch().to(self.accelerator.device), "num_items": num_items}
+        if self.buffer.is_between_updates:
+            own = self.objective.num_items(self.buffer.update(self.objective.batch_axes))
+            self._num_items = {name: self._total(number) for name, number in own.items()}
+        return {"rollouts": self.buffer.micro_batch().to(self.accelerator.device), "num_items": self._num_items}
 
     def _batch(self, rollouts: Rollouts) -> dict[str, torch.Tensor]:
         """The tensors of rollouts that the objective uses."""
