@@ -43,15 +43,16 @@ class RowRecords:
             text_names (`Sequence[str]`, *optional*): the members' names in texts; `None` for records without texts.
         """
         mask, weights = rollouts.span_mask, rollouts.weights
-        tensors = (
-            rollouts.completion_mask.sum(1),
-            rollouts.is_ended,
-            mask.sum(1),
-            torch.where(mask[..., None], weights, 0.0).double().sum(1),
-            torch.where(mask, weight_entropies(weights).double(), 0.0).sum(1),
-            _advantages(rollouts),
-        )
-        return cls(*(tensor.cpu() for tensor in tensors), [] if text_names is None else _texts(rollouts, text_names))
+        tensors = {
+            "lengths": rollouts.completion_mask.sum(1),
+            "is_ended": rollouts.is_ended,
+            "num_spans": mask.sum(1),
+            "weights": torch.where(mask[..., None], weights, 0.0).double().sum(1),
+            "entropies": torch.where(mask, weight_entropies(weights).double(), 0.0).sum(1),
+            "advantages": _advantages(rollouts),
+        }
+        texts = [] if text_names is None else _texts(rollouts, text_names)
+        return cls(**{name: tensor.cpu() for name, tensor in tensors.items()}, texts=texts)
 
     def __len__(self) -> int:
         return len(self.lengths)
