@@ -8,7 +8,7 @@ import torch
 
 from hf_rlae.errors import ObjectiveError
 
-AXES = {"B": "rows", "S": "spans", "T": "completion tokens", "M": "members"}
+AXES = {"B": "rows", "S": "spans", "T": "completion tokens", "M": "members", "V": "ids"}
 """What the letters of axes stand for."""
 
 Axes = Mapping[str, tuple[str, ...]]

@@ -18,6 +18,10 @@ MAX_KL_ERROR = 0.2
 """The share by which a KL counts as too large or too small at most, however far it is from its target."""
 
 
+CHUNK = 2**24
+"""Logits that are copied to fp32 at once."""
+
+
 @torch.no_grad()
 def token_kls(per_token_logps: torch.Tensor, ref_per_token_logps: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
     """Each token's contribution to the KL to the base model: `log pi(y_t) - log pi_base(y_t)`.
@@ -49,6 +53,51 @@ def token_kls(per_token_logps: torch.Tensor, ref_per_token_logps: torch.Tensor, 
 
 
 @torch.no_grad()
+def full_token_kls(
+    logits: torch.Tensor, ref_logits: torch.Tensor, mask: torch.Tensor, temperature: float = 1.0
+) -> torch.Tensor:
+    """Each token's KL to the base model over the vocabulary: `sum_v pi(v) (log pi(v) - log pi_base(v))`.
+
+    It is the expectation of [`token_kls`] over the token, so it has less variance and is never negative. It is
+    computed in fp32 for a few positions at a time, so that there is no fp32 copy of all logits.
+
+    Source: CORY (arXiv 2410.06101), whose penalty is the KL of the policy's distribution; public code, TRL's former
+    `PPOTrainer` with `kl_penalty="full"`.
+
+    Args:
+        logits (`torch.Tensor` of shape `(B, T, V)`): of the policy, before each token; -inf for ids that it excludes.
+        ref_logits (`torch.Tensor` of shape `(B, T, V)`): of the base model.
+        mask (`torch.Tensor` of shape `(B, T)`): 1 for tokens that count.
+        temperature (`float`, defaults to 1.0): both logits are divided by it; above 0.
+
+    Returns:
+        `torch.Tensor` of shape `(B, T)`: in nats, 0 where a token does not count.
+
+    Raises:
+        ObjectiveError: shapes that do not fit.
+        ConfigError: `temperature` is not above 0.
+
+    Example:
+
+    >>> logits, uniform = torch.tensor([[[0.0, 0.0], [30.0, 0.0]]]), torch.zeros(1, 2, 2)
+    >>> full_token_kls(logits, uniform, torch.tensor([[1, 1]]))  # 0 and log 2
+    tensor([[0.0000, 0.6931]])
+    """
+    given = {"logits": logits, "ref_logits": ref_logits, "mask": mask}
+    check_axes(given, {"logits": ("BTV",), "ref_logits": ("BTV",), "mask": ("BT",)})
+    check_number("temperature", temperature, POSITIVE)
+    kls = torch.zeros(mask.shape, dtype=torch.float32, device=logits.device)
+    rows, places = mask.nonzero(as_tuple=True)
+    for at in torch.arange(len(rows), device=rows.device).split(max(1, CHUNK // logits.shape[-1])):
+        where = rows[at], places[at]
+        logps = (logits[where].float() / temperature).log_softmax(-1)
+        ref_logps = (ref_logits[where].float() / temperature).log_softmax(-1)
+        terms = torch.where(logps > -math.inf, logps - ref_logps, 0)  # 0 log 0 is 0
+        kls[where] = (logps.exp() * terms).sum(-1)
+    return kls
+
+
+@torch.no_grad()
 def token_rewards(rewards: torch.Tensor, kls: torch.Tensor, mask: torch.Tensor, kl_coef: float) -> torch.Tensor:
     """Rewards per token: `-kl_coef * kl_t` at each token, plus the completion's own reward at its last one.
 
@@ -60,7 +109,7 @@ def token_rewards(rewards: torch.Tensor, kls: torch.Tensor, mask: torch.Tensor, 
 
     Args:
         rewards (`torch.Tensor` of shape `(B,)`): of the finished completions.
-        kls (`torch.Tensor` of shape `(B, T)`): see [`token_kls`], in nats.
+        kls (`torch.Tensor` of shape `(B, T)`): see [`token_kls`] and [`full_token_kls`], in nats.
         mask (`torch.Tensor` of shape `(B, T)`): 1 for tokens that count.
         kl_coef (`float`): units of the reward per nat, at least 0.
 

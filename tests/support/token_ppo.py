@@ -51,6 +51,14 @@ def scored(model, ids, mask, length):
     return logps[-length:], found.hidden_states[-1][0, -length - 1 : -1]
 
 
+def full_kls(model, base, ids, mask, length):
+    """The KL of one model to another before each token of a completion, over the vocabulary, from all logits."""
+    own, other = (
+        each(input_ids=ids[None], attention_mask=mask[None]).logits[0].log_softmax(-1) for each in (model, base)
+    )
+    return (own.exp() * (own - other)).sum(-1)[-length - 1 : -1]
+
+
 def inputs_of(output):
     """Ids and mask of each prompt with its completion, and the number of tokens of the completion."""
     ids = torch.cat([output["prompt_ids"], output["completion_ids"]], 1)
@@ -67,7 +75,8 @@ def naive_rollout(trainer, base, output, rewards, kl_coef, agent="default"):
         logps, hidden = scored(trainer.model, ids, mask, length)
         values = (hidden @ head.weight[0] + head.bias[0])[:count].tolist()
         reference = scored(base, ids, mask, length)[0]
-        paid = [-kl_coef * float(logps[t] - reference[t]) for t in range(count)]
+        kls = logps - reference if args.kl_penalty == "sampled" else full_kls(trainer.model, base, ids, mask, length)
+        paid = [-kl_coef * float(kls[t]) for t in range(count)]
         paid[-1] += rewards[row]
         deltas = [paid[t] + args.gamma * (values[t + 1] if t + 1 < count else 0.0) - values[t] for t in range(count)]
         gains = [sum((args.gamma * args.lam) ** (s - t) * deltas[s] for s in range(t, count)) for t in range(count)]

@@ -37,6 +37,8 @@ class CoryPPOTrainer(CoryMixin, TokenPPOTrainer):
 
     Differences from the paper and its public code:
 
+    * the KL in the reward of a token is the log-ratio of the sampled token, as in public code; the paper's is over the
+      full vocabulary: `kl_penalty="full"`;
     * one frozen base model with a LoRA adapter and a linear value head per agent, instead of two full models with a
       head each;
     * the heads start at the mean reward and have no dropout, instead of a random start with dropout;
@@ -53,7 +55,8 @@ class CoryPPOTrainer(CoryMixin, TokenPPOTrainer):
     * the optimizer is that of `args` (by default AdamW with a linearly decreasing learning rate), instead of Adam at a
       constant rate;
     * rewards are neither scaled nor clipped, and whitening of advantages is optional (`whiten_advantages`);
-    * a completion that no reward function could judge is left out of both losses.
+    * a completion that no reward function could judge is left out of both losses;
+    * the templates of observers' prompts are ours (`observer_template`).
 
     See [`CoryMixin`] for arguments and errors, and [`CoryPPOConfig`] for settings. Besides the metrics of
     [`CoryMixin`], it logs `kl_coef`, `text_kl`, `value/loss`, `value/clip_ratio`, `value/mean` and

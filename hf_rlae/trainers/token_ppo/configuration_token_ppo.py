@@ -12,6 +12,8 @@ from hf_rlae.trainers.defaults import default_bf16, option
 LOSS_TYPES = ("bnpo", "dapo", "dr_grpo", "grpo")
 """TRL's ways to average the clipped surrogate over tokens; its other losses are not PPO."""
 
+KL_PENALTIES = ("sampled", "full")
+
 _BOUNDS = {
     "kl_coef": NOT_NEGATIVE,
     "kl_target": OPTIONAL_POSITIVE,
@@ -33,6 +35,10 @@ class TokenPPOArguments:
             `None` keeps `kl_coef` fixed. Source: public code, TRL's former `PPOConfig`.
         kl_horizon (`int`, defaults to 10000): number of completions in which the coefficient changes by a fifth at
             most; with `kl_target`, at least `generation_batch_size`. Source: public code, TRL's former `PPOConfig`.
+        kl_penalty (`str`, defaults to `"sampled"`): the KL in the reward of a token. `"sampled"`: the log-ratio of the
+            token that was sampled, an estimate; source: public code, TRL's former `PPOTrainer`. `"full"`: the KL over
+            the whole vocabulary, as in CORY (arXiv 2410.06101), with less variance and two more forward passes per
+            rollout.
         gamma (`float`, defaults to 1.0), lam (`float`, defaults to 0.95): of GAE, per token.
         value_coef (`float`, defaults to 0.1): weight of the value loss.
         value_epsilon (`float`, *optional*, defaults to 0.2): clipping of the values, in units of the reward; `None`
@@ -49,6 +55,7 @@ class TokenPPOArguments:
     kl_coef: float = option(default=0.2, help="KL coefficient, the initial one with kl_target.")
     kl_target: float | None = option(default=6.0, help="Target KL in nats; None: a fixed kl_coef.")
     kl_horizon: int = option(default=10000, help="Completions per change of the KL coefficient by a fifth.")
+    kl_penalty: Literal["sampled", "full"] = option(default="sampled", help="Log-ratio, or KL over the vocabulary.")
     gamma: float = option(default=1.0, help="Discount per token, for GAE.")
     lam: float = option(default=0.95, help="Lambda of GAE.")
     value_coef: float = option(default=0.1, help="Weight of the value loss.")
@@ -68,6 +75,7 @@ class TokenPPOArguments:
                 f"beta={args.beta!r}: the KL to the base model is part of the token rewards, not of the loss; give "
                 f"kl_coef={args.beta!r} and leave beta out"
             )
+        check_choice("kl_penalty", args.kl_penalty, KL_PENALTIES)
         check_choice("loss_type", args.loss_type, LOSS_TYPES)
         for name, expected in (
             ("scale_rewards", "none"),

@@ -26,6 +26,7 @@ from hf_rlae.trainers.durable.finite import FiniteTrainer, check_finite
 from hf_rlae.trainers.durable.private_saves import PrivateSaves
 from hf_rlae.trainers.rewards import RewardFunc
 from hf_rlae.trainers.token_ppo.configuration_token_ppo import TokenPPOArguments, TokenPPOConfig
+from hf_rlae.trainers.token_ppo.full_kl import full_kls_of
 
 if TYPE_CHECKING:
     from peft import LoraConfig
@@ -51,10 +52,11 @@ class _Rollout:
 class TokenPPOTrainer(PrivateSaves, FiniteTrainer, ContextCheck, GRPOTrainer):
     """PPO with a value head on the last hidden state of the adapted model; generation, rewards and surrogate are TRL's.
 
-    Each token has the reward `-kl_coef * (log pi - log pi_base)`, and the last token also has the reward of the
-    completion. GAE over tokens gives advantages of shape `(B, T)` for TRL's clipped surrogate. The value head and the
-    adapter learn the returns with half of the clipped squared error. The group of a prompt is not a baseline:
-    completions of a group with equal rewards still have advantages.
+    Each token has the reward `-kl_coef * KL_t`, where `KL_t` is `log pi - log pi_base` of the token or, with
+    `kl_penalty="full"`, the KL over the vocabulary. The last token also has the reward of the completion. GAE over
+    tokens gives advantages of shape `(B, T)` for TRL's clipped surrogate. The value head and the adapter learn the
+    returns with half of the clipped squared error. The group of a prompt is not a baseline: completions of a group with
+    equal rewards still have advantages.
 
     The value head is linear and predicts the mean reward of the first rollout until it has learned. It reads the state
     before each token, so values need no extra forward pass. (The error of a head that starts at 0 is larger than the
@@ -227,7 +229,7 @@ class TokenPPOTrainer(PrivateSaves, FiniteTrainer, ContextCheck, GRPOTrainer):
         for name, tensor in (("log-probabilities", logps), ("base log-probabilities", ref_logps), ("values", values)):
             check_finite(torch.where(tokens, tensor, 0), f"{name} {where}")
         mask = tokens & is_judged[:, None]
-        kls = token_kls(logps, ref_logps, tokens)
+        kls = self._kls_of(output, logps, ref_logps)
         rewards_per_token = token_rewards(rewards, kls, mask, self.kl_coefs[self.agent_name])
         advantages, returns = gae(rewards_per_token, torch.where(mask, values, 0), mask, self.args.gamma, self.args.lam)
         self._describe_rollout(kls, values, returns, mask)
@@ -242,6 +244,20 @@ class TokenPPOTrainer(PrivateSaves, FiniteTrainer, ContextCheck, GRPOTrainer):
             "value_mask": mask,
             "base_per_token_logps": ref_logps,
         }
+
+    def _kls_of(self, output: dict[str, Any], logps: torch.Tensor, ref_logps: torch.Tensor) -> torch.Tensor:
+        """The KL in the reward of each token, `(B, T)`."""
+        if self.args.kl_penalty == "sampled":
+            return token_kls(logps, ref_logps, output["completion_mask"])
+        ids = torch.cat([output["prompt_ids"], output["completion_ids"]], dim=1)
+        mask = torch.cat([output["prompt_mask"], output["completion_mask"]], dim=1)
+        kls = full_kls_of(
+            self.peft_model, ids, mask, output["completion_mask"], self.temperature, self.accelerator.autocast
+        )
+        check_finite(
+            kls, f"the KL to the base model of {self.agent_name} in the rollout of step {self.state.global_step}"
+        )
+        return kls
 
     def _start_value_head(self, rewards: torch.Tensor) -> float:
         """Sets the bias of a head of zeros to the mean of all processes' rewards and returns it; else returns 0."""

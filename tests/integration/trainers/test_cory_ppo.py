@@ -48,12 +48,12 @@ def rollout(trainer, step=0):
 # -- the loss ---------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("step", [0, 5])
-def test_every_agents_loss_and_gradient(tmp_path, step):
+@pytest.mark.parametrize(("step", "kl_penalty"), [(0, "sampled"), (5, "sampled"), (0, "full")])
+def test_every_agents_loss_and_gradient(tmp_path, step, kl_penalty):
     """Against loops over completions and tokens, in both orders."""
     given = ending_pair()
     base = copy.deepcopy(given[0])
-    trainer = made(tmp_path, given=given, kl_coef=0.3, value_epsilon=0.05)
+    trainer = made(tmp_path, given=given, kl_coef=0.3, value_epsilon=0.05, kl_penalty=kl_penalty)
     unsettle(trainer)
     output = rollout(trainer, step)
     assert trainer.order() == (["agent-1", "agent-2"] if step == 0 else ["agent-2", "agent-1"])
@@ -288,6 +288,7 @@ def test_checkpoints_list_the_heads_and_what_is_published_has_none(tmp_path):
         ({"kl_target": -1.0}, "kl_target=-1.0"),
         ({"scale_rewards": "batch"}, "scale_rewards='batch'"),
         ({"loss_type": "luspo"}, "loss_type='luspo'"),
+        ({"kl_penalty": "ful"}, "kl_penalty='ful': did you mean 'full'"),
     ],
 )
 def test_bad_arguments_are_named(tmp_path, options, message):

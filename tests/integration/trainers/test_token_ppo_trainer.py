@@ -94,7 +94,12 @@ def test_the_value_head_is_as_wide_as_what_the_language_model_head_reads(tmp_pat
 
 
 @pytest.mark.parametrize(
-    "options", [{}, {"whiten_advantages": False, "gamma": 0.9, "num_iterations": 1, "gradient_checkpointing": False}]
+    "options",
+    [
+        {},
+        {"kl_penalty": "full"},
+        {"whiten_advantages": False, "gamma": 0.9, "num_iterations": 1, "gradient_checkpointing": False},
+    ],
 )
 def test_the_whole_loss_and_its_gradient(tmp_path, options):
     model, tokenizer = ending_pair()

@@ -8,10 +8,17 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from hf_rlae.errors import ConfigError, NonFiniteError, ObjectiveError
-from hf_rlae.objectives import gae
-from hf_rlae.objectives.token_ppo import adapted_kl_coef, token_kls, token_rewards, token_value_loss
+from hf_rlae.objectives import gae, token_ppo
+from hf_rlae.objectives.token_ppo import (
+    adapted_kl_coef,
+    full_token_kls,
+    token_kls,
+    token_rewards,
+    token_value_loss,
+)
 
 SHAPES = {"rows": st.integers(1, 4), "length": st.integers(1, 6), "seed": st.integers(0, 10_000)}
 
@@ -70,6 +77,54 @@ def test_a_policy_that_is_the_base_pays_no_kl():
     kls = token_kls(logps, logps, mask)
     assert not kls.any()
     assert torch.equal(token_rewards(rewards, kls, mask, 9.0).sum(1), rewards)
+
+
+class _Largest(TorchDispatchMode):
+    """The number of elements of the largest fp32 tensor that an operation makes."""
+
+    size = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        made = func(*args, **(kwargs or {}))
+        if isinstance(made, torch.Tensor) and made.dtype == torch.float32:
+            self.size = max(self.size, made.numel())
+        return made
+
+
+def test_full_kls_are_those_of_distributions_in_chunks(monkeypatch):
+    """Against PyTorch's own, in any chunks; no fp32 tensor is larger than a chunk."""
+    draw = torch.Generator().manual_seed(0)
+    logits, ref_logits = (torch.randn(3, 5, 16, generator=draw).bfloat16() for _ in range(2))
+    mask = torch.tensor([[1, 1, 1, 1, 1], [1, 1, 0, 0, 0], [0, 0, 0, 0, 0]])
+    logits[1, 2:], ref_logits[2] = torch.nan, torch.inf  # what does not count
+    own, base = ((tensor.float() / 0.5).log_softmax(-1) for tensor in (logits, ref_logits))
+    kls = torch.nn.functional.kl_div(base, own, log_target=True, reduction="none").sum(-1)
+    expected = torch.where(mask != 0, kls, 0)
+    for chunk in (1, 48, 2**24):
+        monkeypatch.setattr(token_ppo, "CHUNK", chunk)
+        with _Largest() as largest:
+            found = full_token_kls(logits, ref_logits, mask, temperature=0.5)
+        torch.testing.assert_close(found, expected)
+        assert largest.size <= max(chunk, 16)
+    assert found.min() >= 0
+
+
+def test_excluded_ids_have_no_part_in_a_full_kl():
+    """0 log 0 is 0; what only the base excludes is infinitely far."""
+    logits, ref_logits = torch.tensor([[[0.0, 0.0, -torch.inf]]]), torch.tensor([[[0.0, 0.0, 0.0]]])
+    mask = torch.ones(1, 1)
+    torch.testing.assert_close(full_token_kls(logits, ref_logits, mask), torch.tensor([[math.log(1.5)]]))
+    assert full_token_kls(logits, logits, mask).tolist() == [[0.0]]
+    assert full_token_kls(ref_logits, logits, mask).tolist() == [[math.inf]]
+
+
+def test_sampled_kls_have_the_full_one_as_their_mean():
+    draw = torch.Generator().manual_seed(1)
+    logits, ref_logits = torch.randn(2, 1, 1, 8, generator=draw)
+    logps, ref_logps = logits.log_softmax(-1), ref_logits.log_softmax(-1)
+    every = token_kls(logps[0, 0, :, None], ref_logps[0, 0, :, None], torch.ones(8, 1))[:, 0]
+    expected = (logps[0, 0].exp() * every).sum()
+    torch.testing.assert_close(full_token_kls(logits, ref_logits, torch.ones(1, 1))[0, 0], expected)
 
 
 @given(**SHAPES, epsilon=st.none() | st.floats(0.01, 2))
@@ -151,6 +206,16 @@ def test_the_coefficient_in_closed_form():
             lambda: token_kls(torch.zeros(2, 3), torch.zeros(2, 4), torch.ones(2, 3)),
             ObjectiveError,
             "ref_per_token_logps has shape",
+        ),
+        (
+            lambda: full_token_kls(torch.zeros(2, 3, 4), torch.zeros(2, 3, 5), torch.ones(2, 3)),
+            ObjectiveError,
+            "ref_logits has shape .*: 5 ids, but",
+        ),
+        (
+            lambda: full_token_kls(*[torch.zeros(2, 3, 4)] * 2, torch.ones(2, 3), 0.0),
+            ConfigError,
+            "temperature=0.0",
         ),
         (
             lambda: token_value_loss(*[torch.zeros(2, 3)] * 3, torch.ones(2, 2)),
