@@ -8,12 +8,12 @@ from hf_rlae.objectives.ppo import PPO
 
 @objectives.register("mappo")
 class MAPPO(PPO):
-    """Multi-agent PPO: each member's score is the action of its own agent.
+    """Multi-agent PPO: each member has an agent of its own.
 
-    Formula: each agent has its own density ratio for the score that it drew, and each ratio is clipped separately. All
-    agents have the same advantage. The loss is the mean over spans *and agents* of `-min(ratio A, clip(ratio) A)`, plus
-    `value_coef` times the clipped squared error of the centralised critic, minus `entropy_coef` times the agents' mean
-    entropy. A joint density with a single ratio for all members would be PPO.
+    Formula: each agent has its own ratio, for whether its member is drawn (or for the score that it draws), and each
+    ratio is clipped separately. All agents have the same advantage. The loss is the mean over spans *and agents* of
+    `-min(ratio A, clip(ratio) A)`, plus `value_coef` times the clipped squared error of the centralised critic, minus
+    `entropy_coef` times the agents' mean entropy. A single ratio for all members would be PPO.
 
     Args:
         batch: as for [`PPO`], but `old_log_probs` `(B, S, M)`.
@@ -23,7 +23,7 @@ class MAPPO(PPO):
         MAPPO (arXiv 2103.01955); RLAE (arXiv 2506.00439), which weights language models with it.
 
     Requirements:
-        One actor per member (`gaussian`), and rollouts that draw their actions.
+        One actor per member, and rollouts that draw their actions.
 
     Relations:
         [`PPO`] clips one ratio for the whole weight vector, MAPPO one per member; with one member they are

@@ -1,4 +1,4 @@
-"""PPO: one agent sets all weights."""
+"""PPO: one agent decides about all members."""
 
 from __future__ import annotations
 
@@ -14,26 +14,26 @@ from hf_rlae.objectives.surrogate import density_ratio, policy_term, total
 
 @objectives.register("ppo")
 class PPO(Objective):
-    """Proximal policy optimisation; a step is a span, and its action is the whole weight vector.
+    """Proximal policy optimisation; a step is a span, and its action is the drawn member or weights.
 
-    Formula: the ratio of a span is the density of the drawn weights now, divided by that in the rollout. The loss is
-    the mean over spans of `-min(ratio A, clip(ratio) A)`, plus `value_coef` times the clipped squared error of the
-    critic, minus `entropy_coef` times the entropy of the distribution that the weights are drawn from.
+    Formula: the ratio of a span is the probability (or density) of its action now, divided by that in the rollout. The
+    loss is the mean over spans of `-min(ratio A, clip(ratio) A)`, plus `value_coef` times the clipped squared error of
+    the critic, minus `entropy_coef` times the entropy of the actions.
 
     Args:
-        batch: `span_mask` `(B, S)`; `advantages` `(B,)` or `(B, S)`; `old_log_probs` `(B, S)`, log-densities in nats
-            of the actions that were drawn; with a critic also `returns` and `old_values` `(B, S)`.
+        batch: `span_mask` `(B, S)`; `advantages` `(B,)` or `(B, S)`; `old_log_probs` `(B, S)`, log-probabilities in
+            nats of the actions that were drawn; with a critic also `returns` and `old_values` `(B, S)`.
         output: `log_probs` `(B, S)`, of the same actions now; `entropies` `(B, S)`; with a critic `values` `(B, S)`.
 
     References:
         PPO (arXiv 1707.06347); RLAE (arXiv 2506.00439), which weights language models with it.
 
     Requirements:
-        A joint actor (`dirichlet` or `logistic_normal`), and rollouts that draw their actions.
+        A joint actor, and rollouts that draw their actions.
 
     Relations:
-        [`MAPPO`] has one agent per member; with one member it equals PPO. [`Mixture`] adds no noise to the weights and
-        needs no critic; it learns from the tokens that were sampled rather than from the weights that were drawn.
+        [`MAPPO`] has one agent per member; with one member it equals PPO. [`Mixture`] draws no actions and needs no
+        critic; it learns from the tokens that were sampled.
 
     Example:
 

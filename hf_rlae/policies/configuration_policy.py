@@ -29,8 +29,10 @@ _COUNTS_AFTER_PADDING = (
     "xmod",
 )
 """Encoders whose positions start after the padding token's id; they read fewer tokens than they have positions."""
-DISTRIBUTIONS = {"joint": ("dirichlet", "logistic_normal"), "per_member": ("gaussian",)}
-"""The distributions of actions for each kind of actor; the first one is the default."""
+ACTIONS = {"joint": ("categorical", "dirichlet", "logistic_normal"), "per_member": ("categorical", "logistic_normal")}
+"""The kinds of actions for each kind of actor."""
+_DISTRIBUTIONS = {"gaussian": "logistic_normal"}
+"""Former values of `distribution`, the former name of `action`, that have another name now."""
 _BOUNDS = {
     **dict.fromkeys(("num_members", "pooled_tokens", "span_length", "hidden_size", "max_text_tokens"), COUNT),
     **dict.fromkeys(("concentration", "noise"), POSITIVE),
@@ -64,12 +66,13 @@ class PolicyConfig(PreTrainedConfig):
             the last (ours).
         max_text_tokens (`int`, defaults to 512): number of newest tokens of the text that the encoder reads. Source:
             public code of RLAE.
-        distribution (`str`, *optional*): the distribution of actions in training: `"dirichlet"` (default) or
-            `"logistic_normal"` for the joint actor, `"gaussian"` for one actor per member. Outside of training the
-            weights are the softmax of the scores, which is the mean of the Dirichlet.
+        action (`str`, defaults to `"categorical"`): what is drawn for a span in training. `"categorical"`: one member,
+            whose weight is 1 (ours). `"dirichlet"` (joint actor only): weights. Source: public code of RLAE.
+            `"logistic_normal"`: scores with normal noise (ours). Outside of training the weights are the softmax of the
+            scores, which is the mean of the drawn weights for the first two. Configs that were saved with
+            `distribution`, the former name, are read.
         concentration (`float`, defaults to 20.0): initial sum of the Dirichlet's parameters (ours).
-        noise (`float`, defaults to 0.5): initial standard deviation of drawn scores, for the other two distributions
-            (ours).
+        noise (`float`, defaults to 0.5): initial standard deviation of drawn scores, for `"logistic_normal"` (ours).
 
     Raises:
         ConfigError: an invalid value; the message names the field.
@@ -88,7 +91,7 @@ class PolicyConfig(PreTrainedConfig):
     hidden_size: int = 128
     share_trunk: bool = False
     max_text_tokens: int = 512
-    distribution: str | None = None
+    action: str = "categorical"
     concentration: float | int = 20.0
     noise: float | int = 0.5
 
@@ -97,13 +100,14 @@ class PolicyConfig(PreTrainedConfig):
     def __post_init__(self, **kwargs: Any) -> None:
         if isinstance(self.encoder_config, dict):
             self.encoder_config = _config_of(self.encoder_config)
+        former = kwargs.pop("distribution", None)
+        if former is not None:
+            self.action = _DISTRIBUTIONS.get(former, former)
         super().__post_init__(**kwargs)
         check_fields(self, _BOUNDS)
         check_choice("observation", self.observation, OBSERVATIONS)
         check_choice("actor", self.actor, ACTORS)
-        if self.distribution is None:
-            self.distribution = DISTRIBUTIONS[self.actor][0]
-        check_choice(f"actor={self.actor!r} with distribution", self.distribution, DISTRIBUTIONS[self.actor])
+        check_choice(f"actor={self.actor!r} with action", self.action, ACTIONS[self.actor])
         sizes = self.member_hidden_sizes
         if sizes is not None and (len(sizes) != self.num_members or min(sizes, default=1) < 1):
             raise ConfigError(

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 import torch
 from torch import nn
 
-from hf_rlae.policies.actions import Actions
+from hf_rlae.policies.actions import actions_of
 from hf_rlae.policies.configuration_policy import PolicyConfig
 
 MAX_SCORE_AT_START = 0.009
@@ -49,7 +49,7 @@ class Heads(nn.Module):
         self.trunks = nn.ModuleList(nn.Linear(width, hidden) for _ in range(trunks))
         self.scores = nn.ModuleList(Score(hidden, members // agents) for _ in range(agents))
         self.critic = nn.Sequential(nn.Linear(width, hidden), nn.Tanh(), nn.Linear(hidden, 1))
-        self.actions = Actions(config)
+        self.actions = actions_of(config)
 
     def forward(
         self, observation: Mapping[str, torch.Tensor], pooled: torch.Tensor | None

@@ -14,7 +14,7 @@ from transformers import initialization as init
 
 from hf_rlae.errors import ConfigError, PolicyError
 from hf_rlae.members.model_files import load_whole, readable, tokenizer_failures
-from hf_rlae.policies.actions import Actions
+from hf_rlae.policies.actions import Actions, DirichletActions, LogisticNormalActions
 from hf_rlae.policies.configuration_policy import PolicyConfig, readable_tokens
 from hf_rlae.policies.heads import MAX_SCORE_AT_START, Heads, Score
 from hf_rlae.policies.state import PolicyOutput, PolicyState
@@ -211,7 +211,7 @@ class PolicyModel(PreTrainedModel):
             PolicyError: the state has another number of members, or hidden states are missing or have another width.
             ConfigError: text is observed, and the policy has no tokenizer.
         """
-        device = self.heads.actions.log_scale.device
+        device = self.device
         if state.num_members != self.num_members:
             raise PolicyError(
                 f"{type(self).__name__} weighs {self.num_members} members, the state has {state.num_members}; make the "
@@ -266,7 +266,8 @@ class PolicyModel(PreTrainedModel):
         Args:
             observation (`PolicyState` or `dict[str, torch.Tensor]`): a state, or the result of `observe`, or the rows
                 of several results joined by `stack`.
-            actions (`torch.Tensor` of shape `(B, M)`, *optional*): actions drawn before, to get their log-densities.
+            actions (`torch.Tensor` of shape `(B, M)`, *optional*): actions drawn before, to get their
+                log-probabilities.
             sample (`bool` or `Sequence[int]`, *optional*): whether to draw actions; `None` = only inside
                 `exploring()`. With one seed per row (at least 0, below 2**63) the draw of a row is the same in every
                 batch.
@@ -285,7 +286,7 @@ class PolicyModel(PreTrainedModel):
             seen = {name: tensor.clone() if tensor.is_inference() else tensor for name, tensor in seen.items()}
         pooled = None if self.encoder is None else _mean_state(self.encoder, seen)
         head: Actions = self.heads.actions
-        kind = head.log_scale.device.type
+        kind = self.device.type
         with torch.autocast(kind, enabled=False) if torch.is_autocast_enabled(kind) else nullcontext():
             scores, values = self.heads(seen, None if pooled is None else pooled.float())
             seeds = None if sample is None or isinstance(sample, bool) else sample
@@ -324,7 +325,7 @@ class PolicyModel(PreTrainedModel):
         elif isinstance(module, nn.LayerNorm):
             init.ones_(module.weight)
             init.zeros_(module.bias)
-        elif isinstance(module, Actions):
+        elif isinstance(module, DirichletActions | LogisticNormalActions):
             init.constant_(module.log_scale, module.start)
 
 

@@ -55,8 +55,9 @@ class PolicyOutput(ModelOutput):
         weights (`torch.FloatTensor` of shape `(B, M)`): each row is at least 0 and sums to 1.
         actions (`torch.FloatTensor` of shape `(B, M)`, *optional*): the drawn actions, from which the weights are
             computed.
-        log_probs (`torch.FloatTensor` of shape `(B,)` or `(B, M)`, *optional*): log-densities of the actions, in nats:
-            one per row with a joint actor, one per agent with an actor per member.
+        log_probs (`torch.FloatTensor` of shape `(B,)` or `(B, M)`, *optional*): log-probabilities (of drawn weights
+            and scores: log-densities) of the actions, in nats: one per row with a joint actor, one per agent with an
+            actor per member.
         state_values (`torch.FloatTensor` of shape `(B,)`, *optional*): the critic's estimates.
         entropies (`torch.FloatTensor`, *optional*, same shape as `log_probs`): entropies of the distributions of the
             actions, in nats.

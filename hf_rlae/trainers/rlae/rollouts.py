@@ -38,7 +38,7 @@ class Rollouts:
         weights (`torch.FloatTensor` of shape `(N, S, M)`): the outputs of the policy, before the ensemble cuts
             small weights.
         actions (`torch.FloatTensor` of shape `(N, S, M)`, *optional*): the sampled actions.
-        old_log_probs (`torch.FloatTensor` of shape `(N, S)` or `(N, S, M)`, *optional*): their log-densities, in nats.
+        old_log_probs (`torch.FloatTensor` of shape `(N, S)` or `(N, S, M)`, *optional*): of the actions, in nats.
         old_values (`torch.FloatTensor` of shape `(N, S)`): the critic's estimates.
         is_ended (`torch.BoolTensor` of shape `(N,)`): whether a completion ended by itself, not at
             `max_completion_length`.

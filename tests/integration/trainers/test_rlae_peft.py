@@ -59,7 +59,7 @@ def test_adapter_and_heads_train_and_nothing_else(tmp_path, target, endings):
     moved = {name for name in new if not torch.equal(new[name], old[name])}
     assert moved <= trainable
     assert {"lora_A", "lora_B"} <= {part for name in moved for part in name.split(".")}
-    for wanted in ("scores", "trunks", "critic", "log_scale"):
+    for wanted in ("scores", "trunks", "critic"):
         assert any("heads.modules_to_save.default." in name and wanted in name for name in moved), wanted
     assert trainer.state.log_history[0]["policy/ratio_max"] == pytest.approx(1.0, abs=2e-4)
 

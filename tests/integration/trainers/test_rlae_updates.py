@@ -119,7 +119,6 @@ def test_every_objective_trains_every_observation_and_nothing_else(tmp_path, obj
     assert any(name.startswith("encoder.") for name in moved) == (observation != "members")
     if objective != "mixture":
         assert any(name.startswith("heads.critic") for name in moved)
-        assert "heads.actions.log_scale" in moved
 
 
 def test_members_keep_their_dtype_and_are_put_into_eval_mode(tmp_path):

@@ -14,7 +14,7 @@ from hf_rlae.objectives import (
     spans_of_tokens,
     terminal_rewards,
 )
-from hf_rlae.policies.actions import Actions
+from hf_rlae.policies.actions import actions_of
 from hf_rlae.policies.configuration_policy import PolicyConfig
 
 SPANS, GENERATIONS = 2, 8
@@ -29,7 +29,7 @@ class Weigher(torch.nn.Module):
         super().__init__()
         self.scores = torch.nn.Parameter(torch.zeros(2, 2))
         self.values = torch.nn.Parameter(torch.zeros(2))
-        self.actions = Actions(PolicyConfig(num_members=2, member_hidden_sizes=[1, 1], actor=actor))
+        self.actions = actions_of(PolicyConfig(num_members=2, member_hidden_sizes=[1, 1], actor=actor))
 
 
 def rollout(policy, objective, situations):

@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import copy
 import json
-import math
 
 import pytest
 import torch
 from huggingface_hub.errors import StrictDataclassFieldValidationError
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch.distributions import Beta
 from transformers import AutoModel, BertConfig, RobertaConfig, RobertaModel, T5Config
 
 from hf_rlae import PolicyConfig, PolicyModel, PolicyOutput
@@ -27,7 +25,7 @@ KINDS = [
     for observation in ("members", "text", "both")
     for actor, options in (
         ("joint", {}),
-        ("joint", {"distribution": "logistic_normal"}),
+        ("joint", {"action": "logistic_normal"}),
         ("per_member", {}),
         ("per_member", {"share_trunk": True}),
     )
@@ -140,7 +138,7 @@ def test_round_trip(observation, actor, options, tmp_path):
     policy.save_pretrained(tmp_path)
     for loaded in (PolicyModel.from_pretrained(tmp_path), AutoModel.from_pretrained(tmp_path)):
         assert type(loaded) is PolicyModel
-        for name in ("observation", "actor", "distribution", "member_hidden_sizes", "share_trunk", "max_text_tokens"):
+        for name in ("observation", "actor", "action", "member_hidden_sizes", "share_trunk", "max_text_tokens"):
             assert getattr(loaded.config, name) == getattr(policy.config, name)
         state = random_state()
         assert_same_parameters(loaded, policy)
@@ -253,36 +251,6 @@ def test_heads_are_fp32(dtype, tmp_path):
         assert policy_of()(state).state_values.dtype == torch.float32
 
 
-@pytest.mark.parametrize("kind", ["dirichlet", "logistic_normal", "gaussian"])
-def test_log_densities(kind):
-    """Drawn actions have the distribution's density, weights that sum to 1, and the mean that inference uses."""
-    policy = varied(policy_of(actor="per_member" if kind == "gaussian" else "joint", distribution=kind))
-    observed = policy.observe(random_state(1))
-    fixed = policy(observed)
-    assert fixed.actions is fixed.log_probs is fixed.entropies is None
-    many = {name: tensor.expand(20_000, *tensor.shape[1:]) for name, tensor in observed.items()}
-    torch.manual_seed(0)
-    output = policy(many, sample=True)
-    torch.testing.assert_close(output.weights.sum(1), torch.ones(20_000))
-    again = policy(many, actions=output.actions)
-    assert torch.equal(again.log_probs, output.log_probs)
-    assert torch.equal(again.weights, output.weights)
-    if kind == "dirichlet":
-        torch.testing.assert_close(output.weights.mean(0), fixed.weights[0], atol=5e-3, rtol=0)
-        alpha = 20 * fixed.weights[0].double()
-        expected = Beta(alpha[0], alpha[1]).log_prob(output.actions[:, 0].double())
-        torch.testing.assert_close(output.log_probs.double(), expected, atol=2e-3, rtol=1e-3)
-    else:
-        torch.testing.assert_close(output.actions.mean(0).softmax(0), fixed.weights[0], atol=5e-3, rtol=0)
-        torch.testing.assert_close(output.actions.std(0), torch.full((2,), 0.5), atol=0.02, rtol=0)
-        scores = policy.heads(observed, None)[0]
-        expected = -0.5 * ((output.actions - scores) / 0.5) ** 2 - math.log(0.5 * math.sqrt(2 * math.pi))
-        expected = expected.sum(1) if kind == "logistic_normal" else expected
-        torch.testing.assert_close(output.log_probs, expected, atol=1e-4, rtol=1e-4)
-    assert output.log_probs.shape == ((20_000, 2) if kind == "gaussian" else (20_000,))
-    torch.testing.assert_close(-output.log_probs.mean(0), output.entropies[0], atol=0.03, rtol=0)
-
-
 def test_exploring():
     """Actions are drawn only inside `exploring()`, even in training mode, and `ask` returns them."""
     policy = policy_of().train()
@@ -321,8 +289,8 @@ def test_sizes_of_members():
     [
         ({"observation": "member"}, "did you mean 'members'"),
         ({"actor": "joined"}, "actor"),
-        ({"distribution": "gaussian"}, "distribution"),
-        ({"actor": "per_member", "distribution": "dirichlet"}, "gaussian"),
+        ({"action": "gaussian"}, "logistic_normal"),
+        ({"actor": "per_member", "action": "dirichlet"}, "categorical"),
         ({"num_members": 0}, "num_members"),
         ({"span_length": 0}, "span_length"),
         ({"hidden_size": 0}, "hidden_size"),
