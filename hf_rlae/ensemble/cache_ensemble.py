@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -28,6 +28,7 @@ class EnsembleCache(Cache):
         use_cache (`bool`, defaults to `True`): whether members keep their own caches from step to step.
         record (`bool`, defaults to `False`): whether to record the members' log-probabilities of every token.
         may_draw (`bool`, defaults to `True`): whether `generate` draws members, if the ensemble's config has `draw`.
+        draw_numbers (callable, *optional*): see `numbers` of [`MemberDraws`].
 
     Attributes:
         trace (`Trace`): the recorded log-probabilities.
@@ -47,12 +48,14 @@ class EnsembleCache(Cache):
         use_cache: bool = True,
         record: bool = False,
         may_draw: bool = True,
+        draw_numbers: Callable[[int, int], torch.Tensor] | None = None,
     ) -> None:
         super().__init__(layers=[])
         self.call = call
         self.policy = policy
         self.use_cache = use_cache
         self.may_draw = may_draw
+        self.draw_numbers = draw_numbers
         self._start_empty(record)
 
     def _start_empty(self, record: bool) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 
@@ -29,16 +29,26 @@ class MemberDraws:
             independent.
         begins_word (`torch.BoolTensor` of shape `(V,)`, *optional*): the ids that start with a space; required for
             words.
+        numbers (callable, *optional*): returns uniform numbers of shape `(B,)` or `(1,)` for the number of a completion
+            token, and the number of draws for this token before; `None` takes them from torch's generator.
 
     Attributes:
         drawn (`list[tuple[int, torch.LongTensor]]`): the column of each token, and the member of each row `(B,)` from
             which the token is sampled.
     """
 
-    def __init__(self, unit: str, scope: str, begins_word: torch.Tensor | None = None) -> None:
+    def __init__(
+        self,
+        unit: str,
+        scope: str,
+        begins_word: torch.Tensor | None = None,
+        numbers: Callable[[int, int], torch.Tensor] | None = None,
+    ) -> None:
         self.unit = unit
         self.scope = scope
         self.begins_word = begins_word
+        self.numbers = numbers
+        self._times = 0  # how often members were drawn for the newest token
         self.drawn: list[tuple[int, torch.Tensor]] = []
         self._current: torch.Tensor | None = None
 
@@ -62,15 +72,17 @@ class MemberDraws:
                     weights[row] = 1.0
                     weights[row, list(members)] = 0.0
         is_again = bool(self.drawn) and self.drawn[-1][0] == column + 1  # only what is excluded now is replaced
+        self._times = self._times + 1 if is_again else 0
+        token = column + 1 - int(spans.starts[0])
         current = self._current
         if current is None:
-            current = self._draw(weights)
+            current = self._draw(weights, token)
         else:
             fresh = weights.gather(1, current[:, None])[:, 0] == 0
             if not is_again:
                 fresh = fresh | self._fresh(spans, ids, column, len(weights))
             if bool(fresh.any()):
-                current = torch.where(fresh, self._draw(weights), current)
+                current = torch.where(fresh, self._draw(weights, token), current)
         if is_again:
             self.drawn.pop()
         self._current = current
@@ -85,9 +97,12 @@ class MemberDraws:
             return (column + 1 - spans.starts) % spans.span_length == 0
         return present(self.begins_word, "begins_word, which draw='word' needs")[ids[:, column].cpu()]
 
-    def _draw(self, weights: torch.Tensor) -> torch.Tensor:
+    def _draw(self, weights: torch.Tensor, token: int) -> torch.Tensor:
         """One member per row, by inverse transform sampling of the weights."""
-        numbers = torch.rand(1 if self.scope == "batch" else len(weights))
+        if self.numbers is None:
+            numbers = torch.rand(1 if self.scope == "batch" else len(weights))
+        else:
+            numbers = self.numbers(token, self._times)
         steps = weights.cumsum(1)
         found = (steps <= (numbers * steps[:, -1].expand(len(weights)))[:, None]).sum(1)
         # rounding can put a number past the last step: then take the last member with weight

@@ -45,7 +45,7 @@ def begin_call(
     draws = None
     if config.draw is not None and cache.may_draw:
         check_draws(settings, kwargs)
-        draws = MemberDraws(config.draw, config.draw_scope, model.word_beginnings)
+        draws = MemberDraws(config.draw, config.draw_scope, model.word_beginnings, cache.draw_numbers)
     beams = settings.num_beams or 1
     repeats = max(beams, settings.num_return_sequences or 1)
     faults = MemberFaults(model.members, columns, repeats, config.on_non_finite == "drop")

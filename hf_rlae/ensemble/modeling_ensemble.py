@@ -213,7 +213,13 @@ class EnsembleForCausalLM(PreTrainedModel, GenerationMixin):
         )
 
     def new_cache(
-        self, use_cache: bool = True, record: bool = False, *, policy: Policy | None = None, may_draw: bool = True
+        self,
+        use_cache: bool = True,
+        record: bool = False,
+        *,
+        policy: Policy | None = None,
+        may_draw: bool = True,
+        draw_numbers: Callable[[int, int], torch.Tensor] | None = None,
     ) -> EnsembleCache:
         """A new, empty state for one call (see `EnsembleCache`).
 
@@ -223,6 +229,8 @@ class EnsembleForCausalLM(PreTrainedModel, GenerationMixin):
             policy (`Policy`, *optional*): the policy of this call, instead of the ensemble's own.
             may_draw (`bool`, defaults to `True`): `False` mixes the members in `generate` even if the config has
                 `draw`.
+            draw_numbers (callable, *optional*): where draws take their random numbers from; see `numbers` of
+                [`MemberDraws`].
 
         Returns:
             `EnsembleCache`: the state.
@@ -233,7 +241,7 @@ class EnsembleForCausalLM(PreTrainedModel, GenerationMixin):
         if policy is not None:
             self.check_policy(policy)
         call = self.engine.new_call(use_cache, observed_tokens(self.policy if policy is None else policy))
-        return EnsembleCache(call, policy, use_cache, record, may_draw)
+        return EnsembleCache(call, policy, use_cache, record, may_draw, draw_numbers)
 
     def forward(
         self,

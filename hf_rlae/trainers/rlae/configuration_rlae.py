@@ -36,7 +36,13 @@ _COUNTS = (
     "per_device_eval_batch_size",
     "gradient_accumulation_steps",
 )
-_OPTIONAL_COUNTS = ("span_length", "generation_batch_size", "steps_per_generation", "num_completions_to_print")
+_OPTIONAL_COUNTS = (
+    "span_length",
+    "generation_batch_size",
+    "rollout_batch_size",
+    "steps_per_generation",
+    "num_completions_to_print",
+)
 _BOUNDS = {
     **dict.fromkeys(_COUNTS, COUNT),
     **dict.fromkeys(_OPTIONAL_COUNTS, OPTIONAL_COUNT),
@@ -69,6 +75,9 @@ class RLAEConfig(_BaseConfig):
         max_completion_length (`int`, defaults to 256): the largest number of tokens of a completion.
         generation_batch_size (`int`, *optional*): completions of one rollout, over all processes.
         steps_per_generation (`int`, *optional*): the same, in micro-batches; `None` = `gradient_accumulation_steps`.
+        rollout_batch_size (`int`, *optional*): completions that a process generates at a time, in rollouts and
+            evaluations; `None` = all of its own. A smaller number needs less memory, above all for the members' caches
+            of keys and values, and more time. The completions do not depend on it.
         num_iterations (`int`, defaults to 3): passes over each rollout. Source: public code of RLAE.
         temperature (`float`, defaults to 1.0), top_p (`float`, defaults to 1.0), top_k (`int`, defaults to 0): of the
             mixture that completions are sampled from. With `"mixture"` any other value biases the ratios.
@@ -118,6 +127,7 @@ class RLAEConfig(_BaseConfig):
     max_completion_length: int = option(default=256, help="Maximum number of tokens of a completion.")
     generation_batch_size: int | None = option(default=None, help="Completions of one rollout, over all processes.")
     steps_per_generation: int | None = option(default=None, help="Micro-batches per rollout; None: as accumulated.")
+    rollout_batch_size: int | None = option(default=None, help="Completions that a process generates at a time.")
     num_iterations: int = option(default=3, help="Passes over each rollout. Source: public code of RLAE.")
     temperature: float = option(default=1.0, help="Temperature of the mixture in rollouts.")
     top_p: float = option(default=1.0, help="Nucleus sampling from the mixture; 1 keeps all tokens.")

@@ -23,7 +23,7 @@ from hf_rlae.trainers.rlae.checks import check_eval_dataset
 from hf_rlae.trainers.rlae.configuration_rlae import RLAEConfig
 from hf_rlae.trainers.rlae.member_watch import watch_members
 from hf_rlae.trainers.rlae.reports import CompletionLog, rollout_metrics
-from hf_rlae.trainers.rlae.rollouts import Rollouts, Sampling, write_rollouts
+from hf_rlae.trainers.rlae.rollouts import Rollouts, Sampling, write_in_batches
 from hf_rlae.trainers.rlae.row_noise import seed_of
 from hf_rlae.trainers.rlae.row_records import RowRecords, joined
 
@@ -83,14 +83,14 @@ class RolloutTrainer(Trainer):
         self.policy.eval()
         try:
             with tqdm(
-                total=args.max_completion_length,
+                total=args.max_completion_length * math.ceil(len(prompts) / (args.rollout_batch_size or len(prompts))),
                 desc="rollout",
                 unit="token",
                 leave=False,
                 disable=args.disable_tqdm or not self.is_local_process_zero(),
             ) as bar:
-                streamer = TokenCounter(bar.update)
-                return write_rollouts(self.ensemble, self.policy, self._encode(prompts), prompts, sampling, streamer)
+                size, streamer = args.rollout_batch_size, TokenCounter(bar.update)
+                return write_in_batches(self.ensemble, self.policy, self._encode, prompts, sampling, size, streamer)
         finally:
             self.policy.train(was_training)
 

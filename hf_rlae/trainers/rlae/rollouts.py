@@ -16,7 +16,7 @@ from hf_rlae.ensemble.member_scores import score_members
 from hf_rlae.errors import present
 from hf_rlae.objectives import mixture_logps, spans_of_tokens
 from hf_rlae.trainers.rlae.batch_shrinking import Completions, end_ids_of, generate_shrinking
-from hf_rlae.trainers.rlae.row_noise import RowSampler, row_uniforms, seed_of
+from hf_rlae.trainers.rlae.row_noise import DrawNumbers, RowSampler, row_uniforms, seed_of
 from hf_rlae.trainers.rlae.span_recorder import SpanRecorder
 
 _PADDING = {"span_index": -1, "member_logps": torch.nan, "old_mixture_logps": torch.nan}
@@ -133,6 +133,8 @@ class Sampling:
         temperature (`float`), top_p (`float`), top_k (`int`): as in transformers; 0 keeps all tokens.
         keeps_logps (`bool`): whether to keep the members' log-probabilities.
         keeps_observations (`bool`): whether to keep the inputs of the policy, by far the largest part of rollouts.
+        shared_seed (`int`, *optional*): of draws of members that all rows share (`draw_scope="batch"`); `None` = from
+            the seeds of the rows.
     """
 
     max_completion_length: int
@@ -143,6 +145,7 @@ class Sampling:
     top_k: int = 0
     keeps_logps: bool = True
     keeps_observations: bool = True
+    shared_seed: int | None = None
 
 
 def write_rollouts(
@@ -176,11 +179,12 @@ def write_rollouts(
     recorder = SpanRecorder(policy, len(prompts), seeds_of, sampling.keeps_observations)
     columns = inputs["input_ids"].shape[1]
     draws = seeds is not None and _draws(ensemble, sampling)
-    with torch.no_grad(), torch.random.fork_rng(devices=[]):
-        torch.default_generator.manual_seed(seed_of(*(seeds or ()), 2))
+    numbers = _draw_numbers(ensemble, sampling) if draws else None
+    records = sampling.keeps_logps and not draws
+    with torch.no_grad():
         completions = generate_shrinking(
             ensemble,
-            ensemble.new_cache(record=sampling.keeps_logps and not draws, policy=recorder, may_draw=draws),
+            ensemble.new_cache(record=records, policy=recorder, may_draw=draws, draw_numbers=numbers),
             inputs,
             sampling.max_completion_length,
             recorder,
@@ -202,12 +206,50 @@ def write_rollouts(
     return _rollouts(ensemble, recorder, completions, prompts)
 
 
+def write_in_batches(
+    ensemble: EnsembleForCausalLM,
+    policy: Any,
+    encode: Callable[[list[Any]], dict[str, torch.Tensor]],
+    prompts: Sequence[Any],
+    sampling: Sampling,
+    batch_size: int | None = None,
+    streamer: BaseStreamer | None = None,
+) -> Rollouts:
+    """`write_rollouts` for some of the prompts at a time, so that caches of the members are never for more rows.
+
+    All random numbers belong to rows, so that the completions do not depend on the size, up to rounding. The result is
+    on the CPU.
+
+    Args:
+        encode (callable): returns the `inputs` of prompts.
+        batch_size (`int`, *optional*): the largest number of rows at a time; `None` = all.
+        ensemble, policy, prompts, sampling, streamer: see `write_rollouts`.
+    """
+    seeds, size = sampling.seeds, batch_size or len(prompts)
+    if seeds is not None and sampling.shared_seed is None:
+        sampling = replace(sampling, shared_seed=seed_of(*seeds))
+    parts = []
+    for start in range(0, len(prompts), size):
+        part = slice(start, start + size)
+        own = sampling if seeds is None else replace(sampling, seeds=seeds[part])
+        given = list(prompts[part])
+        parts.append(write_rollouts(ensemble, policy, encode(given), given, own, streamer).to("cpu"))
+    return concatenate(parts)
+
+
 def _draws(ensemble: EnsembleForCausalLM, sampling: Sampling) -> bool:
     """Whether each token comes from one drawn member, the only one that runs."""
     is_plain = sampling.temperature == 1.0 and sampling.top_p >= 1.0 and not sampling.top_k
     is_mixture = is_plain and ensemble.config.draw == "token"  # the draws have the mixture's distribution
     reads_twice = sampling.keeps_logps and not ensemble.engine.scores_texts_at_once
     return ensemble.config.draw is not None and not (is_mixture and reads_twice)
+
+
+def _draw_numbers(ensemble: EnsembleForCausalLM, sampling: Sampling) -> DrawNumbers:
+    seeds = present(sampling.seeds, "the seeds of the rows")
+    if ensemble.config.draw_scope == "batch":
+        seeds = (seed_of(*seeds) if sampling.shared_seed is None else sampling.shared_seed,)
+    return DrawNumbers(seeds, sampling.max_completion_length)
 
 
 def _processors(sampling: Sampling, rows: torch.Tensor, columns: int) -> LogitsProcessorList:

@@ -35,6 +35,27 @@ def row_uniforms(seeds: Sequence[int], length: int) -> torch.Tensor:
     return torch.stack(rows)
 
 
+class DrawNumbers:
+    """Uniform numbers for draws of members, for every token of a row from the row's own seed; see `MemberDraws`.
+
+    Args:
+        seeds (`Sequence[int]`): one per row, or a single one that all rows share.
+        length (`int`): T, the largest number of tokens.
+    """
+
+    def __init__(self, seeds: Sequence[int], length: int) -> None:
+        self.seeds = seeds
+        self.length = length
+        self._tables: list[torch.Tensor] = []
+
+    def __call__(self, token: int, times: int) -> torch.Tensor:
+        """Numbers of shape `(B,)` for a token for which members were drawn `times` times before."""
+        while len(self._tables) <= times:
+            seeds = [seed_of(seed, 2, len(self._tables)) for seed in self.seeds]
+            self._tables.append(row_uniforms(seeds, self.length))
+        return self._tables[times][:, token]
+
+
 class RowSampler(LogitsProcessor):
     """Samples a token for every row from the row's own numbers, and rules out all other tokens.
 

@@ -74,11 +74,15 @@ class SpanRecorder:
         return None if values[0] is None else self._spread(torch.cat(values), spans).to(device)
 
     def observations(self, spans: int) -> dict[str, torch.Tensor]:
-        """The policy's observations, each of shape `(N, S, ...)`; 0 in rows that had ended; empty if not recorded."""
-        if not self._observations:
-            return {}
-        together = self.policy.stack(self._observations[:spans])
-        return {name: self._spread(tensor, spans) for name, tensor in together.items()}
+        """The policy's observations, each of shape `(N, S, ...)`; 0 in rows that had ended; empty if not recorded.
+
+        The recorded ones are dropped, one name after the other, so that memory never holds all of them twice.
+        """
+        found, kept = {}, self._observations[:spans]
+        for name in list(kept[0]) if kept else []:
+            together = self.policy.stack([{name: observation.pop(name)} for observation in kept])
+            found[name] = self._spread(together[name], spans)
+        return found
 
     def _spread(self, tensor: torch.Tensor, spans: int) -> torch.Tensor:
         rows = torch.cat(self._rows[:spans]).to(tensor.device)

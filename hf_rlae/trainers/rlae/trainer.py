@@ -54,8 +54,8 @@ class RLAETrainer(PolicyPublisher, RolloutTrainer, DurableTrainer, FiniteTrainer
     `trainer.model` is the policy: optimizer, checkpoints and DDP know nothing else. `trainer.ensemble` is the ensemble.
 
     Every row has its own random numbers. A rollout does not depend on its batches and on the number of processes, and a
-    resumed run learns what an uninterrupted one learns. (If the ensemble draws members, rows share the numbers of those
-    draws.) Observations stay in the process that generated them: each process shuffles its own completions.
+    resumed run learns what an uninterrupted one learns. Observations stay in the process that generated them: each
+    process shuffles its own completions.
 
     Override points: `roll_out` (completions), `_calculate_rewards` (rewards), `compute_loss` (the update).
 

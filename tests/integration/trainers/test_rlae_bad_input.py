@@ -348,6 +348,7 @@ FIELDS = {
     "max_completion_length": (2.5, "whole number"),
     "num_iterations": ("3", "whole number"),
     "generation_batch_size": (-8, "at least 1"),
+    "rollout_batch_size": (0, "at least 1"),
     "num_completions_to_print": (0, "at least 1"),
     "gamma": (1.5, "of at least 0 and at most 1"),
     "lam": (None, "of at least 0 and at most 1"),

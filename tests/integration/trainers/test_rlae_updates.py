@@ -205,6 +205,25 @@ def test_the_buffer_deals_out_every_row_in_every_pass():
     assert [mine for mine, _ in alone][:2] == [[6, 1, 8], [11, 4, 3]]  # of one process, from version to version
 
 
+def test_a_rollout_can_be_generated_some_rows_at_a_time(tmp_path):
+    runs = []
+    for size in (None, 3):
+        ensemble, rows = ensemble_of(), []
+        ensemble.members[0].model.register_forward_pre_hook(
+            lambda _module, _args, kwargs, rows=rows: rows.append(len(kwargs["input_ids"])), with_kwargs=True
+        )
+        options = {"rollout_batch_size": size, "eval_dataset": data(6), "per_device_eval_batch_size": 4}
+        trainer = trainer_of(tmp_path, ensemble=ensemble, trainer_class=Watched, **options)
+        trainer.train()
+        runs.append((trainer, trainer.evaluate(), max(rows)))
+    (whole, metrics, most), (parts, other_metrics, few) = runs
+    assert (most, few) == (8, 3)
+    assert parts.buffer.rollouts.completions == whole.buffer.rollouts.completions
+    assert_same(parts.after[-1], whole.after[-1], atol=1e-3)
+    for name in ("eval_reward", "eval_completions/mean_length", "eval_weights/entropy"):
+        assert other_metrics[name] == pytest.approx(metrics[name], abs=1e-5)
+
+
 @pytest.mark.parametrize("objective", ["ppo", "mappo"])
 def test_target_kl_stops_the_updates_of_a_rollout(tmp_path, objective):
     trainer = trainer_of(
