@@ -15,6 +15,7 @@ from hf_rlae.checks import check_choice
 from hf_rlae.files import write_whole
 from hf_rlae.trainers.cory.agents import FIRST, AgentAdapters
 from hf_rlae.trainers.cory.checks import check_published_base
+from hf_rlae.trainers.cory.roles import role_labels
 from hf_rlae.trainers.durable.private_saves import PrivateSaves, hide_base
 from hf_rlae.trainers.model_cards import all_tags, is_hub_id, model_card
 
@@ -157,11 +158,15 @@ class AgentPublisher(PrivateSaves):
         what = f"The LoRA adapter `{agent}`" if agent else f"LoRA adapters, one per agent ({listed}),"
         base_model = f"`{base}`" if base else "one base model"
         exchange = f"every {self.exchange_steps} updates" if self.exchange_steps else "never"
-        reading = "after reading the earlier answers" if args.knowledge_transfer else "without reading another answer"
+        reading = (
+            "later ones after reading earlier answers" if args.knowledge_transfer else "without reading another answer"
+        )
+        roles = ", ".join(role_labels(args.role_names))
         return f"""
 {what} on {base_model}, trained by reinforcement learning with `{type(self).__name__}` of `hf_rlae`
-({self.state.global_step} updates). {len(names)} agents answered every prompt: a pioneer first, then the observers,
-{reading}. Roles were exchanged: {exchange}. Rewards: `{args.credit}`. The base model was not trained.
+({self.state.global_step} updates). {len(names)} agents answered every prompt, {reading}.
+Their roles: {roles}. Roles were exchanged: {exchange}. Rewards: `{args.credit}`. The base model was not
+trained.
 
 ## Use
 

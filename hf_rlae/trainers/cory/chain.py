@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from hf_rlae.trainers.cory.roles import role_names
+from hf_rlae.trainers.cory.roles import Role
 
 SEPARATOR = "/"
 
@@ -19,6 +19,7 @@ class Chain:
 
     Args:
         agents (`list[str]`): in the order of the chain.
+        roles (`list[Role]`), labels (`list[str]`): the role of each agent, and its name.
         rows (`list[dict]`): B examples of the dataset, one per completion.
         position (`int`, defaults to 0): of the agent whose turn it is.
         completions (`list[list]`): B completions for each agent that has finished.
@@ -28,6 +29,8 @@ class Chain:
     """
 
     agents: list[str]
+    roles: list[Role]
+    labels: list[str]
     rows: list[dict[str, Any]]
     position: int = 0
     completions: list[list[Any]] = field(default_factory=list)
@@ -42,8 +45,13 @@ class Chain:
 
     @property
     def role(self) -> str:
-        """The role of the agent whose turn it is."""
-        return role_names(len(self.agents))[self.position]
+        """The name of the role of the agent whose turn it is."""
+        return self.labels[self.position]
+
+    @property
+    def is_reading(self) -> bool:
+        """Whether the agent whose turn it is reads the earlier answers."""
+        return self.roles[self.position].is_reader
 
     @property
     def prompts(self) -> list[Any]:

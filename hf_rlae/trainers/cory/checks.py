@@ -17,6 +17,7 @@ from hf_rlae.errors import ConfigError
 from hf_rlae.members.member import context_length_of
 from hf_rlae.trainers.adapter_checks import LORA_HINT, check_adapter
 from hf_rlae.trainers.cory.configuration_cory import CoryArguments
+from hf_rlae.trainers.cory.prompts import fills_text
 from hf_rlae.trainers.model_cards import is_hub_id
 from hf_rlae.trainers.prompt_datasets import check_chat_template, check_prompts, named_datasets
 from hf_rlae.trainers.ratio_bias import warn_of_biased_ratios
@@ -148,7 +149,7 @@ def check_cory_datasets(args: Any, train_dataset: Any, eval_dataset: Any) -> dic
 
 
 def _check_messages(args: Any, name: str, prompts: list[list[Any]]) -> None:
-    is_filled = args.knowledge_transfer and not callable(args.observer_template)
+    is_filled = any(fills_text(args.role(name).template) for name in args.role_names)
     for row, messages in enumerate(prompts):
         if not messages:
             raise ConfigError(f"{name}: the prompt of row {row} has no messages; remove the row")

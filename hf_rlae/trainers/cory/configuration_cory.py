@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import warnings
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from trl import GRPOConfig, RLOOConfig
@@ -14,6 +14,7 @@ from hf_rlae.checks import NOT_NEGATIVE, OPTIONAL_COUNT, Bounds, check_choice, c
 from hf_rlae.errors import ConfigError
 from hf_rlae.trainers.cory.credit import CREDITS
 from hf_rlae.trainers.cory.prompts import check_template
+from hf_rlae.trainers.cory.roles import OBSERVER, PIONEER, Role, check_roles, role_of
 from hf_rlae.trainers.defaults import option, set_defaults
 from hf_rlae.trainers.model_cards import is_hub_id
 
@@ -26,6 +27,7 @@ _BOUNDS = {
     "max_observer_prompt_length": OPTIONAL_COUNT,
     "max_completion_length": Bounds(1, is_whole=True, note="observers' prompts leave room for a completion"),
 }
+_DEFAULT_AGENTS = 2
 _NAME = re.compile(r"[A-Za-z][A-Za-z0-9_-]*")
 _RESERVED_NAMES = {
     "default": "PEFT's name for the first agent's adapter",
@@ -64,6 +66,10 @@ class CoryArguments:
         role_exchange_steps (`int`, defaults to 5): T, optimizer steps between exchanges of roles; 0 for never. Roles
             stay the same within a rollout: an exchange that is due inside one takes effect with the next one, and a
             rollout that serves more than T steps counts as one exchange.
+        roles (`list[str]`, *optional*): the roles of the chain in its order, by their names in
+            `hf_rlae.trainers.cory.roles.roles`: `pioneer` and `observer`s if not given; also `critic` and `verifier`.
+            The first role reads no answer. `num_agents` is their number. An exchange moves every agent to the next
+            role.
         knowledge_transfer (`bool`, defaults to `True`): whether observers read earlier answers. `False` is an ablation:
             each agent answers the prompt alone.
         credit (`str`, defaults to `"team"`): what each agent learns from. `"team"`: the sum of all agents' rewards, as
@@ -72,7 +78,8 @@ class CoryArguments:
             reward is a constant. Source: the paper for `"team"`; `"own"` is ours.
         observer_template (`str` or callable, *optional*): a text with the slots `{prompt}` and `{answers}`, which
             replaces a plain prompt or the content of the last message; or `f(prompt, answers) -> prompt`, where the
-            prompt is a string or a list of messages and answers are strings, the earliest first.
+            prompt is a string or a list of messages and answers are strings, the earliest first. It replaces the
+            template of the role `observer`.
         max_observer_prompt_length (`int`, *optional*): maximum number of tokens of an observer's prompt; longer answers
             are cut from the left. `None` is the model's context less `max_completion_length`.
         agent_learning_rates (`list[float]`, *optional*): one per agent, instead of `learning_rate`.
@@ -87,9 +94,10 @@ class CoryArguments:
         ConfigError: a value that cannot be used; the message names the field.
     """
 
-    num_agents: int = option(default=2, help="Number of agents: one pioneer and its observers.")
+    num_agents: int = option(default=_DEFAULT_AGENTS, help="Number of agents: one pioneer and its observers.")
     agent_names: list[str] | None = option(default=None, help="One per agent; agent-1, agent-2, ... if not given.")
     role_exchange_steps: int = option(default=5, help="Optimizer steps between exchanges of roles; 0 for never.")
+    roles: list[str] | None = option(default=None, help="Of the chain, in its order; pioneer and observers by default.")
     knowledge_transfer: bool = option(default=True, help="Whether observers read earlier answers.")
     credit: Literal["team", "own"] = option(default="team", help="Which rewards an agent learns from.")
     observer_template: str | None = option(default=None, help="A text with {prompt} and {answers}, or a callable.")
@@ -103,6 +111,7 @@ class CoryArguments:
     def __post_init__(self) -> None:
         self._rename()
         check_fields(self, _BOUNDS)
+        self._check_roles()
         self._check_agents()
         self._check_observers()
         self._check_unsupported()
@@ -126,6 +135,17 @@ class CoryArguments:
         return list(self.agent_names or (f"agent-{number}" for number in range(1, self.num_agents + 1)))
 
     @property
+    def role_names(self) -> list[str]:
+        """The registered names of the roles of the chain, in its order."""
+        return list(self.roles or [PIONEER, *[OBSERVER] * (self.num_agents - 1)])
+
+    def role(self, name: str) -> Role:
+        """A role by its registered name, as this training uses it."""
+        role = role_of(name)
+        template = self.observer_template if name == OBSERVER and self.observer_template else role.template
+        return replace(role, template=template if self.knowledge_transfer else None)
+
+    @property
     def learning_rates(self) -> list[float]:
         """The learning rate of each agent."""
         rate: float = self.learning_rate  # type: ignore[attr-defined]
@@ -143,6 +163,22 @@ class CoryArguments:
         if template is None or isinstance(template, str):
             return template
         return str(getattr(template, "__qualname__", type(template).__qualname__))
+
+    def _check_roles(self) -> None:
+        if self.roles is None:
+            return
+        check_roles(self.roles)
+        if self.num_agents not in (len(self.roles), _DEFAULT_AGENTS):
+            raise ConfigError(
+                f"roles={self.roles!r} are {len(self.roles)} roles, but num_agents={self.num_agents}; leave num_agents "
+                "out"
+            )
+        self.num_agents = len(self.roles)
+        if self.observer_template is not None and OBSERVER not in self.roles:
+            raise ConfigError(
+                f"observer_template is that of the role {OBSERVER!r}, which roles={self.roles!r} do not have; leave it "
+                "out, or register a role with your template"
+            )
 
     def _check_agents(self) -> None:
         check_list("agent_learning_rates", self.agent_learning_rates, NOT_NEGATIVE, self.num_agents)

@@ -9,6 +9,21 @@ import torch
 CREDITS = ("team", "own")
 
 
+def with_share(rewards: torch.Tensor, share: float) -> torch.Tensor:
+    """Rewards times the share of their role; with a share of 0 they are 0 even where they could not be judged.
+
+    Args:
+        rewards (`torch.Tensor` of any shape): NaN where a function could not judge.
+        share (`float`): see [`Role`].
+
+    Example:
+
+    >>> with_share(torch.tensor([1.0, torch.nan]), 0.0), with_share(torch.tensor([1.0, torch.nan]), 0.5)
+    (tensor([0., 0.]), tensor([0.5000,    nan]))
+    """
+    return rewards * share if share else torch.zeros_like(rewards)
+
+
 def credited_rewards(
     rewards: Sequence[torch.Tensor], position: int, credit: str, is_reader: Sequence[bool]
 ) -> torch.Tensor:

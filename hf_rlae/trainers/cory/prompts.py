@@ -126,6 +126,31 @@ def _filled(template: str, prompt: str, answers: Sequence[str]) -> str:
 
 
 @dataclass(frozen=True)
+class TextTemplate:
+    """A template with a text for plain prompts and another for conversations, called as `f(prompt, answers)`.
+
+    Args:
+        plain (`str`), chat (`str`): texts with the slots `{prompt}` and `{answers}`.
+
+    Example:
+
+    >>> TextTemplate("{answers}, {prompt}", "{prompt}: {answers}")("b", ["a"])
+    'a, b'
+    """
+
+    plain: str
+    chat: str
+
+    def __call__(self, prompt: Any, answers: Sequence[str]) -> Any:
+        return observer_prompt(prompt, answers, self.plain if isinstance(prompt, str) else self.chat)
+
+
+def fills_text(template: Any) -> bool:
+    """Whether a template puts answers into a text of the prompt, which a conversation's last message must then have."""
+    return template is not None and isinstance(template, str | TextTemplate)
+
+
+@dataclass(frozen=True)
 class ObserverPrompts:
     """Makes observers' prompts that fit into the context.
 
@@ -137,32 +162,33 @@ class ObserverPrompts:
     Args:
         tokenizer: encodes and decodes answers.
         lengths (callable): returns the numbers of tokens of a list of prompts.
-        template (`str` or callable, *optional*): see [`observer_prompt`].
         max_length (`int`, *optional*): maximum number of tokens of a prompt; `None` for no bound.
     """
 
     tokenizer: Any
     lengths: Callable[[list[Any]], list[int]]
-    template: Template | None = None
     max_length: int | None = None
 
-    def __call__(self, prompts: Sequence[Any], answers: Sequence[Sequence[str]]) -> tuple[list[Any], list[bool]]:
+    def __call__(
+        self, prompts: Sequence[Any], answers: Sequence[Sequence[str]], template: Template | None = None
+    ) -> tuple[list[Any], list[bool]]:
         """The observers' prompts, and which of them were cut.
 
         Args:
             prompts (`Sequence`): B prompts.
             answers (`Sequence[Sequence[str]]`): the earlier answers to each prompt.
+            template (`str` or callable, *optional*): see [`observer_prompt`].
         """
-        made = [observer_prompt(prompt, texts, self.template) for prompt, texts in zip(prompts, answers, strict=True)]
+        made = [observer_prompt(prompt, texts, template) for prompt, texts in zip(prompts, answers, strict=True)]
         if self.max_length is None:
             return made, [False] * len(made)
         excess = [length - self.max_length for length in self.lengths(made)]
         for row, extra in enumerate(excess):
             if extra > 0:
-                made[row] = self._cut(prompts[row], list(answers[row]), extra)
+                made[row] = self._cut(prompts[row], list(answers[row]), extra, template)
         return made, [extra > 0 for extra in excess]
 
-    def _cut(self, prompt: Any, answers: list[str], excess: int) -> Any:
+    def _cut(self, prompt: Any, answers: list[str], excess: int, template: Template | None) -> Any:
         """The prompt with its answers cut; each pass of the loop removes at least one token."""
         ids = [self.tokenizer(answer, add_special_tokens=False)["input_ids"] for answer in answers]
         while any(ids):
@@ -170,7 +196,7 @@ class ObserverPrompts:
                 taken = min(excess, len(own))
                 del own[:taken]
                 excess -= taken
-            made = observer_prompt(prompt, [self.tokenizer.decode(own) for own in ids], self.template)
+            made = observer_prompt(prompt, [self.tokenizer.decode(own) for own in ids], template)
             excess = self.lengths([made])[0] - int(self.max_length or 0)
             if excess <= 0:
                 return made

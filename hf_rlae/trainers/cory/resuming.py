@@ -59,6 +59,7 @@ class ResumableRollouts(DurableTrainer):
         return {
             **super().run_settings(),
             **{name: getattr(self.args, name) for name in names},
+            "roles": self.args.role_names,
             "trainer": next(kind.__name__ for kind in kinds if not issubclass(kind, ResumableRollouts)),
             "agent_names": self.agents.names,
             "peft_config": describe_adapter(model),

@@ -10,10 +10,11 @@ import torch
 
 from hf_rlae.rewards.weighted_sums import total_rewards
 from hf_rlae.trainers.cory.chain import Chain, answer_text
-from hf_rlae.trainers.cory.credit import credited_rewards
+from hf_rlae.trainers.cory.credit import credited_rewards, with_share
 from hf_rlae.trainers.cory.draws import draws_apart
 from hf_rlae.trainers.cory.logs import AgentMetrics, CompletionColumns
 from hf_rlae.trainers.cory.prompts import ObserverPrompts
+from hf_rlae.trainers.cory.roles import role_labels
 
 logger = logging.getLogger(__name__)
 
@@ -30,6 +31,7 @@ class ChainRollouts(AgentMetrics):
     accelerator: Any
     reward_weights: torch.Tensor
     order: Callable[..., list[str]]
+    role_names: Callable[[], list[str]]
     columns: CompletionColumns
     observer_prompts: ObserverPrompts
     _chain: Chain | None = None
@@ -37,7 +39,9 @@ class ChainRollouts(AgentMetrics):
 
     def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
         """One rollout of all agents, with keys such as `agent-1/prompt_ids`."""
-        chain = self._chain = Chain(self.order(), inputs)
+        agents, names = self.order(), self.role_names()
+        roles = [self.args.role(name) for name in names]
+        chain = self._chain = Chain(agents, roles, role_labels(names), inputs)
         try:
             self._take_turn(chain, inputs)
         finally:
@@ -47,7 +51,7 @@ class ChainRollouts(AgentMetrics):
     def _take_turn(self, chain: Chain, inputs: list[dict[str, Any]]) -> None:
         """The rollout of the agent whose turn it is, and of all later agents."""
         position, agent = chain.position, chain.agent
-        shown = chain.previous() if self.args.knowledge_transfer else [[] for _ in inputs]
+        shown = chain.previous() if chain.is_reading else [[] for _ in inputs]
         columns = {"role": chain.role, "agent": agent}
         rows = [{**row, **columns, "previous_completions": texts} for row, texts in zip(inputs, shown, strict=True)]
         with self.agents.acting(agent), self._metrics_of(agent):
@@ -91,16 +95,20 @@ class ChainRollouts(AgentMetrics):
                 self._take_turn(chain, self._observed(chain))
                 chain.position = position
         self.columns.complete(len(completions))
-        readers = [self.args.knowledge_transfer and place > 0 for place in range(len(chain.agents))]
-        chain.learned[agent] = credited_rewards(chain.rewards, position, self.args.credit, readers)
+        chain.learned[agent] = self._credited(chain, position)
         return chain.learned[agent]
 
+    def _credited(self, chain: Chain, position: int) -> torch.Tensor:
+        """The rewards that one agent learns from, when those of all agents are known."""
+        rewards = [with_share(own, role.share) for own, role in zip(chain.rewards, chain.roles, strict=True)]
+        return credited_rewards(rewards, position, self.args.credit, [role.is_reader for role in chain.roles])
+
     def _observed(self, chain: Chain) -> list[dict[str, Any]]:
-        """The examples with the prompts of the observer whose turn it is."""
-        if not self.args.knowledge_transfer:
+        """The examples with the prompts of the agent whose turn it is."""
+        if not chain.is_reading:
             return chain.rows
         answers = [[answer_text(completion) for completion in texts] for texts in chain.previous()]
-        prompts, is_cut = self.observer_prompts(chain.prompts, answers)
+        prompts, is_cut = self.observer_prompts(chain.prompts, answers, chain.roles[chain.position].template)
         cut = self.accelerator.gather(torch.tensor([float(flag) for flag in is_cut], device=self.accelerator.device))
         self._metrics[self._mode][f"role/{chain.role}/cut_ratio"].append(cut.mean().item())
         if any(is_cut) and not self._has_warned_of_cuts:

@@ -30,7 +30,7 @@ from hf_rlae.trainers.cory.configuration_cory import CoryArguments, CoryConfig, 
 from hf_rlae.trainers.cory.logs import CompletionColumns
 from hf_rlae.trainers.cory.prompts import ObserverPrompts
 from hf_rlae.trainers.cory.resuming import ResumableRollouts
-from hf_rlae.trainers.cory.roles import order_at, role_names
+from hf_rlae.trainers.cory.roles import PIONEER, order_at, role_labels
 from hf_rlae.trainers.cory.rollouts import ChainRollouts
 from hf_rlae.trainers.durable.finite import FiniteTrainer
 from hf_rlae.trainers.rewards import RewardFunc
@@ -135,7 +135,6 @@ class CoryMixin(ChainRollouts, AgentPublisher, ResumableRollouts, FiniteTrainer,
         self.observer_prompts = ObserverPrompts(
             self.processing_class,
             lambda prompts: [len(ids) for ids in self._tokenize_prompts(prompts)[0]],  # type: ignore[attr-defined]
-            settings.observer_template,
             observer_room(settings, self.model.config),
         )
         self.columns = CompletionColumns(self)
@@ -169,8 +168,11 @@ class CoryMixin(ChainRollouts, AgentPublisher, ResumableRollouts, FiniteTrainer,
 
     def roles(self, step: int | None = None) -> dict[str, str]:
         """The role of every agent, at an optimizer step or at the current one."""
-        order = self.order(step)
-        return dict(zip(order, role_names(len(order)), strict=True))
+        return dict(zip(self.order(step), role_labels(self.role_names()), strict=True))
+
+    def role_names(self) -> list[str]:
+        """The registered names of the roles of the chain, in its order."""
+        return self.args.role_names if self._alone is None else [PIONEER]  # type: ignore[no-any-return]
 
     @contextlib.contextmanager
     def alone(self, agent: str) -> Iterator[None]:

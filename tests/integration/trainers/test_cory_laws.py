@@ -10,7 +10,7 @@ from trl import GRPOConfig, GRPOTrainer, RLOOConfig, RLOOTrainer
 
 from hf_rlae.trainers import CoryRLOOTrainer, CoryTrainer
 from hf_rlae.trainers.cory.draws import draws_apart
-from hf_rlae.trainers.cory.roles import order_at, role_names
+from hf_rlae.trainers.cory.roles import order_at, role_labels
 from tests.support.cory import adapters_of, base_of, gradients_of, in_training, lora, rollout, trainer_of
 from tests.support.rlae import assert_same, vowels
 
@@ -41,7 +41,7 @@ def test_roles():
     assert [order_at(step, ["a", "b", "c"], 1) for step in range(3)] == [
         ["a", "b", "c"], ["c", "a", "b"], ["b", "c", "a"],
     ]  # fmt: skip
-    assert role_names(4) == ["pioneer", "observer-1", "observer-2", "observer-3"]
+    assert role_labels(["pioneer", *["observer"] * 3]) == ["pioneer", "observer-1", "observer-2", "observer-3"]
 
 
 def test_draws_apart_repeat_and_differ():

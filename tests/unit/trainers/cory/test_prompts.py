@@ -70,8 +70,8 @@ WORDS = st.lists(st.sampled_from(PIECES), max_size=30)
 def test_prompts_fit_and_keep_the_end_of_the_answers(prompt, answers, bound):
     prompt, answers = " ".join(prompt), [" ".join(words) for words in answers]
     template = "{answers}|{prompt}"
-    make = ObserverPrompts(TOKENIZER, lengths, template, bound)
-    [made], [is_cut] = make([prompt], [answers])
+    make = ObserverPrompts(TOKENIZER, lengths, bound)
+    [made], [is_cut] = make([prompt], [answers], template)
     whole = observer_prompt(prompt, answers, template)
     assert is_cut == (lengths([whole])[0] > bound)
     if not is_cut:
@@ -87,22 +87,22 @@ def test_prompts_fit_and_keep_the_end_of_the_answers(prompt, answers, bound):
 def test_cutting_takes_no_more_than_it_must():
     answer = "Once upon a time there was a little girl named Lily"
     for bound in range(12, 20):
-        make = ObserverPrompts(TOKENIZER, lengths, "{answers}|{prompt}", bound)
-        [made], [is_cut] = make(["the dog"], [[answer]])
+        make = ObserverPrompts(TOKENIZER, lengths, bound)
+        [made], [is_cut] = make(["the dog"], [[answer]], "{answers}|{prompt}")
         if is_cut and made != "the dog":
             assert bound - 1 <= lengths([made])[0] <= bound
 
 
 def test_the_earliest_answer_is_cut_first():
     answers = ["Once upon a time there was a girl", "The dog ran"]
-    make = ObserverPrompts(TOKENIZER, lengths, "{answers}|{prompt}", 20)
-    [made], _ = make(["x"], [answers])
+    make = ObserverPrompts(TOKENIZER, lengths, 20)
+    [made], _ = make(["x"], [answers], "{answers}|{prompt}")
     assert "The dog ran" in made
     assert "Once upon" not in made
 
 
 def test_no_bound():
-    make = ObserverPrompts(TOKENIZER, lengths, None, None)
+    make = ObserverPrompts(TOKENIZER, lengths)
     assert make(["a"], [["b" * 5000]])[1] == [False]
 
 
