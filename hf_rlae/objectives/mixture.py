@@ -42,7 +42,7 @@ class Mixture(Objective):
 
     References:
         Ours; the surrogate is that of PPO (arXiv 1707.06347), and group-relative advantages are those of GRPO (arXiv
-        2402.03300).
+        2402.03300). The nearest work is DLLG (arXiv 2606.04378), where a gate gives weights for the logits of experts.
 
     Requirements:
         Linear mixing, an actor of either kind, and rollouts that act with the deterministic weights that inference uses
