@@ -82,6 +82,25 @@ def resolve_rewards(
     return resolved
 
 
+def names_of(funcs: Sequence[Any]) -> list[str]:
+    """The names under which TRL logs rewards.
+
+    Args:
+        funcs (`Sequence`): from `resolve_rewards`; models may be names, folders or loaded.
+
+    Example:
+
+    >>> names_of(resolve_rewards(["gsm8k"]) + ["owner/judge"])
+    ['gsm8k_reward', 'judge']
+    """
+    sources = [getattr(func, "config", func) for func in funcs]
+    given = [source if isinstance(source, str) else getattr(source, "name_or_path", None) for source in sources]
+    return [
+        func.__name__ if isinstance(func, GuardedReward) else str(source).rstrip("/").split("/")[-1]
+        for func, source in zip(funcs, given, strict=True)
+    ]
+
+
 def call_rewards(
     funcs: Sequence[GuardedReward],
     prompts: Sequence[Any],

@@ -12,6 +12,7 @@ from trl import GRPOConfig, RLOOConfig
 
 from hf_rlae.checks import NOT_NEGATIVE, OPTIONAL_COUNT, Bounds, check_choice, check_fields, check_list
 from hf_rlae.errors import ConfigError
+from hf_rlae.trainers.constraints import ConstraintArguments
 from hf_rlae.trainers.cory.credit import CREDITS
 from hf_rlae.trainers.cory.prompts import check_template
 from hf_rlae.trainers.cory.roles import OBSERVER, PIONEER, Role, check_roles, role_of
@@ -51,8 +52,8 @@ _UNSUPPORTED = {
 
 
 @dataclass
-class CoryArguments:
-    r"""The arguments that [`CoryMixin`] adds to those of a TRL trainer.
+class CoryArguments(ConstraintArguments):
+    r"""The arguments that [`CoryMixin`] adds to those of a TRL trainer, and those of [`ConstraintArguments`].
 
     Put it before the trainer's configuration: `class MyConfig(CoryArguments, GMPOConfig)`, with `@dataclass`.
 
@@ -116,7 +117,7 @@ class CoryArguments:
         self._check_observers()
         self._check_unsupported()
         set_defaults(self)
-        super().__post_init__()  # type: ignore[misc]
+        super().__post_init__()
 
     def _rename(self) -> None:
         """Takes over what was given by a former name."""

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from trl.trainer.base_trainer import _BaseTrainer
 
+from hf_rlae.trainers.constraints import RewardConstraints
 from hf_rlae.trainers.cory.agents import AgentAdapters
 from hf_rlae.trainers.cory.logs import logs_as_json
 from hf_rlae.trainers.durable.checkpoints import DurableTrainer
@@ -36,6 +37,7 @@ class ResumableRollouts(DurableTrainer):
     _buffered_inputs: Any
     reward_func_names: list[str]
     reward_weights: torch.Tensor
+    constraints: RewardConstraints
 
     def _get_train_sampler(self, dataset: Any = None) -> EpochRepeatSampler:
         return EpochRepeatSampler.of_rollouts(self, dataset)
@@ -44,6 +46,7 @@ class ResumableRollouts(DurableTrainer):
         """See `DurableTrainer.train`; without a checkpoint, rollouts start from the beginning."""
         self._step, self._buffered_inputs = 0, None
         self._metrics["train"].clear()
+        self.constraints.reset()
         return super().train(*args, **kwargs)
 
     def run_settings(self) -> dict[str, Any]:
@@ -68,7 +71,7 @@ class ResumableRollouts(DurableTrainer):
 
     def run_notes(self) -> dict[str, Any]:
         """See `DurableTrainer`."""
-        names = ("beta", "temperature", "top_p", "top_k", "max_completion_length")
+        names = ("beta", "temperature", "top_p", "top_k", "max_completion_length", "reward_constraints")
         return {
             **{name: getattr(self.args, name) for name in names},
             "observer_template": self.args.told_template,
@@ -82,6 +85,7 @@ class ResumableRollouts(DurableTrainer):
         is_used_up = self._step % (self.args.steps_per_generation * self.args.num_iterations) == 0
         return {
             "step": self._step,
+            "multipliers": dict(self.constraints.multipliers),
             "buffer": None if is_used_up else self._buffered_inputs,
             "metrics": {name: list(values) for name, values in self._metrics["train"].items()},
             "logs": logs_as_json(self._logs) if self.args.log_completions else "{}",
@@ -91,6 +95,7 @@ class ResumableRollouts(DurableTrainer):
         """See `DurableTrainer`."""
         device = self.accelerator.device
         self._step = state["step"]
+        self.constraints.load(state.get("multipliers", {}))  # earlier versions saved none
         self._buffered_inputs = state["buffer"] and [
             {key: value.to(device) if isinstance(value, torch.Tensor) else value for key, value in batch.items()}
             for batch in state["buffer"]

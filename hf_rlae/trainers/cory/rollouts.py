@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from hf_rlae.rewards.weighted_sums import total_rewards
+from hf_rlae.trainers.constraints import RewardConstraints
 from hf_rlae.trainers.cory.chain import Chain, answer_text
 from hf_rlae.trainers.cory.credit import credited_rewards, with_share
 from hf_rlae.trainers.cory.draws import draws_apart
@@ -30,6 +31,7 @@ class ChainRollouts(AgentMetrics):
 
     accelerator: Any
     reward_weights: torch.Tensor
+    constraints: RewardConstraints
     order: Callable[..., list[str]]
     role_names: Callable[[], list[str]]
     columns: CompletionColumns
@@ -42,10 +44,11 @@ class ChainRollouts(AgentMetrics):
         agents, names = self.order(), self.role_names()
         roles = [self.args.role(name) for name in names]
         chain = self._chain = Chain(agents, roles, role_labels(names), inputs)
+        weights = self.reward_weights
         try:
             self._take_turn(chain, inputs)
         finally:
-            self._chain = None
+            self._chain, self.reward_weights = None, weights
         return chain.merged(self.agents.names)
 
     def _take_turn(self, chain: Chain, inputs: list[dict[str, Any]]) -> None:
@@ -94,6 +97,10 @@ class ChainRollouts(AgentMetrics):
                 chain.position = position + 1
                 self._take_turn(chain, self._observed(chain))
                 chain.position = position
+        elif self.constraints.least and self._mode == "train":
+            for name, value in self.constraints.update(torch.cat(chain.rewards)).items():
+                metrics[name].append(value)
+            self.reward_weights = self.constraints.weights.to(self.reward_weights)
         self.columns.complete(len(completions))
         chain.learned[agent] = self._credited(chain, position)
         return chain.learned[agent]

@@ -13,8 +13,9 @@ from trl.trainer.utils import disable_dropout_in_model, get_config_model_id
 
 from hf_rlae.errors import ConfigError
 from hf_rlae.rewards.calls.guarded import GuardedReward
-from hf_rlae.rewards.calls.resolve import resolve_rewards
+from hf_rlae.rewards.calls.resolve import names_of, resolve_rewards
 from hf_rlae.rewards.contract import columns_of
+from hf_rlae.trainers.constraints import RewardConstraints
 from hf_rlae.trainers.context_check import ContextCheck
 from hf_rlae.trainers.cory.agents import AgentAdapters, config_for_texts
 from hf_rlae.trainers.cory.card import AgentPublisher
@@ -116,9 +117,11 @@ class CoryMixin(ChainRollouts, AgentPublisher, ResumableRollouts, FiniteTrainer,
         if processing_class is not None:
             check_tokenizer(processing_class, prompts)
         self._alone: str | None = None
+        funcs = resolve_rewards(reward_funcs, settings.reward_timeout)
+        self.constraints = RewardConstraints(settings, names_of(funcs), settings.reward_weights)
         super().__init__(
             model,
-            resolve_rewards(reward_funcs, settings.reward_timeout),
+            funcs,
             args=settings,
             train_dataset=train_dataset,
             eval_dataset=eval_dataset,
@@ -127,6 +130,7 @@ class CoryMixin(ChainRollouts, AgentPublisher, ResumableRollouts, FiniteTrainer,
             **kwargs,
         )
         check_tokenizer(self.processing_class, prompts)
+        self.reward_weights = self.constraints.main_weights
         self.agents = AgentAdapters(self.model, settings.names)
         warn_of_half_precision(self.model)
         if settings.disable_dropout:

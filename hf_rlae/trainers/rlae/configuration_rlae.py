@@ -20,7 +20,9 @@ from hf_rlae.checks import (
 from hf_rlae.errors import ConfigError
 from hf_rlae.objectives import ObjectiveSettings, objectives
 from hf_rlae.objectives.advantages import SCALES
+from hf_rlae.objectives.multi_objective import AGGREGATIONS
 from hf_rlae.objectives.objective import ObjectiveName
+from hf_rlae.trainers.constraints import ConstraintArguments
 from hf_rlae.trainers.defaults import option, set_defaults
 
 logger = logging.getLogger(__name__)
@@ -57,8 +59,9 @@ _BOUNDS = {
 
 
 @dataclass
-class RLAEConfig(_BaseConfig):
-    r"""Arguments of [`RLAETrainer`]; all others are those of `transformers.TrainingArguments`.
+class RLAEConfig(ConstraintArguments, _BaseConfig):
+    r"""Arguments of [`RLAETrainer`]; all others are those of [`ConstraintArguments`] and
+    `transformers.TrainingArguments`.
 
     One *rollout* has `generation_batch_size` completions, `num_generations` per prompt. An update takes
     `per_device_train_batch_size * gradient_accumulation_steps` of them per process. Updates go through the rollout
@@ -101,6 +104,10 @@ class RLAEConfig(_BaseConfig):
         target_kl (`float`, *optional*): once the estimated KL of an update exceeds it, the remaining updates of the
             rollout are skipped.
         reward_weights (`list[float]`, *optional*): one per reward function; `None` = all 1.
+        multi_objective_aggregation (`str`, defaults to `"sum_then_normalize"`): how several rewards become one.
+            `"normalize_then_sum"` gives each the mean 0 and the deviation 1 before their weighted sum: among the
+            completions of a prompt with group-relative advantages, which are then standardised over the rollout
+            (`scale_rewards` is not used), and over the rollout with GAE. TRL's words; source: GDPO (arXiv 2601.05242).
         reward_timeout (`float`, defaults to 60.0): seconds that a reward function may take; 0 for no limit.
         disable_dropout (`bool`, defaults to `True`): whether the policy's dropout is switched off. With dropout the
             ratios of an unchanged policy are not 1.
@@ -150,6 +157,9 @@ class RLAEConfig(_BaseConfig):
     reduction: Literal["token", "sequence"] = option(default="token", help="What counts the same in the policy's loss.")
     target_kl: float | None = option(default=None, help="KL above which the rest of a rollout is skipped.")
     reward_weights: list[float] | None = option(default=None, help="One per reward function.")
+    multi_objective_aggregation: Literal["sum_then_normalize", "normalize_then_sum"] = option(
+        default="sum_then_normalize", help="Whether rewards are brought to one scale before they are summed."
+    )
     reward_timeout: float = option(default=60.0, help="Seconds that a reward function may take; 0 for no limit.")
     disable_dropout: bool = option(default=True, help="Whether the policy's dropout is switched off.")
     shuffle_dataset: bool = option(default=True, help="Whether each epoch has a new order of prompts.")
@@ -164,6 +174,7 @@ class RLAEConfig(_BaseConfig):
             self.advantages = objectives[self.objective].default_advantages  # type: ignore[assignment]
         check_choice("advantages", self.advantages, ADVANTAGES)
         check_choice("scale_rewards", self.scale_rewards, SCALES)
+        check_choice("multi_objective_aggregation", self.multi_objective_aggregation, AGGREGATIONS)
         check_fields(self, _BOUNDS)
         check_list("reward_weights", self.reward_weights, Bounds())
         self.objective_settings()  # checks the fields of the objective

@@ -13,8 +13,10 @@ from trl.trainer.utils import disable_dropout_in_model, identity
 
 from hf_rlae.ensemble import EnsembleForCausalLM
 from hf_rlae.objectives import gae, group_relative, objectives, scatter_spans, terminal_rewards, whiten
+from hf_rlae.objectives.multi_objective import normalized_sum
 from hf_rlae.rewards.calls.resolve import RewardCalls
 from hf_rlae.rewards.weighted_sums import total_rewards
+from hf_rlae.trainers.constraints import RewardConstraints
 from hf_rlae.trainers.durable.checkpoints import DurableTrainer
 from hf_rlae.trainers.durable.fingerprint import describe_adapter, describe_member, describe_model, describe_prompts
 from hf_rlae.trainers.durable.finite import FiniteTrainer
@@ -113,6 +115,8 @@ class RLAETrainer(PolicyPublisher, RolloutTrainer, DurableTrainer, FiniteTrainer
         self.reward_calls = RewardCalls(
             reward_funcs, args.reward_weights, args.reward_timeout, reward_processing_classes
         )
+        self.constraints = RewardConstraints(args, self.reward_calls.names, args.reward_weights)
+        self.reward_calls.weights = self.constraints.main_weights
         if type(self)._calculate_rewards is RolloutTrainer._calculate_rewards:
             check_reward_columns(self.reward_calls.required_columns, train_dataset, eval_dataset)
         if args.span_length is not None:
@@ -196,12 +200,14 @@ class RLAETrainer(PolicyPublisher, RolloutTrainer, DurableTrainer, FiniteTrainer
         seeds = self._seeds(TRAIN_SEEDS, self.buffer.number, len(inputs))
         rollouts = self._checked_rollouts(inputs, seeds, self.objective.explores).to("cpu")
         rewards_per_func = self._score(inputs, rollouts)
-        rewards = total_rewards(rewards_per_func, self.reward_calls.weights)
+        metrics = self.constraints.update(rewards_per_func)
+        rewards = self._learned_rewards(rewards_per_func)
         rollouts.advantages, rollouts.returns = self._advantages(rollouts, rewards)
         records = self._records(rollouts)
         self._num_tokens += int(records.lengths.sum())
         args, calls, members = self.args, self.reward_calls, self.member_names
-        for name, value in rollout_metrics(records, rewards_per_func, args.num_generations, calls, members).items():
+        metrics |= rollout_metrics(records, rewards_per_func, args.num_generations, calls, members)
+        for name, value in metrics.items():
             self._metrics["train"][name].append(value)
         self.completion_log.add(records, rewards_per_func, calls.names)
         is_judged = ~self._own(rewards).isnan()[:, None]
@@ -210,11 +216,22 @@ class RLAETrainer(PolicyPublisher, RolloutTrainer, DurableTrainer, FiniteTrainer
         self.buffer.rollouts = rollouts
         self._is_stopped = False
 
+    def _learned_rewards(self, rewards_per_func: torch.Tensor) -> torch.Tensor:
+        """One reward per completion, `(N,)`, NaN where no function could judge."""
+        weights, args = self.constraints.weights, self.args
+        if args.multi_objective_aggregation == "sum_then_normalize":
+            return total_rewards(rewards_per_func, weights)
+        group = args.num_generations if args.advantages == "group_relative" else None
+        return normalized_sum(rewards_per_func, weights, group)
+
     def _advantages(self, rollouts: Rollouts, rewards: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
         """Advantages and returns of this process's rollouts, from the rewards of all processes."""
         args, own = self.args, self._own(rewards)
         if args.advantages == "group_relative":  # the completions of a prompt may be in two processes
-            return self._own(group_relative(rewards, args.num_generations, args.scale_rewards)), None
+            size, scale = args.num_generations, args.scale_rewards
+            if args.multi_objective_aggregation == "normalize_then_sum":  # groups were compared before the sum
+                size, scale = len(rewards), "batch"
+            return self._own(group_relative(rewards, size, scale)), None
         mask = rollouts.span_mask & ~own.isnan()[:, None]
         span_rewards = terminal_rewards(own.nan_to_num(), mask)
         advantages, returns = gae(span_rewards, rollouts.old_values, mask, args.gamma, args.lam)
@@ -226,6 +243,7 @@ class RLAETrainer(PolicyPublisher, RolloutTrainer, DurableTrainer, FiniteTrainer
         """See `DurableTrainer.train`; without a checkpoint, rollouts start from the beginning."""
         self.buffer.clear()
         self._num_tokens, self._is_stopped = 0, False
+        self.constraints.reset()
         for kept in (self._metrics["train"], self._update_metrics, self._kls):
             kept.clear()
         return super().train(*args, **kwargs)
@@ -376,7 +394,10 @@ class RLAETrainer(PolicyPublisher, RolloutTrainer, DurableTrainer, FiniteTrainer
 
     def run_notes(self) -> dict[str, Any]:
         """See `DurableTrainer`."""
-        names = ("advantages", "temperature", "top_p", "top_k", "max_completion_length")
+        names = (
+            "advantages", "temperature", "top_p", "top_k", "max_completion_length", "multi_objective_aggregation",
+            "reward_constraints",
+        )  # fmt: skip
         return {
             **{name: getattr(self.args, name) for name in names},
             "span_length": self.ensemble.config.span_length,
@@ -391,6 +412,7 @@ class RLAETrainer(PolicyPublisher, RolloutTrainer, DurableTrainer, FiniteTrainer
             "buffer": self.buffer.state(),
             "num_tokens": self._num_tokens,
             "is_stopped": self._is_stopped,
+            "multipliers": dict(self.constraints.multipliers),
             "metrics": {name: list(values) for name, values in self._metrics["train"].items()},
         }
 
@@ -399,4 +421,5 @@ class RLAETrainer(PolicyPublisher, RolloutTrainer, DurableTrainer, FiniteTrainer
         self.buffer.load(state["buffer"])
         self._num_tokens = state["num_tokens"]
         self._is_stopped = state["is_stopped"]
+        self.constraints.load(state.get("multipliers", {}))  # earlier versions saved none
         self._metrics["train"] = defaultdict(list, {name: list(v) for name, v in state["metrics"].items()})

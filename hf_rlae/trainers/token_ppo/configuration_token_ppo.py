@@ -7,6 +7,7 @@ from trl import GRPOConfig
 
 from hf_rlae.checks import NOT_NEGATIVE, OPTIONAL_POSITIVE, SHARE, Bounds, check_choice, check_fields
 from hf_rlae.errors import ConfigError
+from hf_rlae.objectives.multi_objective import AGGREGATIONS
 from hf_rlae.trainers.defaults import default_bf16, option
 
 LOSS_TYPES = ("bnpo", "dapo", "dr_grpo", "grpo")
@@ -46,6 +47,8 @@ class TokenPPOArguments:
         whiten_advantages (`bool`, defaults to `True`): whether advantages have mean 0 and deviation 1 over the tokens
             of a rollout. Source: public code, TRL's former `PPOTrainer`.
         num_iterations (`int`, defaults to 4): passes over each rollout. Source: public code, TRL's former `PPOConfig`.
+        multi_objective_aggregation (`str`, defaults to `"sum_then_normalize"`): `"normalize_then_sum"` gives each
+            reward the mean 0 and the deviation 1 over the rollout before their weighted sum.
         scale_rewards (`str`, defaults to `"none"`): must be `"none"`, because there is no group baseline.
 
     Raises:
@@ -77,10 +80,10 @@ class TokenPPOArguments:
             )
         check_choice("kl_penalty", args.kl_penalty, KL_PENALTIES)
         check_choice("loss_type", args.loss_type, LOSS_TYPES)
+        check_choice("multi_objective_aggregation", args.multi_objective_aggregation, AGGREGATIONS)
         for name, expected in (
             ("scale_rewards", "none"),
             ("importance_sampling_level", "token"),
-            ("multi_objective_aggregation", "sum_then_normalize"),
             ("use_vllm", False),
         ):
             value = getattr(self, name)

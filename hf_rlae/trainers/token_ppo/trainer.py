@@ -16,6 +16,7 @@ from trl import GRPOTrainer
 
 from hf_rlae.errors import CheckpointError, ConfigError, present
 from hf_rlae.objectives import gae, whiten
+from hf_rlae.objectives.multi_objective import normalized_sum
 from hf_rlae.objectives.reductions import explained_variance, masked_mean
 from hf_rlae.objectives.surrogate import density_ratio, kl_estimate
 from hf_rlae.objectives.token_ppo import adapted_kl_coef, token_kls, token_rewards, token_value_loss
@@ -273,7 +274,9 @@ class TokenPPOTrainer(PrivateSaves, FiniteTrainer, ContextCheck, GRPOTrainer):
         """Weighted sums of all processes' rewards, 0 where no function could judge, and where any function could."""
         given = present(rollout.rewards_per_func, "the rewards of a rollout")
         is_judged = ~given.isnan().all(dim=1)
-        return total_rewards(given, self.reward_weights).masked_fill(~is_judged, 0.0), is_judged
+        is_plain = self.args.multi_objective_aggregation == "sum_then_normalize"
+        totals = (total_rewards if is_plain else normalized_sum)(given, self.reward_weights)
+        return totals.masked_fill(~is_judged, 0.0), is_judged
 
     def _gather_rows(self, rows: torch.Tensor) -> torch.Tensor:
         """The rows `(B, T)` of all processes, padded with 0 to the largest T."""

@@ -374,7 +374,7 @@ def test_what_is_saved_is_the_adapter_alone(tmp_path):
         ({"loss_type": "vespo"}, "loss_type='vespo'"),
         ({"scale_rewards": "group"}, "scale_rewards='group'"),
         ({"importance_sampling_level": "sequence"}, "importance_sampling_level='sequence'"),
-        ({"multi_objective_aggregation": "normalize_then_sum"}, "multi_objective_aggregation="),
+        ({"multi_objective_aggregation": "normalise"}, "multi_objective_aggregation='normalise'"),
         ({"use_vllm": True}, "use_vllm=True"),
     ],
 )
