@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.utils.checkpoint import checkpoint
 from transformers import AutoModel, AutoTokenizer, PreTrainedConfig, PreTrainedModel
 from transformers import initialization as init
 
@@ -38,6 +39,11 @@ class PolicyModel(PreTrainedModel):
         config (`PolicyConfig`): the config; to observe members, make it with [`PolicyConfig.for_members`].
         tokenizer (`PreTrainedTokenizerBase`, *optional*): the encoder's tokenizer, if text is observed; it is saved and
             loaded with the policy.
+
+    Attributes:
+        encoder_batch_size (`int` or `None`): the largest number of texts that the encoder reads at a time; `None`, the
+            default, for all. If there are more, gradients are computed with the activations of one part at a time,
+            which are computed twice. Results and gradients are the same, up to rounding.
 
     Raises:
         ConfigError: `member_hidden_sizes` is missing although members are observed, or `encoder_config` is missing
@@ -81,6 +87,7 @@ class PolicyModel(PreTrainedModel):
             text_size = int(self.encoder.config.hidden_size)
         self.heads = Heads(config, text_size)
         self.tokenizer = None if tokenizer is None else _prepared(tokenizer, config.max_text_tokens)
+        self.encoder_batch_size: int | None = None
         self._explores = False
         self.post_init()
 
@@ -284,11 +291,14 @@ class PolicyModel(PreTrainedModel):
         seen = self.observe(observation) if isinstance(observation, PolicyState) else observation
         if torch.is_grad_enabled():  # autograd cannot use inference tensors, which `generate` leaves
             seen = {name: tensor.clone() if tensor.is_inference() else tensor for name, tensor in seen.items()}
-        pooled = None if self.encoder is None else _mean_state(self.encoder, seen)
+        pooled = None
+        if self.encoder is not None:
+            dtype = next(self.heads.parameters()).dtype
+            pooled = _mean_states(self.encoder, seen, self.encoder_batch_size).to(dtype)
         head: Actions = self.heads.actions
         kind = self.device.type
         with torch.autocast(kind, enabled=False) if torch.is_autocast_enabled(kind) else nullcontext():
-            scores, values = self.heads(seen, None if pooled is None else pooled.float())
+            scores, values = self.heads(seen, pooled)
             seeds = None if sample is None or isinstance(sample, bool) else sample
             if seeds is not None and len(seeds) != len(scores):
                 raise PolicyError(f"sample has {len(seeds)} seeds for {len(scores)} rows; give one seed per row")
@@ -329,11 +339,21 @@ class PolicyModel(PreTrainedModel):
             init.constant_(module.log_scale, module.start)
 
 
-def _mean_state(encoder: nn.Module, observation: Observation) -> torch.Tensor:
-    """The mean of the encoder's last hidden states over the text, `(B, H)`."""
-    mask = observation["attention_mask"]
-    states = encoder(input_ids=observation["input_ids"], attention_mask=mask).last_hidden_state.float()
-    kept = mask[..., None].float()
+def _mean_states(encoder: nn.Module, observation: Observation, batch_size: int | None) -> torch.Tensor:
+    """The mean of the encoder's last hidden states over each text, `(B, H)`; see `PolicyModel.encoder_batch_size`."""
+    ids, mask = observation["input_ids"], observation["attention_mask"]
+    if batch_size is None or len(ids) <= batch_size:
+        return _mean_state(encoder, ids, mask)
+    parts = zip(ids.split(batch_size), mask.split(batch_size), strict=True)
+    if torch.is_grad_enabled():
+        return torch.cat([checkpoint(_mean_state, encoder, *part, use_reentrant=False) for part in parts])
+    return torch.cat([_mean_state(encoder, *part) for part in parts])
+
+
+def _mean_state(encoder: nn.Module, input_ids: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+    states = encoder(input_ids=input_ids, attention_mask=mask).last_hidden_state
+    states = states.to(torch.promote_types(states.dtype, torch.float32))
+    kept = mask[..., None].to(states.dtype)
     return (states * kept).sum(1) / kept.sum(1).clamp(min=1.0)
 
 

@@ -62,10 +62,11 @@ def test_two_processes_learn_what_one_learns_from_the_same_texts(tmp_path, case)
 
 
 @pytest.mark.parametrize("objective", ["mixture", "ppo"])
+@pytest.mark.parametrize("saving", [{"activation_checkpointing": True}, {"encoder_batch_size": 3}])
 @pytest.mark.slow
-def test_two_processes_with_activations_computed_anew(tmp_path, objective):
+def test_two_processes_with_activations_computed_anew(tmp_path, objective, saving):
     """Parameters that no loss reaches, such as an encoder's pooler, do not hold up the other process."""
-    options = {"objective": objective, "ensemble": {"observation": "text"}, "activation_checkpointing": True}
+    options = {"objective": objective, "ensemble": {"observation": "text"}, **saving}
     processes = start_two(
         run, str(tmp_path / "two"), str(tmp_path / "two.pt"), per_device_train_batch_size=2, **options
     )

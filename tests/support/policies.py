@@ -7,11 +7,11 @@ from functools import cache
 from typing import Any
 
 import torch
-from transformers import BertConfig, BertModel
+from transformers import BertConfig, BertModel, DebertaV2Config, DebertaV2Model
 
 from hf_rlae import PolicyState
 from hf_rlae.policies import MemberObservation, PromptScores
-from tests.support.tokenizers import byte_level_bpe
+from tests.support.tokenizers import byte_level_bpe, deberta_v2
 
 SIZES = (32, 48)
 """Hidden sizes of two imaginary members."""
@@ -84,6 +84,32 @@ def encoder() -> tuple[BertModel, Any]:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         return BertModel(config).eval(), tokenizer
+
+
+@cache
+def deberta() -> tuple[DebertaV2Model, Any]:
+    """The encoder of the paper's policies (DeBERTa-V3) in small, random, with its tokenizer."""
+    tokenizer = deberta_v2()
+    config = DebertaV2Config(
+        vocab_size=len(tokenizer),
+        hidden_size=24,
+        intermediate_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        max_position_embeddings=64,
+        relative_attention=True,
+        position_buckets=16,
+        pos_att_type=["p2c", "c2p"],
+        share_att_key=True,
+        norm_rel_ebd="layer_norm",
+        position_biased_input=False,
+        type_vocab_size=0,
+        pad_token_id=tokenizer.pad_token_id,
+        initializer_range=0.5,
+    )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        return DebertaV2Model(config).eval(), tokenizer
 
 
 def assert_same_parameters(one: torch.nn.Module, other: torch.nn.Module) -> None:

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from functools import cache
 
 from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
-from transformers import PreTrainedTokenizerFast
+from transformers import DebertaV2Tokenizer, PreTrainedTokenizerFast
 
 LINES = [
     "Once upon a time, there was a little girl named Lily who loved the café.",
@@ -94,6 +94,17 @@ def unigram(size: int = 120) -> PreTrainedTokenizerFast:
     backend.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="never", split=True)
     backend.decoder = decoders.Metaspace(prepend_scheme="never")
     return _finish(backend, eos_token="</s>", pad_token="<unk>", unk_token="<unk>")
+
+
+@cache
+def deberta_v2(size: int = 120) -> DebertaV2Tokenizer:
+    """The tokenizer of DeBERTa-V2 and V3, a Unigram vocabulary with `[CLS]` and `[SEP]` around a text."""
+    words = ["▁" + word for line in LINES for word in line.split(" ")]
+    specials = ["[PAD]", "[CLS]", "[SEP]", "[UNK]", "[MASK]"]
+    parts = _commonest_parts(words, size - len(specials))
+    total = sum(parts.values())
+    pieces = [(part, math.log(count / total)) for part, count in parts.items()]
+    return DebertaV2Tokenizer([*((special, 0.0) for special in specials), *pieces])
 
 
 @cache

@@ -32,7 +32,8 @@ def check_policy(ensemble: EnsembleForCausalLM, args: RLAEConfig) -> None:
 
     Raises:
         ConfigError: not an ensemble, a policy without parameters, an actor or mixing that the objective does not
-            support, a policy that reads text but has no tokenizer, or gradient checkpointing without an encoder.
+            support, a policy that reads text but has no tokenizer, or gradient checkpointing or
+            `encoder_batch_size` without an encoder.
     """
     if not isinstance(ensemble, EnsembleForCausalLM):
         raise ConfigError(
@@ -51,6 +52,11 @@ def check_policy(ensemble: EnsembleForCausalLM, args: RLAEConfig) -> None:
         raise ConfigError(
             f"activation_checkpointing=True, but the policy has no encoder (observation={policy.config.observation!r}) "
             "whose activations could be recomputed; leave it out"
+        )
+    if args.encoder_batch_size is not None and not policy.config.observes_text:
+        raise ConfigError(
+            f"encoder_batch_size={args.encoder_batch_size}, but the policy has no encoder "
+            f"(observation={policy.config.observation!r}); leave it out"
         )
     if policy.config.observes_text and policy.tokenizer is None:
         raise ConfigError(
@@ -175,13 +181,14 @@ def _lengths(ensemble: EnsembleForCausalLM, name: str, prompts: list[Any]) -> li
     return found
 
 
-def wrap_policy(ensemble: EnsembleForCausalLM, peft_config: Any) -> Any:
+def wrap_policy(ensemble: EnsembleForCausalLM, peft_config: Any, encoder_batch_size: int | None) -> Any:
     """The policy to train: the ensemble's own, or the same with LoRA on its encoder.
 
     Raises:
         ConfigError: a policy in half precision without `peft_config`, or `peft_config` for a policy without an encoder.
     """
     policy: Any = ensemble.policy
+    policy.encoder_batch_size = encoder_batch_size
     if peft_config is None:
         _check_full_precision(policy)
         return policy

@@ -42,6 +42,7 @@ _OPTIONAL_COUNTS = (
     "span_length",
     "generation_batch_size",
     "rollout_batch_size",
+    "encoder_batch_size",
     "steps_per_generation",
     "num_completions_to_print",
 )
@@ -103,6 +104,9 @@ class RLAEConfig(ConstraintArguments, _BaseConfig):
         reduction (`str`, defaults to `"token"`): `"token"` or `"sequence"`; see [`ObjectiveSettings`].
         target_kl (`float`, *optional*): once the estimated KL of an update exceeds it, the remaining updates of the
             rollout are skipped.
+        encoder_batch_size (`int`, *optional*): texts, one per span, that a policy's encoder reads at a time; `None` =
+            all of a micro-batch. A smaller number needs less memory in updates, because the activations of one part at
+            a time are kept, and more time, because they are computed twice. Gradients are the same, up to rounding.
         reward_weights (`list[float]`, *optional*): one per reward function; `None` = all 1.
         multi_objective_aggregation (`str`, defaults to `"sum_then_normalize"`): how several rewards become one.
             `"normalize_then_sum"` gives each the mean 0 and the deviation 1 before their weighted sum: among the
@@ -156,6 +160,7 @@ class RLAEConfig(ConstraintArguments, _BaseConfig):
     entropy_coef: float | None = option(default=None, help="Weight of the entropy bonus; None: 0.01, mixture 0.03.")
     reduction: Literal["token", "sequence"] = option(default="token", help="What counts the same in the policy's loss.")
     target_kl: float | None = option(default=None, help="KL above which the rest of a rollout is skipped.")
+    encoder_batch_size: int | None = option(default=None, help="Texts that a policy's encoder reads at a time.")
     reward_weights: list[float] | None = option(default=None, help="One per reward function.")
     multi_objective_aggregation: Literal["sum_then_normalize", "normalize_then_sum"] = option(
         default="sum_then_normalize", help="Whether rewards are brought to one scale before they are summed."

@@ -121,7 +121,7 @@ class RLAETrainer(PolicyPublisher, RolloutTrainer, DurableTrainer, FiniteTrainer
             check_reward_columns(self.reward_calls.required_columns, train_dataset, eval_dataset)
         if args.span_length is not None:
             model.config.span_length = args.span_length
-        policy = wrap_policy(model, peft_config)
+        policy = wrap_policy(model, peft_config, args.encoder_batch_size)
         policy.config.span_length = model.config.span_length
         if args.disable_dropout:
             disable_dropout_in_model(policy)

@@ -118,6 +118,11 @@ BAD = {
         ConfigError,
         "reward_weights has 1 entries for 2",
     ),
+    "parts of texts without an encoder": (
+        lambda: {"encoder_batch_size": 2},
+        ConfigError,
+        "encoder_batch_size=2, but the policy has no encoder",
+    ),
     "LoRA without an encoder": (lambda: {"peft_config": lora()}, ConfigError, "no encoder to adapt"),
 }
 
@@ -130,7 +135,7 @@ def halved():
 
 def adapted():
     ensemble = ensemble_of(observation="text")
-    wrap_policy(ensemble, lora())
+    wrap_policy(ensemble, lora(), None)
     return ensemble
 
 
@@ -350,6 +355,7 @@ FIELDS = {
     "num_iterations": ("3", "whole number"),
     "generation_batch_size": (-8, "at least 1"),
     "rollout_batch_size": (0, "at least 1"),
+    "encoder_batch_size": (1.5, "whole number"),
     "num_completions_to_print": (0, "at least 1"),
     "gamma": (1.5, "of at least 0 and at most 1"),
     "lam": (None, "of at least 0 and at most 1"),
