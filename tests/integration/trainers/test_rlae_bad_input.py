@@ -150,7 +150,13 @@ def test_refused_before_the_first_forward_pass(name, tmp_path, forwards):
     model = given.pop("model", None) or ensemble_of()
     options = {
         key: given.pop(key)
-        for key in ("objective", "reward_weights", "activation_checkpointing", "dataloader_drop_last")
+        for key in (
+            "objective",
+            "reward_weights",
+            "activation_checkpointing",
+            "dataloader_drop_last",
+            "encoder_batch_size",
+        )
         if key in given
     }
     arguments = {"reward_funcs": vowels, "train_dataset": data(), **given}
