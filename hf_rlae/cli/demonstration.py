@@ -17,6 +17,7 @@ from transformers.utils.logging import disable_progress_bar
 from hf_rlae.cli.progress import progress_bar
 from hf_rlae.cli.streaming import CarrierStreamer
 from hf_rlae.ensemble import EnsembleForCausalLM
+from hf_rlae.errors import present
 from hf_rlae.evaluation.fixed_weights import best_fixed_weights, simplex_grid
 from hf_rlae.members import Member
 from hf_rlae.policies import PolicyModel, StaticPolicy
@@ -76,7 +77,8 @@ def _train(console: Console, members: Sequence[Member], args: argparse.Namespace
 def _write_one(console: Console, members: Sequence[Member], policy: PolicyModel, args: argparse.Namespace) -> None:
     """Streams one text, then shows its spans and draws its weights."""
     names = [member.name for member in members]
-    ensemble = EnsembleForCausalLM.from_members(members, policy, span_length=policy.config.span_length)
+    span_length = present(policy.config.span_length, "the span length of the policy")
+    ensemble = EnsembleForCausalLM.from_members(members, policy, span_length=span_length)
     prompt = args.chain.rstrip("=") + "="
     inputs = ensemble.tokenizer([prompt], return_tensors="pt")
     console.print("One text, with every token in the colour of the member that carried it:")
@@ -101,7 +103,7 @@ def _write_one(console: Console, members: Sequence[Member], policy: PolicyModel,
 def _accuracy_table(members: Sequence[Member], policy: PolicyModel, count: int) -> Table:
     """Accuracies on held-out questions: each member alone, fixed weights, the learned policy, and switching."""
     test, validation = draw_questions(count, splits=("test",)), draw_questions(NUM_VALIDATION, splits=("validation",))
-    size, span_length = len(members), policy.config.span_length
+    size, span_length = len(members), present(policy.config.span_length, "the span length of the policy")
     fixed = EnsembleForCausalLM.from_members(members)
     learned = EnsembleForCausalLM.from_members(members, policy, span_length=span_length)
     oracle = EnsembleForCausalLM.from_members(members, OraclePolicy(), span_length=span_length)

@@ -33,6 +33,7 @@ class EnsembleCache(Cache):
     Attributes:
         trace (`Trace`): the recorded log-probabilities.
         draws (`MemberDraws` or `None`): draws the members from which tokens are sampled.
+        drawn (`list[tuple[int, torch.LongTensor]]`): what was drawn in the last `generate` call; see `MemberDraws`.
         faults (`MemberFaults` or `None`): looks for members whose logits are not finite, inside `generate`.
         given (`list[int]` or `None`): in the first forward pass outside of `generate`, the column of the last special
             token that begins each row; see `given_columns`.
@@ -61,6 +62,7 @@ class EnsembleCache(Cache):
     def _start_empty(self, record: bool) -> None:
         self.trace = Trace(enabled=record)
         self.draws: MemberDraws | None = None
+        self.drawn: list[tuple[int, torch.Tensor]] = []
         self.faults: MemberFaults | None = None
         self.ended: torch.Tensor | None = None
         self.given: list[int] | None = None
@@ -174,6 +176,7 @@ class EnsembleCache(Cache):
     def end_generate(self) -> None:
         """Called when a `generate` call has ended, also by an exception."""
         self._in_generate = self._is_recording = False
+        self.drawn = [] if self.draws is None else self.draws.drawn
         self._generate_policy = self.draws = self.faults = self.ended = None
 
     def policy_or(self, policy: Policy) -> Policy:

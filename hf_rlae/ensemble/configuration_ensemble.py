@@ -12,6 +12,7 @@ from hf_rlae.checks import COUNT, OPTIONAL_COUNT, Bounds, check_choice, check_fi
 from hf_rlae.ensemble.draws import SCOPES, UNITS
 from hf_rlae.ensemble.faults import ACTIONS
 from hf_rlae.ensemble.mixing import mixings
+from hf_rlae.ensemble.spans import WHOLE_TEXT
 from hf_rlae.errors import ConfigError
 from hf_rlae.vocabulary.round_trip import AUTO, FORMS
 
@@ -19,6 +20,8 @@ if TYPE_CHECKING:
     MixingName: TypeAlias = Literal["linear", "log"]
 else:
     MixingName = str  # mixings that a user registers are accepted too
+
+SELECTIONS = ("span", "prompt")
 
 _BOUNDS = {
     "span_length": COUNT,
@@ -38,6 +41,11 @@ class EnsembleConfig(PreTrainedConfig):
         revisions (`list[str | None]`, *optional*): the commit, branch or tag of each member.
         span_length (`int`, defaults to 8): consecutive tokens that share one weight vector. Source: public
             code of RLAE (4 or 8).
+        select (`str`, defaults to `"span"`): `"span"` asks the policy for every span. `"prompt"` asks it once per text,
+            before any member runs; the weights hold to the end of the text, and `span_length` is not used. With
+            `max_active_members=k` the policy picks k members from the prompt: the others are never run in that row, and
+            members that are given by name are loaded when they first run. The policy must not observe the members
+            (ours).
         mixing (`str`, defaults to `"linear"`): `"linear"` (mixture of probabilities) or `"log"` (product of
             experts).
         min_weight (`float`, defaults to 0.0): weights below it become 0; a member with weight 0 does not run in the
@@ -73,6 +81,7 @@ class EnsembleConfig(PreTrainedConfig):
     members: list[str | None] | None = None
     revisions: list[str | None] | None = None
     span_length: int = 8
+    select: str = "span"
     mixing: MixingName = "linear"
     min_weight: float | int = 0.0
     max_active_members: int | None = None
@@ -95,6 +104,7 @@ class EnsembleConfig(PreTrainedConfig):
     def __post_init__(self, **kwargs: Any) -> None:
         super().__post_init__(**kwargs)
         check_fields(self, _BOUNDS)
+        check_choice("select", self.select, SELECTIONS)
         check_choice("mixing", self.mixing, mixings)
         try:
             json.dumps(self.policy)
@@ -111,3 +121,13 @@ class EnsembleConfig(PreTrainedConfig):
                 f"draw={self.draw!r} with mixing={self.mixing!r}: drawing a member and sampling from it is linear "
                 "mixing; leave draw out, or set mixing='linear'"
             )
+
+    @property
+    def span_length_of_policy(self) -> int | None:
+        """`span_length`, or `None` with `select="prompt"`; see `PolicyConfig.span_length`."""
+        return None if self.select == "prompt" else self.span_length
+
+    @property
+    def tokens_per_weights(self) -> int:
+        """Number of tokens that share one weight vector: `span_length`, or `WHOLE_TEXT` with `select="prompt"`."""
+        return WHOLE_TEXT if self.select == "prompt" else self.span_length

@@ -52,7 +52,7 @@ def begin_spans(
     if member_ids is not None:
         kept = torch.ones_like(member_ids) if member_mask is None else member_mask.long()
         cache.call.set_prompts(cache, starts, member_ids.long(), kept)
-    cache.begin_spans(model.config.span_length, starts)
+    cache.begin_spans(model.config.tokens_per_weights, starts)
     if not cache.in_generate and not model.engine.has_prompt_logits:
         cache.given = given_columns(cache, model.engine.pieces, starts)
 

@@ -26,7 +26,7 @@ from hf_rlae.ensemble.saving import POLICY_FOLDER
 from hf_rlae.ensemble.tokenizer_ensemble import EnsembleTokenizer, shared_tokenizer
 from hf_rlae.errors import ConfigError, HfRlaeError, MemberError, PolicyError, nearest
 from hf_rlae.hub_ids import is_repo_id
-from hf_rlae.members import Member, choose_runner
+from hf_rlae.members import LazyMember, LazyRunner, Member, choose_runner
 from hf_rlae.members.model_files import load_whole, tokenizer_failures
 from hf_rlae.policies import Policy, policies
 from hf_rlae.vocabulary import ByteVocabulary, UnionVocabulary, choose_normalization, same_vocabulary
@@ -93,6 +93,7 @@ def build(
             end_token_ids=options["end_token_ids"][index],
             adapter_name=options["adapter_names"][index],
             check_files=check_files,
+            is_lazy=config.select == "prompt",
             kwargs=member_kwargs[index] or {},
         )
         for index, given in enumerate(members)
@@ -126,7 +127,7 @@ def _check_options(
             raise ConfigError(f"end_token_ids[{index}] must be a list of ids, got {given!r}")
 
 
-def _member(given: Any, index: int, *, kwargs: dict[str, Any], **options: Any) -> Member:
+def _member(given: Any, index: int, *, is_lazy: bool, kwargs: dict[str, Any], **options: Any) -> Member:
     if kwargs and not isinstance(given, (str, os.PathLike)):
         raise ConfigError(
             f"member_kwargs[{index}] has options for loading, but member {index} is loaded already; give None for it"
@@ -146,7 +147,7 @@ def _member(given: Any, index: int, *, kwargs: dict[str, Any], **options: Any) -
                 )
         return given
     if isinstance(given, (str, os.PathLike)):
-        return Member.load(os.fspath(given), **options, **kwargs)
+        return (LazyMember if is_lazy else Member).load(os.fspath(given), **options, **kwargs)
     if isinstance(given, (tuple, list)) and len(given) == 2:
         model, tokenizer = given
         return Member(
@@ -222,7 +223,7 @@ def _assemble_different(config: EnsembleConfig, members: Sequence[Member], table
         members,
         vocabularies,
         union,
-        [choose_runner(member) for member in members],
+        [LazyRunner if isinstance(member, LazyMember) else choose_runner(member) for member in members],
         mixings[config.mixing],
         PromptEncoder(members, vocabularies, union, tokenizer.chats),
         config.max_readings,

@@ -157,11 +157,12 @@ class EnsembleForCausalLM(PreTrainedModel, GenerationMixin):
             policy (`Policy`): the policy.
 
         Raises:
-            ConfigError: the policy was made for another number of members, or for other hidden sizes.
+            ConfigError: the policy was made for another number of members, or for other hidden sizes, or observes
+                members with `select="prompt"`.
             PolicyError: it cannot be called with a `PolicyState`, or its `pooled_tokens` is not an integer of at least
                 1.
         """
-        check_policy_fits(policy, self.members, self.config.span_length)
+        check_policy_fits(policy, self.members, self.config)
 
     @property
     def device(self) -> torch.device:
@@ -178,8 +179,8 @@ class EnsembleForCausalLM(PreTrainedModel, GenerationMixin):
 
     def _apply(self, fn: Callable[[torch.Tensor], torch.Tensor], recurse: bool = True) -> EnsembleForCausalLM:
         super()._apply(fn, recurse)
-        for model in self._movable_models():
-            model._apply(fn)
+        for member in self._movable_members():
+            member.move(fn)
         return self
 
     def train(self, mode: bool = True) -> EnsembleForCausalLM:
@@ -190,12 +191,13 @@ class EnsembleForCausalLM(PreTrainedModel, GenerationMixin):
                 member.wrapper.eval()
         return self
 
-    def _movable_models(self) -> Iterator[nn.Module]:
+    def _movable_members(self) -> Iterator[Member]:
+        """One member for each model that has no device map."""
         done: set[int] = set()
         for member in self.members:
             if not member.has_device_map and id(member.wrapper) not in done:
                 done.add(id(member.wrapper))
-                yield member.wrapper
+                yield member
 
     def get_output_embeddings(self) -> None:
         """`None`: an ensemble has no head of its own."""
@@ -203,6 +205,7 @@ class EnsembleForCausalLM(PreTrainedModel, GenerationMixin):
 
     def get_input_embeddings(self) -> nn.Module:
         """The input embeddings of the first member."""
+        self.members[0].prepare()
         return self.members[0].model.get_input_embeddings()
 
     def resize_token_embeddings(self, *args: Any, **kwargs: Any) -> Any:

@@ -20,6 +20,7 @@ class EnsembleOptions(TypedDict, total=False):
     """The fields of [`EnsembleConfig`] that users set."""
 
     span_length: int
+    select: Literal["span", "prompt"]
     mixing: Literal["linear", "log"]
     min_weight: float
     max_active_members: int | None

@@ -23,11 +23,14 @@ class EnsembleGenerateOutput(GenerateDecoderOnlyOutput):
         span_starts (`torch.LongTensor` of shape `(S,)`): the index of the first completion token of each span, from 0.
         member_logps (`torch.FloatTensor` of shape `(B, T, M)`): each member's own log-probability of every token, in
             nats; NaN if the member had no weight or was not run, minus infinity if it could not propose the token.
+        drawn_members (`torch.LongTensor` of shape `(B, T)`, *optional*): the member from which each token was sampled,
+            if members are drawn (`EnsembleConfig.draw`).
     """
 
     span_weights: torch.FloatTensor | None = None
     span_starts: torch.LongTensor | None = None
     member_logps: torch.FloatTensor | None = None
+    drawn_members: torch.LongTensor | None = None
 
 
 @dataclass
@@ -46,7 +49,7 @@ def attach_trace(
     sequences = result.sequences
     start = cache.start or 0
     steps = sequences.shape[1] - start
-    length = model.config.span_length
+    length = model.config.tokens_per_weights
     records = [r for r in cache.spans.records if r.span * length < steps] if cache.has_spans else []
     starts = torch.tensor([record.span * length for record in records], dtype=torch.long)
     beam_indices = getattr(result, "beam_indices", None)
@@ -64,6 +67,8 @@ def attach_trace(
     members = len(model.members)
     missing = torch.full((sequences.shape[0], members), torch.nan, device=sequences.device)
     fields = {name: result[name] for name in result}
+    if cache.drawn:
+        fields["drawn_members"] = torch.stack([members for _, members in cache.drawn], dim=1).to(sequences.device)
     return kind(
         **fields,
         span_weights=torch.stack(weights, dim=1).clone() if weights else missing[:, None][:, :0],

@@ -43,6 +43,8 @@ def save(
     config.policy = _policy_entry(policy)
     sources = config.members or []
     saved = {index: _folder_name(index, ensemble.members[index]) for index in _local(ensemble) if save_members}
+    for index in saved:
+        ensemble.members[index].prepare()
     _check_sources(ensemble, set(saved))
     config.members = [
         f"./{MEMBERS_FOLDER}/{saved[index]}"

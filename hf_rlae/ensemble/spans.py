@@ -6,6 +6,9 @@ from dataclasses import dataclass
 
 import torch
 
+WHOLE_TEXT = 2**31 - 1
+"""The length of a span that holds to the end of the text (`EnsembleConfig(select="prompt")`)."""
+
 
 @dataclass(frozen=True)
 class SpanQuery:
@@ -66,6 +69,11 @@ class SpanWeights:
         self._lists: dict[int, list[list[float]]] = {}  # by span: the weights as lists
         self._active: dict[int, frozenset[int]] = {}  # by span: the members with weight in some row
         self._used: dict[int, tuple[torch.Tensor, list[list[float]]]] = {}  # by column: weights in place of the span's
+
+    @property
+    def is_whole_text(self) -> bool:
+        """Whether the weights hold to the end of the text."""
+        return self.span_length == WHOLE_TEXT
 
     def span_of(self, column: int) -> torch.Tensor:
         """The span of the token after `column`, for every row: shape `(B,)`."""

@@ -1,1 +1,1 @@
-"""Evaluation: a search for fixed weights, and metrics."""
+"""Evaluation: a search for fixed weights, metrics, and what texts cost."""

@@ -1,6 +1,8 @@
 """Floor 2: one member of an ensemble at run time."""
 
+from hf_rlae.members.chosen_rows import ChosenRowsRun
 from hf_rlae.members.hidden_states import ColumnStates
+from hf_rlae.members.lazy_member import LazyMember, LazyRunner
 from hf_rlae.members.member import Member
 from hf_rlae.members.probe import choose_runner
 from hf_rlae.members.prompt_logps import prompt_logps
@@ -12,7 +14,10 @@ from hf_rlae.members.shared_run import OwnPromptRun, SeparateRowsRun, SharedRun
 
 __all__ = [
     "BatchRunner",
+    "ChosenRowsRun",
     "ColumnStates",
+    "LazyMember",
+    "LazyRunner",
     "Member",
     "OwnPromptRun",
     "PendingSums",

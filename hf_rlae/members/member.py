@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from numbers import Integral
 from typing import Any
@@ -21,7 +21,7 @@ from hf_rlae.vocabulary import are_token_ids, token_ids
 
 logger = logging.getLogger(__name__)
 
-_TOKENIZER_OPTIONS = ("trust_remote_code", "token", "cache_dir", "local_files_only", "force_download")
+TOKENIZER_OPTIONS = ("trust_remote_code", "token", "cache_dir", "local_files_only", "force_download")
 """Options of the model's loading that hold for its tokenizer, too."""
 
 _RUNS = "ax0 \n.é"
@@ -144,7 +144,7 @@ class Member(SharedInCopies):
         if device_map is not None:
             options["device_map"] = device_map
         model = load_model(source, adapter_name=adapter_name, check_files=check_files, **options)
-        shared = {name: model_kwargs[name] for name in _TOKENIZER_OPTIONS if name in model_kwargs}
+        shared = {name: model_kwargs[name] for name in TOKENIZER_OPTIONS if name in model_kwargs}
         tokenizer = load_tokenizer(source, **{**shared, "revision": revision, **(tokenizer_kwargs or {})})
         model.eval()
         return cls(
@@ -156,6 +156,13 @@ class Member(SharedInCopies):
             end_token_ids=end_token_ids,
             source=str(source),
         )
+
+    def prepare(self) -> None:
+        """Called before the model runs; a [`LazyMember`] loads its weights."""
+
+    def move(self, fn: Callable[[torch.Tensor], torch.Tensor]) -> None:
+        """Applies a function that moves or casts tensors, as `torch.nn.Module._apply` does."""
+        self.wrapper._apply(fn)
 
     @property
     def device(self) -> torch.device:

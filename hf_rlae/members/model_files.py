@@ -5,12 +5,12 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 from transformers.utils import cached_file, find_adapter_config_file
 
 from hf_rlae.errors import ConfigError, HfRlaeError, MemberError, TokenizerError, first_sentence
@@ -48,6 +48,34 @@ def load_model(source: str, *, adapter_name: str | None = None, check_files: boo
         model, _ = load_whole(load, base, owner, MemberError, check_files=check_files, **own)
         if adapter is not None:
             _load_adapter(model, source, adapter_name, options, owner)
+    return model
+
+
+def load_skeleton(source: str, *, check_files: bool = True, **options: Any) -> Any:
+    """The modules of a causal language model without its weights, on the meta device; no weight file is read.
+
+    Args:
+        source (`str`), check_files (`bool`, defaults to `True`): see `load_model`. Of adapters, it is their base model.
+        options: as for `AutoModelForCausalLM.from_pretrained`; those of the weights are ignored.
+
+    Raises:
+        MemberError: `config.json` is missing, damaged, or declares more than its files hold.
+    """
+    owner = f"member {source}"
+    adapter = _find_adapter(source, None, options)
+    base = source if adapter is None else _base_of(adapter, source)
+    own = options if base == source else {**options, "revision": None, "subfolder": ""}
+    hub = {name: own[name] for name in (*_HUB_OPTIONS, "revision", "subfolder") if own.get(name) is not None}
+    trust = bool(own.get("trust_remote_code"))
+    dtype, later = own.get("dtype"), {**own, "device_map": "meta"}  # the memory counts when the weights are loaded
+    with readable(source, owner), _budget(base, later, _fail(owner, MemberError)) if check_files else nullcontext():
+        config = own.get("config") or AutoConfig.from_pretrained(base, trust_remote_code=trust, **hub)
+        with torch.device("meta"):
+            model = AutoModelForCausalLM.from_config(
+                config, trust_remote_code=trust, **({} if dtype in (None, "auto") else {"dtype": dtype})
+            )
+        with suppress(OSError):  # many models have no generation config
+            model.generation_config = GenerationConfig.from_pretrained(base, **hub)
     return model
 
 
@@ -97,10 +125,6 @@ def load_whole(
     Returns:
         The model, and the loading info of transformers.
     """
-
-    def fail(reason: str) -> HfRlaeError:
-        return error(f"{owner} cannot be loaded: {reason} (`check_files=False` skips this check)")
-
     folder = Path(source, options.get("subfolder") or "")
     if folder.is_dir() and not (folder / "config.json").is_file() and not {"config", "gguf_file"} & set(options):
         inside = sorted(str(path.parent) for path in folder.glob("*/adapter_config.json"))
@@ -108,7 +132,7 @@ def load_whole(
         raise FileNotFoundError(f"there is no config.json in {folder}{hint}")  # else it would be made of defaults
     options = {"trust_remote_code": False, **options}
     is_forgiving = bool(options.setdefault("ignore_mismatched_sizes", False))
-    with _budget(source, options, fail) if check_files else nullcontext():
+    with _budget(source, options, _fail(owner, error)) if check_files else nullcontext():
         model, info = load(source, output_loading_info=True, **{**options, "ignore_mismatched_sizes": True})
     missing = sorted(name for name in info["missing_keys"] if not name.startswith(may_miss))
     if missing:
@@ -125,6 +149,10 @@ def load_whole(
             f"{_REMEDY}"
         )
     return model, info
+
+
+def _fail(owner: str, error: type[HfRlaeError]) -> Fail:
+    return lambda reason: error(f"{owner} cannot be loaded: {reason} (`check_files=False` skips this check)")
 
 
 @contextmanager

@@ -29,6 +29,7 @@ def prompt_logps(member: Member, prompts: Sequence[Sequence[int]]) -> list[list[
     Returns:
         `list[list[float]]`: n - 1 log-probabilities per prompt, in nats; `nan` for ids outside the context.
     """
+    member.prepare()
     limit = member.context_length
     kept = [list(prompt) if limit is None else list(prompt)[-limit:] for prompt in prompts]
     result: list[list[float]] = [[] for _ in prompts]

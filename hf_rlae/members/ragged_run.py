@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any, Protocol, cast
 
 import torch
 
@@ -117,6 +117,27 @@ class _Pass:
     def places(self) -> dict[int, int]:
         """The index of each row in the tensors."""
         return {row: place for place, row in enumerate(self.rows)}
+
+
+class Runner(Protocol):
+    """Runs one member on ragged rows."""
+
+    @property
+    def forward_calls(self) -> int:
+        """Number of forward passes so far."""
+
+    def run(self, paths: Sequence[Path | None]) -> PathOutput:
+        """Reads each row's path; rows with `None` do not change."""
+
+    def reorder(self, rows: torch.Tensor) -> None:
+        """Row `i` becomes the former row `rows[i]`."""
+
+    def reset(self) -> None:
+        """Drops everything that was read."""
+
+
+MakeRunner = Callable[[Any, int], Runner]
+"""Makes the runner of a member, given its `hidden_tokens`."""
 
 
 class BatchRunner:
@@ -330,9 +351,6 @@ class RowRunner:
     def reset(self) -> None:
         """Drops everything that was read."""
         self._states.clear()
-
-
-Runner = BatchRunner | RowRunner
 
 
 def _wanted(wants: Sequence[int], width: int, before: _Pass | None, last: _Pass) -> PathOutput:

@@ -123,6 +123,7 @@ class SharedRun(ReadsSharedColumns):
         Returns:
             `Scores`: logits and hidden states of the last n columns.
         """
+        self.member.prepare()
         shared = (
             distinct_rows(input_ids, attention_mask)
             if self.shares_prompts and self.seen == 0 and self.use_cache
@@ -388,12 +389,12 @@ class OwnPromptRun:
     """A run of a member with its own prompt (such as its own rendering of a chat) before the shared completion.
 
     Args:
-        run (`SharedRun` or `SeparateRowsRun`): the run that reads prompt and completion.
+        run (`MemberRun`): the run that reads prompt and completion; it reads as `SharedRun` does.
         ids, mask (`torch.LongTensor` of shape `(B, L_m)`): the member's prompt, padded on the left; 1 = keep.
         start (`int`): the column of the first token of the completion.
     """
 
-    def __init__(self, run: SharedRun | SeparateRowsRun, ids: torch.Tensor, mask: torch.Tensor, start: int) -> None:
+    def __init__(self, run: Any, ids: torch.Tensor, mask: torch.Tensor, start: int) -> None:
         self.inner = run
         self.ids = ids
         self.mask = mask

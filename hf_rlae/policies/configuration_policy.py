@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 from huggingface_hub.dataclasses import strict
 from transformers import AutoConfig, PreTrainedConfig
 
-from hf_rlae.checks import COUNT, POSITIVE, check_choice, check_fields
+from hf_rlae.checks import COUNT, OPTIONAL_COUNT, POSITIVE, check_choice, check_fields
 from hf_rlae.errors import ConfigError
 from hf_rlae.members import Member
 
@@ -34,7 +34,8 @@ ACTIONS = {"joint": ("categorical", "dirichlet", "logistic_normal"), "per_member
 _DISTRIBUTIONS = {"gaussian": "logistic_normal"}
 """Former values of `distribution`, the former name of `action`, that have another name now."""
 _BOUNDS = {
-    **dict.fromkeys(("num_members", "pooled_tokens", "span_length", "hidden_size", "max_text_tokens"), COUNT),
+    **dict.fromkeys(("num_members", "pooled_tokens", "hidden_size", "max_text_tokens"), COUNT),
+    "span_length": OPTIONAL_COUNT,
     **dict.fromkeys(("concentration", "noise"), POSITIVE),
 }
 
@@ -59,8 +60,9 @@ class PolicyConfig(PreTrainedConfig):
             averaged. The mean is observed in addition to the newest hidden state; 1 for the newest one alone. The
             newest state of a confident member mostly predicts its next token; the mean also has what it read before,
             and so whether the text is in its domain (ours, measured: see the results of the study).
-        span_length (`int`, defaults to 8): tokens per span for which the policy is made. Source: public code of RLAE (4
-            or 8).
+        span_length (`int`, *optional*, defaults to 8): tokens per span for which the policy is made; `None` for a
+            policy that is asked once per text (`EnsembleConfig(select="prompt")`). Source: public code of RLAE (4 or
+            8).
         hidden_size (`int`, defaults to 128): width of the heads (ours).
         share_trunk (`bool`, defaults to `False`): with `actor="per_member"`, whether the agents share all layers except
             the last (ours).
@@ -87,7 +89,7 @@ class PolicyConfig(PreTrainedConfig):
     encoder_config: dict[str, Any] | PreTrainedConfig | None = None
     member_hidden_sizes: list[int] | None = None
     pooled_tokens: int = 8
-    span_length: int = 8
+    span_length: int | None = 8
     hidden_size: int = 128
     share_trunk: bool = False
     max_text_tokens: int = 512

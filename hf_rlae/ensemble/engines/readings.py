@@ -15,7 +15,8 @@ from hf_rlae.ensemble.engines.prompts import PromptEncoder, member_prompts, rows
 from hf_rlae.ensemble.engines.readings_step import ReadingsStep
 from hf_rlae.ensemble.mixing import Mixing
 from hf_rlae.errors import InputError
-from hf_rlae.members import BatchRunner, Member, ReadingsRun, RowRunner
+from hf_rlae.members import Member, ReadingsRun
+from hf_rlae.members.ragged_run import MakeRunner
 from hf_rlae.policies import MemberObservation
 from hf_rlae.sharing import SharedInCopies
 from hf_rlae.vocabulary import Alignment, ByteVocabulary, UnionVocabulary, token_ids
@@ -36,7 +37,7 @@ class ReadingsEngine(SharedInCopies):
         members (`Sequence[Member]`): M members.
         vocabularies (`Sequence[ByteVocabulary]`): one per member; members with one tokenizer share theirs.
         union (`UnionVocabulary`): the union vocabulary, of size V.
-        runners (`Sequence[type]`): `BatchRunner` or `RowRunner` for each member.
+        runners (`Sequence[Callable]`): `BatchRunner`, `RowRunner` or `LazyRunner` for each member.
         mixing (`Mixing`): mixes the members' distributions.
         encoder (`PromptEncoder`): encodes prompts for every member.
         max_readings (`int`), min_reading (`float`): see `EnsembleConfig`.
@@ -49,7 +50,7 @@ class ReadingsEngine(SharedInCopies):
         members: Sequence[Member],
         vocabularies: Sequence[ByteVocabulary],
         union: UnionVocabulary,
-        runners: Sequence[type[BatchRunner] | type[RowRunner]],
+        runners: Sequence[MakeRunner],
         mixing: Mixing,
         encoder: PromptEncoder,
         max_readings: int,

@@ -14,7 +14,7 @@ from hf_rlae.ensemble.mixing import Mixing
 from hf_rlae.ensemble.spans import SpanQuery, without
 from hf_rlae.ensemble.trace import MemberScores
 from hf_rlae.errors import InputError, present
-from hf_rlae.members import Member, OwnPromptRun, SeparateRowsRun, SharedRun
+from hf_rlae.members import ChosenRowsRun, Member, OwnPromptRun, SeparateRowsRun, SharedRun
 from hf_rlae.policies import MemberObservation
 from hf_rlae.sharing import SharedInCopies
 from hf_rlae.vocabulary import ByteVocabulary, UnionVocabulary
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from hf_rlae.ensemble.cache_ensemble import EnsembleCache
     from hf_rlae.ensemble.faults import MemberFaults
 
-AnySharedRun = SharedRun | SeparateRowsRun | OwnPromptRun | SharedTokenizerHost
+AnySharedRun = SharedRun | SeparateRowsRun | ChosenRowsRun | OwnPromptRun | SharedTokenizerHost
 
 
 class SharedTokenizerEngine(SharedInCopies):
@@ -170,8 +170,21 @@ class SharedTokenizerCall:
             same = own_mask.shape == shared_mask.shape and torch.equal(own_mask.bool().cpu(), shared_mask.bool().cpu())
             if same and torch.equal((own * own_mask).cpu(), (shared * shared_mask).cpu()):
                 continue
-            if isinstance(run, SharedRun | SeparateRowsRun):
+            if isinstance(run, SharedRun | SeparateRowsRun | ChosenRowsRun):
                 self.runs[index] = OwnPromptRun(run, own, own_mask, start)
+
+    def choose_rows(self, index: int, rows: Sequence[int]) -> None:
+        """Lets a member read only the rows `rows` from now on (see `ChosenRowsRun`)."""
+        run = self.runs[index]
+        own_prompt = run if isinstance(run, OwnPromptRun) else None
+        reader: Any = run if own_prompt is None else own_prompt.inner
+        if not isinstance(reader, ChosenRowsRun):
+            reader = ChosenRowsRun(reader)
+            if own_prompt is None:
+                self.runs[index] = reader
+            else:
+                own_prompt.inner = reader
+        reader.choose(rows)
 
     def prompts(self, cache: EnsembleCache, row: int) -> list[tuple[int, ...]]:
         """See `EngineCall`."""
@@ -307,11 +320,21 @@ class SharedTokenizerStep:
             cache.draws.choose(spans, cache.ids, total - 1, excluded)
         weights = spans.weights(low, total)
         if lost is None:
+            if spans.is_whole_text and self._queries:
+                self._choose_rows(spans.span_weights(total - 1))
             return weights, spans.active(low, total)
         if cache.in_generate:
             spans.record_lost(total - 1, lost[:, -1])
         weights = without(weights, lost.to(weights.device))
+        if spans.is_whole_text:
+            self._choose_rows(weights.amax(1))
         return weights, (weights > 0).any(0).any(0).nonzero()[:, 0].tolist()
+
+    def _choose_rows(self, weights: torch.Tensor) -> None:
+        """Lets each member read only the rows in which it has weight, `(B, M)`, to the end of the text."""
+        for index, held in enumerate((weights > 0).T.tolist()):
+            if any(held):
+                self.call.choose_rows(index, [row for row, is_held in enumerate(held) if is_held])
 
     def _scores(
         self, active: Sequence[int], lost: torch.Tensor | None

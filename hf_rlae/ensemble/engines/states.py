@@ -11,6 +11,7 @@ import torch
 from hf_rlae.ensemble.cache_ensemble import EnsembleCache
 from hf_rlae.ensemble.engines.protocol import Engine, EngineStep
 from hf_rlae.ensemble.spans import SpanQuery
+from hf_rlae.errors import PolicyError
 from hf_rlae.members import prompt_logps
 from hf_rlae.policies import MemberObservation, PolicyState, PromptScores
 
@@ -66,6 +67,7 @@ class _QueryView:
         return [self.tokenizer.decode(ids, skip_special_tokens=True) for ids in rows]
 
     def observations(self) -> list[MemberObservation]:
+        self._check_may_run()
         observations, rows = self.step.observe(self.query), self.query.rows
         if rows is None:
             return observations
@@ -82,7 +84,15 @@ class _QueryView:
     ) -> list[list[bytes | None]] | None:
         return self.cache.call.next_bytes(observations, best, self.rows)
 
+    def _check_may_run(self) -> None:
+        if self.cache.spans.is_whole_text:
+            raise PolicyError(
+                'select="prompt": the policy looks at the outputs of members, and picks them before any of them runs; '
+                'give a policy that reads `state.text` alone, or leave select="prompt" out'
+            )
+
     def prompt_scores(self) -> PromptScores:
+        self._check_may_run()
         prompts = [self.cache.call.prompts(self.cache, row) for row in self.rows]
         known = self.cache.prompt_logps
         for index, member in enumerate(self.engine.members):

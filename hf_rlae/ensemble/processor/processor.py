@@ -142,7 +142,7 @@ class EnsembleLogitsProcessor(LogitsProcessor):
             tokenizer, or if the host has the shortest tokens.
 
     Raises:
-        ConfigError: an ensemble that draws members, or an adapter name for the host.
+        ConfigError: an ensemble that draws members or picks them from the prompt, or an adapter name for the host.
 
     Example:
 
@@ -355,6 +355,11 @@ class EnsembleLogitsProcessor(LogitsProcessor):
 
 
 def _check_ensemble(ensemble: EnsembleForCausalLM) -> None:
+    if ensemble.config.select == "prompt":
+        raise ConfigError(
+            'select="prompt": in a plain `generate` the host runs for every token, even if it is not picked; leave it '
+            "out, or call the `generate` of `EnsembleForCausalLM`"
+        )
     if ensemble.config.draw is not None:
         raise ConfigError(
             f"draw={ensemble.config.draw!r}: in a plain `generate` the host runs for every token, even if another "

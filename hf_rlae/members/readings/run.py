@@ -10,7 +10,7 @@ import torch
 
 from hf_rlae.errors import present
 from hf_rlae.members.member import Member
-from hf_rlae.members.ragged_run import BatchRunner, Chain, Path, RowRunner, rows_of
+from hf_rlae.members.ragged_run import BatchRunner, Chain, MakeRunner, Path, RowRunner, Runner, rows_of
 from hf_rlae.members.readings.probability_store import ProbabilityStore, flat
 from hf_rlae.members.readings.state import Reading, RowReadings, Update, common_length, taken_back
 from hf_rlae.members.readings.step import ReadingStep
@@ -36,8 +36,8 @@ class ReadingsRun:
         min_reading (`float`, defaults to 1e-4): readings with a smaller `a` are dropped.
         use_cache (`bool`, defaults to `True`): whether to keep keys and values from step to step, or to run whole rows
             each time.
-        runner (`type[BatchRunner]` or `type[RowRunner]`, *optional*): runs the model on ragged rows; by default
-            `RowRunner` for recurrent members, else `BatchRunner`.
+        runner (`Callable`, *optional*): makes the `Runner` of the model on ragged rows; by default `RowRunner` for
+            recurrent members, else `BatchRunner`.
         hidden_tokens (`int`, defaults to 0): which hidden states are kept with every reading (see `BatchRunner`).
 
     Attributes:
@@ -55,7 +55,7 @@ class ReadingsRun:
         max_readings: int = 4,
         min_reading: float = 1e-4,
         use_cache: bool = True,
-        runner: type[BatchRunner] | type[RowRunner] | None = None,
+        runner: MakeRunner | None = None,
         hidden_tokens: int = 0,
     ) -> None:
         self.member = member
@@ -66,7 +66,7 @@ class ReadingsRun:
         self.use_cache = use_cache
         if runner is None:
             runner = RowRunner if member.is_recurrent else BatchRunner
-        self.runner = runner(member, hidden_tokens)
+        self.runner: Runner = runner(member, hidden_tokens)
         self.rows: list[RowReadings] = []
         self.device = member.device
         self._excluded = alignment.excluded_ids.to(self.device)

@@ -29,11 +29,14 @@ class Completions:
         span_weights (`torch.FloatTensor` of shape `(N, S, M)`): the weights in the mixture, after small ones are
             cut; 0 past the end of a completion.
         member_logps (`torch.FloatTensor` of shape `(N, T, M)`, *optional*): in nats; NaN where a member did not run.
+        drawn_members (`torch.LongTensor` of shape `(N, T)`, *optional*): the only member that ran for each token, if
+            members were drawn.
     """
 
     completion_ids: torch.Tensor
     span_weights: torch.Tensor
     member_logps: torch.Tensor | None
+    drawn_members: torch.Tensor | None = None
 
 
 class EnoughEnded(StoppingCriteria):
@@ -115,7 +118,7 @@ def generate_shrinking(
 def _joined(ensemble: EnsembleForCausalLM, parts: list[tuple[torch.Tensor, Any, int]], columns: int) -> Completions:
     _, last, _ = parts[-1]
     count, tokens = len(parts[0][0]), last.sequences.shape[1] - columns
-    members, length = len(ensemble.members), ensemble.config.span_length
+    members, length = len(ensemble.members), ensemble.config.tokens_per_weights
     padding: Any = ensemble.generation_config.pad_token_id
     if padding is None:  # what `generate` has padded its rows with
         padding = next(iter(end_ids_of(ensemble).tolist()), 0)
@@ -128,4 +131,4 @@ def _joined(ensemble: EnsembleForCausalLM, parts: list[tuple[torch.Tensor, Any, 
         logps[rows, before : out.member_logps.shape[1]] = out.member_logps[:, before:]
         spans = out.span_starts.to(weights.device) // length
         weights[rows[:, None], spans[None]] = out.span_weights
-    return Completions(ids, weights, logps)
+    return Completions(ids, weights, logps, last.drawn_members)

@@ -81,10 +81,13 @@ class PolicyPublisher(Trainer):
 
     def _card_body(self, members: list[str], name: str) -> str:
         config = self.policy.config
+        span = config.span_length
+        unit = "the whole text, from the prompt" if span is None else f"each span of {span} tokens"
+        setting = 'select="prompt"' if span is None else f"span_length={span}"
         listed = "\n".join(f"{number}. `{member}`" for number, member in enumerate(members, 1))
         return f"""
-A policy for an ensemble of language models that decode one completion together: it gives every member a weight for each
-span of {config.span_length} tokens. It was trained by reinforcement learning with `RLAETrainer` of `hf_rlae`
+A policy for an ensemble of language models that decode one completion together: it gives every member a weight for
+{unit}. It was trained by reinforcement learning with `RLAETrainer` of `hf_rlae`
 (objective `{self.args.objective}`, {self.state.global_step} updates). The members were not trained.
 
 It observes `{config.observation}` and has an actor of kind `{config.actor}`. It works with these members, in this
@@ -98,7 +101,7 @@ order:
 from hf_rlae import EnsembleForCausalLM, PolicyModel
 
 policy = PolicyModel.from_pretrained("{self.hub_model_id or name}")
-ensemble = EnsembleForCausalLM.from_members({members!r}, policy=policy, span_length={config.span_length})
+ensemble = EnsembleForCausalLM.from_members({members!r}, policy=policy, {setting})
 inputs = ensemble.tokenizer(["..."], return_tensors="pt")
 ids = ensemble.generate(**inputs, max_new_tokens=64)
 ```

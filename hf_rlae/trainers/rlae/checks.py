@@ -47,6 +47,11 @@ def check_policy(ensemble: EnsembleForCausalLM, args: RLAEConfig) -> None:
         raise ConfigError(
             f"model has a {type(policy).__name__}, not a trainable PolicyModel; call `ensemble.set_policy({own})`"
         )
+    if args.span_length is not None and ensemble.config.select == "prompt":
+        raise ConfigError(
+            f'span_length={args.span_length}: the ensemble has select="prompt", so weights hold for the whole text; '
+            "leave span_length out"
+        )
     _check_objective(ensemble, policy, args)
     if args.gradient_checkpointing and not policy.config.observes_text:
         raise ConfigError(

@@ -13,6 +13,7 @@ from transformers.generation.streamers import BaseStreamer
 
 from hf_rlae.ensemble import EnsembleForCausalLM
 from hf_rlae.ensemble.member_scores import score_members
+from hf_rlae.ensemble.member_tokens import count_member_tokens
 from hf_rlae.errors import present
 from hf_rlae.objectives import mixture_logps, spans_of_tokens
 from hf_rlae.trainers.rlae.batch_shrinking import Completions, end_ids_of, generate_shrinking
@@ -46,6 +47,7 @@ class Rollouts:
             token, in nats; NaN where it had no weight, minus infinity where it could not propose the token.
         old_mixture_logps (`torch.FloatTensor` of shape `(N, T)`, *optional*): the mixture's log-probability of each
             token, in nats.
+        member_tokens (`torch.LongTensor` of shape `(N, S, M)`, *optional*): see `count_member_tokens`.
         advantages (`torch.FloatTensor` of shape `(N,)` or `(N, S)`, *optional*): added once rewards are known.
         returns (`torch.FloatTensor` of shape `(N, S)`, *optional*): the targets of the critic; added with them.
     """
@@ -64,6 +66,7 @@ class Rollouts:
     old_log_probs: torch.Tensor | None = None
     member_logps: torch.Tensor | None = None
     old_mixture_logps: torch.Tensor | None = None
+    member_tokens: torch.Tensor | None = None
     advantages: torch.Tensor | None = None
     returns: torch.Tensor | None = None
 
@@ -273,7 +276,7 @@ def _rollouts(
     ids, member_logps = written.completion_ids, written.member_logps
     is_end = torch.isin(ids, end_ids_of(ensemble))
     mask = (is_end.cumsum(1) - is_end.long()) == 0
-    span_index, span_mask = spans_of_tokens(mask, ensemble.config.span_length)
+    span_index, span_mask = spans_of_tokens(mask, ensemble.config.tokens_per_weights)
     spans = span_mask.shape[1]
     outputs = {
         name: recorder.outputs_of(name, spans, ids.device)
@@ -293,6 +296,9 @@ def _rollouts(
         weights=weights,
         old_values=values,
         is_ended=is_end.any(1),
+        member_tokens=count_member_tokens(
+            written.span_weights, span_index, written.drawn_members, recorder.observes_members
+        )[:, :spans],
         actions=outputs["actions"],
         old_log_probs=outputs["log_probs"],
         member_logps=member_logps,

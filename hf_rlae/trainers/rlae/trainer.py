@@ -122,7 +122,7 @@ class RLAETrainer(PolicyPublisher, RolloutTrainer, DurableTrainer, FiniteTrainer
         if args.span_length is not None:
             model.config.span_length = args.span_length
         policy = wrap_policy(model, peft_config, args.encoder_batch_size)
-        policy.config.span_length = model.config.span_length
+        policy.config.span_length = model.config.span_length_of_policy
         if args.disable_dropout:
             disable_dropout_in_model(policy)
         self._metrics: dict[str, dict[str, list[float]]] = {"train": defaultdict(list), "eval": defaultdict(list)}
@@ -154,6 +154,7 @@ class RLAETrainer(PolicyPublisher, RolloutTrainer, DurableTrainer, FiniteTrainer
             self.accelerator.process_index,
         )
         for member in model.members:
+            member.prepare()
             member.wrapper.eval()
         if all(not member.has_device_map for member in model.members):
             model.to(self.accelerator.device)  # type: ignore[arg-type]
@@ -400,7 +401,7 @@ class RLAETrainer(PolicyPublisher, RolloutTrainer, DurableTrainer, FiniteTrainer
         )  # fmt: skip
         return {
             **{name: getattr(self.args, name) for name in names},
-            "span_length": self.ensemble.config.span_length,
+            "span_length": self.ensemble.config.span_length_of_policy,
             "reward_funcs": self.reward_calls.names,
             "reward_weights": self.reward_calls.weights.tolist(),
             "train_dataset": describe_prompts(self.train_dataset),

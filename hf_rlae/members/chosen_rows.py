@@ -1,0 +1,80 @@
+"""The run of a member that reads only some rows of a batch, because the others never need it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+
+from hf_rlae.members.shared_run import ReadsSharedColumns, Scores, SeparateRowsRun, SharedRun
+
+
+class ChosenRowsRun(ReadsSharedColumns):
+    """Reads the chosen rows with another run; the other rows have logits and hidden states 0.
+
+    It is made for choices that hold for whole texts: a row that is chosen later makes it read all rows again.
+
+    Source: ours.
+
+    Args:
+        run (`SharedRun` or `SeparateRowsRun`): reads the chosen rows.
+
+    Attributes:
+        rows (`list[int]` or `None`): the chosen rows in ascending order; `None` before the first choice.
+    """
+
+    def __init__(self, run: SharedRun | SeparateRowsRun) -> None:
+        self.inner = run
+        self.rows: list[int] | None = None
+
+    @property
+    def forward_calls(self) -> int:
+        """See `MemberRun`."""
+        return self.inner.forward_calls
+
+    def choose(self, rows: Sequence[int]) -> None:
+        """Chooses the rows to read from now on, in ascending order."""
+        known = self.rows
+        self.rows = list(rows)
+        if known is None or known == self.rows:
+            return
+        if set(self.rows) <= set(known):
+            self.inner.reorder(torch.tensor([known.index(row) for row in self.rows], dtype=torch.long))
+        else:
+            self.inner.reset()
+
+    def read(self, input_ids: torch.Tensor, attention_mask: torch.Tensor | None, keep: int, hidden: bool) -> Scores:
+        """See `SharedRun.read`."""
+        count = len(input_ids)
+        if self.rows is None or len(self.rows) == count:
+            return self.inner.read(input_ids, attention_mask, keep, hidden)
+        mask = None if attention_mask is None else attention_mask[self.rows]
+        logits, states = self.inner.read(input_ids[self.rows], mask, keep, hidden)
+        return self._spread(logits, count), None if states is None else self._spread(states, count)
+
+    def _spread(self, outputs: torch.Tensor, count: int) -> torch.Tensor:
+        """Outputs of the chosen rows as outputs of all `count` rows, 0 in the others."""
+        spread = outputs.new_zeros(count, *outputs.shape[1:])
+        spread[self.rows] = outputs
+        return spread
+
+    def reorder(self, rows: torch.Tensor) -> None:
+        """See `MemberRun`."""
+        if self.rows is None:
+            return self.inner.reorder(rows)
+        places = {row: place for place, row in enumerate(self.rows)}
+        wanted = rows.tolist()
+        self.rows = [at for at, row in enumerate(wanted) if row in places]
+        self.inner.reorder(torch.tensor([places[wanted[at]] for at in self.rows], dtype=torch.long))
+
+    def record(self) -> None:
+        """See `MemberRun`."""
+        self.inner.record()
+
+    def crop(self, length: int) -> bool:
+        """See `MemberRun`."""
+        return self.inner.crop(length)
+
+    def reset(self) -> None:
+        """See `MemberRun`; the choice stays."""
+        self.inner.reset()

@@ -1,0 +1,187 @@
+"""A member that is given by name, and whose weights are loaded when it first runs."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from functools import cached_property
+from typing import Any
+
+import torch
+
+from hf_rlae.errors import MemberError
+from hf_rlae.members.member import TOKENIZER_OPTIONS, Member
+from hf_rlae.members.model_files import load_skeleton, load_tokenizer
+from hf_rlae.members.probe import choose_runner
+from hf_rlae.members.ragged_run import MakeRunner, Path, PathOutput, Runner
+
+logger = logging.getLogger(__name__)
+
+_LOADING = threading.Lock()
+"""One member is loaded at a time. It is no attribute, because members are pickled."""
+_DECLARED = ("vocab_size", "hidden_size", "context_length", "end_ids")
+"""What an ensemble takes from a member before it is loaded."""
+
+
+def _first_device(device_map: Any) -> torch.device:
+    """The device that ids will most likely be on, as far as a device map says so before a model is loaded."""
+    if isinstance(device_map, Mapping):
+        device_map = next(iter(device_map.values()), None)
+    if device_map in ("auto", "balanced", "balanced_low_0", "sequential"):
+        return torch.accelerator.current_accelerator() or torch.device("cpu")
+    try:
+        return torch.get_default_device() if device_map is None else torch.device(device_map)
+    except RuntimeError:  # such as "disk"
+        return torch.device("cpu")
+
+
+class LazyMember(Member):
+    """A member of which only config, generation config and tokenizer are read, until `prepare` is called.
+
+    The ensemble's vocabulary, tokenizer and end tokens need nothing else. Until then `model` and `wrapper` are modules
+    on the meta device. Recurrent models are tried before they can be used, so `LazyMember.load` returns them loaded.
+
+    Source: ours.
+
+    Args:
+        skeleton, tokenizer: see `load_skeleton` and `load_tokenizer`.
+        options (`dict`): of `Member.load`.
+        name, adapter_name, ...: see [`Member`].
+
+    Attributes:
+        is_loaded (`bool`): whether the weights are there.
+    """
+
+    def __init__(self, skeleton: Any, tokenizer: Any, options: dict[str, Any], **about: Any) -> None:
+        self.is_loaded = False
+        self._options = options
+        self._place = _first_device(options.get("device_map"))
+        self._moved: torch.device | None = None
+        self._cast: torch.dtype | None = None
+        adapter_name = about.pop("adapter_name", None)  # the skeleton is that of the base model
+        super().__init__(skeleton, tokenizer, **about)
+        self.adapter_name = adapter_name
+
+    @classmethod
+    def load(  # type: ignore[override]  # the arguments are those of `Member.load`
+        cls,
+        source: str,
+        *,
+        revision: str | None = None,
+        adapter_name: str | None = None,
+        end_token_ids: Sequence[int] | None = None,
+        tokenizer_kwargs: dict[str, Any] | None = None,
+        check_files: bool = True,
+        **options: Any,
+    ) -> Member:
+        """As [`Member.load`], without the weights.
+
+        Raises:
+            MemberError, TokenizerError, ConfigError: see `Member.load`. What is wrong with the weights is found when
+                the member first runs.
+        """
+        about: dict[str, Any] = {
+            "revision": revision,
+            "adapter_name": adapter_name,
+            "end_token_ids": end_token_ids,
+        }
+        whole = {**options, **about, "tokenizer_kwargs": tokenizer_kwargs, "check_files": check_files}
+        skeleton = load_skeleton(source, check_files=check_files, revision=revision, **options)
+        if getattr(skeleton, "_is_stateful", False):
+            return Member.load(source, **whole)
+        shared = {name: options[name] for name in TOKENIZER_OPTIONS if name in options}
+        tokenizer = load_tokenizer(source, **{**shared, "revision": revision, **(tokenizer_kwargs or {})})
+        return cls(skeleton.eval(), tokenizer, whole, name=str(source), source=str(source), **about)
+
+    def prepare(self) -> None:
+        """Loads the weights, if they are not there yet.
+
+        Raises:
+            MemberError: the weights are missing, damaged, or of another model than the config says.
+        """
+        if self.is_loaded:
+            return
+        with _LOADING:
+            if self.is_loaded:  # by another thread
+                return
+            logger.info("member %s runs for the first time: its weights are loaded", self.name)
+            whole = Member.load(str(self.source), **self._options)
+            for name in _DECLARED:
+                if getattr(whole, name) != getattr(self, name):
+                    raise MemberError(
+                        f"member {self.name} has {name}={getattr(whole, name)}, but its config declares "
+                        f"{getattr(self, name)}; its files belong to different models, or have changed"
+                    )
+            if not whole.has_device_map and (self._moved is not None or self._cast is not None):
+                whole.wrapper.to(device=self._moved, dtype=self._cast)
+            self.wrapper, self.model, self.config = whole.wrapper, whole.model, whole.config
+            self.is_loaded = True
+
+    def move(self, fn: Callable[[torch.Tensor], torch.Tensor]) -> None:
+        """See `Member.move`; before the weights are loaded, their place and dtype are noted."""
+        if self.is_loaded:
+            return super().move(fn)
+        moved = fn(torch.empty(0, dtype=self.dtype, device=self.device))
+        if moved.device != self.device:
+            self._moved = moved.device
+        if moved.dtype != self.dtype:
+            self._cast = moved.dtype
+
+    @property
+    def device(self) -> torch.device:
+        """See [`Member`]; before the weights are loaded, the device on which they will be."""
+        return super().device if self.is_loaded else self._moved or self._place
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """See [`Member`]; before the weights are loaded, the dtype that the config declares."""
+        return super().dtype if self.is_loaded else self._cast or super().dtype
+
+    @property
+    def has_device_map(self) -> bool:
+        """See [`Member`]."""
+        return super().has_device_map if self.is_loaded else self._options.get("device_map") is not None
+
+    @cached_property
+    def runner(self) -> MakeRunner:
+        """What `choose_runner` finds once the weights are loaded."""
+        return choose_runner(self)
+
+    def _check_parameters(self) -> None:
+        """Nothing yet: `Member.load` checks them."""
+
+
+class LazyRunner:
+    """The runner of a `LazyMember` whose tokenizer differs: chosen, and made, for the first path that it reads.
+
+    Args:
+        member (`LazyMember`), hidden_tokens (`int`, defaults to 0): see `BatchRunner`.
+    """
+
+    def __init__(self, member: LazyMember, hidden_tokens: int = 0) -> None:
+        self.member = member
+        self.hidden_tokens = hidden_tokens
+        self._runner: Runner | None = None
+
+    @property
+    def forward_calls(self) -> int:
+        """See `BatchRunner`."""
+        return 0 if self._runner is None else self._runner.forward_calls
+
+    def run(self, paths: Sequence[Path | None]) -> PathOutput:
+        """See `BatchRunner.run`."""
+        if self._runner is None:
+            self.member.prepare()
+            self._runner = self.member.runner(self.member, self.hidden_tokens)
+        return self._runner.run(paths)
+
+    def reorder(self, rows: torch.Tensor) -> None:
+        """See `BatchRunner`."""
+        if self._runner is not None:
+            self._runner.reorder(rows)
+
+    def reset(self) -> None:
+        """See `BatchRunner`."""
+        if self._runner is not None:
+            self._runner.reset()
