@@ -8,6 +8,7 @@ from trl.trainer.base_config import _BaseConfig
 
 from hf_rlae.checks import (
     COUNT,
+    NOT_NEGATIVE,
     OPTIONAL_COUNT,
     OPTIONAL_POSITIVE,
     POSITIVE,
@@ -112,6 +113,10 @@ class RLAEConfig(ConstraintArguments, _BaseConfig):
             `"normalize_then_sum"` gives each the mean 0 and the deviation 1 before their weighted sum: among the
             completions of a prompt with group-relative advantages, which are then standardised over the rollout
             (`scale_rewards` is not used), and over the rollout with GAE. TRL's words; source: GDPO (arXiv 2601.05242).
+        member_cost (`list[float]` or `float`, *optional*): the price of one member-token: one completion token for
+            which a member runs, because it has weight or the policy observes it (see `count_member_tokens`). One number
+            for all members, or one per member. The policy learns from the reward less the price; logged rewards and
+            evaluations do not contain it (ours).
         reward_timeout (`float`, defaults to 60.0): seconds that a reward function may take; 0 for no limit.
         disable_dropout (`bool`, defaults to `True`): whether the policy's dropout is switched off. With dropout the
             ratios of an unchanged policy are not 1.
@@ -165,6 +170,9 @@ class RLAEConfig(ConstraintArguments, _BaseConfig):
     multi_objective_aggregation: Literal["sum_then_normalize", "normalize_then_sum"] = option(
         default="sum_then_normalize", help="Whether rewards are brought to one scale before they are summed."
     )
+    member_cost: list[float] | None = option(
+        default=None, help="Price per token that a member runs, one or per member."
+    )
     reward_timeout: float = option(default=60.0, help="Seconds that a reward function may take; 0 for no limit.")
     disable_dropout: bool = option(default=True, help="Whether the policy's dropout is switched off.")
     shuffle_dataset: bool = option(default=True, help="Whether each epoch has a new order of prompts.")
@@ -182,6 +190,9 @@ class RLAEConfig(ConstraintArguments, _BaseConfig):
         check_choice("multi_objective_aggregation", self.multi_objective_aggregation, AGGREGATIONS)
         check_fields(self, _BOUNDS)
         check_list("reward_weights", self.reward_weights, Bounds())
+        if isinstance(self.member_cost, int | float) and not isinstance(self.member_cost, bool):
+            self.member_cost = [float(self.member_cost)]
+        check_list("member_cost", self.member_cost, NOT_NEGATIVE)
         self.objective_settings()  # checks the fields of the objective
         self._resolve_batches()
 

@@ -24,6 +24,7 @@ def rollout_metrics(
     num_generations: int,
     reward_calls: RewardCalls,
     member_names: Sequence[str],
+    prices: torch.Tensor | None = None,
 ) -> dict[str, float]:
     """Metrics of one rollout of all processes, under TRL's names where TRL has one.
 
@@ -33,6 +34,7 @@ def rollout_metrics(
         num_generations (`int`): G.
         reward_calls (`RewardCalls`): has the names and weights of the functions.
         member_names (`Sequence[str]`): M names.
+        prices (`torch.FloatTensor` of shape `(M,)`, *optional*): of member-tokens.
 
     Returns:
         `dict[str, float]`: NaN where no completion could be judged.
@@ -60,6 +62,14 @@ def rollout_metrics(
         found["weights/entropy"] = float(records.entropies.sum()) / spans
         for index, name in enumerate(member_names):
             found[f"weights/{name}/mean"] = float(records.weights[:, index].sum()) / spans
+    counts = records.member_tokens.float()
+    found["member_tokens/mean"] = float(counts.sum(1).mean())
+    for index, name in enumerate(member_names):
+        found[f"member_tokens/{name}/mean"] = float(counts[:, index].mean())
+    if prices is not None:
+        costs = counts @ prices
+        found["member_cost"] = float(costs.mean())
+        found["net_reward"] = float((rewards - costs).nanmean())
     return found
 
 

@@ -41,6 +41,7 @@ class RolloutTrainer(Trainer):
     objective: Objective
     reward_calls: RewardCalls
     completion_log: CompletionLog
+    prices: torch.Tensor | None
     _metrics: dict[str, dict[str, list[float]]]
     _reported: dict[str, list[float]]
     _evaluated: list[tuple[RowRecords, torch.Tensor]]
@@ -228,7 +229,7 @@ class RolloutTrainer(Trainer):
             records, rewards_per_func = records.first(wanted), rewards_per_func[:wanted]
             self.completion_log.keep(wanted)
         metrics = rollout_metrics(
-            records, rewards_per_func, self.args.num_generations_eval, self.reward_calls, self.member_names
+            records, rewards_per_func, self.args.num_generations_eval, self.reward_calls, self.member_names, self.prices
         )
         metrics |= {name: mean_of(values) for name, values in self._metrics["eval"].items()}
         named: dict[str, Any] = {f"{metric_key_prefix}_{name}": or_none(value) for name, value in metrics.items()}

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from hf_rlae.errors import present
 from hf_rlae.objectives.mixture import weight_entropies
 from hf_rlae.trainers.rlae.rollouts import Rollouts
 
@@ -22,6 +23,7 @@ class RowRecords:
         num_spans (`torch.LongTensor` of shape `(N,)`): number of spans.
         weights (`torch.DoubleTensor` of shape `(N, M)`): sums of the weights over spans.
         entropies (`torch.DoubleTensor` of shape `(N,)`): sums of the entropies of the weights over spans, in nats.
+        member_tokens (`torch.LongTensor` of shape `(N, M)`): see `count_member_tokens`.
         advantages (`torch.FloatTensor` of shape `(N,)`): means over spans; NaN where there are none.
         texts (`list[dict]`): `prompt`, `completion` and a text of the `weights`; empty if they are not logged.
     """
@@ -31,6 +33,7 @@ class RowRecords:
     num_spans: torch.Tensor
     weights: torch.Tensor
     entropies: torch.Tensor
+    member_tokens: torch.Tensor
     advantages: torch.Tensor
     texts: list[dict[str, Any]]
 
@@ -49,6 +52,7 @@ class RowRecords:
             "num_spans": mask.sum(1),
             "weights": torch.where(mask[..., None], weights, 0.0).double().sum(1),
             "entropies": torch.where(mask, weight_entropies(weights).double(), 0.0).sum(1),
+            "member_tokens": present(rollouts.member_tokens, "the member-tokens of a rollout").sum(1),
             "advantages": _advantages(rollouts),
         }
         texts = [] if text_names is None else _texts(rollouts, text_names)

@@ -24,6 +24,7 @@ from hf_rlae.trainers.durable.prompt_order import EpochRepeatSampler
 from hf_rlae.trainers.rlae.card import PolicyPublisher
 from hf_rlae.trainers.rlae.checks import check_policy, check_reward_columns, check_rlae_datasets, wrap_policy
 from hf_rlae.trainers.rlae.configuration_rlae import RLAEConfig
+from hf_rlae.trainers.rlae.member_costs import member_prices, span_costs
 from hf_rlae.trainers.rlae.reports import CompletionLog, rollout_metrics
 from hf_rlae.trainers.rlae.rollout_buffer import RolloutBuffer
 from hf_rlae.trainers.rlae.rollout_trainer import TRAIN_SEEDS, RolloutTrainer, mean_of, or_none
@@ -121,6 +122,7 @@ class RLAETrainer(PolicyPublisher, RolloutTrainer, DurableTrainer, FiniteTrainer
             check_reward_columns(self.reward_calls.required_columns, train_dataset, eval_dataset)
         if args.span_length is not None:
             model.config.span_length = args.span_length
+        self.prices = member_prices(model, args)
         policy = wrap_policy(model, peft_config, args.encoder_batch_size)
         policy.config.span_length = model.config.span_length_of_policy
         if args.disable_dropout:
@@ -207,7 +209,7 @@ class RLAETrainer(PolicyPublisher, RolloutTrainer, DurableTrainer, FiniteTrainer
         records = self._records(rollouts)
         self._num_tokens += int(records.lengths.sum())
         args, calls, members = self.args, self.reward_calls, self.member_names
-        metrics |= rollout_metrics(records, rewards_per_func, args.num_generations, calls, members)
+        metrics |= rollout_metrics(records, rewards_per_func, args.num_generations, calls, members, self.prices)
         for name, value in metrics.items():
             self._metrics["train"][name].append(value)
         self.completion_log.add(records, rewards_per_func, calls.names)
@@ -227,14 +229,16 @@ class RLAETrainer(PolicyPublisher, RolloutTrainer, DurableTrainer, FiniteTrainer
 
     def _advantages(self, rollouts: Rollouts, rewards: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
         """Advantages and returns of this process's rollouts, from the rewards of all processes."""
-        args, own = self.args, self._own(rewards)
+        args, own, costs = self.args, self._own(rewards), span_costs(rollouts, self.prices)
         if args.advantages == "group_relative":  # the completions of a prompt may be in two processes
+            if self.prices is not None:
+                rewards = rewards - torch.cat(self._gather_objects(costs.sum(1)))
             size, scale = args.num_generations, args.scale_rewards
             if args.multi_objective_aggregation == "normalize_then_sum":  # groups were compared before the sum
                 size, scale = len(rewards), "batch"
             return self._own(group_relative(rewards, size, scale)), None
         mask = rollouts.span_mask & ~own.isnan()[:, None]
-        span_rewards = terminal_rewards(own.nan_to_num(), mask)
+        span_rewards = terminal_rewards(own.nan_to_num(), mask) - costs
         advantages, returns = gae(span_rewards, rollouts.old_values, mask, args.gamma, args.lam)
         return (whiten(advantages, mask, total=self._total) if args.whiten_advantages else advantages), returns
 
@@ -397,7 +401,7 @@ class RLAETrainer(PolicyPublisher, RolloutTrainer, DurableTrainer, FiniteTrainer
         """See `DurableTrainer`."""
         names = (
             "advantages", "temperature", "top_p", "top_k", "max_completion_length", "multi_objective_aggregation",
-            "reward_constraints",
+            "reward_constraints", "member_cost",
         )  # fmt: skip
         return {
             **{name: getattr(self.args, name) for name in names},

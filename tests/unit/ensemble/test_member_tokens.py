@@ -44,9 +44,7 @@ class SilentSchedule(Schedule):
 @pytest.mark.parametrize("observes", [False, True])
 def test_counts_are_the_tokens_for_which_members_ran(kind, observes):
     """One row: each counted token is one forward pass (its prompt, or a token and what it had missed)."""
-    members = (
-        pairs(["llama", "gpt2"]) if kind == "shared" else [pair("llama", 0), pair("gpt2", 1, sentencepiece_bpe())]
-    )
+    members = pairs(["llama", "gpt2"]) if kind == "shared" else [pair("llama", 0), pair("gpt2", 1, sentencepiece_bpe())]
     policy = (Schedule if observes else SilentSchedule)([1, 0], [0.5, 0.5], [0, 1])
     ensemble = endless(members, policy, span_length=3)
     with columns_read(*(member.model for member in ensemble.members)) as calls:
