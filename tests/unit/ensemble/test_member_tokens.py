@@ -40,12 +40,20 @@ class SilentSchedule(Schedule):
     observes_members = False
 
 
+class LookingSchedule(Schedule):
+    """Looks at the members whenever it is asked."""
+
+    def __call__(self, state):
+        assert len(state.observations) == state.num_members
+        return super().__call__(state)
+
+
 @pytest.mark.parametrize("kind", ["shared", "different"])
 @pytest.mark.parametrize("observes", [False, True])
 def test_counts_are_the_tokens_for_which_members_ran(kind, observes):
     """One row: each counted token is one forward pass (its prompt, or a token and what it had missed)."""
     members = pairs(["llama", "gpt2"]) if kind == "shared" else [pair("llama", 0), pair("gpt2", 1, sentencepiece_bpe())]
-    policy = (Schedule if observes else SilentSchedule)([1, 0], [0.5, 0.5], [0, 1])
+    policy = (LookingSchedule if observes else SilentSchedule)([1, 0], [0.5, 0.5], [0, 1])
     ensemble = endless(members, policy, span_length=3)
     with columns_read(*(member.model for member in ensemble.members)) as calls:
         output = ensemble.generate(**encode(TEXTS[0]), max_new_tokens=10, do_sample=False, return_dict_in_generate=True)
