@@ -53,7 +53,7 @@ def _check_prices(ensemble: EnsembleForCausalLM, args: RLAEConfig, prices: Seque
     if args.multi_objective_aggregation == "normalize_then_sum":
         raise ConfigError(
             "member_cost with multi_objective_aggregation='normalize_then_sum': prices are in units of the reward, and "
-            "normalised rewards have none; give 'sum_then_normalize', or a reward function that pays for cheap completions"
+            "normalised rewards have none; leave the aggregation out"
         )
     runs_all = policy.action != "categorical" and config.draw is None
     if runs_all and config.min_weight == 0 and config.max_active_members is None:

@@ -126,7 +126,12 @@ def test_no_price_is_the_same_as_a_price_of_zero(tmp_path):
         ({"member_cost": [0.1, 0.2, 0.3]}, {}, {}, "3 prices for 2 members"),
         ({"member_cost": [0.1, 0.2], "objective": "mixture"}, {}, {}, "objective='mixture'"),
         ({"member_cost": [0.1, 0.2]}, {"action": "dirichlet"}, {}, "action='dirichlet'"),
-        ({"member_cost": [0.1, 0.2], "multi_objective_aggregation": "normalize_then_sum"}, {}, {}, "units of the reward"),
+        (
+            {"member_cost": [0.1, 0.2], "multi_objective_aggregation": "normalize_then_sum"},
+            {},
+            {},
+            "units of the reward",
+        ),
         ({"member_cost": [0.1, 0.2]}, {"action": "dirichlet"}, {"max_active_members": 1}, ""),
         ({"member_cost": [0.1, 0.2]}, {"action": "dirichlet"}, {"draw": "span"}, ""),
         ({"member_cost": [0.0, 0.0]}, {"action": "dirichlet"}, {}, ""),
