@@ -108,6 +108,9 @@ class RLAEConfig(ConstraintArguments, _BaseConfig):
         encoder_batch_size (`int`, *optional*): texts, one per span, that a policy's encoder reads at a time; `None` =
             all of a micro-batch. A smaller number needs less memory in updates, because the activations of one part at
             a time are kept, and more time, because they are computed twice. Gradients are the same, up to rounding.
+        observation_dtype (`str`, *optional*): `"bfloat16"` keeps members' hidden states in bfloat16 in rollouts, which
+            halves the size of rollouts if members are in float32. In rollouts the policy then observes the rounded
+            states. `None` keeps the members' own dtypes.
         reward_weights (`list[float]`, *optional*): one per reward function; `None` = all 1.
         multi_objective_aggregation (`str`, defaults to `"sum_then_normalize"`): how several rewards become one.
             `"normalize_then_sum"` gives each the mean 0 and the deviation 1 before their weighted sum: among the
@@ -166,6 +169,9 @@ class RLAEConfig(ConstraintArguments, _BaseConfig):
     reduction: Literal["token", "sequence"] = option(default="token", help="What counts the same in the policy's loss.")
     target_kl: float | None = option(default=None, help="KL above which the rest of a rollout is skipped.")
     encoder_batch_size: int | None = option(default=None, help="Texts that a policy's encoder reads at a time.")
+    observation_dtype: Literal["bfloat16"] | None = option(
+        default=None, help="Dtype of hidden states in rollouts; None keeps the members' own."
+    )
     reward_weights: list[float] | None = option(default=None, help="One per reward function.")
     multi_objective_aggregation: Literal["sum_then_normalize", "normalize_then_sum"] = option(
         default="sum_then_normalize", help="Whether rewards are brought to one scale before they are summed."
@@ -187,6 +193,8 @@ class RLAEConfig(ConstraintArguments, _BaseConfig):
             self.advantages = objectives[self.objective].default_advantages  # type: ignore[assignment]
         check_choice("advantages", self.advantages, ADVANTAGES)
         check_choice("scale_rewards", self.scale_rewards, SCALES)
+        if self.observation_dtype is not None:
+            check_choice("observation_dtype", self.observation_dtype, ("bfloat16",))
         check_choice("multi_objective_aggregation", self.multi_objective_aggregation, AGGREGATIONS)
         check_fields(self, _BOUNDS)
         check_list("reward_weights", self.reward_weights, Bounds())

@@ -79,6 +79,7 @@ class RolloutTrainer(Trainer):
             args.top_k,
             keeps_logps="member_logps" in self.objective.batch_axes and not self._is_evaluating,
             keeps_observations=not self._is_evaluating,
+            observation_dtype=torch.bfloat16 if args.observation_dtype and not self._is_evaluating else None,
         )
         was_training = self.policy.training
         self.policy.eval()

@@ -136,6 +136,7 @@ class Sampling:
         temperature (`float`), top_p (`float`), top_k (`int`): as in transformers; 0 keeps all tokens.
         keeps_logps (`bool`): whether to keep the members' log-probabilities.
         keeps_observations (`bool`): whether to keep the inputs of the policy, by far the largest part of rollouts.
+        observation_dtype (`torch.dtype`, *optional*): in which hidden states are kept; see [`SpanRecorder`].
         shared_seed (`int`, *optional*): of draws of members that all rows share (`draw_scope="batch"`); `None` = from
             the seeds of the rows.
     """
@@ -148,6 +149,7 @@ class Sampling:
     top_k: int = 0
     keeps_logps: bool = True
     keeps_observations: bool = True
+    observation_dtype: torch.dtype | None = None
     shared_seed: int | None = None
 
 
@@ -179,7 +181,7 @@ def write_rollouts(
     seeds_of = None
     if sampling.explores and seeds is not None:
         seeds_of = lambda span, rows: [seed_of(seeds[row], 1, span) for row in rows]  # noqa: E731
-    recorder = SpanRecorder(policy, len(prompts), seeds_of, sampling.keeps_observations)
+    recorder = SpanRecorder(policy, len(prompts), seeds_of, sampling.keeps_observations, sampling.observation_dtype)
     columns = inputs["input_ids"].shape[1]
     draws = seeds is not None and _draws(ensemble, sampling)
     numbers = _draw_numbers(ensemble, sampling) if draws else None

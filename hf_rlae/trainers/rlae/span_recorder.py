@@ -21,6 +21,8 @@ class SpanRecorder:
         seeds_of (`Callable`, *optional*): takes a span and R row numbers, returns R seeds from which actions are drawn;
             `None` for deterministic weights.
         keeps_observations (`bool`, defaults to `True`): whether to record observations.
+        dtype (`torch.dtype`, *optional*): of recorded hidden states, if it is smaller than theirs. The policy sees what
+            is recorded, so that its outputs are those of the recorded observation.
 
     Attributes:
         rows (`torch.LongTensor` of shape `(R,)`): the rows that are being generated.
@@ -30,6 +32,7 @@ class SpanRecorder:
     num_rows: int
     seeds_of: Callable[[int, Sequence[int]], Sequence[int]] | None = None
     keeps_observations: bool = True
+    dtype: torch.dtype | None = None
     rows: torch.Tensor = field(init=False)
     _rows: list[torch.Tensor] = field(init=False, default_factory=list)
     _observations: list[dict[str, torch.Tensor]] = field(init=False, default_factory=list)
@@ -50,7 +53,7 @@ class SpanRecorder:
 
     def __call__(self, state: PolicyState) -> torch.Tensor:
         """The policy's weights, `(R, M)`."""
-        observation = self.policy.observe(state)
+        observation = {name: self._rounded(name, tensor) for name, tensor in self.policy.observe(state).items()}
         sample: Any = False if self.seeds_of is None else self.seeds_of(len(self._outputs), self.rows.tolist())
         output: PolicyOutput = self.policy(observation, sample=sample)
         self._rows.append(self.rows)
@@ -58,6 +61,10 @@ class SpanRecorder:
             self._observations.append(observation)
         self._outputs.append(output)
         return output.weights
+
+    def _rounded(self, name: str, tensor: torch.Tensor) -> torch.Tensor:
+        is_smaller = self.dtype is not None and self.dtype.itemsize < tensor.element_size()
+        return tensor.to(self.dtype) if is_smaller and name.startswith("hidden_states_") else tensor
 
     def outputs_of(self, name: str, spans: int, device: torch.device) -> torch.Tensor | None:
         """A field of the policy's outputs.

@@ -401,7 +401,7 @@ class RLAETrainer(PolicyPublisher, RolloutTrainer, DurableTrainer, FiniteTrainer
         """See `DurableTrainer`."""
         names = (
             "advantages", "temperature", "top_p", "top_k", "max_completion_length", "multi_objective_aggregation",
-            "reward_constraints", "member_cost",
+            "reward_constraints", "member_cost", "observation_dtype",
         )  # fmt: skip
         return {
             **{name: getattr(self.args, name) for name in names},

@@ -353,6 +353,7 @@ FIELDS = {
     "advantages": ("gea", "did you mean 'gae'"),
     "scale_rewards": ("groups", "did you mean 'group'"),
     "multi_objective_aggregation": ("normalize", "Known: normalize_then_sum, sum_then_normalize"),
+    "observation_dtype": ("bfloat", "did you mean 'bfloat16'"),
     "reduction": ("tokens", "did you mean 'token'"),
     "span_length": (0, "at least 1"),
     "num_generations": (0, "at least 1"),

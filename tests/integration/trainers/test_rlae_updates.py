@@ -40,6 +40,16 @@ def logged(trainer, name):
 
 
 @pytest.mark.parametrize("objective", OBJECTIVES)
+def test_a_rollout_in_bfloat16_learns_from_what_was_observed(tmp_path, objective):
+    trainer = trainer_of(tmp_path, objective, observation_dtype="bfloat16", max_steps=2, eval_dataset=data(2))
+    trainer.train()
+    assert logged(trainer, "policy/ratio_max")[0] == pytest.approx(1.0, abs=1e-5)
+    assert trainer.buffer.rollouts.observation["hidden_states_0"].dtype == torch.bfloat16
+    plain = trainer_of(tmp_path, objective, ensemble=trainer.ensemble, eval_dataset=data(2))
+    assert plain.evaluate()["eval_weights/entropy"] == trainer.evaluate()["eval_weights/entropy"]  # not rounded
+
+
+@pytest.mark.parametrize("objective", OBJECTIVES)
 def test_the_first_ratio_is_1_and_gradients_are_those_of_the_whole_update(tmp_path, objective):
     """One update of 8 completions: at once, in micro-batches of 2 and of 1, and with the objective alone."""
     runs = []

@@ -111,6 +111,34 @@ def test_what_was_kept_is_what_the_policy_says_of_it(objective, observation):
         assert rollouts.member_logps is not None
 
 
+@pytest.mark.parametrize("objective", ["ppo", "mappo"])
+def test_hidden_states_in_bfloat16_are_what_the_policy_saw(objective):
+    """With one span per row, the policy is called with the same rows again: the first ratio is exactly 1."""
+    ensemble = ensemble_of(objective, span_length=7)
+    plain, rounded = (rolled(ensemble, objective, observation_dtype=dtype) for dtype in (None, torch.bfloat16))
+    assert rounded.span_mask.shape[1] == 1
+    kept, whole = ({name: value[:, 0] for name, value in each.observation.items()} for each in (rounded, plain))
+    assert {name for name, value in kept.items() if value.dtype == torch.bfloat16} == {
+        "hidden_states_0",
+        "hidden_states_1",
+    }
+    said = ensemble.policy(kept, actions=rounded.actions[:, 0])
+    ratio = (said.log_probs - rounded.old_log_probs[:, 0]).exp()
+    assert torch.equal(ratio, torch.ones_like(ratio))
+    assert torch.equal(said.state_values, rounded.old_values[:, 0])
+    otherwise = ensemble.policy(whole, actions=rounded.actions[:, 0])
+    assert (otherwise.log_probs - rounded.old_log_probs[:, 0]).abs().max() > 1e-4  # the test can fail
+    torch.testing.assert_close(rounded.weights, plain.weights, atol=0.05, rtol=0.0)
+
+
+def test_smaller_hidden_states_are_kept_as_they_are():
+    pairs = members()
+    pairs[1][0].to(torch.float16)
+    rollouts = rolled(ensemble_of(given=pairs), observation_dtype=torch.bfloat16)
+    assert rollouts.observation["hidden_states_0"].dtype == torch.bfloat16
+    assert rollouts.observation["hidden_states_1"].dtype == torch.float16
+
+
 def test_records_are_in_the_objectives_own_axes_and_nothing_has_the_vocabularys_size():
     for objective in OBJECTIVES:
         ensemble = ensemble_of(objective, "different", "both")
