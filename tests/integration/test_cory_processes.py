@@ -60,7 +60,11 @@ CASES = {
     "GRPO, accumulated, dapo": {"trainer": "fixed grpo", "gradient_accumulation_steps": 2, "loss_type": "dapo"},
     "GRPO without checkpointing": {"trainer": "fixed grpo", "gradient_checkpointing": False, "num_agents": 3},
     "RLOO, accumulated": {"trainer": "fixed rloo", "gradient_accumulation_steps": 2},
-}
+    "one reference, in both processes": {
+        "trainer": "fixed grpo", "observer_groups": "shared_reference", "num_generations": 8, "credit": "difference",
+    },
+    "Shapley values of three": {"trainer": "fixed grpo", "credit": "shapley", "num_agents": 3},
+}  # fmt: skip
 
 
 @pytest.mark.parametrize("case", ["GRPO", *slow(*(name for name in CASES if name != "GRPO"))])

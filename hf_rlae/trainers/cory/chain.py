@@ -22,8 +22,9 @@ class Chain:
         roles (`list[Role]`), labels (`list[str]`): the role of each agent, and its name.
         rows (`list[dict]`): B examples of the dataset, one per completion.
         position (`int`, defaults to 0): of the agent whose turn it is.
-        completions (`list[list]`): B completions for each agent that has finished.
+        completions (`list[list]`): for each agent that has finished, the B completions that later agents read.
         rewards (`list[torch.Tensor]`): for each of these agents its own rewards, of all processes, shape `(B', F)`.
+        shapley (`list[torch.Tensor]`, *optional*): for each agent, its Shapley values.
         learned (`dict[str, torch.Tensor]`): by agent, the rewards that it learns from.
         batches (`dict[str, dict]`): by agent, TRL's batch of its rollout.
     """
@@ -35,6 +36,7 @@ class Chain:
     position: int = 0
     completions: list[list[Any]] = field(default_factory=list)
     rewards: list[torch.Tensor] = field(default_factory=list)
+    shapley: list[torch.Tensor] | None = None
     learned: dict[str, torch.Tensor] = field(default_factory=dict)
     batches: dict[str, dict[str, Any]] = field(default_factory=dict)
 
@@ -49,9 +51,9 @@ class Chain:
         return self.labels[self.position]
 
     @property
-    def is_reading(self) -> bool:
-        """Whether the agent whose turn it is reads the earlier answers."""
-        return self.roles[self.position].is_reader
+    def is_reader(self) -> list[bool]:
+        """For each agent, whether it reads the earlier answers."""
+        return [role.is_reader for role in self.roles]
 
     @property
     def prompts(self) -> list[Any]:

@@ -13,7 +13,7 @@ from trl import GRPOConfig, RLOOConfig
 from hf_rlae.checks import NOT_NEGATIVE, OPTIONAL_COUNT, Bounds, check_choice, check_fields, check_list
 from hf_rlae.errors import ConfigError
 from hf_rlae.trainers.constraints import ConstraintArguments
-from hf_rlae.trainers.cory.credit import CREDITS
+from hf_rlae.trainers.cory.credit import CREDITS, OBSERVER_GROUPS
 from hf_rlae.trainers.cory.prompts import check_template
 from hf_rlae.trainers.cory.roles import OBSERVER, PIONEER, Role, check_roles, role_of
 from hf_rlae.trainers.defaults import option, set_defaults
@@ -29,6 +29,7 @@ _BOUNDS = {
     "max_completion_length": Bounds(1, is_whole=True, note="observers' prompts leave room for a completion"),
 }
 _DEFAULT_AGENTS = 2
+_MAX_SHAPLEY_AGENTS = 5
 _NAME = re.compile(r"[A-Za-z][A-Za-z0-9_-]*")
 _RESERVED_NAMES = {
     "default": "PEFT's name for the first agent's adapter",
@@ -76,7 +77,20 @@ class CoryArguments(ConstraintArguments):
         credit (`str`, defaults to `"team"`): what each agent learns from. `"team"`: the sum of all agents' rewards, as
             in the paper. `"own"`: the sum of the rewards that the agent can change: its own, and those of later agents,
             which have read its answer. The expected update is the same, with less noise: for an observer the pioneer's
-            reward is a constant. Source: the paper for `"team"`; `"own"` is ours.
+            reward is a constant. `"difference"`: that sum less the mean of the agent's other answers to the prompt
+            that followed equally good ones, see `difference_rewards`; no further completions are written. `"shapley"`:
+            the agent's Shapley value, see `shapley_values`; `2**N - 1` completions per prompt are written instead of N
+            (3 for two agents, 7 for three), of which the chain's own N are learned from. Evaluations report sums of
+            rewards, whatever the credit. Source: the paper for `"team"`; COMA (arXiv 1705.08926) for counterfactual
+            baselines; Shapley (1953); chains of answers are ours.
+        observer_groups (`str`, defaults to `"own_reference"`): what the `num_generations` observers of a prompt read.
+            `"own_reference"`: each another completion of the earlier agents. `"shared_reference"`: all of them the
+            prompt's first completion, so that a group baseline compares answers to the same question and reference. As
+            many completions are written. The pioneer then learns from its own rewards alone: observers' rewards are the
+            same for all its completions of a prompt. Source: ours.
+        team_normalization (`bool`, defaults to `False`): whether each agent's rewards are standardised within their
+            prompt before they are added, and the sum is not divided again (`scale_rewards="none"`), so that an agent's
+            own signal is as large as without a team, see `normalized_rewards`. Source: ours.
         observer_template (`str` or callable, *optional*): a text with the slots `{prompt}` and `{answers}`, which
             replaces a plain prompt or the content of the last message; or `f(prompt, answers) -> prompt`, where the
             prompt is a string or a list of messages and answers are strings, the earliest first. It replaces the
@@ -100,7 +114,13 @@ class CoryArguments(ConstraintArguments):
     role_exchange_steps: int = option(default=5, help="Optimizer steps between exchanges of roles; 0 for never.")
     roles: list[str] | None = option(default=None, help="Of the chain, in its order; pioneer and observers by default.")
     knowledge_transfer: bool = option(default=True, help="Whether observers read earlier answers.")
-    credit: Literal["team", "own"] = option(default="team", help="Which rewards an agent learns from.")
+    credit: Literal["team", "own", "difference", "shapley"] = option(
+        default="team", help="Which rewards an agent learns from."
+    )
+    observer_groups: Literal["own_reference", "shared_reference"] = option(
+        default="own_reference", help="Whether the observers of a prompt read one completion."
+    )
+    team_normalization: bool = option(default=False, help="Whether to standardise rewards per agent before adding.")
     observer_template: str | None = option(default=None, help="A text with {prompt} and {answers}, or a callable.")
     max_observer_prompt_length: int | None = option(default=None, help="Maximum tokens; None: the model's context.")
     agent_learning_rates: list[float] | None = option(default=None, help="One per agent, instead of learning_rate.")
@@ -201,11 +221,46 @@ class CoryArguments(ConstraintArguments):
 
     def _check_observers(self) -> None:
         check_choice("credit", self.credit, CREDITS)
+        check_choice("observer_groups", self.observer_groups, OBSERVER_GROUPS)
+        self._check_credit()
         template: str | Callable[..., Any] | None = self.observer_template
         if template is not None:
             check_template(template)
         if self.base_model_id is not None and not is_hub_id(self.base_model_id):
             raise ConfigError(f"base_model_id={self.base_model_id!r}: give a Hub id, such as 'owner/name'")
+
+    def _check_credit(self) -> None:
+        is_shared = self.observer_groups == "shared_reference"
+        if is_shared and not self.knowledge_transfer:
+            raise ConfigError(
+                "observer_groups='shared_reference': with knowledge_transfer=False nobody reads; leave it out"
+            )
+        if self.credit == "shapley":
+            if self.num_agents > _MAX_SHAPLEY_AGENTS:
+                raise ConfigError(
+                    f"credit='shapley' writes 2**N - 1 completions per prompt, {2**self.num_agents - 1} for "
+                    f"num_agents={self.num_agents}; give at most {_MAX_SHAPLEY_AGENTS} agents, or credit='difference'"
+                )
+            for name, is_given in (("observer_groups", is_shared), ("team_normalization", self.team_normalization)):
+                if is_given:
+                    raise ConfigError(
+                        f"{name}={getattr(self, name)!r}: Shapley values compare rewards of different teams as they "
+                        "are; leave it out, or give another credit"
+                    )
+        if not self.team_normalization:
+            return
+        args: Any = self
+        if getattr(args, "multi_objective_aggregation", "sum_then_normalize") != "sum_then_normalize":
+            raise ConfigError(
+                "team_normalization and multi_objective_aggregation='normalize_then_sum' both standardise rewards; "
+                "leave one of them out"
+            )
+        if getattr(args, "scale_rewards", "none") not in ("group", "none", True, False):
+            raise ConfigError(
+                f"scale_rewards={args.scale_rewards!r} divides the sums of team_normalization again; leave it out"
+            )
+        if hasattr(args, "scale_rewards"):
+            args.scale_rewards = "none"
 
     def _check_unsupported(self) -> None:
         for name, reason in _UNSUPPORTED.items():

@@ -119,6 +119,19 @@ class AgentMetrics(NamedEvaluations):
                 together[f"agent/{agent}/{name}"].extend(inner[name])
         merge_metrics(together, inner)
 
+    @contextlib.contextmanager
+    def _metrics_aside(self) -> Iterator[None]:
+        """Inside, no metric is recorded but totals."""
+        mode = self._mode
+        outer = self._metrics[mode]
+        inner: dict[str, list[float]] = defaultdict(list)
+        self._metrics[mode] = inner
+        try:
+            yield
+        finally:
+            self._metrics[mode] = outer
+        merge_metrics(outer, {name: inner[name] for name in _TOTALS if name in inner})
+
     def _widen_logs(self) -> None:
         """Makes room in TRL's tables for the completions of all agents; TRL sizes them for one rollout."""
         rows = self.args.generation_batch_size * len(self.agents.names)

@@ -117,7 +117,8 @@ def test_what_the_mixin_overrides_is_there_to_be_overridden():
         if callable(vars(owner)[name]) and name.startswith("_") and not name.startswith("__")
     }
     own = {
-        "_take_turn", "_observed", "_credited", "_backward", "_metrics_of", "_widen_logs", "_check_base", "_card",
+        "_take_turn", "_observed", "_credited", "_shown", "_rows", "_rewards_of_teams",
+        "_metrics_aside", "_backward", "_metrics_of", "_widen_logs", "_check_base", "_card",
         "_card_body", "_load_logs",
     }  # fmt: skip
     assert private - own <= known
