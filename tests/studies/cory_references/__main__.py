@@ -26,11 +26,11 @@ from tests.studies.results import ResultFolder
 from tests.studies.rlae_tables import as_markdown
 
 NUMBERS: dict[str, Any] = {
-    "texts": 512,
+    "texts": 384,
     "generations": 4,
     "updates": 2,
     "ppo_iterations": 2,
-    "rollouts": 24,
+    "rollouts": 48,
     "questions": 256,
     "every": 2,
     "beta": 0.04,
@@ -67,7 +67,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
     parser.add_argument("--output", type=Path, required=True, help="folder of the results; continued if it is there")
-    parser.add_argument("--families", nargs="+", choices=FAMILIES, default=list(FAMILIES))
+    parser.add_argument("--families", nargs="+", choices=FAMILIES, metavar="FAMILY", default=list(FAMILIES))
     parser.add_argument("--seeds", type=int, default=8)
     parser.add_argument("--rates", nargs="+", type=float, default=list(RATES), help="learning rates")
     parser.add_argument("--jobs", type=int, default=2, help="runs at a time, one thread each")

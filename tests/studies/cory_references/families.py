@@ -80,11 +80,11 @@ def _cory_grpo(**options: Any) -> Family:
 
 FAMILIES: dict[str, Family] = {
     PPO: Family(TokenPPOTrainer, TokenPPOConfig, PPO),
-    "CORY-PPO team": _cory_ppo(observer_reward="team"),
-    "CORY-PPO own": _cory_ppo(observer_reward="own"),
+    "CORY-PPO team": _cory_ppo(credit="team"),
+    "CORY-PPO own": _cory_ppo(credit="own"),
     GRPO: Family(GRPOTrainer, GRPOConfig, GRPO),
-    "CORY-GRPO team": _cory_grpo(observer_reward="team"),
-    "CORY-GRPO own": _cory_grpo(observer_reward="own"),
+    "CORY-GRPO team": _cory_grpo(credit="team"),
+    "CORY-GRPO own": _cory_grpo(credit="own"),
     "PPO, twice the texts": Family(TokenPPOTrainer, TokenPPOConfig, PPO, texts=2),
     "GRPO, twice the texts": Family(GRPOTrainer, GRPOConfig, GRPO, texts=2),
 }
