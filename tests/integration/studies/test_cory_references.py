@@ -131,6 +131,7 @@ def test_families_differ_in_what_they_say_alone(name, base, tmp_path):
     assert args.beta == (0.0 if family.is_ppo else SETTINGS["beta"])
     assert all(getattr(args, option) == value for option, value in family.options.items())
     assert family.reference == (PPO if "PPO" in name else GRPO)
+    assert family.agents == (len(trainer.agents.names) if family.is_cory else 1)
     if family.is_cory:
         assert args.role_exchange_steps == SETTINGS["exchange"] * family.steps(SETTINGS)
 
@@ -187,7 +188,7 @@ def test_runs_that_do_not_reach_a_reward_are_counted():
 
 @pytest.mark.slow
 def test_the_command_measures_writes_and_goes_on(tmp_path, monkeypatch):
-    chosen = ["--quick", "--jobs", "1", "--output", str(tmp_path), "--families", PPO, "CORY-GRPO team"]
+    chosen = ["--quick", "--jobs", "1", "--output", str(tmp_path), "--families", PPO, "CORY-GRPO Shapley"]
     threads = torch.get_num_threads()
     try:
         study.main(chosen)
@@ -196,7 +197,7 @@ def test_the_command_measures_writes_and_goes_on(tmp_path, monkeypatch):
     finally:
         torch.set_num_threads(threads)
     found = {path.stem: json.loads(path.read_text()) for path in (tmp_path / "runs").glob("*.json")}
-    assert {one["method"] for one in found.values()} == {PPO, "CORY-GRPO team"}
+    assert {one["method"]: one["texts"] for one in found.values()} == {PPO: 16, "CORY-GRPO Shapley": 48}
     for one in found.values():
         assert one["commit"]
         for rows in (rows for curves in one["views"].values() for rows in curves.values()):

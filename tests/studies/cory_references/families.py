@@ -19,6 +19,7 @@ from hf_rlae.trainers import (
     TokenPPOTrainer,
 )
 from hf_rlae.trainers.cory.configuration_cory import CoryArguments
+from hf_rlae.trainers.cory.roles import Role, roles
 from hf_rlae.trainers.defaults import default_bf16
 from hf_rlae.trainers.token_ppo.configuration_token_ppo import TokenPPOArguments
 from tests.studies.cory_references.base import (
@@ -32,6 +33,14 @@ from tests.studies.cory_references.base import (
 )
 
 PPO, GRPO = "PPO", "GRPO"
+
+ADVISER = "study-critic"
+"""A critic for this base, which follows no instruction: its answer to the question is what the next agent reads.
+
+It has no share of the reward: it learns from whether the next agent is right. A verifier's template would be the
+observer's.
+"""
+roles.register(ADVISER)(Role(read_references, share=0.0))
 
 
 @dataclass(frozen=True)
@@ -61,6 +70,16 @@ class Family:
         """Whether it has several agents."""
         return issubclass(self.config, CoryArguments)
 
+    @property
+    def agents(self) -> int:
+        """Their number."""
+        return len(self.options.get("roles", ("pioneer", "observer"))) if self.is_cory else 1
+
+    @property
+    def written(self) -> int:
+        """Texts that are written for each text an agent: Shapley values need those of all smaller teams, too."""
+        return 2**self.agents - 1 if self.options.get("credit") == "shapley" else self.agents
+
     def passes(self, settings: Mapping[str, Any]) -> int:
         """Times that it goes through a rollout."""
         return int(settings["ppo_iterations"]) if self.is_ppo else 1
@@ -87,6 +106,18 @@ FAMILIES: dict[str, Family] = {
     "CORY-GRPO own": _cory_grpo(credit="own"),
     "PPO, twice the texts": Family(TokenPPOTrainer, TokenPPOConfig, PPO, texts=2),
     "GRPO, twice the texts": Family(GRPOTrainer, GRPOConfig, GRPO, texts=2),
+    "CORY-GRPO shared reference": _cory_grpo(credit="own", observer_groups="shared_reference"),
+    "CORY-GRPO normalised team": _cory_grpo(team_normalization=True, scale_rewards="none"),
+    "CORY-GRPO difference": _cory_grpo(credit="difference"),
+    "CORY-GRPO Shapley": _cory_grpo(credit="shapley"),
+    "CORY-PPO difference": _cory_ppo(credit="difference"),
+    "CORY-PPO Shapley": _cory_ppo(credit="shapley"),
+    "PPO, full KL": Family(TokenPPOTrainer, TokenPPOConfig, PPO, {"kl_penalty": "full"}),
+    "CORY-PPO own, full KL": _cory_ppo(credit="own", kl_penalty="full"),
+    "CORY-PPO own, three agents": _cory_ppo(credit="own", roles=["pioneer", "observer", "observer"]),
+    "CORY-GRPO own, three agents": _cory_grpo(credit="own", roles=["pioneer", "observer", "observer"]),
+    "CORY-PPO own, critic": _cory_ppo(credit="own", roles=["pioneer", ADVISER, "observer"]),
+    "CORY-GRPO own, critic": _cory_grpo(credit="own", roles=["pioneer", ADVISER, "observer"]),
 }
 """By name, in the order in which they are trained. A new family is one entry."""
 

@@ -50,7 +50,6 @@ class Run:
         """
         family = FAMILIES[self.family]
         watch = train(self, settings)
-        agents = len(watch.views[ALONE])
         last = [curve[-1][1] for curve in watch.views[ALONE].values()]
         return {
             **{name: value for name, value in asdict(self).items() if name != "base"},
@@ -61,7 +60,7 @@ class Run:
             "commit": provenance()["commit"],
             "steps": self.rollouts * family.steps(settings),
             "texts_an_agent": self.rollouts * family.texts * settings["texts"],
-            "texts": self.rollouts * family.texts * settings["texts"] * agents,
+            "texts": self.rollouts * family.texts * settings["texts"] * family.written,
             "views": watch.views,
             "training_seconds": round(watch.training_seconds, 2),
             "evaluation_seconds": round(watch.evaluation_seconds, 2),
