@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import Any
@@ -105,6 +105,7 @@ def load_whole(
     *,
     check_files: bool = True,
     may_miss: tuple[str, ...] = (),
+    replaced: Mapping[str, str] | None = None,
     **options: Any,
 ) -> tuple[Any, dict[str, Any]]:
     """Calls a `from_pretrained`, and raises if the files do not hold every tensor of the model.
@@ -119,6 +120,8 @@ def load_whole(
         check_files (`bool`, defaults to `True`): whether to compare the config with the files and the free memory
             before anything is allocated.
         may_miss (`tuple[str, ...]`): the beginnings of names of tensors that are not used.
+        replaced (`dict[str, str]`, *optional*): beginnings of names, new and old. Files that hold a tensor with the old
+            one, written by an older version, may miss those with the new one, which are initialised.
         options: for `load`. `trust_remote_code` is `False` unless it is given, because transformers asks on standard
             input where it is not given.
 
@@ -134,6 +137,8 @@ def load_whole(
     is_forgiving = bool(options.setdefault("ignore_mismatched_sizes", False))
     with _budget(source, options, _fail(owner, error)) if check_files else nullcontext():
         model, info = load(source, output_loading_info=True, **{**options, "ignore_mismatched_sizes": True})
+    held = info["unexpected_keys"]
+    may_miss += tuple(new for new, old in (replaced or {}).items() if any(name.startswith(old) for name in held))
     missing = sorted(name for name in info["missing_keys"] if not name.startswith(may_miss))
     if missing:
         raise error(

@@ -42,7 +42,7 @@ def terminal_rewards(rewards: torch.Tensor, span_mask: torch.Tensor) -> torch.Te
 
 @torch.no_grad()
 def gae(
-    rewards: torch.Tensor, values: torch.Tensor, mask: torch.Tensor, gamma: float = 0.99, lam: float = 0.95
+    rewards: torch.Tensor, values: torch.Tensor, mask: torch.Tensor, gamma: float = 1.0, lam: float = 1.0
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Generalised advantage estimation over spans.
 
@@ -53,14 +53,14 @@ def gae(
     Entries outside the mask are skipped, wherever they are and whatever they hold. Leave rows that could not be judged
     out of the mask: rewards that are not finite are not masked for you.
 
-    Source: arXiv 1506.02438, equation 16; the defaults: public code of RLAE.
+    Source: arXiv 1506.02438, equation 16; the defaults, which hold for any number of spans: ours.
 
     Args:
         rewards (`torch.Tensor` of shape `(B, S)`): see [`terminal_rewards`] for one number at the end.
         values (`torch.Tensor` of shape `(B, S)`): the critic's estimates at the spans' first tokens.
         mask (`torch.Tensor` of shape `(B, S)`): 1 where there is a span.
-        gamma (`float`, defaults to 0.99): discount per span, from 0 to 1.
-        lam (`float`, defaults to 0.95): lambda, from 0 to 1.
+        gamma (`float`, defaults to 1.0): discount per span, from 0 to 1.
+        lam (`float`, defaults to 1.0): lambda, from 0 to 1.
 
     Returns:
         `(advantages, returns)`, each of shape `(B, S)`, 0 where there is no span.

@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 
 Number = float | torch.Tensor
+ROUNDING = 1e-6
+"""Returns that differ by less than this share of their size are equal: they are sums in fp32."""
 
 
 def masked_mean(values: torch.Tensor, mask: torch.Tensor, num_items: Number | None = None) -> torch.Tensor:
@@ -61,8 +63,8 @@ def masked_max(values: torch.Tensor, mask: torch.Tensor, default: float) -> torc
 def explained_variance(values: torch.Tensor, returns: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
     """`1 - Var(returns - values) / Var(returns)` over entries that count.
 
-    1 for a perfect critic, 0 for a constant one, negative for a worse one. NaN if the returns do not vary: leave it out
-    of averages.
+    1 for a perfect critic, 0 for a constant one, negative for a worse one. NaN if the returns do not vary by more than
+    rounding: leave it out of averages.
 
     Args:
         values, returns (`torch.Tensor` of shape `(B, S)`).
@@ -81,7 +83,8 @@ def explained_variance(values: torch.Tensor, returns: torch.Tensor, mask: torch.
         return values.new_tensor(torch.nan)
     total = kept_returns.var(correction=0)
     rest = (kept_returns - kept_values).var(correction=0)
-    return torch.where(total > 0, 1 - rest / total, torch.nan)
+    size = torch.maximum(kept_returns.abs().amax(), kept_values.abs().amax())
+    return torch.where(total > (ROUNDING * size) ** 2, 1 - rest / total, torch.nan)
 
 
 def _at_least_one(count: Number) -> Number:

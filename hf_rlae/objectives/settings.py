@@ -27,8 +27,8 @@ class ObjectiveSettings:
         epsilon_high (`float`, *optional*): the upper bound, if it differs; DAPO (arXiv 2503.14476) recommends
             0.28. As in TRL.
         value_epsilon (`float`, *optional*, defaults to 0.2): the critic's estimates are clipped to this distance from
-            those of the rollout, in units of the reward; `None` for no clipping. Source: ours, for rewards between 0
-            and 1.
+            those of the rollout, in their own unit; `None` for no clipping. In `RLAETrainer` the unit is the running
+            standard deviation of the rewards. Source: ours.
         value_coef (`float`, defaults to 0.5): of the value loss. Source: public code of RLAE.
         entropy_coef (`float`, defaults to 0.01): of the entropy bonus, per nat. Source: public code of RLAE. The
             `mixture` objective has its own default, 0.03; see there.

@@ -11,11 +11,16 @@ from hf_rlae.policies.actions import actions_of
 from hf_rlae.policies.configuration_policy import PolicyConfig
 
 MAX_SCORE_AT_START = 0.009
-"""Upper bound of the scores of random heads. It keeps the weights within 2% of 1/M: `exp(2 * 0.009) < 1.02`."""
+"""Upper bound of the scores of random heads, and of their values.
+
+It keeps the weights within 2% of 1/M (`exp(2 * 0.009) < 1.02`), and values within 1% of a deviation of the mean reward.
+"""
+PLACE_SCALES = (8, 64, 512)
+"""The critic reads the position t of a span as `t / (t + scale)`, between 0 and 1 for any length. Source: ours."""
 
 
 class Score(nn.Linear):
-    """The last layer of an actor; its inputs are between -1 and 1."""
+    """The last layer of an actor and of the critic; its inputs are between -1 and 1."""
 
 
 class Heads(nn.Module):
@@ -24,7 +29,8 @@ class Heads(nn.Module):
     Each member's last hidden state, the mean over several of them (if the policy pools), and the encoder's pooled state
     go through a layer norm and a linear layer with `tanh` each. The features are their outputs, the members' entropies
     and margins (as `log(1 + x)`), and the pairwise agreement. An actor is a linear layer with `tanh` (the trunk) and a
-    linear layer that returns scores. The critic is the same, with a value.
+    linear layer that returns scores. The critic is the same, with a value; it also reads the position of the span in
+    the completion. Its loss does not change the layers before: it reads detached features.
 
     Source: RLAE (arXiv 2506.00439) for actor and critic; observing members, and the layers, are ours.
 
@@ -48,7 +54,7 @@ class Heads(nn.Module):
         trunks = 1 if config.share_trunk else agents
         self.trunks = nn.ModuleList(nn.Linear(width, hidden) for _ in range(trunks))
         self.scores = nn.ModuleList(Score(hidden, members // agents) for _ in range(agents))
-        self.critic = nn.Sequential(nn.Linear(width, hidden), nn.Tanh(), nn.Linear(hidden, 1))
+        self.critic = Critic(width, hidden)
         self.actions = actions_of(config)
 
     def forward(
@@ -65,7 +71,8 @@ class Heads(nn.Module):
         if len(trunks) < len(self.scores):
             trunks = trunks * len(self.scores)
         parts = [score(trunk) for score, trunk in zip(self.scores, trunks, strict=True)]
-        return parts[0] if len(parts) == 1 else torch.cat(parts, dim=-1), self.critic(features)[..., 0]
+        scores = parts[0] if len(parts) == 1 else torch.cat(parts, dim=-1)
+        return scores, self.critic(features.detach(), observation.get("positions"))
 
     def _features(self, observation: Mapping[str, torch.Tensor], pooled: torch.Tensor | None) -> torch.Tensor:
         parts = [] if pooled is None or self.text_layer is None else [self.text_layer(pooled)]
@@ -91,6 +98,32 @@ class Heads(nn.Module):
 
         super()._apply(keep, recurse)
         return self
+
+
+class Critic(nn.Module):
+    """The value of a state, in units of the running deviation of rewards from their running mean.
+
+    Args:
+        width (`int`): number of features.
+        hidden (`int`): width of the hidden layer.
+    """
+
+    def __init__(self, width: int, hidden: int) -> None:
+        super().__init__()
+        self.hidden = nn.Linear(width + len(PLACE_SCALES), hidden)
+        self.value = Score(hidden, 1)
+
+    def forward(self, features: torch.Tensor, positions: torch.Tensor | None) -> torch.Tensor:
+        """Values `(B,)`.
+
+        Args:
+            features (`torch.Tensor` of shape `(B, F)`).
+            positions (`torch.Tensor` of shape `(B,)`, *optional*): tokens before the span; 0 by default.
+        """
+        at = features.new_zeros(len(features)) if positions is None else positions.to(features.dtype)
+        places = torch.stack([at / (at + scale) for scale in PLACE_SCALES], dim=-1)
+        values: torch.Tensor = self.value(torch.tanh(self.hidden(torch.cat([features, places], dim=-1))))
+        return values[..., 0]
 
 
 def _projection(size: int, hidden: int) -> nn.Sequential:

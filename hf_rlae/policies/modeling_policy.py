@@ -23,6 +23,8 @@ from hf_rlae.policies.state import PolicyOutput, PolicyState
 Observation = Mapping[str, torch.Tensor]
 """What a policy observes, as tensors that can be stored; see `PolicyModel.observe`."""
 
+_FORMER_CRITIC = {"heads.critic.": "heads.critic.0."}
+"""A policy whose files hold the former critic, in another unit and without positions, starts with a new one."""
 _HUB_OPTIONS = ("cache_dir", "force_download", "local_files_only", "token", "revision", "subfolder")
 
 
@@ -156,7 +158,7 @@ class PolicyModel(PreTrainedModel):
             return super(PolicyModel, cls).from_pretrained(name, *args, **options)
 
         with readable(source, owner, PolicyError), tokenizer_failures(owner):
-            policy, info = load_whole(load, source, owner, PolicyError, **kwargs)
+            policy, info = load_whole(load, source, owner, PolicyError, replaced=_FORMER_CRITIC, **kwargs)
             if policy.config.observes_text and policy.tokenizer is None:
                 options = {name: kwargs[name] for name in _HUB_OPTIONS if name in kwargs}
                 options["trust_remote_code"] = bool(kwargs.get("trust_remote_code"))
@@ -209,10 +211,11 @@ class PolicyModel(PreTrainedModel):
             state (`PolicyState`): B rows at a span's first token.
 
         Returns:
-            `dict[str, torch.Tensor]`: on the policy's device. If members are observed: `hidden_states_0`, ... of shape
-            `(B, H_m)`, or `(B, 2 H_m)` with means (`pooled_tokens`), in each member's dtype, `entropies` and `margins`
-            `(B, M)`, `agreement` `(B, M, M)`. If text is observed: `input_ids` and `attention_mask` `(B, L)`, the
-            newest `max_text_tokens` tokens of the encoder's tokenizer.
+            `dict[str, torch.Tensor]`: on the policy's device. `positions` `(B,)`, the tokens of the completion before
+            the span, for the critic. If members are observed: `hidden_states_0`, ... of shape `(B, H_m)`, or
+            `(B, 2 H_m)` with means (`pooled_tokens`), in each member's dtype, `entropies` and `margins` `(B, M)`,
+            `agreement` `(B, M, M)`. If text is observed: `input_ids` and `attention_mask` `(B, L)`, the newest
+            `max_text_tokens` tokens of the encoder's tokenizer.
 
         Raises:
             PolicyError: the state has another number of members, or hidden states are missing or have another width.
@@ -224,7 +227,8 @@ class PolicyModel(PreTrainedModel):
                 f"{type(self).__name__} weighs {self.num_members} members, the state has {state.num_members}; make the "
                 "policy for that number of members"
             )
-        observation: dict[str, torch.Tensor] = {}
+        tokens = state.span_index * (self.config.span_length or 1)  # `None` is one span: it is the first
+        observation = {"positions": tokens.to(device)}
         if self.config.observes_members:
             sizes = self.config.member_hidden_sizes or []
             run_for = state.hidden_tokens

@@ -58,7 +58,8 @@ class PolicyOutput(ModelOutput):
         log_probs (`torch.FloatTensor` of shape `(B,)` or `(B, M)`, *optional*): log-probabilities (of drawn weights
             and scores: log-densities) of the actions, in nats: one per row with a joint actor, one per agent with an
             actor per member.
-        state_values (`torch.FloatTensor` of shape `(B,)`, *optional*): the critic's estimates.
+        state_values (`torch.FloatTensor` of shape `(B,)`, *optional*): the critic's estimates, as deviations from the
+            mean reward (0 is the mean, 1 is one standard deviation above it).
         entropies (`torch.FloatTensor`, *optional*, same shape as `log_probs`): entropies of the distributions of the
             actions, in nats.
     """

@@ -90,15 +90,19 @@ class RLAEConfig(ConstraintArguments, _BaseConfig):
             of evaluations are always the deterministic ones.
         advantages (`str`, *optional*): `"gae"` (over spans, with the critic) or `"group_relative"` (relative to the
             other completions of the prompt, without a critic); `None` takes the default of the objective.
-        gamma (`float`, defaults to 0.99), lam (`float`, defaults to 0.95): of GAE, per span. Source: public code of
-            RLAE.
+        gamma (`float`, defaults to 1.0), lam (`float`, defaults to 1.0): of GAE, per span (ours). A completion has one
+            reward, at its end, and with 1.0 all of its spans receive it in full: the advantage is the reward minus the
+            critic's value, at any span length and any length of completions. Below 1.0 the share of early spans
+            depends on the number of spans: the 0.99 and 0.95 of RLAE's public code leave `(0.99 * 0.95) ** 70 = 0.014`
+            of a reward to a span that is 70 spans from the end.
         whiten_advantages (`bool`, defaults to `True`): whether the advantages of GAE have mean 0 and deviation 1 in
             each rollout (ours).
         scale_rewards (`str`, defaults to `"group"`): what group-relative advantages are divided by: `"group"`,
             `"batch"` or `"none"`. TRL's word.
         epsilon (`float`, defaults to 0.2), epsilon_high (`float`, *optional*): clipping of ratios. Source: public code
             of RLAE.
-        value_epsilon (`float`, *optional*, defaults to 0.2): clipping of the critic (ours, for rewards from 0 to 1).
+        value_epsilon (`float`, *optional*, defaults to 0.2): clipping of the critic, in units of the running standard
+            deviation of the rewards, by which the critic's targets are normalised (ours).
         value_coef (`float`, defaults to 0.5): weight of the critic's loss. Source: public code of RLAE.
         entropy_coef (`float`, *optional*): weight of the entropy bonus; `None` = 0.01 (source: public code of RLAE),
             and 0.03 for `"mixture"` (ours).
@@ -155,15 +159,15 @@ class RLAEConfig(ConstraintArguments, _BaseConfig):
     advantages: Literal["gae", "group_relative"] | None = option(
         default=None, help="None takes the objective's default."
     )
-    gamma: float = option(default=0.99, help="Discount per span, for GAE. Source: public code of RLAE.")
-    lam: float = option(default=0.95, help="Lambda of GAE. Source: public code of RLAE.")
+    gamma: float = option(default=1.0, help="Discount per span, for GAE. Source: ours.")
+    lam: float = option(default=1.0, help="Lambda of GAE. Source: ours.")
     whiten_advantages: bool = option(default=True, help="Whether to standardise GAE's advantages per rollout.")
     scale_rewards: Literal["group", "batch", "none"] = option(
         default="group", help="Divisor of group-relative advantages."
     )
     epsilon: float = option(default=0.2, help="Ratios are clipped at 1 - epsilon and 1 + epsilon.")
     epsilon_high: float | None = option(default=None, help="Upper clipping bound, if it differs.")
-    value_epsilon: float | None = option(default=0.2, help="Clipping of the critic; None for none.")
+    value_epsilon: float | None = option(default=0.2, help="Clipping of the normalised critic; None for none.")
     value_coef: float = option(default=0.5, help="Weight of the critic's loss.")
     entropy_coef: float | None = option(default=None, help="Weight of the entropy bonus; None: 0.01, mixture 0.03.")
     reduction: Literal["token", "sequence"] = option(default="token", help="What counts the same in the policy's loss.")

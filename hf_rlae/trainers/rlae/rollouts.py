@@ -40,7 +40,7 @@ class Rollouts:
             small weights.
         actions (`torch.FloatTensor` of shape `(N, S, M)`, *optional*): the sampled actions.
         old_log_probs (`torch.FloatTensor` of shape `(N, S)` or `(N, S, M)`, *optional*): of the actions, in nats.
-        old_values (`torch.FloatTensor` of shape `(N, S)`): the critic's estimates.
+        old_values (`torch.FloatTensor` of shape `(N, S)`): the critic's estimates, in its unit (see [`ValueScale`]).
         is_ended (`torch.BoolTensor` of shape `(N,)`): whether a completion ended by itself, not at
             `max_completion_length`.
         member_logps (`torch.FloatTensor` of shape `(N, T, M)`, *optional*): each member's log-probability of each
@@ -49,7 +49,8 @@ class Rollouts:
             token, in nats.
         member_tokens (`torch.LongTensor` of shape `(N, S, M)`, *optional*): see `count_member_tokens`.
         advantages (`torch.FloatTensor` of shape `(N,)` or `(N, S)`, *optional*): added once rewards are known.
-        returns (`torch.FloatTensor` of shape `(N, S)`, *optional*): the targets of the critic; added with them.
+        returns (`torch.FloatTensor` of shape `(N, S)`, *optional*): the targets of the critic, in its unit; added with
+            them.
     """
 
     prompts: list[Any]

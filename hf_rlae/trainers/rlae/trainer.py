@@ -30,6 +30,7 @@ from hf_rlae.trainers.rlae.rollout_buffer import RolloutBuffer
 from hf_rlae.trainers.rlae.rollout_trainer import TRAIN_SEEDS, RolloutTrainer, mean_of, or_none
 from hf_rlae.trainers.rlae.rollouts import Rollouts
 from hf_rlae.trainers.rlae.row_records import RowRecords
+from hf_rlae.trainers.rlae.value_scale import ValueScale
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -132,6 +133,7 @@ class RLAETrainer(PolicyPublisher, RolloutTrainer, DurableTrainer, FiniteTrainer
         self._kls: list[tuple[float, float]] = []
         self._num_tokens = 0
         self._is_stopped = False
+        self.value_scale = ValueScale()
         self._num_items: dict[str, torch.Tensor] = {}
         self._evaluated: list[tuple[RowRecords, torch.Tensor]] = []
         self._reported: dict[str, list[float]] = defaultdict(list)
@@ -228,26 +230,33 @@ class RLAETrainer(PolicyPublisher, RolloutTrainer, DurableTrainer, FiniteTrainer
         return normalized_sum(rewards_per_func, weights, group)
 
     def _advantages(self, rollouts: Rollouts, rewards: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """Advantages and returns of this process's rollouts, from the rewards of all processes."""
+        """Advantages and returns of this process's rollouts, from the rewards of all processes.
+
+        Returns are in the critic's unit (see [`ValueScale`]), as its values are.
+        """
         args, own, costs = self.args, self._own(rewards), span_costs(rollouts, self.prices)
+        if self.prices is not None:
+            rewards = rewards - torch.cat(self._gather_objects(costs.sum(1)))
         if args.advantages == "group_relative":  # the completions of a prompt may be in two processes
-            if self.prices is not None:
-                rewards = rewards - torch.cat(self._gather_objects(costs.sum(1)))
             size, scale = args.num_generations, args.scale_rewards
             if args.multi_objective_aggregation == "normalize_then_sum":  # groups were compared before the sum
                 size, scale = len(rewards), "batch"
             return self._own(group_relative(rewards, size, scale)), None
+        self.value_scale.add(rewards)
+        values = self.value_scale.in_rewards(rollouts.old_values)
         mask = rollouts.span_mask & ~own.isnan()[:, None]
         span_rewards = terminal_rewards(own.nan_to_num(), mask) - costs
-        advantages, returns = gae(span_rewards, rollouts.old_values, mask, args.gamma, args.lam)
-        return (whiten(advantages, mask, total=self._total) if args.whiten_advantages else advantages), returns
+        advantages, returns = gae(span_rewards, values, mask, args.gamma, args.lam)
+        if args.whiten_advantages:
+            advantages = whiten(advantages, mask, total=self._total)
+        return advantages, self.value_scale.normalised(returns)
 
     # -- updates ------------------------------------------------------------------------------------------
 
     def train(self, *args: Any, **kwargs: Any) -> Any:
         """See `DurableTrainer.train`; without a checkpoint, rollouts start from the beginning."""
         self.buffer.clear()
-        self._num_tokens, self._is_stopped = 0, False
+        self._num_tokens, self._is_stopped, self.value_scale = 0, False, ValueScale()
         self.constraints.reset()
         for kept in (self._metrics["train"], self._update_metrics, self._kls):
             kept.clear()
@@ -417,6 +426,7 @@ class RLAETrainer(PolicyPublisher, RolloutTrainer, DurableTrainer, FiniteTrainer
             "buffer": self.buffer.state(),
             "num_tokens": self._num_tokens,
             "is_stopped": self._is_stopped,
+            "value_scale": self.value_scale.state(),
             "multipliers": dict(self.constraints.multipliers),
             "metrics": {name: list(values) for name, values in self._metrics["train"].items()},
         }
@@ -426,5 +436,6 @@ class RLAETrainer(PolicyPublisher, RolloutTrainer, DurableTrainer, FiniteTrainer
         self.buffer.load(state["buffer"])
         self._num_tokens = state["num_tokens"]
         self._is_stopped = state["is_stopped"]
+        self.value_scale = ValueScale(**state["value_scale"])
         self.constraints.load(state.get("multipliers", {}))  # earlier versions saved none
         self._metrics["train"] = defaultdict(list, {name: list(v) for name, v in state["metrics"].items()})

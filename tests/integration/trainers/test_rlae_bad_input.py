@@ -341,7 +341,7 @@ def test_weights_that_go_wrong(tmp_path):
         def on_step_end(self, args, state, control, model=None, **kwargs):
             if state.global_step == 4:
                 with torch.no_grad():
-                    model.heads.critic[2].weight.fill_(torch.nan)
+                    model.heads.critic.value.weight.fill_(torch.nan)
 
     trainer.add_callback(Poison())
     with pytest.raises(NonFiniteError, match="values of the policy at step 5"):

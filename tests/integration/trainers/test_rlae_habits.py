@@ -43,7 +43,7 @@ def test_a_config_needs_nothing_more_on_a_cpu():
     assert args.gradient_checkpointing is False
     assert args.remove_unused_columns is False
     defaults = (args.learning_rate, args.epsilon, args.value_coef, args.num_iterations, args.gamma, args.lam)
-    assert defaults == (1e-4, 0.2, 0.5, 3, 0.99, 0.95)
+    assert defaults == (1e-4, 0.2, 0.5, 3, 1.0, 1.0)
     assert args.max_grad_norm == 1.0
     assert args.objective_settings().entropy_coef == 0.01
     assert RLAEConfig("out", objective="mixture").objective_settings().entropy_coef == 0.03

@@ -14,7 +14,8 @@ SAVES = {"save_strategy": "steps", "save_steps": 1, "max_steps": 10, "logging_st
 
 def end_of(trainer):
     logs = [entry for entry in trainer.state.log_history if "loss" in entry]
-    return parameters_of(trainer.model), trainer.optimizer.state_dict()["state"], logs, trainer._num_tokens
+    counted = trainer._num_tokens, trainer.value_scale
+    return parameters_of(trainer.model), trainer.optimizer.state_dict()["state"], logs, counted
 
 
 @pytest.fixture(scope="module", params=["ppo", "mixture"])
@@ -27,7 +28,7 @@ def alone(request, tmp_path_factory):
 @pytest.mark.parametrize("stop", [6, *slow(1, 3, 8)])
 def test_resumed_runs_end_alike(alone, tmp_path, stop):
     """A rollout serves 4 updates: stops in the first pass, in the second, in the next rollout, and at its end."""
-    objective, (parameters, moments, logs, tokens) = alone
+    objective, (parameters, moments, logs, counted) = alone
     first = trainer_of(tmp_path, objective, callbacks=[StopAt(stop)], **SAVES)
     first.train()
     assert first.state.global_step == stop
@@ -43,7 +44,8 @@ def test_resumed_runs_end_alike(alone, tmp_path, stop):
     for key, entry in moments.items():
         assert all(torch.equal(found[1][key][name], value) for name, value in entry.items())
     assert found[2] == logs
-    assert found[3] == tokens
+    assert found[3] == counted
+    assert (counted[1].count > 0) == (objective == "ppo")
 
 
 @pytest.mark.slow

@@ -242,7 +242,7 @@ def test_target_kl_stops_the_updates_of_a_rollout(tmp_path, objective):
         trainer_class=Watched,
         max_steps=12,
         target_kl=1e-5,
-        learning_rate=0.05,
+        learning_rate=0.01,
         lr_scheduler_type="linear",
         weight_decay=0.1,
     )
