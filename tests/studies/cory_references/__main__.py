@@ -26,17 +26,17 @@ from tests.studies.results import ResultFolder
 from tests.studies.rlae_tables import as_markdown
 
 NUMBERS: dict[str, Any] = {
-    "texts": 384,
+    "texts": 256,
     "generations": 4,
     "updates": 2,
     "ppo_iterations": 2,
-    "rollouts": 48,
+    "rollouts": 96,
     "questions": 256,
-    "every": 2,
+    "every": 4,
     "beta": 0.04,
     "kl_coef": 0.02,
-    "exchange": 2,
-    "warmup": 4,
+    "exchange": 4,
+    "warmup": 8,
     "rank": 8,
     "base": asdict(Pretraining()),
 }
@@ -47,7 +47,7 @@ times by PPO; agents are evaluated after `every` rollouts and exchange roles aft
 units of the reward: about half of `beta`, since GRPO divides rewards by their deviation, which is about one half.
 """
 
-RATES = (1e-3, 3e-3)
+RATES = (1e-3, 2e-3)
 
 QUICK: dict[str, Any] = {
     "texts": 8,
@@ -93,7 +93,7 @@ def planned(families: Sequence[str], rates: Sequence[float], seeds: int, rollout
     return [
         Run(family, rate, seed, rollouts, base)
         for seed in range(seeds)
-        for rate in reversed(rates)
+        for rate in rates
         for family in families
     ]
 
