@@ -135,6 +135,22 @@ def test_two_processes_resume(tmp_path):
 
 
 @pytest.mark.slow
+def test_one_of_two_processes_is_killed_in_the_middle_of_a_rollout(tmp_path):
+    """The other one ends with an error; both resume from their own completions of the rollout in use."""
+    options = {"save_strategy": "steps", "save_steps": 3, "max_steps": 8, "per_device_train_batch_size": 2}
+    assert finish(start_two(run, str(tmp_path / "whole"), str(tmp_path / "whole.pt"), **options)) == [0, 0]
+    ends = finish(start_two(run, str(tmp_path / "part"), kill=(5, 1), **options))
+    assert ends[1] == -signal.SIGKILL
+    assert ends[0] not in (0, None)
+    assert sorted(path.name for path in (tmp_path / "part").glob("checkpoint-*")) == ["checkpoint-3"]
+    resumed = start_two(run, str(tmp_path / "part"), str(tmp_path / "part.pt"), resume=True, **options)
+    assert finish(resumed) == [0, 0]
+    one, other = torch.load(tmp_path / "whole.pt"), torch.load(tmp_path / "part.pt")
+    assert_same(other["parameters"], one["parameters"])
+    assert other["logs"] == one["logs"]
+
+
+@pytest.mark.slow
 def test_a_lost_rank_ends_the_job(tmp_path):
     """Under `accelerate launch`, within 30 seconds of the rank's end.
 

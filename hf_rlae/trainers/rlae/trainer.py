@@ -12,6 +12,7 @@ from trl.trainer.base_trainer import _BaseTrainer
 from trl.trainer.utils import disable_dropout_in_model, identity
 
 from hf_rlae.ensemble import EnsembleForCausalLM
+from hf_rlae.errors import CheckpointError, present
 from hf_rlae.objectives import gae, group_relative, objectives, scatter_spans, terminal_rewards, whiten
 from hf_rlae.objectives.multi_objective import normalized_sum
 from hf_rlae.rewards.calls.resolve import RewardCalls
@@ -434,6 +435,13 @@ class RLAETrainer(PolicyPublisher, RolloutTrainer, DurableTrainer, FiniteTrainer
     def load_extra_state(self, state: dict[str, Any]) -> None:
         """See `DurableTrainer`."""
         self.buffer.load(state["buffer"])
+        kept, own = self.buffer.rollouts, present(self.args.generation_batch_size, "") // self.args.world_size
+        if kept is not None and len(kept) != own:
+            raise CheckpointError(
+                f"the rollout of this checkpoint has {len(kept)} completions in each process, and this run has {own}: "
+                "an earlier version of hf_rlae saved it, in which every process kept all. Resume with that version, or "
+                "load its weights and train without resume_from_checkpoint"
+            )
         self._num_tokens = state["num_tokens"]
         self._is_stopped = state["is_stopped"]
         self.value_scale = ValueScale(**state["value_scale"])

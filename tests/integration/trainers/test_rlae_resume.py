@@ -5,6 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
+from hf_rlae.errors import CheckpointError
+from hf_rlae.trainers.rlae.rollouts import concatenate
 from tests.support.rlae import assert_same, ensemble_of, parameters_of, trainer_of
 from tests.support.stopping import StopAt
 from tests.support.tiers import slow
@@ -83,3 +85,14 @@ def test_with_text_draws_and_chats_in_the_buffer(tmp_path):
     resumed = made(tmp_path / "part")
     resumed.train(resume_from_checkpoint=True)
     assert_same(parameters_of(resumed.model), parameters_of(whole.model))
+
+
+def test_a_rollout_of_all_processes_in_each_is_refused(tmp_path):
+    """Earlier versions saved it; this one would take parts of it twice."""
+    trainer = trainer_of(tmp_path, **{**SAVES, "max_steps": 3})
+    trainer.train()
+    state, kept = trainer.extra_state(), trainer.buffer.rollouts
+    trainer.load_extra_state(state)
+    state["buffer"]["rollouts"] = concatenate([kept, kept]).state()
+    with pytest.raises(CheckpointError, match="has 16 completions in each process, and this run has 8"):
+        trainer.load_extra_state(state)
