@@ -63,6 +63,7 @@ CASES = {
     "one reference, in both processes": {
         "trainer": "fixed grpo", "observer_groups": "shared_reference", "num_generations": 8, "credit": "difference",
     },
+    "completions of other agents": {"trainer": "fixed grpo", "shared_rollouts": True, "shared_rollout_delta": 1.0},
     "Shapley values of three": {"trainer": "fixed grpo", "credit": "shapley", "num_agents": 3},
 }  # fmt: skip
 

@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 from trl import GRPOConfig, RLOOConfig
 
-from hf_rlae.checks import NOT_NEGATIVE, OPTIONAL_COUNT, Bounds, check_choice, check_fields, check_list
+from hf_rlae.checks import NOT_NEGATIVE, OPTIONAL_COUNT, SHARE, Bounds, check_choice, check_fields, check_list
 from hf_rlae.errors import ConfigError
 from hf_rlae.trainers.constraints import ConstraintArguments
 from hf_rlae.trainers.cory.credit import CREDITS, OBSERVER_GROUPS
@@ -24,6 +24,8 @@ _BOUNDS = {
         2, is_whole=True, note="a pioneer and at least one observer; for one agent, use TRL's trainer"
     ),
     "role_exchange_steps": Bounds(0, is_whole=True, note="with 0, roles are never exchanged"),
+    "shared_rollout_delta": SHARE,
+    "shared_rollout_alpha": NOT_NEGATIVE,
     "reward_timeout": Bounds(0, note="0 is no limit"),
     "max_observer_prompt_length": OPTIONAL_COUNT,
     "max_completion_length": Bounds(1, is_whole=True, note="observers' prompts leave room for a completion"),
@@ -91,6 +93,14 @@ class CoryArguments(ConstraintArguments):
         team_normalization (`bool`, defaults to `False`): whether each agent's rewards are standardised within their
             prompt before they are added, and the sum is not divided again (`scale_rewards="none"`), so that an agent's
             own signal is as large as without a team, see `normalized_rewards`. Source: ours.
+        shared_rollouts (`bool`, defaults to `False`): whether every agent also learns from the completions of the other
+            agents that earned more than the mean of both, as answers to its own prompt, importance-weighted and
+            clipped; see `shared_rollout_loss`. No further completions are written; an update has up to N times the
+            forward passes. Source: HACPO (arXiv 2603.02604).
+        shared_rollout_delta (`float`, defaults to 0.2): ratios below 1 less this, and above 1, have no gradient.
+            Source: public code of HACPO.
+        shared_rollout_alpha (`float`, defaults to 1.0): completions are also weighted by the ratio to this power.
+            Source: public code of HACPO.
         observer_template (`str` or callable, *optional*): a text with the slots `{prompt}` and `{answers}`, which
             replaces a plain prompt or the content of the last message; or `f(prompt, answers) -> prompt`, where the
             prompt is a string or a list of messages and answers are strings, the earliest first. It replaces the
@@ -121,6 +131,9 @@ class CoryArguments(ConstraintArguments):
         default="own_reference", help="Whether the observers of a prompt read one completion."
     )
     team_normalization: bool = option(default=False, help="Whether to standardise rewards per agent before adding.")
+    shared_rollouts: bool = option(default=False, help="Whether agents learn from better completions of others.")
+    shared_rollout_delta: float = option(default=0.2, help="Width of the range of ratios for shared rollouts.")
+    shared_rollout_alpha: float = option(default=1.0, help="Exponent of the weights of shared rollouts.")
     observer_template: str | None = option(default=None, help="A text with {prompt} and {answers}, or a callable.")
     max_observer_prompt_length: int | None = option(default=None, help="Maximum tokens; None: the model's context.")
     agent_learning_rates: list[float] | None = option(default=None, help="One per agent, instead of learning_rate.")

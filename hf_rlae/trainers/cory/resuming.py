@@ -53,7 +53,7 @@ class ResumableRollouts(DurableTrainer):
         """See `DurableTrainer`: how rollouts are made and used, the agents and their roles, and the base model."""
         names = (
             "num_generations", "steps_per_generation", "num_iterations", "role_exchange_steps", "knowledge_transfer",
-            "credit", "observer_groups", "team_normalization",
+            "credit", "observer_groups", "team_normalization", "shared_rollouts",
         )  # fmt: skip
         kinds = (kind for kind in type(self).__mro__ if issubclass(kind, _BaseTrainer))
         model = self.agents.model

@@ -14,15 +14,16 @@ from hf_rlae.trainers.constraints import RewardConstraints
 from hf_rlae.trainers.cory.chain import Chain, answer_text
 from hf_rlae.trainers.cory.credit import credited_rewards, normalized_rewards, tied_rewards, with_share
 from hf_rlae.trainers.cory.draws import draws_apart
-from hf_rlae.trainers.cory.logs import AgentMetrics, CompletionColumns
+from hf_rlae.trainers.cory.logs import CompletionColumns
 from hf_rlae.trainers.cory.prompts import ObserverPrompts
 from hf_rlae.trainers.cory.roles import role_labels
 from hf_rlae.trainers.cory.shapley import Answer, answer_in, further_answers, shapley_values
+from hf_rlae.trainers.cory.shared_rollouts import SharedRollouts
 
 logger = logging.getLogger(__name__)
 
 
-class ChainRollouts(AgentMetrics):
+class ChainRollouts(SharedRollouts):
     """A mixin for TRL trainers with online rollouts: one rollout has the completions of all agents of a chain.
 
     The next agent's whole rollout runs inside `_calculate_rewards` of the agent before it, which returns the rewards
@@ -31,8 +32,6 @@ class ChainRollouts(AgentMetrics):
     Source: CORY (arXiv 2410.06101) for the chain of two agents.
     """
 
-    accelerator: Any
-    reward_weights: torch.Tensor
     constraints: RewardConstraints
     order: Callable[..., list[str]]
     role_names: Callable[[], list[str]]
@@ -49,6 +48,8 @@ class ChainRollouts(AgentMetrics):
         weights = self.reward_weights
         try:
             self._take_turn(chain)
+            if self.args.shared_rollouts and self._mode == "train" and len(chain.agents) > 1:
+                self._share_rollouts(chain, self._group_size)
         finally:
             self._chain, self.reward_weights = None, weights
         return chain.merged(self.agents.names)

@@ -33,6 +33,7 @@ from hf_rlae.trainers.cory.prompts import ObserverPrompts
 from hf_rlae.trainers.cory.resuming import ResumableRollouts
 from hf_rlae.trainers.cory.roles import PIONEER, order_at, role_labels
 from hf_rlae.trainers.cory.rollouts import ChainRollouts
+from hf_rlae.trainers.cory.shared_rollouts import without_shared
 from hf_rlae.trainers.durable.finite import FiniteTrainer
 from hf_rlae.trainers.rewards import RewardFunc
 
@@ -263,7 +264,9 @@ class CoryMixin(ChainRollouts, AgentPublisher, ResumableRollouts, FiniteTrainer,
         for name in included:
             self.agents.activate(name)
             with self._metrics_of(name):
-                loss = self.agent_loss(name, model, batches[name], num_items_in_batch)
+                loss = self.agent_loss(name, model, without_shared(batches[name]), num_items_in_batch)
+                if self.args.shared_rollouts and self._mode == "train":
+                    loss = loss + self._shared_loss(model, batches[name])
             if name == included[-1]:
                 return loss + total
             if torch.is_grad_enabled():

@@ -24,6 +24,7 @@ _OF_BOTH = {
     "_calculate_rewards": ["self", "inputs", "prompts", "completions", "completion_ids_list"],
     "_tokenize_prompts": ["self", "prompts"],
     "_prepare_inputs": ["self", "generation_batch"],
+    "_generate": ["self", "prompts"],
     "_get_train_sampler": ["self", "dataset"],
     "compute_loss": ["self", "model", "inputs", "return_outputs", "num_items_in_batch"],
     "training_step": ["self", "model", "inputs", "num_items_in_batch"],
@@ -99,6 +100,20 @@ def test_the_buffer_serves_as_many_steps_as_the_mixin_believes():
         assert "self._step % generate_every == 0 or self._buffered_inputs is None" in source
 
 
+@pytest.mark.parametrize("owner", [GRPOTrainer, RLOOTrainer])
+def test_what_is_generated_and_scored_is_where_the_mixin_looks_for_it(owner):
+    generated = {
+        GRPOTrainer: "return prompt_ids, completion_ids, tool_mask, completions, ",
+        RLOOTrainer: "return prompt_ids, completion_ids, completions\n",
+    }
+    assert generated[owner] in inspect.getsource(owner._generate)
+    scoring = owner._get_per_token_logps_and_entropies
+    names = ["self", "model", "input_ids", "attention_mask", "logits_to_keep", "batch_size"]
+    assert list(inspect.signature(scoring).parameters)[: len(names)] == names
+    assert "return logps, " in inspect.getsource(scoring)
+    assert "self.num_generations_eval = " in inspect.getsource(owner)
+
+
 def test_the_loss_is_scaled_as_the_mixin_scales_it():
     source = inspect.getsource(Trainer.training_step)
     assert "loss = loss / self.current_gradient_accumulation_steps" in source
@@ -117,9 +132,9 @@ def test_what_the_mixin_overrides_is_there_to_be_overridden():
         if callable(vars(owner)[name]) and name.startswith("_") and not name.startswith("__")
     }
     own = {
-        "_take_turn", "_observed", "_credited", "_shown", "_rows", "_rewards_of_teams",
-        "_metrics_aside", "_backward", "_metrics_of", "_widen_logs", "_check_base", "_card",
-        "_card_body", "_load_logs",
+        "_take_turn", "_observed", "_credited", "_shown", "_rows", "_rewards_of_teams", "_metrics_aside",
+        "_share_rollouts", "_source_of", "_logps_after", "_shared_loss", "_log_shared", "_backward", "_metrics_of",
+        "_widen_logs", "_check_base", "_card", "_card_body", "_load_logs",
     }  # fmt: skip
     assert private - own <= known
     assert own <= private
