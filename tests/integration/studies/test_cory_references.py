@@ -13,10 +13,10 @@ import torch
 from hf_rlae.errors import CheckpointError
 from tests.studies.cory_references import __main__ as study
 from tests.studies.cory_references import base as bases
-from tests.studies.cory_references import tables
+from tests.studies.cory_references import tables, watch
 from tests.studies.cory_references.families import FAMILIES, GRPO, PPO, trainer_of
 from tests.studies.cory_references.run import Run
-from tests.studies.cory_references.watch import ALONE, IN_ROLE, OWN_ANSWER, TEAM, UNTRAINED, look
+from tests.studies.cory_references.watch import ALONE, IN_ROLE, OWN_ANSWER, TEAM, UNTRAINED, Pass, look
 from tests.support.token_ppo import unsettle
 
 TINY = bases.Pretraining(hidden_size=16, num_layers=1, steps=2, batch_size=8)
@@ -100,6 +100,17 @@ def test_all_views_of_two_agents(base, tmp_path):
     assert in_role[0] == pytest.approx((pioneers + team[0]) / 2)
     assert in_role[1:] == team[1:]
     assert in_role[1] not in {row[1] for row in alone.values()}
+
+
+def test_an_answer_and_its_reference_have_different_random_numbers(base, tmp_path, monkeypatch):
+    trainer, asked = made("CORY-PPO own, three agents", base, tmp_path), {}
+    monkeypatch.setattr(
+        watch,
+        "answered",
+        lambda *args, seed: asked.setdefault(args[2][0].count("\n"), set()).add(seed) or Pass(["1"] * 3, 0, 0, 0),
+    )
+    watch.look(trainer, PROMPTS, RIGHT, bases.ANSWER_TOKENS)
+    assert asked == {0: {0}, 1: {1}, 2: {2}}  # by the number of references
 
 
 def test_a_single_agent_has_no_other_role(base, tmp_path):

@@ -38,8 +38,10 @@ class Pass:
 
 
 @torch.no_grad()
-def answered(trainer: Any, agent: str | None, prompts: Sequence[str], right: Sequence[str], num_tokens: int) -> Pass:
-    """Asks one agent, or the base, with the same random numbers at each call.
+def answered(
+    trainer: Any, agent: str | None, prompts: Sequence[str], right: Sequence[str], num_tokens: int, seed: int
+) -> Pass:
+    """Asks one agent, or the base, with the same random numbers at each call with one seed.
 
     Args:
         trainer: of the agent.
@@ -47,13 +49,14 @@ def answered(trainer: Any, agent: str | None, prompts: Sequence[str], right: Seq
         prompts (`Sequence[str]`): of its role.
         right (`Sequence[str]`): the right answers.
         num_tokens (`int`): of an answer, at most.
+        seed (`int`): of the answers; an answer and its reference need different ones.
     """
     model, tokenizer = trainer.model, trainer.processing_class
     if agent is BASE:
         with model.disable_adapter():
             return Pass([], float(answer_logps(model, tokenizer, prompts, right).exp().mean()), 0.0, 0.0)
     with alone(trainer, agent), torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
+        torch.manual_seed(seed)
         texts = sample_with_kls(model, tokenizer, prompts, num_tokens)
         reward = float(answer_logps(model, tokenizer, prompts, right).exp().mean())
     means = texts.means()
@@ -86,9 +89,9 @@ def look(trainer: Any, prompts: Sequence[str], right: Sequence[str], num_tokens:
     def after(agent: str | None, passes: Sequence[Pass]) -> list[Pass]:
         earlier = zip(*(one.answers for one in passes), strict=True)
         asked = [read_references(prompt, answers) for prompt, answers in zip(prompts, earlier, strict=True)]
-        return [*passes, answered(trainer, agent, asked, right, num_tokens)]
+        return [*passes, answered(trainer, agent, asked, right, num_tokens, seed=len(passes))]
 
-    first = {name: [answered(trainer, name, prompts, right, num_tokens)] for name in names}
+    first = {name: [answered(trainer, name, prompts, right, num_tokens, seed=0)] for name in names}
     untrained = {name: after(BASE, first[name]) for name in names}
     own = {name: after(name, first[name]) for name in names}
     views: dict[str, dict[str, Any]] = {ALONE: {name: in_role(first[name]) for name in names}}
