@@ -107,6 +107,7 @@ FAMILIES: dict[str, Family] = {
     "PPO, twice the texts": Family(TokenPPOTrainer, TokenPPOConfig, PPO, texts=2),
     "GRPO, twice the texts": Family(GRPOTrainer, GRPOConfig, GRPO, texts=2),
     "CORY-GRPO shared reference": _cory_grpo(credit="own", observer_groups="shared_reference"),
+    "CORY-GRPO shared rollouts": _cory_grpo(credit="own", shared_rollouts=True),
     "CORY-GRPO normalised team": _cory_grpo(team_normalization=True, scale_rewards="none"),
     "CORY-GRPO difference": _cory_grpo(credit="difference"),
     "CORY-GRPO Shapley": _cory_grpo(credit="shapley"),
