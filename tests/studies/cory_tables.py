@@ -22,7 +22,7 @@ WINDOW = 3
 SHARES = (0.25, 0.5, 0.75)
 """The rewards at which KLs are compared: from the base's reward up to what the reference reaches."""
 
-_STEP, _REWARD, _KL, _TEXT_KL, _ENTROPY = (COLUMNS.index(n) for n in ("step", "reward", "kl", "text_kl", "entropy"))
+REWARD, KL, TEXT_KL, ENTROPY = (COLUMNS.index(n) for n in ("reward", "kl", "text_kl", "entropy"))
 
 
 def smoothed(curve: Sequence[Sequence[float]], window: int = WINDOW) -> np.ndarray:
@@ -59,15 +59,15 @@ def kl_at(curve: Sequence[Sequence[float]], reward: float) -> float:
     (1.75, nan)
     """
     even = smoothed(curve)
-    reached = np.flatnonzero(even[:, _REWARD] >= reward)
+    reached = np.flatnonzero(even[:, REWARD] >= reward)
     if not len(reached):
         return float("nan")
     at = int(reached[0])
     if at == 0:
-        return float(even[0, _KL])
+        return float(even[0, KL])
     before, after = even[at - 1], even[at]
-    share = (reward - before[_REWARD]) / (after[_REWARD] - before[_REWARD])
-    return float(before[_KL] + share * (after[_KL] - before[_KL]))
+    share = (reward - before[REWARD]) / (after[REWARD] - before[REWARD])
+    return float(before[KL] + share * (after[KL] - before[KL]))
 
 
 def run_kl_at(entry: Mapping[str, Any], reward: float) -> float:
@@ -86,7 +86,7 @@ def reward_levels(entries: Entries, reference: str) -> list[float]:
     """
     rates = sorted({entry["rate"] for entry in entries})
     own = [e for e in entries if e["method"] == reference and e["rate"] == rates[len(rates) // 2]]
-    curves = [smoothed(curve)[:, _REWARD] for entry in own for curve in entry["curves"].values()]
+    curves = [smoothed(curve)[:, REWARD] for entry in own for curve in entry["curves"].values()]
     low, high = np.mean([curve[0] for curve in curves]), np.median([curve.max() for curve in curves])
     return [round(float(low + share * (high - low)), 3) for share in SHARES]
 
@@ -95,7 +95,8 @@ def _chosen(entries: Entries, method: str, rate: float) -> list[Mapping[str, Any
     return [entry for entry in entries if entry["method"] == method and entry["rate"] == rate]
 
 
-def _spread(values: Sequence[float] | np.ndarray, digits: int = 3) -> str:
+def spread(values: Sequence[float] | np.ndarray, digits: int = 3) -> str:
+    """Mean and standard deviation, as text."""
     given = np.asarray(values)
     return f"{given.mean():.{digits}f}" + (f" ± {given.std(ddof=1):.{digits}f}" if len(given) > 1 else "")
 
@@ -120,7 +121,7 @@ def frontier_table(entries: Entries, reference: str) -> StudyTable:
         cells = []
         for level in levels:
             found = [kl for entry in runs if not np.isnan(kl := run_kl_at(entry, level))]
-            cells.append((f"{_spread(found)} " if found else "") + f"({len(found)} of {len(runs)})")
+            cells.append((f"{spread(found)} " if found else "") + f"({len(found)} of {len(runs)})")
         rows.append((method, f"{rate:g}", *cells))
     return StudyTable(("method", "rate", *(f"KL at reward {level:.3f}" for level in levels)), tuple(rows))
 
@@ -141,14 +142,19 @@ def ratio_table(entries: Entries, reference: str) -> StudyTable:
         if method == reference:
             continue
         cells = [
-            _ratio(*([run_kl_at(e, level) for e in _chosen(entries, name, rate)] for name in (method, reference)))
+            ratio_cell(*([run_kl_at(e, level) for e in _chosen(entries, name, rate)] for name in (method, reference)))
             for level in levels
         ]
         rows.append((method, f"{rate:g}", *cells))
     return StudyTable(("method", "rate", *(f"KL over {reference}'s at {level:.3f}" for level in levels)), tuple(rows))
 
 
-def _ratio(own: Sequence[float], other: Sequence[float]) -> str:
+def ratio_cell(own: Sequence[float], other: Sequence[float]) -> str:
+    """The ratio of two means over the runs that reach a reward, with a 95 % interval; empty if fewer than two do.
+
+    Args:
+        own (`Sequence[float]`), other (`Sequence[float]`): a KL a run, NaN where it does not reach the reward.
+    """
     columns = [np.array([[kl] for kl in values if not np.isnan(kl)]) for values in (own, other)]
     if min(map(len, columns)) < 2 or columns[1].min() <= 0:
         return ""
@@ -173,11 +179,11 @@ def sensitivity_table(entries: Entries) -> StudyTable:
         row, means = [method], []
         for rate in rates:
             ends = np.array([last_of(entry).mean(0) for entry in _chosen(entries, method, rate)])
-            row += [_spread(ends[:, _REWARD]), _spread(ends[:, _KL])] if len(ends) else ["", ""]
+            row += [spread(ends[:, REWARD]), spread(ends[:, KL])] if len(ends) else ["", ""]
             means += [ends.mean(0)] if len(ends) else []
         both = np.array(means)
-        row.append(f"{np.ptp(both[:, _REWARD]):.3f}")
-        row.append(f"{both[:, _KL].max() / both[:, _KL].min():.1f}" if both[:, _KL].min() > 0 else "")
+        row.append(f"{np.ptp(both[:, REWARD]):.3f}")
+        row.append(f"{both[:, KL].max() / both[:, KL].min():.1f}" if both[:, KL].min() > 0 else "")
         rows.append(tuple(row))
     headings = [f"{rate:g}: {name}" for rate in rates for name in ("reward", "KL")]
     return StudyTable(("method", *headings, "reward: range", "KL: largest / smallest"), tuple(rows))
@@ -194,7 +200,7 @@ def agents_table(entries: Entries) -> StudyTable:
         runs = _chosen(entries, method, rate)
         for agent in runs[0]["curves"]:
             ends = np.array([smoothed(entry["curves"][agent])[-1] for entry in runs])
-            shown = [_spread(ends[:, column]) for column in (_REWARD, _KL, _TEXT_KL, _ENTROPY)]
+            shown = [spread(ends[:, column]) for column in (REWARD, KL, TEXT_KL, ENTROPY)]
             rows.append((method, f"{rate:g}", agent, *shown))
     return StudyTable(("method", "rate", "agent", "reward", "KL, token", "KL, text", "entropy"), tuple(rows))
 
@@ -212,7 +218,7 @@ def compute_table(entries: Entries, reference: str) -> StudyTable:
         runs = [entry for entry in entries if entry["method"] == method]
         seconds = [entry["training_seconds"] for entry in runs]
         counts = (str(runs[0]["rollouts"]), str(runs[0]["steps"]))
-        rows.append((method, *counts, _spread(seconds, 1), f"{np.mean(seconds) / np.mean(of_reference):.2f}"))
+        rows.append((method, *counts, spread(seconds, 1), f"{np.mean(seconds) / np.mean(of_reference):.2f}"))
     return StudyTable(("method", "rollouts", "steps", "CPU seconds", f"over {reference}"), tuple(rows))
 
 
@@ -230,7 +236,7 @@ def frontier_picture(entries: Entries, path: Path) -> None:
     methods = list(dict.fromkeys(entry["method"] for entry in entries))
     rates = sorted({entry["rate"] for entry in entries})
     curves = [smoothed(curve) for entry in entries for curve in entry["curves"].values()]
-    low, high = np.mean([curve[0, _REWARD] for curve in curves]), max(curve[:, _REWARD].max() for curve in curves)
+    low, high = np.mean([curve[0, REWARD] for curve in curves]), max(curve[:, REWARD].max() for curve in curves)
     levels = np.linspace(low, high, 60)[1:]
     figure = Figure(figsize=(1 + 3.6 * len(rates), 4.0), layout="constrained")
     for axes, rate in zip(figure.subplots(1, len(rates), squeeze=False)[0], rates, strict=True):
@@ -261,18 +267,18 @@ def write_samples(entries: Entries, reference: str, path: Path) -> None:
         path (`Path`): a Markdown file.
     """
     level = reward_levels(entries, reference)[len(SHARES) // 2]
-    learned = [entry for entry in entries if last_of(entry)[:, _REWARD].min() >= level] or list(entries)
+    learned = [entry for entry in entries if last_of(entry)[:, REWARD].min() >= level] or list(entries)
     chosen = {
-        "largest KL": max(entries, key=lambda entry: last_of(entry)[:, _KL].max()),
-        "smallest KL of those that learned": min(learned, key=lambda entry: last_of(entry)[:, _KL].max()),
+        "largest KL": max(entries, key=lambda entry: last_of(entry)[:, KL].max()),
+        "smallest KL of those that learned": min(learned, key=lambda entry: last_of(entry)[:, KL].max()),
     }
     parts = [_quoted("Before training", entries[0]["prompts"], entries[0]["base_samples"])]
     for title, entry in chosen.items():
         ends = dict(zip(entry["curves"], last_of(entry), strict=True))
-        agent = max(ends, key=lambda name: ends[name][_KL])
+        agent = max(ends, key=lambda name: ends[name][KL])
         told = (
             f"{entry['method']}, learning rate {entry['rate']:g}, seed {entry['seed']}, {agent}: reward "
-            f"{ends[agent][_REWARD]:.3f}, KL {ends[agent][_KL]:.3f} nats a token, entropy {ends[agent][_ENTROPY]:.2f}"
+            f"{ends[agent][REWARD]:.3f}, KL {ends[agent][KL]:.3f} nats a token, entropy {ends[agent][ENTROPY]:.2f}"
         )
         parts.append(_quoted(f"The {title}: {told}", entry["prompts"], entry["samples"][agent]))
     write_whole(path, "\n".join(parts))

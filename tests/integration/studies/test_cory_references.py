@@ -17,10 +17,12 @@ from tests.studies.cory_references import tables, watch
 from tests.studies.cory_references.families import FAMILIES, GRPO, PPO, trainer_of
 from tests.studies.cory_references.run import Run
 from tests.studies.cory_references.watch import ALONE, IN_ROLE, OWN_ANSWER, TEAM, UNTRAINED, Pass, look
+from tests.support.tiers import slow
 from tests.support.token_ppo import unsettle
 
 TINY = bases.Pretraining(hidden_size=16, num_layers=1, steps=2, batch_size=8)
 SETTINGS = {**study.NUMBERS, **study.QUICK}
+MAIN = list(FAMILIES)[:6]
 PROMPTS, RIGHT = ["7+5=", "12+34=", "99+99="], ["12", "46", "198"]
 
 
@@ -129,7 +131,7 @@ def test_a_single_agent_has_no_other_role(base, tmp_path):
 # -- families -------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", FAMILIES)
+@pytest.mark.parametrize("name", [*MAIN, *slow(*(name for name in FAMILIES if name not in MAIN))])
 def test_families_differ_in_what_they_say_alone(name, base, tmp_path):
     family, trainer = FAMILIES[name], made(name, base, tmp_path)
     args = trainer.args

@@ -9,7 +9,7 @@ import numpy as np
 
 from tests.studies.cory_references.families import FAMILIES, GRPO, PPO
 from tests.studies.cory_references.watch import ALONE, IN_ROLE, OWN_ANSWER, TEAM, UNTRAINED
-from tests.studies.cory_tables import _KL, _REWARD, _ratio, _spread, run_kl_at, smoothed
+from tests.studies.cory_tables import KL, REWARD, ratio_cell, spread, run_kl_at, smoothed
 from tests.studies.rlae_tables import StudyTable
 
 Entries = Sequence[Mapping[str, Any]]
@@ -51,7 +51,7 @@ def reward_levels(entries: Entries) -> list[float]:
     Args:
         entries (`Sequence[Mapping]`): runs.
     """
-    curves = [smoothed(curve)[:, _REWARD] for entry in entries if entry["method"] == PPO for curve in alone(entry)]
+    curves = [smoothed(curve)[:, REWARD] for entry in entries if entry["method"] == PPO for curve in alone(entry)]
     if not curves:
         return []
     low, high = np.mean([curve[0] for curve in curves]), np.median([curve.max() for curve in curves])
@@ -88,7 +88,7 @@ def kl_table(entries: Entries, table: str) -> StudyTable:
                 reached = [kl for kl in kls if not np.isnan(kl)]
                 row.append((f"{np.mean(reached):.3f} " if reached else "") + f"({len(reached)} of {len(kls)})")
                 others = [run_kl_at(entry, level) for entry in reference]
-                row.append("1" if method == name else _ratio(kls, others))
+                row.append("1" if method == name else ratio_cell(kls, others))
             rows.append(tuple(row))
     headings = [text for level in levels for text in (f"KL at {level:.3f}", f"over {PPO}'s or {GRPO}'s")]
     return StudyTable((table, "rate", *headings), tuple(rows))
@@ -116,7 +116,7 @@ def end_table(entries: Entries) -> StudyTable:
                     if view in entry["views"]
                 ]
                 values = np.array(ends)
-                row.append(f"{_spread(values[:, _REWARD])}, {values[:, _KL].mean():.3f}" if len(values) else "")
+                row.append(f"{spread(values[:, REWARD])}, {values[:, KL].mean():.3f}" if len(values) else "")
             rows.append(tuple(row))
     return StudyTable(("right, KL", "rate", "runs", *views), tuple(rows))
 
@@ -134,6 +134,6 @@ def compute_table(entries: Entries) -> StudyTable:
         reference = [entry["training_seconds"] for entry in entries if entry["method"] == runs[0]["reference"]]
         counts = [str(runs[0][name]) for name in ("texts_an_agent", "texts", "steps")]
         ratio = f"{np.mean(seconds) / np.mean(reference):.2f}" if reference else ""
-        rows.append((method, str(len(runs)), *counts, _spread(seconds, 1), ratio))
+        rows.append((method, str(len(runs)), *counts, spread(seconds, 1), ratio))
     headings = ("family", "runs", "texts an agent", "texts in all", "steps", "CPU seconds", f"over {PPO}'s or {GRPO}'s")
     return StudyTable(headings, tuple(rows))
