@@ -9,7 +9,7 @@ import numpy as np
 
 from tests.studies.cory_references.families import FAMILIES, GRPO, PPO
 from tests.studies.cory_references.watch import ALONE, IN_ROLE, OWN_ANSWER, TEAM, UNTRAINED
-from tests.studies.cory_tables import KL, REWARD, ratio_cell, spread, run_kl_at, smoothed
+from tests.studies.cory_tables import KL, REWARD, ratio_cell, run_kl_at, smoothed, spread
 from tests.studies.rlae_tables import StudyTable
 
 Entries = Sequence[Mapping[str, Any]]
