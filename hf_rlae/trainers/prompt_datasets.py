@@ -9,6 +9,12 @@ from datasets import Dataset
 
 from hf_rlae.errors import ConfigError
 
+_PASSED = {
+    "conversation", "chat_template", "add_generation_prompt", "continue_final_message", "tokenize", "padding",
+    "truncation", "max_length", "return_tensors", "return_dict", "return_assistant_tokens_mask", "tokenizer_kwargs",
+}  # fmt: skip
+"""Arguments of `apply_chat_template` that trainers pass, or that would change what it returns."""
+
 
 def named_datasets(train_dataset: Any = None, eval_dataset: Any = None) -> dict[str, Any]:
     """The datasets that are not `None`, by their names in error messages.
@@ -78,6 +84,29 @@ def check_prompts(args: Any, train_dataset: Any, eval_dataset: Any) -> dict[str,
             "smaller generation_batch_size"
         )
     return found
+
+
+def check_template_kwargs(kwargs: Any) -> None:
+    """Raises for `chat_template_kwargs` that are not arguments of a template.
+
+    Args:
+        kwargs (`dict`, *optional*): further arguments of `apply_chat_template`.
+
+    Raises:
+        ConfigError: not a `dict`, or an argument that the trainer itself passes.
+
+    Example:
+
+    >>> check_template_kwargs({"enable_thinking": False})
+    """
+    if kwargs is not None and not isinstance(kwargs, dict):
+        raise ConfigError(f"chat_template_kwargs={kwargs!r}: give a dict, or a JSON object as a string")
+    taken = _PASSED.intersection(kwargs or ())
+    if taken:
+        raise ConfigError(
+            f"chat_template_kwargs: the trainer itself passes {', '.join(sorted(taken))}; give only what templates "
+            "read, such as enable_thinking (another template is set as the tokenizer's `chat_template`)"
+        )
 
 
 def check_chat_template(name: str, prompts: list[Any], tokenizer: Any, owner: str) -> None:

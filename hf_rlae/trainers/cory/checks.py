@@ -19,7 +19,12 @@ from hf_rlae.trainers.adapter_checks import LORA_HINT, check_adapter
 from hf_rlae.trainers.cory.configuration_cory import CoryArguments
 from hf_rlae.trainers.cory.prompts import fills_text
 from hf_rlae.trainers.model_cards import is_hub_id
-from hf_rlae.trainers.prompt_datasets import check_chat_template, check_prompts, named_datasets
+from hf_rlae.trainers.prompt_datasets import (
+    check_chat_template,
+    check_prompts,
+    check_template_kwargs,
+    named_datasets,
+)
 from hf_rlae.trainers.ratio_bias import warn_of_biased_ratios
 
 logger = logging.getLogger(__name__)
@@ -37,14 +42,7 @@ REWARD_COLUMNS = (
 )
 """What reward functions receive besides the dataset's columns."""
 
-_NEUTRAL: dict[str, tuple[Any, ...]] = {
-    "top_p": (1.0,),
-    "top_k": (0, None),
-    "min_p": (0.0, None),
-    "repetition_penalty": (1.0,),
-    "generation_kwargs": ({}, None),
-}
-"""Values of sampling options that leave the model's distribution as it is."""
+_SAMPLING = ("top_p", "top_k", "min_p", "repetition_penalty")
 
 
 def check_arguments(args: Any, model: Any, peft_config: Any, optimizers: Any, others: Mapping[str, Any]) -> None:
@@ -81,7 +79,9 @@ def check_arguments(args: Any, model: Any, peft_config: Any, optimizers: Any, ot
             settings.base_model_id or (model if isinstance(model, str) else model.config._name_or_path)
         )
     _check_processes(settings)
-    warn_of_biased_ratios(settings, _NEUTRAL)
+    check_template_kwargs(settings.chat_template_kwargs)
+    fields = {name: getattr(settings, name) for name in _SAMPLING}
+    warn_of_biased_ratios({**fields, **(settings.generation_kwargs or {})}, settings.temperature)
 
 
 def _check_model(model: Any) -> None:

@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-import copy
 import logging
 from collections.abc import Mapping
 from typing import Any
 
 import torch
-from peft import get_peft_model
-from torch import nn
-from transformers.pytorch_utils import Conv1D
 
 from hf_rlae.ensemble import EnsembleForCausalLM
 from hf_rlae.errors import ConfigError, InputError
@@ -20,11 +16,19 @@ from hf_rlae.trainers.context_check import check_longest
 from hf_rlae.trainers.prompt_datasets import check_chat_template, check_prompts, named_datasets, prompts_by_dataset
 from hf_rlae.trainers.ratio_bias import warn_of_biased_ratios
 from hf_rlae.trainers.rlae.configuration_rlae import RLAEConfig
+from hf_rlae.trainers.rlae.generation_options import check_values
+from hf_rlae.trainers.stop_strings import stop_criterion
 
 logger = logging.getLogger(__name__)
 
-_NEUTRAL = {"temperature": (1.0,), "top_p": (1.0,), "top_k": (0,)}
-"""Values of sampling options that leave the distribution of the mixture as it is."""
+_WITHOUT_MEANING = {
+    "quantization_config": "RLAETrainer receives loaded members; quantise them with "
+    "`from_members([...], member_kwargs={'quantization_config': ...})`",
+    "tools": "an ensemble writes one completion per prompt, without calls of tools",
+    "rollout_func": "the policy learns from weights that the ensemble's own rollouts record; override `roll_out`",
+    "environment_factory": "an ensemble writes one completion per prompt, without an environment",
+}
+"""Arguments of TRL's `GRPOTrainer` that are refused, and why."""
 
 
 def check_policy(ensemble: EnsembleForCausalLM, args: RLAEConfig) -> None:
@@ -53,10 +57,12 @@ def check_policy(ensemble: EnsembleForCausalLM, args: RLAEConfig) -> None:
             "leave span_length out"
         )
     _check_objective(ensemble, policy, args)
+    check_values(ensemble, args.generation_options, args.max_completion_length)
+    stop_criterion(args.stop_strings, ensemble.tokenizer)
     if args.gradient_checkpointing and not policy.config.observes_text:
         raise ConfigError(
-            f"activation_checkpointing=True, but the policy has no encoder (observation={policy.config.observation!r}) "
-            "whose activations could be recomputed; leave it out"
+            "activation_checkpointing=True (gradient_checkpointing is its former name), but the policy has no encoder "
+            f"(observation={policy.config.observation!r}) whose activations could be recomputed; leave it out"
         )
     if args.encoder_batch_size is not None and not policy.config.observes_text:
         raise ConfigError(
@@ -92,7 +98,7 @@ def _check_objective(ensemble: EnsembleForCausalLM, policy: PolicyModel, args: R
             f"come from a mixture of {draw}s, which has another gradient; give draw='token' or None, or take 'ppo' or "
             "'mappo'"
         )
-    warn_of_biased_ratios(args, _NEUTRAL)
+    warn_of_biased_ratios(args.generation_options)
 
 
 def check_rlae_datasets(ensemble: EnsembleForCausalLM, args: RLAEConfig, train_dataset: Any, eval_dataset: Any) -> None:
@@ -153,7 +159,8 @@ def check_prompt_lengths(ensemble: EnsembleForCausalLM, args: RLAEConfig, name: 
         InputError: names the row and the member.
     """
     room: list[float] = []
-    for index, (member, lengths) in enumerate(zip(ensemble.members, _lengths(ensemble, name, prompts), strict=True)):
+    found = _lengths(ensemble, args, name, prompts)
+    for index, (member, lengths) in enumerate(zip(ensemble.members, found, strict=True)):
         hint = "remove long prompts, or the member"
         room.append(check_longest(name, lengths, member.context_length, f"member {member.name}", hint))
         if index == 0 and not min(lengths):
@@ -168,63 +175,60 @@ def check_prompt_lengths(ensemble: EnsembleForCausalLM, args: RLAEConfig, name: 
         )
 
 
-def _lengths(ensemble: EnsembleForCausalLM, name: str, prompts: list[Any]) -> list[list[int]]:
+def _lengths(ensemble: EnsembleForCausalLM, args: RLAEConfig, name: str, prompts: list[Any]) -> list[list[int]]:
     """For each member, the number of tokens of every prompt; every tokenizer encodes the prompts once."""
     known: dict[int, list[int]] = {}
     found = []
+    options = {"add_generation_prompt": True, **(args.chat_template_kwargs or {})}  # type: ignore[dict-item]
     for index, member in enumerate(ensemble.members):
-        tokenizer: Any = ensemble.engine.prompt_tokenizers[index]
-        texts, options = prompts, {}
         if isinstance(prompts[0], list):
-            tokenizer = member.tokenizer
-            check_chat_template(name, prompts, tokenizer, f"the tokenizer of member {member.name} (number {index})")
-            texts = tokenizer.apply_chat_template(prompts, tokenize=False, add_generation_prompt=True)
-            options = {"add_special_tokens": False}
+            owner = f"the tokenizer of member {member.name} (number {index})"
+            check_chat_template(name, prompts, member.tokenizer, owner)
+            found.append([len(ids) for ids in ensemble.tokenizer.chat_ids(index, prompts, options)])
+            continue
+        tokenizer: Any = ensemble.engine.prompt_tokenizers[index]
         if id(tokenizer) not in known:
-            known[id(tokenizer)] = [len(ids) for ids in tokenizer(texts, verbose=False, **options)["input_ids"]]
+            known[id(tokenizer)] = [len(ids) for ids in tokenizer(prompts, verbose=False)["input_ids"]]
         found.append(known[id(tokenizer)])
     return found
 
 
-def wrap_policy(ensemble: EnsembleForCausalLM, peft_config: Any, encoder_batch_size: int | None) -> Any:
-    """The policy to train: the ensemble's own, or the same with LoRA on its encoder.
+def check_policy_adapter(ensemble: EnsembleForCausalLM, peft_config: Any) -> None:
+    """Raises if the policy cannot be trained with, or without, this adapter.
 
     Raises:
         ConfigError: a policy in half precision without `peft_config`, or `peft_config` for a policy without an encoder.
     """
     policy: Any = ensemble.policy
-    policy.encoder_batch_size = encoder_batch_size
-    if peft_config is None:
-        _check_full_precision(policy)
-        return policy
-    if policy.encoder is None:
+    if peft_config is not None and policy.encoder is None:
         raise ConfigError(
             f"peft_config: the policy has no encoder to adapt (observation={policy.config.observation!r}); leave "
             "peft_config out, or build the policy with `PolicyModel.from_encoder(...)`"
         )
-    adapter = copy.deepcopy(peft_config)  # peft changes the configuration that it is given
-    adapter.modules_to_save = sorted({*(adapter.modules_to_save or ()), "heads"})
-    targets = adapter.target_modules
-    if targets is None or (isinstance(targets, str) and targets.lower() == "all-linear"):
-        adapter.target_modules = _linear_layers(policy)
-    wrapped = get_peft_model(policy, adapter)
-    ensemble.set_policy(wrapped)
-    return wrapped
-
-
-def _check_full_precision(policy: PolicyModel) -> None:
     halved = sorted({str(p.dtype) for p in policy.parameters() if p.requires_grad and p.dtype != torch.float32})
-    if halved:
+    if peft_config is None and halved:
         raise ConfigError(
             f"the policy has parameters in {', '.join(halved)}, where rounding loses updates; train it in float32 "
             "(`policy.float()`; bf16=True still computes in bfloat16), or give a peft_config"
         )
 
 
-def _linear_layers(policy: PolicyModel) -> list[str]:
-    """The names of the encoder's linear layers, without its pooler, whose output the policy does not use."""
-    return [
-        name
-        for name, module in policy.named_modules()
-        if name.startswith("encoder.") and "pooler" not in name and isinstance(module, nn.Linear | Conv1D)
-    ]
+def check_arguments(ensemble: EnsembleForCausalLM, processing_class: Any, **others: Any) -> None:
+    """Raises for arguments of TRL's `GRPOTrainer` that have no meaning for an ensemble.
+
+    Args:
+        ensemble (`EnsembleForCausalLM`): the model.
+        processing_class: `None` or the ensemble's tokenizer.
+        others: `quantization_config`, `tools`, `rollout_func` and `environment_factory`.
+
+    Raises:
+        ConfigError: names the argument, and why it is refused.
+    """
+    if processing_class is not None and processing_class is not ensemble.tokenizer:
+        raise ConfigError(
+            f"processing_class is a {type(processing_class).__name__}, but every member of an ensemble has its own "
+            "tokenizer; leave it out (reward_processing_classes is the next argument, as in TRL)"
+        )
+    for name, value in others.items():
+        if value is not None:
+            raise ConfigError(f"{name} was given, but {_WITHOUT_MEANING[name]}; leave it out")

@@ -2,7 +2,7 @@
 
 import logging
 from dataclasses import dataclass, fields
-from typing import Literal
+from typing import Any, Literal
 
 from trl.trainer.base_config import _BaseConfig
 
@@ -25,6 +25,8 @@ from hf_rlae.objectives.multi_objective import AGGREGATIONS
 from hf_rlae.objectives.objective import ObjectiveName
 from hf_rlae.trainers.constraints import ConstraintArguments
 from hf_rlae.trainers.defaults import option, set_defaults
+from hf_rlae.trainers.prompt_datasets import check_template_kwargs
+from hf_rlae.trainers.rlae.generation_options import FIELDS, SUPPORTED, check_names
 
 logger = logging.getLogger(__name__)
 
@@ -86,6 +88,14 @@ class RLAEConfig(ConstraintArguments, _BaseConfig):
         num_iterations (`int`, defaults to 3): passes over each rollout. Source: public code of RLAE.
         temperature (`float`, defaults to 1.0), top_p (`float`, defaults to 1.0), top_k (`int`, defaults to 0): of the
             mixture that completions are sampled from. With `"mixture"` any other value biases the ratios.
+        generation_kwargs (`dict[str, Any]` or `str`, *optional*): further options of `generate`, in rollouts and
+            evaluations: `stop_strings`, `min_new_tokens`, `repetition_penalty`, `no_repeat_ngram_size`,
+            `bad_words_ids`, `suppress_tokens`, `begin_suppress_tokens`, `sequence_bias`, `forced_eos_token_id`,
+            `exponential_decay_length_penalty`, `min_p`, `top_h`, `typical_p`, `epsilon_cutoff` and `eta_cutoff`. Ids
+            are those of `ensemble.tokenizer`. As in TRL, `temperature`, `top_p`, `top_k` and `max_new_tokens` override
+            the fields. A string is read as JSON.
+        chat_template_kwargs (`dict[str, Any]` or `str`, *optional*): further arguments of each member's chat template,
+            such as `enable_thinking`. A string is read as JSON.
         eval_do_sample (`bool`, defaults to `False`): whether evaluations sample; otherwise they are greedy. The weights
             of evaluations are always the deterministic ones.
         advantages (`str`, *optional*): `"gae"` (over spans, with the critic) or `"group_relative"` (relative to the
@@ -136,6 +146,8 @@ class RLAEConfig(ConstraintArguments, _BaseConfig):
         ConfigError: a value that cannot be used; the message names the field.
     """
 
+    _VALID_DICT_FIELDS = [*_BaseConfig._VALID_DICT_FIELDS, "generation_kwargs", "chat_template_kwargs"]  # noqa: RUF012
+
     learning_rate: float = option(default=1e-4, help="Initial learning rate. Source: public code of RLAE.")
     max_grad_norm: float = option(default=1.0, help="Maximum norm of gradients. Source: public code of RLAE.")
     gradient_checkpointing: bool | None = option(
@@ -155,6 +167,12 @@ class RLAEConfig(ConstraintArguments, _BaseConfig):
     temperature: float = option(default=1.0, help="Temperature of the mixture in rollouts.")
     top_p: float = option(default=1.0, help="Nucleus sampling from the mixture; 1 keeps all tokens.")
     top_k: int = option(default=0, help="Top-k sampling from the mixture; 0 keeps all tokens.")
+    generation_kwargs: dict | str | None = option(  # type: ignore[type-arg]  # for HfArgumentParser
+        default=None, help="Further options of generate, such as stop_strings; they override the fields."
+    )
+    chat_template_kwargs: dict | str | None = option(  # type: ignore[type-arg]
+        default=None, help="Further arguments of each member's chat template."
+    )
     eval_do_sample: bool = option(default=False, help="Whether evaluations sample.")
     advantages: Literal["gae", "group_relative"] | None = option(
         default=None, help="None takes the objective's default."
@@ -192,6 +210,8 @@ class RLAEConfig(ConstraintArguments, _BaseConfig):
     def __post_init__(self) -> None:
         set_defaults(self)
         super().__post_init__()
+        self._read_generation_kwargs()
+        check_template_kwargs(self.chat_template_kwargs)
         check_choice("objective", self.objective, objectives)
         if self.advantages is None:
             self.advantages = objectives[self.objective].default_advantages  # type: ignore[assignment]
@@ -214,6 +234,27 @@ class RLAEConfig(ConstraintArguments, _BaseConfig):
         if self.entropy_coef is None:
             given["entropy_coef"] = objectives[self.objective].defaults.entropy_coef
         return ObjectiveSettings(**given)
+
+    @property
+    def generation_options(self) -> dict[str, Any]:
+        """The options of `generate` that change the probabilities of tokens in rollouts."""
+        given: Any = self.generation_kwargs or {}
+        others = {name: given[name] for name in SUPPORTED if given.get(name) is not None}
+        return {"temperature": self.temperature, "top_p": self.top_p, "top_k": self.top_k, **others}
+
+    @property
+    def stop_strings(self) -> Any:
+        """The strings that end a completion, or `None`."""
+        given: Any = self.generation_kwargs or {}
+        return given.get("stop_strings")
+
+    def _read_generation_kwargs(self) -> None:
+        """Checks them, and gives the fields of the same meaning their values, as TRL does."""
+        given: Any = self.generation_kwargs
+        check_names(given)
+        for name, field in FIELDS.items():
+            if (given or {}).get(name) is not None:
+                setattr(self, field, given[name])
 
     def _resolve_batches(self) -> None:
         """Fills in the size of a rollout, and checks that updates, processes and groups divide it evenly."""

@@ -5,13 +5,14 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import cached_property
 from typing import Any
 
 import torch
 from accelerate.utils import gather_object
 from torch import nn
 from tqdm.auto import tqdm
-from transformers import Trainer
+from transformers import StopStringCriteria, Trainer
 from transformers.trainer_utils import EvalLoopOutput
 
 from hf_rlae.ensemble import EnsembleForCausalLM
@@ -26,6 +27,7 @@ from hf_rlae.trainers.rlae.reports import CompletionLog, rollout_metrics
 from hf_rlae.trainers.rlae.rollouts import Rollouts, Sampling, write_in_batches
 from hf_rlae.trainers.rlae.row_noise import seed_of
 from hf_rlae.trainers.rlae.row_records import RowRecords, joined
+from hf_rlae.trainers.stop_strings import stop_criterion
 
 EVAL_SEEDS, TRAIN_SEEDS = 0, 1
 
@@ -46,6 +48,10 @@ class RolloutTrainer(Trainer):
     _reported: dict[str, list[float]]
     _evaluated: list[tuple[RowRecords, torch.Tensor]]
     _is_evaluating = False
+
+    @cached_property
+    def _stop(self) -> StopStringCriteria | None:
+        return stop_criterion(self.args.stop_strings, self.ensemble.tokenizer)
 
     @property
     def policy(self) -> Any:
@@ -74,12 +80,11 @@ class RolloutTrainer(Trainer):
             args.max_completion_length,
             None if seeds is None else tuple(seeds),
             explores,
-            args.temperature,
-            args.top_p,
-            args.top_k,
             keeps_logps="member_logps" in self.objective.batch_axes and not self._is_evaluating,
             keeps_observations=not self._is_evaluating,
             observation_dtype=torch.bfloat16 if args.observation_dtype and not self._is_evaluating else None,
+            options=args.generation_options,
+            stop=self._stop,
         )
         was_training = self.policy.training
         self.policy.eval()
@@ -102,7 +107,8 @@ class RolloutTrainer(Trainer):
             encoded = tokenizer(prompts, return_tensors="pt", padding=True)
             names = ["input_ids", "attention_mask"]
         else:
-            encoded = tokenizer.apply_chat_template(prompts, add_generation_prompt=True)
+            options: Any = self.args.chat_template_kwargs or {}
+            encoded = tokenizer.apply_chat_template(prompts, add_generation_prompt=True, **options)
             names = ["input_ids", "attention_mask", "member_input_ids", "member_attention_mask"]
         return {name: encoded[name].to(self.ensemble.device) for name in names}
 

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 from torch import nn
-from transformers import LogitsProcessorList, TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
+from transformers import LogitsProcessorList, StopStringCriteria
 from transformers.generation.streamers import BaseStreamer
 
 from hf_rlae.ensemble import EnsembleForCausalLM
@@ -16,9 +16,12 @@ from hf_rlae.ensemble.member_scores import score_members
 from hf_rlae.ensemble.member_tokens import count_member_tokens
 from hf_rlae.errors import present
 from hf_rlae.objectives import mixture_logps, spans_of_tokens
-from hf_rlae.trainers.rlae.batch_shrinking import Completions, end_ids_of, generate_shrinking
+from hf_rlae.trainers.ratio_bias import distorting
+from hf_rlae.trainers.rlae.batch_shrinking import Completions, generate_shrinking
+from hf_rlae.trainers.rlae.generation_options import logits_processors
 from hf_rlae.trainers.rlae.row_noise import DrawNumbers, RowSampler, row_uniforms, seed_of
 from hf_rlae.trainers.rlae.span_recorder import SpanRecorder
+from hf_rlae.trainers.stop_strings import NEVER
 
 _PADDING = {"span_index": -1, "member_logps": torch.nan, "old_mixture_logps": torch.nan}
 
@@ -134,24 +137,24 @@ class Sampling:
         max_completion_length (`int`): maximum number of tokens.
         seeds (`tuple[int, ...]` or `None`): one per row, for tokens and actions; `None` is greedy decoding.
         explores (`bool`): whether actions are sampled.
-        temperature (`float`), top_p (`float`), top_k (`int`): as in transformers; 0 keeps all tokens.
         keeps_logps (`bool`): whether to keep the members' log-probabilities.
         keeps_observations (`bool`): whether to keep the inputs of the policy, by far the largest part of rollouts.
         observation_dtype (`torch.dtype`, *optional*): in which hidden states are kept; see [`SpanRecorder`].
         shared_seed (`int`, *optional*): of draws of members that all rows share (`draw_scope="batch"`); `None` = from
             the seeds of the rows.
+        options (`Mapping`): how `generate` changes the probabilities; see `generation_options.SUPPORTED`.
+        stop (`StopStringCriteria`, *optional*): ends completions at stop strings.
     """
 
     max_completion_length: int
     seeds: tuple[int, ...] | None
     explores: bool = False
-    temperature: float = 1.0
-    top_p: float = 1.0
-    top_k: int = 0
     keeps_logps: bool = True
     keeps_observations: bool = True
     observation_dtype: torch.dtype | None = None
     shared_seed: int | None = None
+    options: Mapping[str, Any] = field(default_factory=dict)
+    stop: StopStringCriteria | None = None
 
 
 def write_rollouts(
@@ -183,7 +186,7 @@ def write_rollouts(
     if sampling.explores and seeds is not None:
         seeds_of = lambda span, rows: [seed_of(seeds[row], 1, span) for row in rows]  # noqa: E731
     recorder = SpanRecorder(policy, len(prompts), seeds_of, sampling.keeps_observations, sampling.observation_dtype)
-    columns = inputs["input_ids"].shape[1]
+    columns, mask = inputs["input_ids"].shape[1], inputs["attention_mask"]
     draws = seeds is not None and _draws(ensemble, sampling)
     numbers = _draw_numbers(ensemble, sampling) if draws else None
     records = sampling.keeps_logps and not draws
@@ -195,19 +198,20 @@ def write_rollouts(
             sampling.max_completion_length,
             recorder,
             lambda rows: {
-                "logits_processor": _processors(sampling, rows, columns),
+                "logits_processor": _processors(ensemble, sampling, rows, mask),
                 "do_sample": False,  # a processor samples
                 "streamer": streamer,
             },
+            sampling.stop,
         )
         if not sampling.keeps_logps:
             completions.member_logps = None
         elif draws:
             ids = completions.completion_ids
-            mask = torch.cat([inputs["attention_mask"], torch.ones_like(ids)], dim=1)
+            kept = torch.cat([mask, torch.ones_like(ids)], dim=1)
             sequences = torch.cat([inputs["input_ids"], ids], dim=1)
             completions.member_logps = score_members(
-                ensemble, sequences, mask, columns, inputs, completions.span_weights
+                ensemble, sequences, kept, columns, inputs, completions.span_weights
             )
     return _rollouts(ensemble, recorder, completions, prompts)
 
@@ -245,7 +249,7 @@ def write_in_batches(
 
 def _draws(ensemble: EnsembleForCausalLM, sampling: Sampling) -> bool:
     """Whether each token comes from one drawn member, the only one that runs."""
-    is_plain = sampling.temperature == 1.0 and sampling.top_p >= 1.0 and not sampling.top_k
+    is_plain = not distorting(sampling.options)
     is_mixture = is_plain and ensemble.config.draw == "token"  # the draws have the mixture's distribution
     reads_twice = sampling.keeps_logps and not ensemble.engine.scores_texts_at_once
     return ensemble.config.draw is not None and not (is_mixture and reads_twice)
@@ -258,27 +262,23 @@ def _draw_numbers(ensemble: EnsembleForCausalLM, sampling: Sampling) -> DrawNumb
     return DrawNumbers(seeds, sampling.max_completion_length)
 
 
-def _processors(sampling: Sampling, rows: torch.Tensor, columns: int) -> LogitsProcessorList:
-    processors = LogitsProcessorList()
-    if sampling.seeds is None:
-        return processors
-    uniforms = row_uniforms([seed_of(sampling.seeds[row], 0) for row in rows.tolist()], sampling.max_completion_length)
-    if sampling.temperature != 1.0:
-        processors.append(TemperatureLogitsWarper(float(sampling.temperature)))
-    if sampling.top_k:
-        processors.append(TopKLogitsWarper(sampling.top_k))
-    if sampling.top_p < 1.0:
-        processors.append(TopPLogitsWarper(sampling.top_p))
-    processors.append(RowSampler(uniforms, columns))
+def _processors(
+    ensemble: EnsembleForCausalLM, sampling: Sampling, rows: torch.Tensor, prompt_mask: torch.Tensor
+) -> LogitsProcessorList:
+    """The processors of some of the rows; the last one samples."""
+    seeds, length = sampling.seeds, sampling.max_completion_length
+    own_mask = prompt_mask[rows.to(prompt_mask.device)]
+    processors = logits_processors(ensemble, sampling.options, own_mask, length, samples=seeds is not None)
+    if seeds is not None:
+        uniforms = row_uniforms([seed_of(seeds[row], 0) for row in rows.tolist()], length)
+        processors.append(RowSampler(uniforms, prompt_mask.shape[1]))
     return processors
 
 
 def _rollouts(
     ensemble: EnsembleForCausalLM, recorder: SpanRecorder, written: Completions, prompts: Sequence[Any]
 ) -> Rollouts:
-    ids, member_logps = written.completion_ids, written.member_logps
-    is_end = torch.isin(ids, end_ids_of(ensemble))
-    mask = (is_end.cumsum(1) - is_end.long()) == 0
+    ids, mask, member_logps = written.completion_ids, written.mask, written.member_logps
     span_index, span_mask = spans_of_tokens(mask, ensemble.config.tokens_per_weights)
     spans = span_mask.shape[1]
     outputs = {
@@ -298,7 +298,7 @@ def _rollouts(
         observation=recorder.observations(spans),
         weights=weights,
         old_values=values,
-        is_ended=is_end.any(1),
+        is_ended=written.lengths != NEVER,
         member_tokens=count_member_tokens(
             written.span_weights, span_index, written.drawn_members, recorder.observes_members
         )[:, :spans],

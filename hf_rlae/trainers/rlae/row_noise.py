@@ -76,7 +76,7 @@ class RowSampler(LogitsProcessor):
         self.prompt_columns = prompt_columns
 
     def __call__(self, input_ids: torch.LongTensor, scores: torch.FloatTensor) -> torch.FloatTensor:
-        """Scores of shape `(B, V)`: 0 for the sampled token, minus infinity for all others."""
+        """Scores of shape `(B, V)`: 0 for the sampled token (NaN if none is left), minus infinity for all others."""
         probs = scores.double().softmax(-1)
         cumulated = probs.cumsum(-1)
         number = self.uniforms[:, input_ids.shape[1] - self.prompt_columns, None].to(scores.device)
@@ -85,5 +85,5 @@ class RowSampler(LogitsProcessor):
         passed = torch.minimum(number * total, torch.nextafter(total, torch.zeros_like(total)))
         token = torch.searchsorted(cumulated, passed, right=True).clamp(max=scores.shape[1] - 1)  # scores may be NaN
         drawn = torch.full_like(scores, -torch.inf)
-        drawn.scatter_(1, token, 0.0)
+        drawn.scatter_(1, token, 0.0 * total.to(scores.dtype))  # NaN if no token is left, for `EndWatch`
         return drawn  # type: ignore[return-value]

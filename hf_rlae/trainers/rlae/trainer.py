@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 from trl.trainer.base_trainer import _BaseTrainer
-from trl.trainer.utils import disable_dropout_in_model, identity
+from trl.trainer.utils import identity
 
 from hf_rlae.ensemble import EnsembleForCausalLM
 from hf_rlae.errors import CheckpointError, present
@@ -23,9 +23,16 @@ from hf_rlae.trainers.durable.fingerprint import describe_adapter, describe_memb
 from hf_rlae.trainers.durable.finite import FiniteTrainer
 from hf_rlae.trainers.durable.prompt_order import EpochRepeatSampler
 from hf_rlae.trainers.rlae.card import PolicyPublisher
-from hf_rlae.trainers.rlae.checks import check_policy, check_reward_columns, check_rlae_datasets, wrap_policy
+from hf_rlae.trainers.rlae.checks import (
+    check_arguments,
+    check_policy,
+    check_policy_adapter,
+    check_reward_columns,
+    check_rlae_datasets,
+)
 from hf_rlae.trainers.rlae.configuration_rlae import RLAEConfig
 from hf_rlae.trainers.rlae.member_costs import member_prices, span_costs
+from hf_rlae.trainers.rlae.policy_preparation import prepare_policy
 from hf_rlae.trainers.rlae.reports import CompletionLog, rollout_metrics
 from hf_rlae.trainers.rlae.rollout_buffer import RolloutBuffer
 from hf_rlae.trainers.rlae.rollout_trainer import TRAIN_SEEDS, RolloutTrainer, mean_of, or_none
@@ -74,10 +81,14 @@ class RLAETrainer(PolicyPublisher, RolloutTrainer, DurableTrainer, FiniteTrainer
         train_dataset (`datasets.Dataset`): with a column `prompt`, strings or messages; reward functions receive
             all other columns.
         eval_dataset (`datasets.Dataset` or `dict` of these, *optional*): the same.
+        processing_class (*optional*): `None` or `model.tokenizer`; the members have their own tokenizers.
         reward_processing_classes (*optional*): tokenizers of reward models, one per reward
             function.
         callbacks, optimizers: as in transformers.
+        quantization_config: refused; members are quantised when they are loaded.
         peft_config (`peft.PeftConfig`, *optional*): LoRA on the policy's encoder; its heads are fully trained.
+        tools, rollout_func, environment_factory: refused; they are arguments of TRL's `GRPOTrainer`, whose order
+            this trainer keeps.
 
     Raises:
         ConfigError: for example an ensemble without a `PolicyModel`, an actor that the objective cannot train, an
@@ -100,17 +111,31 @@ class RLAETrainer(PolicyPublisher, RolloutTrainer, DurableTrainer, FiniteTrainer
     def __init__(
         self,
         model: EnsembleForCausalLM,
-        reward_funcs: RewardFunc | Sequence[RewardFunc],
+        reward_funcs: RewardFunc | Sequence[RewardFunc] | None = None,
         args: RLAEConfig | None = None,
         train_dataset: Dataset | None = None,
         eval_dataset: Dataset | Mapping[str, Dataset] | None = None,
+        processing_class: PreTrainedTokenizerBase | None = None,
         reward_processing_classes: PreTrainedTokenizerBase | list[PreTrainedTokenizerBase | None] | None = None,
         callbacks: list[TrainerCallback] | None = None,
         optimizers: tuple[torch.optim.Optimizer | None, torch.optim.lr_scheduler.LRScheduler | None] = (None, None),
+        quantization_config: None = None,
         peft_config: PeftConfig | None = None,
+        tools: None = None,
+        rollout_func: None = None,
+        environment_factory: None = None,
     ) -> None:
         args = RLAEConfig("rlae-policy") if args is None else args
         check_policy(model, args)
+        check_arguments(
+            model,
+            processing_class,
+            quantization_config=quantization_config,
+            tools=tools,
+            rollout_func=rollout_func,
+            environment_factory=environment_factory,
+        )
+        check_policy_adapter(model, peft_config)
         check_rlae_datasets(model, args, train_dataset, eval_dataset)
         self.ensemble = model
         self.objective = objectives[args.objective]()
@@ -122,13 +147,8 @@ class RLAETrainer(PolicyPublisher, RolloutTrainer, DurableTrainer, FiniteTrainer
         self.reward_calls.weights = self.constraints.main_weights
         if type(self)._calculate_rewards is RolloutTrainer._calculate_rewards:
             check_reward_columns(self.reward_calls.required_columns, train_dataset, eval_dataset)
-        if args.span_length is not None:
-            model.config.span_length = args.span_length
         self.prices = member_prices(model, args)
-        policy = wrap_policy(model, peft_config, args.encoder_batch_size)
-        policy.config.span_length = model.config.span_length_of_policy
-        if args.disable_dropout:
-            disable_dropout_in_model(policy)
+        policy = prepare_policy(model, args, peft_config)
         self._metrics: dict[str, dict[str, list[float]]] = {"train": defaultdict(list), "eval": defaultdict(list)}
         self._update_metrics: dict[str, list[float]] = defaultdict(list)
         self._kls: list[tuple[float, float]] = []
@@ -415,6 +435,8 @@ class RLAETrainer(PolicyPublisher, RolloutTrainer, DurableTrainer, FiniteTrainer
         )  # fmt: skip
         return {
             **{name: getattr(self.args, name) for name in names},
+            "generation_kwargs": repr(self.args.generation_kwargs),
+            "chat_template_kwargs": repr(self.args.chat_template_kwargs),
             "span_length": self.ensemble.config.span_length_of_policy,
             "reward_funcs": self.reward_calls.names,
             "reward_weights": self.reward_calls.weights.tolist(),

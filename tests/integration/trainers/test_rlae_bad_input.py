@@ -14,7 +14,7 @@ from hf_rlae import EnsembleForCausalLM, StaticPolicy
 from hf_rlae.errors import ConfigError, InputError, NonFiniteError
 from hf_rlae.rewards import RewardError, weighted_sum
 from hf_rlae.trainers import RLAEConfig, RLAETrainer
-from hf_rlae.trainers.rlae.checks import wrap_policy
+from hf_rlae.trainers.rlae.policy_preparation import wrap_policy
 from tests.support.models import pair, pairs
 from tests.support.rlae import (
     CHAT_TEMPLATES,

@@ -230,7 +230,7 @@ def test_a_cut_members_probability_is_no_part_of_the_mixture():
 @pytest.mark.parametrize("draw", ["word", *slow("token", "span")])
 def test_draws_give_what_a_run_without_them_records_along_the_same_text(draw, kind):
     # at another temperature draws differ from the mixture, so that members are drawn with any tokenizers
-    drawn = rolled(ensemble_of("mixture", kind, draw=draw), "mixture", temperature=0.9)
+    drawn = rolled(ensemble_of("mixture", kind, draw=draw), "mixture", options={"temperature": 0.9})
     held = EnsembleForCausalLM.from_members(
         members(kind), lambda state: drawn.weights[torch.arange(len(drawn)), state.span_index], span_length=2
     )
@@ -272,16 +272,16 @@ def test_with_different_tokenizers_the_mixture_is_sampled_where_its_probabilitie
     drawn, plain = (ensemble_of("mixture", "different", draw=draw) for draw in ("token", None))
     assert_rows_agree(rolled(drawn, "mixture"), rolled(plain, "mixture"), exact=True)
     assert drawn.config.draw == "token"
-    for options in ({"keeps_logps": False}, {"temperature": 0.9}):  # then members are drawn
+    for options in ({"keeps_logps": False}, {"options": {"temperature": 0.9}}):  # then members are drawn
         ours, theirs = (rolled(ensemble, "mixture", **options) for ensemble in (drawn, plain))
         assert ours.completions != theirs.completions
 
 
 def test_temperature_and_top_k_shape_what_is_sampled():
     ensemble = ensemble_of()
-    greedy = rolled(ensemble, prompts=PROMPTS[:2], seeds=None, explores=False, top_k=1)
-    cold = rolled(ensemble, prompts=PROMPTS[:2], explores=False, temperature=1e-4)
-    narrow = rolled(ensemble, prompts=PROMPTS[:2], explores=False, top_p=1e-6)
+    greedy = rolled(ensemble, prompts=PROMPTS[:2], seeds=None, explores=False, options={"top_k": 1})
+    cold = rolled(ensemble, prompts=PROMPTS[:2], explores=False, options={"temperature": 1e-4})
+    narrow = rolled(ensemble, prompts=PROMPTS[:2], explores=False, options={"top_p": 1e-6})
     argmax = write_rollouts(ensemble, ensemble.policy, encode(*PROMPTS[:2]), PROMPTS[:2], Sampling(7, None))
     assert greedy.completions == cold.completions == narrow.completions == argmax.completions
     assert rolled(ensemble, prompts=PROMPTS[:2], explores=False).completions != argmax.completions
