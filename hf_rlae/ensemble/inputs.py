@@ -171,6 +171,7 @@ def check_forward_inputs(
             raise InputError(f"{name} is not supported, because {_UNSUPPORTED[name]}; leave {name} out")
         if name not in _WITHOUT_EFFECT and name != "num_items_in_batch":
             raise InputError(f"{name} is not an argument of `forward`: {nearest(name, _NAMES)}")
+    _check_count(others.get("num_items_in_batch"))
     checks = check_ids(model, ids, "input_ids")
     check_cache(model, cache, ids.shape[0])
     if mask is not None:
@@ -178,6 +179,19 @@ def check_forward_inputs(
     if labels is not None:
         checks += _label_checks(model, ids, labels, logits_to_keep)
     raise_first(checks)
+
+
+def _check_count(given: Any) -> None:
+    """Raises `InputError` for a `num_items_in_batch` by which no loss can be divided; a tensor's value is not read."""
+    if isinstance(given, torch.Tensor):
+        is_fine = given.numel() == 1 and given.dtype != torch.bool and not given.is_complex()
+    else:
+        is_fine = given is None or (isinstance(given, int | float) and not isinstance(given, bool) and given > 0)
+    if not is_fine:
+        raise InputError(
+            f"num_items_in_batch must be a number above 0 or a tensor with one number, got {given!r:.80}; give the "
+            "number of labels of the whole batch, or leave it out for the mean over the labels"
+        )
 
 
 def _label_checks(model: EnsembleForCausalLM, ids: torch.Tensor, labels: Any, logits_to_keep: int) -> list[Check]:

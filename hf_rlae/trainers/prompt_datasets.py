@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from datasets import Dataset
+from datasets import Dataset, IterableDataset
 
 from hf_rlae.errors import ConfigError
 
@@ -36,18 +36,22 @@ def prompts_by_dataset(train_dataset: Any = None, eval_dataset: Any = None) -> d
         eval_dataset (`datasets.Dataset` or a mapping of names to these, *optional*): the same.
 
     Raises:
-        ConfigError: not a `datasets.Dataset`, an empty one, no column `prompt`, or prompts that are neither all strings
-            nor all lists of messages.
+        ConfigError: not a `datasets.Dataset` (a streamed one, for example), an empty one, no column `prompt`, or
+            prompts that are neither all strings nor all lists of messages.
     """
     return {name: _prompts(name, dataset) for name, dataset in named_datasets(train_dataset, eval_dataset).items()}
 
 
 def _prompts(name: str, dataset: Any) -> list[Any]:
-    if not isinstance(dataset, Dataset):
+    if isinstance(dataset, IterableDataset):
         raise ConfigError(
-            f"{name} is a {type(dataset).__name__}; give a datasets.Dataset, not a streamed one "
-            "(`Dataset.from_list(rows)` makes one of rows)"
+            f"{name} is an IterableDataset, whose rows cannot be read by number: it could not be checked before "
+            "training, and a resumed run would not read the same prompts; give a datasets.Dataset (load it without "
+            "streaming=True, or take rows of the stream: `Dataset.from_list(list(stream.take(1000)))`)"
         )
+    if not isinstance(dataset, Dataset):
+        hint = "one of its datasets" if isinstance(dataset, Mapping) else "`Dataset.from_list(rows)` makes one of rows"
+        raise ConfigError(f"{name} is a {type(dataset).__name__}; give a datasets.Dataset ({hint})")
     if "prompt" not in dataset.column_names:
         raise ConfigError(
             f"{name} has no column 'prompt' (it has {', '.join(dataset.column_names)}); rename the column of "

@@ -24,6 +24,7 @@ from hf_rlae.trainers.prompt_datasets import (
     check_prompts,
     check_template_kwargs,
     named_datasets,
+    prompts_by_dataset,
 )
 from hf_rlae.trainers.ratio_bias import warn_of_biased_ratios
 
@@ -133,7 +134,17 @@ def check_cory_datasets(args: Any, train_dataset: Any, eval_dataset: Any) -> dic
     found = check_prompts(args, train_dataset, eval_dataset)
     if isinstance(eval_dataset, Mapping):
         _check_best_metric(args, list(eval_dataset))
-    for name, dataset in named_datasets(train_dataset, eval_dataset).items():
+    _check_columns(args, named_datasets(train_dataset, eval_dataset), found)
+    return found
+
+
+def check_evaluated(args: Any, eval_dataset: Any) -> None:
+    """Raises as `check_cory_datasets` does, for an evaluated dataset or a mapping of names to these."""
+    _check_columns(args, named_datasets(eval_dataset=eval_dataset), prompts_by_dataset(eval_dataset=eval_dataset))
+
+
+def _check_columns(args: Any, datasets: Mapping[str, Any], found: Mapping[str, list[Any]]) -> None:
+    for name, dataset in datasets.items():
         prompts, columns = found[name], dataset.column_names
         images = {"image", "images"}.intersection(columns)
         if images:
@@ -145,7 +156,6 @@ def check_cory_datasets(args: Any, train_dataset: Any, eval_dataset: Any) -> dic
             )
         if isinstance(prompts[0], list):
             _check_messages(args, name, prompts)
-    return found
 
 
 def _check_messages(args: Any, name: str, prompts: list[list[Any]]) -> None:

@@ -23,6 +23,7 @@ from hf_rlae.trainers.cory.chain import batch_of
 from hf_rlae.trainers.cory.checks import (
     check_arguments,
     check_cory_datasets,
+    check_evaluated,
     check_tokenizer,
     observer_room,
     warn_of_half_precision,
@@ -36,14 +37,15 @@ from hf_rlae.trainers.cory.rollouts import ChainRollouts
 from hf_rlae.trainers.cory.shared_rollouts import without_shared
 from hf_rlae.trainers.durable.finite import FiniteTrainer
 from hf_rlae.trainers.rewards import RewardFunc
+from hf_rlae.trainers.stop_strings import StopStringRollouts
 
 if TYPE_CHECKING:
     from datasets import Dataset
     from peft import LoraConfig
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback
 
 
-class CoryMixin(ChainRollouts, AgentPublisher, ResumableRollouts, FiniteTrainer, ContextCheck):
+class CoryMixin(ChainRollouts, AgentPublisher, ResumableRollouts, FiniteTrainer, ContextCheck, StopStringRollouts):
     """Makes a TRL trainer with online rollouts train a chain of agents together. Put it before the trainer's class.
 
     In every rollout the pioneer answers the prompts; each observer answers them with all earlier answers as a
@@ -70,8 +72,12 @@ class CoryMixin(ChainRollouts, AgentPublisher, ResumableRollouts, FiniteTrainer,
         train_dataset (`datasets.Dataset`): with a column `prompt`, strings or messages.
         eval_dataset (`datasets.Dataset` or `dict` of these, *optional*): the same.
         processing_class (`PreTrainedTokenizerBase`, *optional*): the model's tokenizer.
-        peft_config (`peft.LoraConfig`): of the adapters.
+        reward_processing_classes (*optional*): tokenizers of reward models, one per reward function.
+        callbacks (`list`, *optional*): as in transformers.
         optimizers (`tuple`, *optional*): not supported.
+        quantization_config (*optional*): of a base model that is given by its name.
+        peft_config (`peft.LoraConfig`): of the adapters.
+        tools, rollout_func, environment_factory: refused; they are arguments of TRL's `GRPOTrainer`.
         kwargs: further arguments of the TRL trainer.
 
     Raises:
@@ -98,13 +104,19 @@ class CoryMixin(ChainRollouts, AgentPublisher, ResumableRollouts, FiniteTrainer,
     def __init__(
         self,
         model: str | PreTrainedModel,
-        reward_funcs: RewardFunc | Sequence[RewardFunc],
+        reward_funcs: RewardFunc | Sequence[RewardFunc] | None = None,
         args: CoryArguments | None = None,
         train_dataset: Dataset | None = None,
         eval_dataset: Dataset | Mapping[str, Dataset] | None = None,
         processing_class: PreTrainedTokenizerBase | None = None,
-        peft_config: LoraConfig | None = None,
+        reward_processing_classes: PreTrainedTokenizerBase | list[PreTrainedTokenizerBase | None] | None = None,
+        callbacks: list[TrainerCallback] | None = None,
         optimizers: tuple[torch.optim.Optimizer | None, torch.optim.lr_scheduler.LRScheduler | None] = (None, None),
+        quantization_config: Any = None,
+        peft_config: LoraConfig | None = None,
+        tools: None = None,
+        rollout_func: None = None,
+        environment_factory: None = None,
         **kwargs: Any,
     ) -> None:
         if model is None:
@@ -113,7 +125,8 @@ class CoryMixin(ChainRollouts, AgentPublisher, ResumableRollouts, FiniteTrainer,
             name = model if isinstance(model, str) else get_config_model_id(model.config)
             args = self.config_class(f"{name.rstrip('/').split('/')[-1] or 'model'}-{self._name}")
         settings: Any = args
-        check_arguments(settings, model, peft_config, optimizers, kwargs)
+        others = {"tools": tools, "rollout_func": rollout_func, "environment_factory": environment_factory}
+        check_arguments(settings, model, peft_config, optimizers, others)
         prompts = check_cory_datasets(settings, train_dataset, eval_dataset)
         if processing_class is not None:
             check_tokenizer(processing_class, prompts)
@@ -127,6 +140,9 @@ class CoryMixin(ChainRollouts, AgentPublisher, ResumableRollouts, FiniteTrainer,
             train_dataset=train_dataset,
             eval_dataset=eval_dataset,
             processing_class=processing_class,
+            reward_processing_classes=reward_processing_classes,
+            callbacks=callbacks,
+            quantization_config=quantization_config,
             peft_config=config_for_texts(peft_config),  # type: ignore[arg-type]  # checked above
             **kwargs,
         )
@@ -228,6 +244,19 @@ class CoryMixin(ChainRollouts, AgentPublisher, ResumableRollouts, FiniteTrainer,
                     optimizer.add_param_group({**group, "params": parameters, "lr": rate, "agent": name})
         optimizer.defaults["lr"] = max(self.args.learning_rates)  # schedules with an absolute final rate use it
         return optimizer
+
+    # -- evaluation ---------------------------------------------------------------------------------------
+
+    def evaluate(self, eval_dataset: Any = None, *args: Any, **kwargs: Any) -> dict[str, float]:
+        """See `Trainer.evaluate`; raises for a dataset that the constructor would refuse."""
+        if eval_dataset is not None and not isinstance(eval_dataset, str):
+            check_evaluated(self.args, eval_dataset)
+        return super().evaluate(eval_dataset, *args, **kwargs)
+
+    def predict(self, test_dataset: Any, *args: Any, **kwargs: Any) -> Any:
+        """See `Trainer.predict`; raises for a dataset that the constructor would refuse."""
+        check_evaluated(self.args, {"test_dataset": test_dataset})
+        return super().predict(test_dataset, *args, **kwargs)
 
     # -- updates ------------------------------------------------------------------------------------------
 

@@ -211,10 +211,11 @@ class RolloutTrainer(Trainer):
         with self._evaluation():
             return super().evaluate(eval_dataset, *args, **kwargs)
 
-    def predict(self, *args: Any, **kwargs: Any) -> Any:
-        """See `Trainer.predict`: `metrics` are those of an evaluation."""
+    def predict(self, test_dataset: Any, *args: Any, **kwargs: Any) -> Any:
+        """See `Trainer.predict`: `metrics` are those of an evaluation. Raises as `evaluate` does."""
+        check_eval_dataset(self.ensemble, self.args, {"test_dataset": test_dataset})
         with self._evaluation():
-            return super().predict(*args, **kwargs)
+            return super().predict(test_dataset, *args, **kwargs)
 
     def evaluation_loop(
         self,

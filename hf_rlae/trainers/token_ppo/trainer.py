@@ -26,12 +26,14 @@ from hf_rlae.trainers.context_check import ContextCheck
 from hf_rlae.trainers.durable.finite import FiniteTrainer, check_finite
 from hf_rlae.trainers.durable.private_saves import PrivateSaves
 from hf_rlae.trainers.rewards import RewardFunc
+from hf_rlae.trainers.stop_strings import StopStringRollouts
 from hf_rlae.trainers.token_ppo.configuration_token_ppo import TokenPPOArguments, TokenPPOConfig
 from hf_rlae.trainers.token_ppo.full_kl import full_kls_of
 
 if TYPE_CHECKING:
+    from datasets import Dataset, IterableDataset
     from peft import LoraConfig
-    from transformers import PreTrainedModel
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback
 
 STATE = "token_ppo.pt"
 """The file of a checkpoint with value heads and KL coefficients."""
@@ -50,7 +52,7 @@ class _Rollout:
     old_values: torch.Tensor | None = None
 
 
-class TokenPPOTrainer(PrivateSaves, FiniteTrainer, ContextCheck, GRPOTrainer):
+class TokenPPOTrainer(PrivateSaves, FiniteTrainer, ContextCheck, StopStringRollouts, GRPOTrainer):
     """PPO with a value head on the last hidden state of the adapted model; generation, rewards and surrogate are TRL's.
 
     Each token has the reward `-kl_coef * KL_t`, where `KL_t` is `log pi - log pi_base` of the token or, with
@@ -73,7 +75,9 @@ class TokenPPOTrainer(PrivateSaves, FiniteTrainer, ContextCheck, GRPOTrainer):
     `value/explained_variance`.
 
     Args:
-        model, reward_funcs, args, train_dataset, and others: as in `GRPOTrainer`; `args` is a `TokenPPOConfig`.
+        model, reward_funcs, args, train_dataset, and others: as in `GRPOTrainer`, in its order; `args` is a
+            `TokenPPOConfig`. Datasets may be streamed (`datasets.IterableDataset`); their prompts are then not checked
+            before training.
         peft_config (`peft.LoraConfig`): of the trained adapter; the base model is the model without it.
 
     Raises:
@@ -97,9 +101,15 @@ class TokenPPOTrainer(PrivateSaves, FiniteTrainer, ContextCheck, GRPOTrainer):
     def __init__(
         self,
         model: str | PreTrainedModel,
-        reward_funcs: RewardFunc | Sequence[RewardFunc],
+        reward_funcs: RewardFunc | Sequence[RewardFunc] | None = None,
         args: TokenPPOArguments | None = None,
-        *,
+        train_dataset: Dataset | IterableDataset | None = None,
+        eval_dataset: Any = None,
+        processing_class: PreTrainedTokenizerBase | None = None,
+        reward_processing_classes: PreTrainedTokenizerBase | list[PreTrainedTokenizerBase | None] | None = None,
+        callbacks: list[TrainerCallback] | None = None,
+        optimizers: tuple[torch.optim.Optimizer | None, torch.optim.lr_scheduler.LRScheduler | None] = (None, None),
+        quantization_config: Any = None,
         peft_config: LoraConfig | None = None,
         **kwargs: Any,
     ) -> None:
@@ -107,9 +117,24 @@ class TokenPPOTrainer(PrivateSaves, FiniteTrainer, ContextCheck, GRPOTrainer):
         if not isinstance(args, TokenPPOArguments):
             raise ConfigError(f"args is a {type(args).__name__}; give a TokenPPOConfig(output_dir)")
         check_adapter(peft_config)
+        if reward_funcs is None:
+            raise ConfigError("reward_funcs is missing; give a reward function in TRL's form, or a list of these")
         settings: Any = args
         funcs: Any = reward_funcs
-        super().__init__(model, funcs, args=settings, peft_config=peft_config, **kwargs)
+        super().__init__(
+            model,
+            funcs,
+            args=settings,
+            train_dataset=train_dataset,
+            eval_dataset=eval_dataset,
+            processing_class=processing_class,  # type: ignore[arg-type]  # TRL's is not optional for type checkers
+            reward_processing_classes=reward_processing_classes,  # type: ignore[arg-type]
+            callbacks=callbacks,
+            optimizers=optimizers,  # type: ignore[arg-type]
+            quantization_config=quantization_config,
+            peft_config=peft_config,
+            **kwargs,
+        )
         self._rollouts: list[_Rollout] = []
         self._present: dict[str, torch.Tensor] = {}
         self.kl_coefs: dict[str, float] = {}
