@@ -18,8 +18,8 @@ from hf_rlae.trainers.rlae.configuration_rlae import RLAEConfig
 def prepare_policy(ensemble: EnsembleForCausalLM, args: RLAEConfig, peft_config: Any) -> Any:
     """Makes an ensemble and its policy ready for training.
 
-    The ensemble and the policy have the span length of `args` afterwards, the policy has LoRA on its encoder if there
-    is a `peft_config`, no dropout with `disable_dropout`, and an encoder that reads `encoder_batch_size` texts at a time.
+    Afterwards the ensemble and the policy have the `span_length` of `args`, and the policy its `encoder_batch_size`,
+    LoRA on its encoder if there is a `peft_config`, and no dropout with `disable_dropout`.
 
     Args:
         ensemble (`EnsembleForCausalLM`): with a [`PolicyModel`]; changed in place.
@@ -31,8 +31,10 @@ def prepare_policy(ensemble: EnsembleForCausalLM, args: RLAEConfig, peft_config:
     """
     if args.span_length is not None:
         ensemble.config.span_length = args.span_length
-    ensemble.policy.encoder_batch_size = args.encoder_batch_size  # type: ignore[union-attr]
-    policy: Any = ensemble.policy if peft_config is None else wrap_policy(ensemble, peft_config)
+    policy: Any = ensemble.policy
+    policy.encoder_batch_size = args.encoder_batch_size
+    if peft_config is not None:
+        policy = wrap_policy(ensemble, peft_config)
     policy.config.span_length = ensemble.config.span_length_of_policy
     if args.disable_dropout:
         disable_dropout_in_model(policy)
