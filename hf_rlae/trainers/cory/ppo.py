@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -78,6 +79,7 @@ class CoryPPOTrainer(CoryMixin, TokenPPOTrainer):
         "value/explained_variance",
     )
 
+    @functools.wraps(CoryMixin.__init__)  # type: ignore[misc]  # the same arguments
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.add_value_heads(self.agents.names[1:])

@@ -139,7 +139,7 @@ ARGUMENTS = {
     "no data": (lambda: {"train_dataset": None}, "train_dataset is missing"),
     "rows": (lambda: {"train_dataset": [{"prompt": "a"}]}, "train_dataset is a list.*from_list"),
     "a stream": (lambda: {"train_dataset": data().to_iterable_dataset()}, "IterableDataset"),
-    "a stream to evaluate": (lambda: {"eval_dataset": {"x": data().to_iterable_dataset()}}, "x is a Iterable"),
+    "a stream to evaluate": (lambda: {"eval_dataset": {"x": data().to_iterable_dataset()}}, "x is an IterableDataset"),
     "no prompts": (lambda: {"train_dataset": Dataset.from_dict({"q": ["a"]})}, r"no column 'prompt' \(it has q\)"),
     "no rows": (lambda: {"train_dataset": data(0)}, "train_dataset is empty"),
     "numbers for prompts": (lambda: {"train_dataset": Dataset.from_dict({"prompt": [1, 2]})}, "found int"),

@@ -135,7 +135,7 @@ def halved():
 
 def adapted():
     ensemble = ensemble_of(observation="text")
-    wrap_policy(ensemble, lora(), None)
+    wrap_policy(ensemble, lora())
     return ensemble
 
 

@@ -23,6 +23,8 @@ _OF_BOTH = {
     "_generate_and_score_completions": ["self", "inputs"],
     "_calculate_rewards": ["self", "inputs", "prompts", "completions", "completion_ids_list"],
     "_tokenize_prompts": ["self", "prompts"],
+    "_generate": ["self", "prompts"],
+    "_prepare_input": ["self", "data"],
     "_prepare_inputs": ["self", "generation_batch"],
     "_generate": ["self", "prompts"],
     "_get_train_sampler": ["self", "dataset"],
@@ -38,6 +40,10 @@ _OF_BOTH = {
 
 BORROWED = {
     **{(owner, name): names for owner in (GRPOTrainer, RLOOTrainer) for name, names in _OF_BOTH.items()},
+    (GRPOTrainer, "_generate_single_turn"): [
+        "self", "prompt_ids", "images", "multimodal_fields", "num_generations", "has_tool_images",
+    ],
+    (RLOOTrainer, "_generate_single_turn"): ["self", "prompt_ids", "images", "multimodal_fields"],
     (trl.trainer.utils.RepeatSampler, "__init__"): [
         "self", "data_source", "mini_repeat_count", "batch_size", "repeat_count", "shuffle", "seed",
     ],
@@ -139,3 +145,15 @@ def test_what_the_mixin_overrides_is_there_to_be_overridden():
     assert private - own <= known
     assert own <= private
     assert issubclass(CoryTrainer, CoryMixin)
+
+
+@pytest.mark.parametrize("owner", [GRPOTrainer, RLOOTrainer])
+def test_where_stop_strings_are_added(owner):
+    """The arguments of `generate` go through `_prepare_input`, and the completions of one call come back in order."""
+    source = inspect.getsource(owner._generate_single_turn)
+    assert "generate_inputs = super()._prepare_inputs(generate_inputs)" in source
+    assert "**generate_inputs, generation_config=self.generation_config" in source
+    assert "self._generate_single_turn(" in inspect.getsource(owner._generate)
+    for name in ("clipped_ratio", "mean_terminated_length", "min_terminated_length", "max_terminated_length"):
+        assert f'"completions/{name}"].append(' in inspect.getsource(owner._generate)
+    assert "self._prepare_input(" in inspect.getsource(Trainer._prepare_inputs)

@@ -13,7 +13,7 @@ import transformers
 import trl.trainer.base_config
 import trl.trainer.base_trainer
 import trl.trainer.utils
-from transformers import Trainer
+from transformers import GenerationMixin, StopStringCriteria, Trainer
 
 BORROWED = {
     (trl.trainer.base_trainer._BaseTrainer, "__init__"): ["self", "args", "kwargs"],
@@ -55,6 +55,11 @@ BORROWED = {
     (Trainer, "is_world_process_zero"): ["self"],
     (Trainer, "is_local_process_zero"): ["self"],
     (accelerate.utils, "gather_object"): ["object"],
+    (GenerationMixin, "_get_logits_processor"): [
+        "self", "generation_config", "input_ids_seq_length", "encoder_input_ids", "prefix_allowed_tokens_fn",
+        "logits_processor", "device", "model_kwargs", "negative_prompt_ids", "negative_prompt_attention_mask",
+    ],
+    (StopStringCriteria, "__init__"): ["self", "tokenizer", "stop_strings"],
 }  # fmt: skip
 
 
@@ -74,3 +79,10 @@ def test_attributes():
         assert f"{name} =" in source or f"{name}:" in source, name
     assert "self.log(output.metrics)" in inspect.getsource(Trainer.evaluate)
     assert "loss_is_scaled_for_ga" in inspect.getsource(transformers.trainer)
+
+
+def test_the_end_ids_of_processors():
+    """Processors that rule out end ids read them from this attribute, which `generate` sets."""
+    source = inspect.getsource(GenerationMixin._get_logits_processor)
+    assert source.count("generation_config._eos_token_tensor") >= 4
+    assert "model_kwargs or {}).get(" in source
