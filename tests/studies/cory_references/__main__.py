@@ -90,12 +90,7 @@ def planned(families: Sequence[str], rates: Sequence[float], seeds: int, rollout
         rollouts (`int`): of each.
         base (`Path`): the folder of the base.
     """
-    return [
-        Run(family, rate, seed, rollouts, base)
-        for seed in range(seeds)
-        for rate in rates
-        for family in families
-    ]
+    return [Run(family, rate, seed, rollouts, base) for seed in range(seeds) for rate in rates for family in families]
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

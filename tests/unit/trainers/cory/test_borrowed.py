@@ -23,7 +23,6 @@ _OF_BOTH = {
     "_generate_and_score_completions": ["self", "inputs"],
     "_calculate_rewards": ["self", "inputs", "prompts", "completions", "completion_ids_list"],
     "_tokenize_prompts": ["self", "prompts"],
-    "_generate": ["self", "prompts"],
     "_prepare_input": ["self", "data"],
     "_prepare_inputs": ["self", "generation_batch"],
     "_generate": ["self", "prompts"],
