@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 import tempfile
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -16,6 +16,7 @@ from transformers import BertConfig, BertModel
 from hf_rlae.cli.demo_training import chain_dataset, chain_reward
 from hf_rlae.ensemble import EnsembleForCausalLM
 from hf_rlae.evaluation.fixed_weights import best_fixed_weights
+from hf_rlae.objectives import objectives
 from hf_rlae.policies import EntropyPolicy, PerplexityPolicy, PolicyConfig, PolicyModel, PolicyState, StaticPolicy
 from hf_rlae.tasks.chains import FORMS, OPERATORS, Question, draw_questions, operator_at
 from hf_rlae.trainers import RLAEConfig, RLAETrainer
@@ -28,17 +29,17 @@ ACTORS = {"ppo": "joint", "mappo": "per_member", "mixture": "joint"}
 
 @dataclass(frozen=True)
 class PolicyTraining:
-    """How a policy is trained for chains.
+    """How a policy is trained for chains; one recipe for all objectives.
 
     Questions come in stages, the short ones first: whatever is learned on single steps, where a reward says much about
     few tokens, is used on longer chains.
 
     Attributes:
         objective (`str`): `"ppo"`, `"mappo"` or `"mixture"`.
+        advantages (`str`, *optional*): see `RLAEConfig`.
         rollouts (`int`): how many; each writes `texts` texts, `generations` a question.
         texts (`int`), generations (`int`), updates (`int`): texts of a rollout and of a question, and updates made of
-            each rollout in each of `iterations` passes.
-        iterations (`int`): passes over a rollout.
+            each rollout in each pass.
         learning_rate (`float`): falls to 0 linearly.
         stages (`tuple[tuple[int, float], ...]`): numbers of steps, and for what share of the rollouts they are asked.
         num_questions (`int`, *optional*): how many different questions there are, in all stages together; all are
@@ -46,41 +47,58 @@ class PolicyTraining:
         forms (`tuple[str, ...]`): of the questions.
         observation (`str`): `"members"`, `"text"` or `"both"`; of the text a small encoder without pretraining reads
             the newest characters.
-        pooled_tokens (`int`), hidden_size (`int`), concentration (`float`), noise (`float`): of the policy.
-        advantages (`str`, *optional*), entropy_coef (`float`, *optional*): see `RLAEConfig`.
+        further (`dict`): other fields of `RLAEConfig`, and `policy` (`dict`): of `PolicyConfig`.
     """
 
     objective: str
+    advantages: str | None = None
     rollouts: int = 20
     texts: int = 256
     generations: int = 8
     updates: int = 4
-    iterations: int = 2
     learning_rate: float = 1e-2
     stages: tuple[tuple[int, float], ...] = ((1, 0.44), (2, 0.32), (3, 0.24))
     num_questions: int | None = None
     forms: tuple[str, ...] = FORMS
     observation: str = "members"
-    pooled_tokens: int = 8
-    hidden_size: int = 64
-    concentration: float = 20.0
-    noise: float = 0.5
-    advantages: str | None = None
-    entropy_coef: float | None = None
+    further: dict[str, Any] = field(default_factory=dict)
+    policy: dict[str, Any] = field(default_factory=dict)
 
+    def trainer_options(self) -> dict[str, Any]:
+        """The fields of `RLAEConfig` that are set, without those of a run's length and logs."""
+        return {
+            "objective": self.objective,
+            "num_generations": self.generations,
+            "per_device_train_batch_size": self.texts // self.updates,
+            "generation_batch_size": self.texts,
+            "max_completion_length": 70,
+            "learning_rate": self.learning_rate,
+            **({} if self.advantages is None else {"advantages": self.advantages}),
+            **self.further,
+        }
 
-_DRAWN: dict[str, Any] = {
-    "stages": ((1, 0.75), (2, 0.25)),
-    "advantages": "group_relative",
-    "entropy_coef": 0.0,
-}
 
 TRAINED = {
-    "ppo": PolicyTraining("ppo", concentration=1.0, **_DRAWN),
-    "mappo": PolicyTraining("mappo", noise=2.0, **_DRAWN),
+    "ppo (gae)": PolicyTraining("ppo", "gae"),
+    "ppo (group-relative)": PolicyTraining("ppo", "group_relative"),
+    "mappo (gae)": PolicyTraining("mappo", "gae"),
+    "mappo (group-relative)": PolicyTraining("mappo", "group_relative"),
     "mixture": PolicyTraining("mixture"),
 }
-"""How policies are trained, by objective: from as many texts each."""
+"""How policies are trained, by method: all alike, from as many texts each."""
+
+
+def beside_defaults(settings: PolicyTraining) -> dict[str, Any]:
+    """The settings of a training that differ from the defaults of `RLAEConfig` and `PolicyConfig`, by name."""
+    default, chosen = RLAEConfig("."), {}
+    for name, value in settings.trainer_options().items():
+        known = getattr(default, name)
+        if name == "advantages":
+            known = objectives[settings.objective].default_advantages
+        if value != known and name != "objective":
+            chosen[name] = value
+    known_policy = PolicyConfig(member_hidden_sizes=[1, 1])
+    return chosen | {name: value for name, value in settings.policy.items() if value != getattr(known_policy, name)}
 
 
 class BlindPolicy(PolicyModel):
@@ -100,14 +118,7 @@ def new_policy(
 ) -> PolicyModel:
     """A policy with random heads, and a random encoder if it reads the text."""
     torch.manual_seed(seed)
-    options: dict[str, Any] = {
-        "actor": ACTORS[settings.objective],
-        "pooled_tokens": settings.pooled_tokens,
-        "hidden_size": settings.hidden_size,
-        "concentration": settings.concentration,
-        "noise": settings.noise,
-        "span_length": span_length,
-    }
+    options: dict[str, Any] = {"actor": ACTORS[settings.objective], "span_length": span_length, **settings.policy}
     if settings.observation == "members":
         return kind(PolicyConfig.for_members(members, **options))
     return kind.from_encoder(_small_encoder(), members, observation=settings.observation, **options)
@@ -237,21 +248,13 @@ def train_policy(
     ensemble = EnsembleForCausalLM.from_members(members, policy, span_length=span_length)
     if questions is None:
         questions = training_questions(settings)
-    updates = settings.updates * settings.iterations
+    options = settings.trainer_options()
+    updates = settings.updates * options.get("num_iterations", RLAEConfig.num_iterations)
     with tempfile.TemporaryDirectory() as folder:
         args = RLAEConfig(
             folder,
-            objective=settings.objective,
-            num_generations=settings.generations,
-            per_device_train_batch_size=settings.texts // settings.updates,
-            generation_batch_size=settings.texts,
-            num_iterations=settings.iterations,
-            max_completion_length=70,
+            **options,
             max_steps=settings.rollouts * updates,
-            learning_rate=settings.learning_rate,
-            lr_scheduler_type="linear",
-            advantages=settings.advantages,
-            entropy_coef=settings.entropy_coef,
             logging_steps=updates,
             save_strategy="no",
             report_to="none",

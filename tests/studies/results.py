@@ -6,6 +6,7 @@ import importlib.metadata
 import json
 import os
 import platform
+import re
 import subprocess
 from collections.abc import Mapping
 from pathlib import Path
@@ -45,6 +46,17 @@ def _commit() -> str | None:
         return subprocess.run(command, cwd=folder, capture_output=True, text=True, check=True).stdout.strip() or None
     except (OSError, subprocess.CalledProcessError):
         return None
+
+
+def file_name(*parts: str) -> str:
+    """The name of a run's file, without the characters of its parts that shells treat specially.
+
+    Example:
+
+    >>> file_name("shared", "", "ppo (gae)", "seed0")
+    'shared-ppo_gae-seed0'
+    """
+    return "-".join(re.sub(r"[(),]", "", part).replace(" ", "_") for part in parts if part)
 
 
 class ResultFolder:

@@ -1,8 +1,9 @@
 """What `RLAETrainer` learns on the embedded specialists: `python -m tests.studies.rlae`.
 
 For every set of members and every span length: each member alone, uniform weights, the best fixed weights (found on a
-validation split), policies without training, the oracle, and policies trained by `ppo`, `mappo` and `mixture`, with
-controls: a policy that sees nothing, one whose rewards were shuffled, and one that was supervised by the oracle.
+validation split), policies without training, the oracle, and policies trained by one recipe: by `ppo` and `mappo`, each
+with both kinds of advantages, and by `mixture`, with controls: a policy that sees nothing, one whose rewards were
+shuffled, and one that was supervised by the oracle.
 """
 
 from __future__ import annotations
@@ -20,9 +21,9 @@ from hf_rlae.policies import StaticPolicy
 from hf_rlae.zoo import MEMBER_SETS, load_demo_members
 from tests.studies import chain_policies as chains
 from tests.studies.parallel_runs import do_runs
-from tests.studies.results import ResultFolder
+from tests.studies.results import ResultFolder, file_name
 from tests.studies.rlae_full import do_full
-from tests.studies.rlae_tables import accuracy_picture, accuracy_table, as_markdown
+from tests.studies.rlae_tables import accuracy_picture, accuracy_table, as_markdown, settings_told
 
 FULL_SPAN_LENGTHS, FULL_SEEDS = (1, 2, 4, 8, 16), 3
 FURTHER_SEEDS = 2
@@ -50,7 +51,7 @@ class Run:
     @property
     def name(self) -> str:
         """The name of its file."""
-        return f"{self.members}-span{self.span_length}-{self.method.replace(' ', '_')}-seed{self.seed}"
+        return file_name(self.members, f"span{self.span_length}", self.method, f"seed{self.seed}")
 
     def training(self, settings: dict[str, Any]) -> chains.PolicyTraining | None:
         """How a policy is trained; controls are as `mixture` is. `None` where nothing is trained."""
@@ -166,7 +167,7 @@ def do_study(runs: Sequence[Run], results: ResultFolder, jobs: int, console: Con
     span_lengths = sorted({run.span_length for run in runs})
     for kind in dict.fromkeys(run.members for run in runs):
         of_kind = [(run, outcome) for run, outcome in entries if run.members == kind]
-        table = accuracy_table(of_kind, span_lengths)
+        table = accuracy_table(of_kind, span_lengths, settings_told(run.method for run, _ in of_kind))
         console.print(table.shown(f"{kind} tokenizers"))
         as_markdown(table, results.folder / f"{kind}.md")
         accuracy_picture(of_kind, span_lengths, results.folder / f"{kind}.svg")

@@ -18,8 +18,8 @@ from hf_rlae.tasks.chains import FORMS, Question
 from hf_rlae.zoo import load_demo_members
 from tests.studies import chain_policies as chains
 from tests.studies.parallel_runs import do_runs
-from tests.studies.results import ResultFolder
-from tests.studies.rlae_tables import StudyTable, accuracy_cells, as_markdown, right_answers_of
+from tests.studies.results import ResultFolder, file_name
+from tests.studies.rlae_tables import StudyTable, accuracy_cells, as_markdown, right_answers_of, settings_told
 
 KIND, SPAN_LENGTH = "shared", 1
 TWO_OPERATORS = ("+", "-")
@@ -61,8 +61,7 @@ class Variation:
     @property
     def name(self) -> str:
         """The name of its file."""
-        parts = (self.experiment, self.method, self.value, f"seed{self.seed}")
-        return "-".join(part.replace(" ", "_").replace(",", "") for part in parts if part)
+        return file_name(self.experiment, self.method, self.value, f"seed{self.seed}")
 
     @property
     def num_members(self) -> int:
@@ -79,7 +78,7 @@ class Variation:
             training,
             num_questions=int(self.value) if self.value.isdigit() else None,
             observation=observation.split(",")[0],
-            pooled_tokens=1 if observation.endswith("newest token") else training.pooled_tokens,
+            policy={"pooled_tokens": 1} if observation.endswith("newest token") else {},
             forms=("symbolic",) if self.experiment == "transfer" else FORMS,
             **({"rollouts": settings["rollouts"]} if settings["rollouts"] else {}),
         )
@@ -133,10 +132,8 @@ def plan_full(seeds: int) -> list[Variation]:
     runs = [Variation(experiment, method) for experiment in EXPERIMENTS for method in BASELINES]
     for seed in range(seeds):
         for experiment, values in EXPERIMENTS.items():
-            if values:
-                runs += [Variation(experiment, "mixture", seed, value) for value in values]
-            else:
-                runs += [Variation(experiment, method, seed) for method in chains.TRAINED]
+            for value in values or ("",):
+                runs += [Variation(experiment, method, seed, value) for method in chains.TRAINED]
     return runs
 
 
@@ -172,4 +169,4 @@ def variation_table(entries: Sequence[tuple[Variation, dict[str, Any]]]) -> Stud
             row += accuracy_cells(right[method, value, test], fixed, oracle, method in BASELINES[1:])
         rows.append(tuple(row))
     headings = [title for test in tests for title in (f"{test}: right", "above best fixed", "headroom")]
-    return StudyTable(("weights", *headings), tuple(rows))
+    return StudyTable(("weights", *headings), tuple(rows), settings_told(method for method, _ in kinds))

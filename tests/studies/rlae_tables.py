@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,6 +14,7 @@ from rich.table import Table
 from hf_rlae.files import write_whole
 from hf_rlae.reports import save_figure
 from tests.studies.bootstrap import paired_bootstrap
+from tests.studies.chain_policies import TRAINED, beside_defaults
 
 if TYPE_CHECKING:
     from tests.studies.rlae import Run
@@ -27,14 +28,21 @@ _FIXED, _ORACLE = "best fixed weights", "oracle switching"
 
 @dataclass(frozen=True)
 class StudyTable:
-    """Headings and rows of text."""
+    """Headings and rows of text, and lines below the table."""
 
     headings: tuple[str, ...]
     rows: tuple[tuple[str, ...], ...]
+    notes: tuple[str, ...] = ()
 
     def shown(self, title: str) -> Table:
         """For a terminal."""
-        table = Table(box=box.SIMPLE_HEAD, title=title, title_justify="left")
+        table = Table(
+            box=box.SIMPLE_HEAD,
+            title=title,
+            title_justify="left",
+            caption="\n".join(self.notes),
+            caption_justify="left",
+        )
         for index, heading in enumerate(self.headings):
             table.add_column(heading, justify="right" if index else "left")
         for row in self.rows:
@@ -45,7 +53,26 @@ class StudyTable:
 def as_markdown(table: StudyTable, path: Path) -> None:
     """Writes a table as Markdown."""
     lines = [table.headings, ("---", *["---:"] * (len(table.headings) - 1)), *table.rows]
-    write_whole(path, "".join(f"| {' | '.join(line)} |\n" for line in lines))
+    notes = "".join(f"\n{note}\n" for note in table.notes)
+    write_whole(path, "".join(f"| {' | '.join(line)} |\n" for line in lines) + notes)
+
+
+def settings_told(methods: Iterable[str]) -> tuple[str, ...]:
+    """What differs from the defaults of `RLAEConfig` and `PolicyConfig` in the trainings of some methods, as text."""
+    found = {method: beside_defaults(TRAINED[method]) for method in dict.fromkeys(methods) if method in TRAINED}
+    if not found:
+        return ()
+    first = next(iter(found.values()))
+    shared = {name for name in first if all(own.get(name) == first[name] for own in found.values())}
+    lines = ["Trainings use the defaults of `RLAEConfig` and `PolicyConfig` except for " + _told(first, shared)]
+    for method, own in found.items():
+        if own.keys() - shared:
+            lines.append(f"{method}: {_told(own, own.keys() - shared)}")
+    return tuple(lines)
+
+
+def _told(settings: Mapping[str, Any], names: Collection[str]) -> str:
+    return ", ".join(f"`{name}={value!r}`" for name, value in settings.items() if name in names)
 
 
 def right_of(entries: Entries, method: str, span_length: int) -> np.ndarray | None:
@@ -62,7 +89,7 @@ def right_answers_of(digits: Sequence[str]) -> np.ndarray:
     return np.array([[int(digit) for digit in row] for row in digits], dtype=float)
 
 
-def accuracy_table(entries: Entries, span_lengths: Sequence[int]) -> StudyTable:
+def accuracy_table(entries: Entries, span_lengths: Sequence[int], notes: tuple[str, ...] = ()) -> StudyTable:
     """One row a method: accuracy (mean and standard deviation over seeds) and recovered headroom with 95 % intervals.
 
     Recovered headroom is `(accuracy - best fixed) / (oracle - best fixed)`; the interval of `above best fixed` is that
@@ -78,7 +105,7 @@ def accuracy_table(entries: Entries, span_lengths: Sequence[int]) -> StudyTable:
         for length in span_lengths:
             row += _cells(entries, method, length)
         rows.append(tuple(row))
-    return StudyTable(tuple(headings), tuple(rows))
+    return StudyTable(tuple(headings), tuple(rows), notes)
 
 
 def _cells(entries: Entries, method: str, span_length: int) -> list[str]:

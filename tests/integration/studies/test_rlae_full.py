@@ -25,8 +25,9 @@ def test_the_plan_has_every_experiment_with_its_baselines():
     assert len({run.name for run in runs}) == len(runs)
     for experiment in EXPERIMENTS:
         methods = [run.method for run in runs if run.experiment == experiment]
-        assert set(BASELINES) < set(methods)
-        assert methods.count("mixture") == 2 * max(len(EXPERIMENTS[experiment]), 1)
+        assert set(methods) == {*BASELINES, *chains.TRAINED}
+        for method in chains.TRAINED:
+            assert methods.count(method) == 2 * max(len(EXPERIMENTS[experiment]), 1)
 
 
 def test_two_members_are_asked_what_they_can_do():
@@ -57,16 +58,16 @@ def test_a_policy_is_trained_and_tested(experiment, monkeypatch):
     monkeypatch.setattr(chains, "train_policy", record)
     value = {"training questions": "64", "observation": "both"}.get(experiment, "")
     Variation("observation", "mixture", 0, "members, newest token").measure(SETTINGS)
-    assert (seen[0][1].observation, seen.pop()[1].pooled_tokens) == ("members", 1)
-    found = Variation(experiment, "ppo", 1, value).measure(SETTINGS)
+    assert (seen[0][1].observation, seen.pop()[1].policy) == ("members", {"pooled_tokens": 1})
+    found = Variation(experiment, "ppo (gae)", 1, value).measure(SETTINGS)
     assert {len(digits) for digits in found["right"].values()} == {8}
     members, settings, questions = seen[0]
     assert (members, settings.objective) == (2 if experiment == "two members" else 3, "ppo")
     assert settings.num_questions == (64 if value == "64" else None)
     assert settings.observation == (value if experiment == "observation" else "members")
-    assert settings.pooled_tokens == chains.TRAINED["ppo"].pooled_tokens > 1
+    assert settings.policy == {}
     assert settings.forms == (("symbolic",) if experiment == "transfer" else ("symbolic", "worded"))
-    assert settings.stages == chains.TRAINED["ppo"].stages
+    assert settings.stages == chains.TRAINED["ppo (gae)"].stages
     if experiment == "two members":
         assert len(questions) == settings.rollouts * settings.texts // settings.generations
         assert not any("*" in question.operators or question.is_held_out for question in questions)

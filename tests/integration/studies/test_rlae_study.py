@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -14,10 +16,12 @@ from tests.studies import chain_policies as chains
 from tests.studies.parallel_runs import do_runs
 from tests.studies.results import ResultFolder
 from tests.studies.rlae import CONTROLS, Run, plan
-from tests.studies.rlae_tables import accuracy_picture, accuracy_table, as_markdown
+from tests.studies.rlae_tables import accuracy_picture, accuracy_table, as_markdown, settings_told
 
 SETTINGS = {"questions": 12, "validation_questions": 6, "resolution": 2, "rollouts": 1}
-TINY = chains.PolicyTraining("mixture", rollouts=1, texts=8, generations=4, updates=1, iterations=1, hidden_size=8)
+TINY = chains.PolicyTraining(
+    "mixture", rollouts=1, texts=8, generations=4, updates=1, further={"num_iterations": 1}, policy={"hidden_size": 8}
+)
 
 
 def entry(method: str, right: str, span_length: int = 1, seed: int = 0):
@@ -25,9 +29,27 @@ def entry(method: str, right: str, span_length: int = 1, seed: int = 0):
 
 
 def test_only_some_methods_are_trained():
-    runs = plan(["shared"], [1], seeds=2, control_seeds=0, methods=["mappo"])
-    assert [run.method for run in runs if run.method in chains.TRAINED] == ["mappo", "mappo"]
+    runs = plan(["shared"], [1], seeds=2, control_seeds=0, methods=["mappo (gae)"])
+    assert [run.method for run in runs if run.method in chains.TRAINED] == ["mappo (gae)", "mappo (gae)"]
     assert {"best fixed weights", "oracle switching"} <= {run.method for run in runs}
+
+
+def test_all_methods_have_one_recipe_and_the_tables_say_what_is_no_default():
+    plain = chains.beside_defaults(chains.TRAINED["mixture"])
+    assert plain == {
+        "per_device_train_batch_size": 64, "generation_batch_size": 256, "max_completion_length": 70,
+        "learning_rate": 0.01,
+    }  # fmt: skip
+    for method, training in chains.TRAINED.items():
+        other = {"advantages": "group_relative"} if "ppo (group" in method else {}
+        assert chains.beside_defaults(training) == plain | other
+    small = chains.replaced(TINY, policy={"hidden_size": 8, "pooled_tokens": 8})
+    assert {"num_iterations": 1, "hidden_size": 8}.items() <= chains.beside_defaults(small).items()
+    assert "pooled_tokens" not in chains.beside_defaults(small)
+    notes = settings_told(["uniform weights", *chains.TRAINED])
+    assert "except for `per_device_train_batch_size=64`, " in notes[0]
+    assert notes[1:] == tuple(f"{name} (group-relative): `advantages='group_relative'`" for name in ("ppo", "mappo"))
+    assert settings_told(["uniform weights"]) == ()
 
 
 def test_the_plan_has_every_method_at_every_span_length_and_seed():
@@ -51,18 +73,20 @@ def test_runs_that_are_done_are_not_done_again(tmp_path):
 
 
 def test_runs_that_were_trained_otherwise_are_not_mixed_with_new_ones(tmp_path, monkeypatch):
-    run, fixed = Run("shared", 1, "ppo"), Run("shared", 1, "uniform weights")
+    run, fixed = Run("shared", 1, "ppo (gae)"), Run("shared", 1, "uniform weights")
     monkeypatch.setattr(Run, "measure", lambda *_: {"accuracy": 0.5})
     results = ResultFolder(tmp_path, SETTINGS)
     do_runs([run, fixed], results, 1, Console(quiet=True))
     assert results.read(run.name)["training"]["objective"] == "ppo"
     assert "training" not in results.read(fixed.name)
     do_runs([run, fixed], results, 1, Console(quiet=True))  # the same settings again
-    changed = chains.replaced(chains.TRAINED["ppo"], learning_rate=0.5)
-    monkeypatch.setitem(chains.TRAINED, "ppo", changed)
+    changed = chains.replaced(chains.TRAINED["ppo (gae)"], learning_rate=0.5)
+    monkeypatch.setitem(chains.TRAINED, "ppo (gae)", changed)
     monkeypatch.setattr(Run, "measure", lambda *_: pytest.fail("done before it was refused"))
-    with pytest.raises(ConfigError, match=r"1 runs that were trained with other settings .* shared-span1-ppo-seed0"):
-        do_runs([Run("shared", 1, "mappo"), run], results, 1, Console(quiet=True))
+    with pytest.raises(
+        ConfigError, match=r"1 runs that were trained with other settings .* shared-span1-ppo_gae-seed0"
+    ):
+        do_runs([Run("shared", 1, "mappo (gae)"), run], results, 1, Console(quiet=True))
     unsaid = ResultFolder(tmp_path / "unsaid", SETTINGS)
     unsaid.write(run.name, {"accuracy": 0.5})
     with pytest.raises(ConfigError, match="do not say"):
@@ -119,7 +143,7 @@ def test_shuffled_rewards_are_the_same_rewards():
 def test_supervision_learns_what_the_oracle_does(monkeypatch):
     members = load_demo_members("shared")
     monkeypatch.setattr(chains, "training_questions", lambda settings: draw_questions(80, 3, splits=("train",)))
-    settings = chains.replaced(TINY, hidden_size=64)
+    settings = chains.replaced(TINY, policy={"hidden_size": 64})
     policy = chains.supervise_policy(members, 1, settings, 0, epochs=20)
     right = chains.right_answers(chains.with_policy(members, policy, 1), draw_questions(40))
     assert right.mean() > 0.15  # uniform weights: 0.03
@@ -145,6 +169,8 @@ def test_tables_say_what_was_found(tmp_path):
     assert rows["mixture"][5] == "0.00 [0.00, 0.00]"
     as_markdown(table, tmp_path / "table.md")
     assert (tmp_path / "table.md").read_text().count("\n") == 2 + len(table.rows)
+    as_markdown(replace(table, notes=("a note",)), tmp_path / "table.md")
+    assert (tmp_path / "table.md").read_text().endswith(" |\n\na note\n")
     accuracy_picture(entries, [1, 2], tmp_path / "picture.svg")
     assert (tmp_path / "picture.svg").stat().st_size > 1000
 
