@@ -56,7 +56,7 @@ class PolicyTraining:
     texts: int = 256
     generations: int = 8
     updates: int = 4
-    learning_rate: float = 1e-2
+    learning_rate: float = 5e-3
     stages: tuple[tuple[int, float], ...] = ((1, 0.44), (2, 0.32), (3, 0.24))
     num_questions: int | None = None
     forms: tuple[str, ...] = FORMS
@@ -316,9 +316,9 @@ def supervise_policy(
     return policy.eval()
 
 
-def with_policy(members: Sequence[Any], policy: Any, span_length: int) -> EnsembleForCausalLM:
-    """The ensemble that is measured."""
-    return EnsembleForCausalLM.from_members(members, policy, span_length=span_length)
+def with_policy(members: Sequence[Any], policy: Any, span_length: int, **settings: Any) -> EnsembleForCausalLM:
+    """The ensemble that is measured; `settings` are other fields of `EnsembleConfig`."""
+    return EnsembleForCausalLM.from_members(members, policy, span_length=span_length, **settings)
 
 
 FREE_POLICIES: dict[str, Callable[[int], Any]] = {

@@ -23,7 +23,8 @@ from tests.studies import chain_policies as chains
 from tests.studies.parallel_runs import do_runs
 from tests.studies.results import ResultFolder, file_name
 from tests.studies.rlae_full import do_full
-from tests.studies.rlae_tables import accuracy_picture, accuracy_table, as_markdown, settings_told
+from tests.studies.rlae_tables import WAYS, accuracy_picture, accuracy_table, as_markdown, settings_told, ways_table
+from tests.studies.routing import sampled_accuracy
 
 FULL_SPAN_LENGTHS, FULL_SEEDS = (1, 2, 4, 8, 16), 3
 FURTHER_SEEDS = 2
@@ -70,8 +71,24 @@ class Run:
         test = chains.held_out_questions(settings["questions"])
         found: dict[str, Any] = {}
         policy = _policy(self, members, settings, found)
+        if self.method in chains.TRAINED:
+            found["ways"] = ways_of(members, policy, self.span_length, test)
         right = chains.right_answers(chains.with_policy(members, policy, self.span_length), test)[0]
         return {**found, "right": chains.as_digits(right), "accuracy": float(right.mean())}
+
+
+def ways_of(
+    members: Sequence[Any], policy: Any, span_length: int, questions: Sequence[chains.Question]
+) -> dict[str, float]:
+    """Right answers of a learned policy in other ways of evaluation than greedy tokens of the mixture, by `WAYS`."""
+    chosen = chains.with_policy(members, policy, span_length, max_active_members=1)
+    mixed, drawn = (chains.with_policy(members, policy, span_length, draw=draw) for draw in (None, "span"))
+    found = (
+        float(chains.right_answers(chosen, questions).mean()),
+        sampled_accuracy(mixed, questions, seed=0),
+        sampled_accuracy(drawn, questions, seed=0),
+    )
+    return dict(zip(WAYS, found, strict=True))
 
 
 def plan(
@@ -170,6 +187,9 @@ def do_study(runs: Sequence[Run], results: ResultFolder, jobs: int, console: Con
         table = accuracy_table(of_kind, span_lengths, settings_told(run.method for run, _ in of_kind))
         console.print(table.shown(f"{kind} tokenizers"))
         as_markdown(table, results.folder / f"{kind}.md")
+        ways = ways_table(of_kind, span_lengths)
+        console.print(ways.shown(f"{kind} tokenizers, ways of evaluation"))
+        as_markdown(ways, results.folder / f"{kind}-evaluation.md")
         accuracy_picture(of_kind, span_lengths, results.folder / f"{kind}.svg")
     spent = sum(outcome["cpu_seconds"] for _, outcome in entries)
     console.print(f"{len(entries)} runs, {spent / 60:.0f} minutes of one core in all")

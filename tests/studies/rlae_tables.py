@@ -23,6 +23,8 @@ Entries = Sequence[tuple["Run", dict[str, Any]]]
 
 LEAST_ROOM = 0.1
 """Where the oracle is less than this above the best fixed weights, no share of the way is told."""
+WAYS = ("member with the largest weight", "sampled from the mixture", "sampled from a member drawn per span")
+"""How learned policies are evaluated, besides greedy tokens of the mixture."""
 _FIXED, _ORACLE = "best fixed weights", "oracle switching"
 
 
@@ -108,6 +110,28 @@ def accuracy_table(entries: Entries, span_lengths: Sequence[int], notes: tuple[s
     return StudyTable(tuple(headings), tuple(rows), notes)
 
 
+def ways_table(entries: Entries, span_lengths: Sequence[int]) -> StudyTable:
+    """One row a learned method: accuracy (mean and standard deviation over seeds) in every way of evaluation."""
+    methods = list(dict.fromkeys(run.method for run, outcome in entries if "ways" in outcome))
+    headings = ("greedy, mixture", *WAYS)
+    rows = []
+    for method in methods:
+        row = [method]
+        for length in span_lengths:
+            found = [o for run, o in entries if (run.method, run.span_length) == (method, length)]
+            for values in ([o["accuracy"] for o in found], *([o["ways"][way] for o in found] for way in WAYS)):
+                row.append(_mean_told(np.array(values)) if values else "")
+        rows.append(tuple(row))
+    return StudyTable(
+        ("weights", *(f"span {length}: {name}" for length in span_lengths for name in headings)), tuple(rows)
+    )
+
+
+def _mean_told(by_seed: np.ndarray) -> str:
+    spread = f" ± {by_seed.std(ddof=1):.3f}" if len(by_seed) > 1 else ""
+    return f"{by_seed.mean():.3f}{spread}"
+
+
 def _cells(entries: Entries, method: str, span_length: int) -> list[str]:
     right = right_of(entries, method, span_length)
     fixed, oracle = right_of(entries, _FIXED, span_length), right_of(entries, _ORACLE, span_length)
@@ -126,9 +150,7 @@ def accuracy_cells(
     """
     if right is None:
         return ["", "", ""]
-    by_seed = right.mean(1)
-    spread = f" ± {by_seed.std(ddof=1):.3f}" if len(by_seed) > 1 else ""
-    cells = [f"{by_seed.mean():.3f}{spread}", "", ""]
+    cells = [_mean_told(right.mean(1)), "", ""]
     if fixed is None or oracle is None or is_reference:
         return cells
     low, high = paired_bootstrap([right, fixed], lambda a, b: a - b)

@@ -9,14 +9,14 @@ import pytest
 import torch
 from rich.console import Console
 
-from hf_rlae import load_demo_members
+from hf_rlae import load_demo_members, load_demo_policy
 from hf_rlae.errors import ConfigError
 from hf_rlae.tasks.chains import draw_questions
 from tests.studies import chain_policies as chains
 from tests.studies.parallel_runs import do_runs
 from tests.studies.results import ResultFolder
-from tests.studies.rlae import CONTROLS, Run, plan
-from tests.studies.rlae_tables import accuracy_picture, accuracy_table, as_markdown, settings_told
+from tests.studies.rlae import CONTROLS, Run, plan, ways_of
+from tests.studies.rlae_tables import WAYS, accuracy_picture, accuracy_table, as_markdown, settings_told, ways_table
 
 SETTINGS = {"questions": 12, "validation_questions": 6, "resolution": 2, "rollouts": 1}
 TINY = chains.PolicyTraining(
@@ -38,7 +38,7 @@ def test_all_methods_have_one_recipe_and_the_tables_say_what_is_no_default():
     plain = chains.beside_defaults(chains.TRAINED["mixture"])
     assert plain == {
         "per_device_train_batch_size": 64, "generation_batch_size": 256, "max_completion_length": 70,
-        "learning_rate": 0.01,
+        "learning_rate": 0.005,
     }  # fmt: skip
     for method, training in chains.TRAINED.items():
         other = {"advantages": "group_relative"} if "ppo (group" in method else {}
@@ -173,6 +173,18 @@ def test_tables_say_what_was_found(tmp_path):
     assert (tmp_path / "table.md").read_text().endswith(" |\n\na note\n")
     accuracy_picture(entries, [1, 2], tmp_path / "picture.svg")
     assert (tmp_path / "picture.svg").stat().st_size > 1000
+
+
+def test_learned_policies_are_evaluated_in_several_ways(tmp_path):
+    ways = dict(zip(WAYS, (0.5, 0.25, 0.0), strict=True))
+    entries = [(Run("shared", 1, "ppo (gae)", seed), {"accuracy": 0.75, "ways": ways}) for seed in (0, 1)]
+    table = ways_table([*entries, entry("uniform weights", "10")], [1])
+    assert table.rows == (("ppo (gae)", "0.750 ± 0.000", "0.500 ± 0.000", "0.250 ± 0.000", "0.000 ± 0.000"),)
+    assert len(table.headings) == 5
+    members, policy = load_demo_members("shared"), load_demo_policy("shared")
+    found = ways_of(members, policy, policy.config.span_length, draw_questions(10))
+    assert list(found) == list(WAYS)
+    assert min(found.values()) >= 0.5
 
 
 def test_right_answers_are_counted_one_by_one():
