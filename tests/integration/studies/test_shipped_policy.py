@@ -9,8 +9,10 @@ from rich.console import Console
 
 from hf_rlae import load_demo_members, load_demo_policy
 from hf_rlae.cli import demo_training
+from hf_rlae.policies import PolicyModel
 from hf_rlae.tasks.chains import draw_questions
 from hf_rlae.zoo import MEMBER_SETS
+from hf_rlae.zoo.loader import POLICIES_FOLDER
 from tests.studies import shipped_policy
 from tests.studies.chain_policies import right_answers, with_policy
 
@@ -37,6 +39,13 @@ def test_a_policy_is_saved_for_every_set(tmp_path, monkeypatch):
     shipped_policy.main(["--output", str(tmp_path), "--members", "shared", "--seeds", "0", "--rollouts", "1"])
     policy = load_demo_policy("shared", tmp_path)
     assert policy.config.span_length == shipped_policy.SPAN_LENGTHS["shared"]
+
+
+@pytest.mark.parametrize("kind", list(MEMBER_SETS))
+def test_the_policy_in_the_package_is_one_of_this_version(kind):
+    """Its files hold what the present policy has, and nothing else: loading it prints no report."""
+    _, info = PolicyModel.from_pretrained(str(POLICIES_FOLDER / kind), output_loading_info=True)
+    assert not info["missing_keys"] | info["unexpected_keys"]
 
 
 @pytest.mark.parametrize("kind", list(MEMBER_SETS))
