@@ -123,7 +123,7 @@ def test_two_processes_resume(tmp_path):
     files = [folder / "checkpoint-3" / f"hf_rlae_state_{rank}.pt" for rank in range(2)]
     saved = [torch.load(file, weights_only=True)["extra"]["buffer"]["rollouts"] for file in files]
     assert [len(rows["prompts"]) for rows in saved] == [4, 4]
-    assert [len(tensor) for rows in saved for tensor in rows["observation"].values()] == [4] * 10
+    assert {len(tensor) for rows in saved for tensor in rows["observation"].values()} == {4}
     assert not set(saved[0]["prompts"]) & set(saved[1]["prompts"])
     torn = folder / "checkpoint-6" / "hf_rlae_state_1.pt"
     torn.write_bytes(torn.read_bytes()[:-1] + b"?")

@@ -405,7 +405,7 @@ def test_a_shrinking_batch_writes_what_one_generate_writes(kind, objective, obse
     rows_of_one_call, run_rows[0] = run_rows[0], 0
     monkeypatch.setattr(batch_shrinking, "MIN_ROWS", 2)
     parts = rolled(ensemble, objective, PROMPTS * 3, tokens=12)
-    assert run_rows[0] < 0.9 * rows_of_one_call
+    assert run_rows[0] < 0.95 * rows_of_one_call
     assert parts.completions == whole.completions
     assert parts.tensors().keys() == whole.tensors().keys()
     masks = {"BS": whole.span_mask, "BT": whole.completion_mask}
