@@ -23,12 +23,13 @@ FIELDS = {
 }
 """Options that are fields of `RLAEConfig` as well, by the name of the field."""
 
-_PROCESSORS = (
+PROCESSORS = (
     "sequence_bias", "repetition_penalty", "no_repeat_ngram_size", "bad_words_ids", "min_new_tokens",
     "forced_eos_token_id", "exponential_decay_length_penalty", "suppress_tokens", "begin_suppress_tokens",
 )  # fmt: skip
+"""Options that act in greedy decoding as well."""
 _WARPERS = ("min_p", "top_h", "typical_p", "epsilon_cutoff", "eta_cutoff")
-SUPPORTED = (*_PROCESSORS, *_WARPERS)
+SUPPORTED = (*PROCESSORS, *_WARPERS)
 """Options that change the probabilities of tokens, besides those of `FIELDS`."""
 
 _BOUNDS = {
@@ -116,7 +117,7 @@ def check_values(ensemble: EnsembleForCausalLM, options: Mapping[str, Any], max_
     except (ValueError, TypeError, AttributeError, IndexError) as error:
         given = ", ".join(f"{name}={options[name]!r}" for name in options if name in SUPPORTED)
         raise ConfigError(f"generation_kwargs ({given}): {first_sentence(error)}") from error
-    for name in (*_PROCESSORS, "min_length", "stop_strings"):
+    for name in (*PROCESSORS, "min_length", "stop_strings"):
         value = getattr(ensemble.generation_config, name, None)
         if value is not None and value not in NEUTRAL.get(name, ()):
             raise ConfigError(

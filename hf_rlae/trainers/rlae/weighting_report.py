@@ -13,6 +13,7 @@ from hf_rlae.checks import check_choice
 from hf_rlae.ensemble import EnsembleForCausalLM
 from hf_rlae.errors import ConfigError
 from hf_rlae.reports import colour_of, plot_token_weights, save_figure, short_names, trace_tokens
+from hf_rlae.trainers.rlae.generation_options import PROCESSORS
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -23,7 +24,8 @@ class WeightingReport(TrainerCallback):
 
     * `weights_over_training.FORMAT`: the mean weight of each member, and the entropy of the weights;
     * `reward_over_training.FORMAT`: the reward of rollouts and of evaluations, with baselines as lines;
-    * `sample_N_step_S.FORMAT`: the weights over the tokens of a sample completion, from greedy decoding.
+    * `sample_N_step_S.FORMAT`: the weights over the tokens of a sample completion, from greedy decoding with the
+      `generation_kwargs` of the trainer.
 
     Source: ours.
 
@@ -76,13 +78,14 @@ class WeightingReport(TrainerCallback):
         save(plot_weights_over_training(state.log_history), "weights_over_training")
         save(plot_reward_over_training(state.log_history, self.baselines), "reward_over_training")
         for number, prompt in enumerate(self.prompts):
-            save(self._plot_sample(prompt), f"sample_{number}_step_{state.global_step:06d}")
+            save(self._plot_sample(prompt, args), f"sample_{number}_step_{state.global_step:06d}")
 
     on_save = on_evaluate
     on_train_end = on_evaluate
 
-    def _plot_sample(self, prompt: str) -> Figure:
-        ensemble = self.ensemble
+    def _plot_sample(self, prompt: str, args: Any) -> Figure:
+        ensemble, given = self.ensemble, getattr(args, "generation_kwargs", None) or {}
+        options = {name: given[name] for name in (*PROCESSORS, "stop_strings") if given.get(name) is not None}
         was_training = ensemble.training
         ensemble.eval()
         try:
@@ -95,6 +98,8 @@ class WeightingReport(TrainerCallback):
                     max_new_tokens=self.max_new_tokens,
                     do_sample=ensemble.config.draw is not None,
                     return_dict_in_generate=True,
+                    tokenizer=ensemble.tokenizer,
+                    **options,
                 )
         finally:
             ensemble.train(was_training)

@@ -37,6 +37,7 @@ def train(folder, *, report: bool) -> PolicyModel:
         num_generations=2,
         per_device_train_batch_size=4,
         max_completion_length=8,
+        generation_kwargs={"stop_strings": ["="], "min_new_tokens": 2},
         max_steps=4,
         logging_steps=1,
         eval_strategy="steps",
