@@ -12,6 +12,7 @@ def count_member_tokens(
     span_index: torch.Tensor,
     drawn_members: torch.Tensor | None = None,
     observes_members: bool = False,
+    lookahead_tokens: int = 0,
 ) -> torch.Tensor:
     """The number of member-tokens of each span: of completion tokens for which each member ran.
 
@@ -28,6 +29,8 @@ def count_member_tokens(
             members are drawn.
         observes_members (`bool`, defaults to `False`): whether the policy observes the members (see
             [`MemberObserver`]).
+        lookahead_tokens (`int`, defaults to 0): number of tokens that each member writes by itself for the policy at
+            the first token of every span; these are counted, too.
 
     Returns:
         `torch.LongTensor` of shape `(B, S, M)`.
@@ -45,9 +48,9 @@ def count_member_tokens(
         runs = (span_weights > 0).to(span_index.device).gather(1, spans)
     else:
         runs = one_hot(drawn_members.to(span_index.device), span_weights.shape[-1]).bool()
+    begins = (span_index != pad(span_index[:, :-1], (1, 0), value=-1))[..., None]
     if observes_members:
-        begins = span_index != pad(span_index[:, :-1], (1, 0), value=-1)
-        runs = runs | begins[..., None]
-    runs = runs & (span_index >= 0)[..., None]
+        runs = runs | begins
+    tokens = (runs + lookahead_tokens * begins) * (span_index >= 0)[..., None]
     counts = torch.zeros(span_weights.shape, dtype=torch.long, device=span_index.device)
-    return counts.scatter_add_(1, spans, runs.long())
+    return counts.scatter_add_(1, spans, tokens.long())

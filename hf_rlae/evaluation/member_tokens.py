@@ -47,5 +47,5 @@ def member_tokens(ensemble: EnsembleForCausalLM, output: EnsembleGenerateOutput)
     is_end = torch.isin(ids, ends)
     mask = (is_end.cumsum(1) - is_end.long()) == 0
     span_index, _ = spans_of_tokens(mask, ensemble.config.tokens_per_weights)
-    observes = observed_tokens(ensemble.policy) > 0
-    return count_member_tokens(output.span_weights, span_index, output.drawn_members, observes).sum(1)
+    observes, ahead = observed_tokens(ensemble.policy) > 0, getattr(ensemble.policy, "lookahead_tokens", 0)
+    return count_member_tokens(output.span_weights, span_index, output.drawn_members, observes, ahead).sum(1)

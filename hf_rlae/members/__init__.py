@@ -3,6 +3,7 @@
 from hf_rlae.members.chosen_rows import ChosenRowsRun
 from hf_rlae.members.hidden_states import ColumnStates
 from hf_rlae.members.lazy_member import LazyMember, LazyRunner
+from hf_rlae.members.look_ahead import mean_state_ahead, readings_ahead
 from hf_rlae.members.member import Member
 from hf_rlae.members.probe import choose_runner
 from hf_rlae.members.prompt_logps import prompt_logps
@@ -28,5 +29,7 @@ __all__ = [
     "Update",
     "UpdateSums",
     "choose_runner",
+    "mean_state_ahead",
     "prompt_logps",
+    "readings_ahead",
 ]

@@ -176,6 +176,10 @@ class LazyRunner:
             self._runner = self.member.runner(self.member, self.hidden_tokens)
         return self._runner.run(paths)
 
+    def ahead(self) -> Runner:
+        """See `Runner`."""
+        return LazyRunner(self.member, hidden_tokens=1) if self._runner is None else self._runner.ahead()
+
     def reorder(self, rows: torch.Tensor) -> None:
         """See `BatchRunner`."""
         if self._runner is not None:

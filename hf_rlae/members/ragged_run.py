@@ -129,6 +129,9 @@ class Runner(Protocol):
     def run(self, paths: Sequence[Path | None]) -> PathOutput:
         """Reads each row's path; rows with `None` do not change."""
 
+    def ahead(self) -> Runner:
+        """An independent copy that returns the hidden states of single tokens."""
+
     def reorder(self, rows: torch.Tensor) -> None:
         """Row `i` becomes the former row `rows[i]`."""
 
@@ -246,6 +249,12 @@ class BatchRunner:
             hidden = self.states.seen(plan, wanted)
         return _Pass(rows, logits, None if hidden is None else hidden.to(logits.device))
 
+    def ahead(self) -> BatchRunner:
+        """See `Runner`."""
+        twin = BatchRunner(self.member, hidden_tokens=1)
+        twin.cache = copy.deepcopy(self.cache)
+        return twin
+
     def reorder(self, rows: torch.Tensor) -> None:
         """Row `i` becomes the former row `rows[i]`."""
         self.cache.reorder_cache(cast(torch.LongTensor, rows))
@@ -342,6 +351,12 @@ class RowRunner:
         if hidden is not None and not num_logits:
             hidden = hidden[-want:]
         return returned_state(outputs), outputs.logits[0, -want:], hidden
+
+    def ahead(self) -> RowRunner:
+        """See `Runner`; states are never written to, so that both can share them."""
+        twin = RowRunner(self.member, hidden_tokens=1)
+        twin._states = dict(self._states)
+        return twin
 
     def reorder(self, rows: torch.Tensor) -> None:
         """Row `i` becomes the former row `rows[i]`."""

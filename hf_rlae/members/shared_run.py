@@ -232,6 +232,17 @@ class SharedRun(ReadsSharedColumns):
         twin._cache = copy.deepcopy(self._cache)
         return twin
 
+    def ahead(self, length: int) -> SharedRun:
+        """A copy for reading on after the first `length` columns; it returns the hidden states of single tokens."""
+        twin = SharedRun(self.member, use_cache=True, drops_out=True)
+        cache = self._cache.get("past_key_values")
+        removes = self.seen > length
+        if not removes or (cache is not None and cache.is_croppable and not any(cache.is_sliding)):
+            twin.seen, twin._cache = self.seen, copy.deepcopy(self._cache)
+            if removes:
+                twin.crop(length)
+        return twin  # else it reads the text again
+
     def _for_each_cache(self, method: str) -> None:
         for cache in self._cache.values():
             if hasattr(cache, method):
@@ -357,6 +368,14 @@ class SeparateRowsRun(ReadsSharedColumns):
             taken.add(row)
         self._columns = [self._columns[row] for row in rows.tolist()]
 
+    def ahead(self, length: int) -> SeparateRowsRun:
+        """See `SharedRun.ahead`."""
+        twin = SeparateRowsRun(self.member, use_cache=True)
+        for row, columns in zip(self.rows, self._columns, strict=True):
+            twin.rows.append(row.ahead(sum(at < length for at in columns)))
+        twin._columns = self._columns
+        return twin
+
     def record(self) -> None:
         """See `SharedRun.record`."""
         self._recording = True
@@ -429,6 +448,10 @@ class OwnPromptRun:
         """See `SharedRun.reorder`."""
         self.inner.reorder(rows)
         self.ids, self.mask = (entry.index_select(0, rows.to(entry.device)) for entry in (self.ids, self.mask))
+
+    def ahead(self, length: int) -> OwnPromptRun:
+        """See `SharedRun.ahead`."""
+        return OwnPromptRun(self.inner.ahead(self.columns(length)), self.ids, self.mask, self.start)
 
     def record(self) -> None:
         """See `SharedRun.record`."""

@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 from huggingface_hub.dataclasses import strict
 from transformers import AutoConfig, PreTrainedConfig
 
-from hf_rlae.checks import COUNT, OPTIONAL_COUNT, POSITIVE, check_choice, check_fields
+from hf_rlae.checks import COUNT, OPTIONAL_COUNT, POSITIVE, Bounds, check_choice, check_fields
 from hf_rlae.errors import ConfigError
 from hf_rlae.members import Member
 
@@ -36,6 +36,7 @@ _DISTRIBUTIONS = {"gaussian": "logistic_normal"}
 _BOUNDS = {
     **dict.fromkeys(("num_members", "pooled_tokens", "hidden_size", "max_text_tokens"), COUNT),
     "span_length": OPTIONAL_COUNT,
+    "lookahead_tokens": Bounds(0, is_whole=True, note="0 is for no look-ahead"),
     **dict.fromkeys(("concentration", "noise"), POSITIVE),
 }
 
@@ -60,6 +61,9 @@ class PolicyConfig(PreTrainedConfig):
             averaged. The mean is observed in addition to the newest hidden state; 1 for the newest one alone. The
             newest state of a confident member mostly predicts its next token; the mean also has what it read before,
             and so whether the text is in its domain (ours, measured: see the results of the study).
+        lookahead_tokens (`int`, defaults to 0): number of tokens with which each member continues the text by itself,
+            greedily, when a span begins; the mean of its hidden states over them is observed, too. 0 for none. It takes
+            as many forward passes of each member per span (ours, measured: docs/rlae_trainer.md, "Long spans").
         span_length (`int`, *optional*, defaults to 8): tokens per span for which the policy is made; `None` for a
             policy that is asked once per text (`EnsembleConfig(select="prompt")`). Source: public code of RLAE (4 or
             8).
@@ -89,6 +93,7 @@ class PolicyConfig(PreTrainedConfig):
     encoder_config: dict[str, Any] | PreTrainedConfig | None = None
     member_hidden_sizes: list[int] | None = None
     pooled_tokens: int = 8
+    lookahead_tokens: int = 0
     span_length: int | None = 8
     hidden_size: int = 128
     share_trunk: bool = False
@@ -110,6 +115,11 @@ class PolicyConfig(PreTrainedConfig):
         check_choice("observation", self.observation, OBSERVATIONS)
         check_choice("actor", self.actor, ACTORS)
         check_choice(f"actor={self.actor!r} with action", self.action, ACTIONS[self.actor])
+        if self.lookahead_tokens and not self.observes_members:
+            raise ConfigError(
+                f"lookahead_tokens={self.lookahead_tokens} with observation={self.observation!r}: it is the members "
+                "that look ahead; give observation='members' or 'both', or lookahead_tokens=0"
+            )
         sizes = self.member_hidden_sizes
         if sizes is not None and (len(sizes) != self.num_members or min(sizes, default=1) < 1):
             raise ConfigError(

@@ -26,11 +26,12 @@ class Score(nn.Linear):
 class Heads(nn.Module):
     """Actor and critic on top of the observation, in fp32 for members of any dtype.
 
-    Each member's last hidden state, the mean over several of them (if the policy pools), and the encoder's pooled state
-    go through a layer norm and a linear layer with `tanh` each. The features are their outputs, the members' entropies
-    and margins (as `log(1 + x)`), and the pairwise agreement. An actor is a linear layer with `tanh` (the trunk) and a
-    linear layer that returns scores. The critic is the same, with a value; it also reads the position of the span in
-    the completion. Its loss does not change the layers before: it reads detached features.
+    Each member's last hidden state, the mean over several of them (if the policy pools), the mean over its look-ahead
+    (if there is one), and the encoder's pooled state go through a layer norm and a linear layer with `tanh` each. The
+    features are their outputs, the members' entropies and margins (as `log(1 + x)`), and the pairwise agreement. An
+    actor is a linear layer with `tanh` (the trunk) and a linear layer that returns scores. The critic is the same, with
+    a value; it also reads the position of the span in the completion. Its loss does not change the layers before: it
+    reads detached features.
 
     Source: RLAE (arXiv 2506.00439) for actor and critic; observing members, and the layers, are ours.
 
@@ -46,8 +47,12 @@ class Heads(nn.Module):
         self.member_layers = nn.ModuleList(_projection(size, hidden) for size in sizes)
         pools = config.pooled_tokens > 1
         self.mean_layers = nn.ModuleList(_projection(size, hidden) for size in (sizes if pools else ()))
+        self.ahead_layers = nn.ModuleList(
+            _projection(size, hidden) for size in (sizes if config.lookahead_tokens else ())
+        )
         self.text_layer = None if text_size is None else _projection(text_size, hidden)
-        width = hidden * (len(self.member_layers) + len(self.mean_layers) + (text_size is not None))
+        of_members = len(self.member_layers) + len(self.mean_layers) + len(self.ahead_layers)
+        width = hidden * (of_members + (text_size is not None))
         if config.observes_members:
             width += 2 * members + members * (members - 1) // 2
         agents = members if config.actor == "per_member" else 1
@@ -82,6 +87,7 @@ class Heads(nn.Module):
                 states, means = states.chunk(2, dim=-1)
                 parts.append(self.mean_layers[index](means))
             parts.append(layer(states))
+        parts.extend(layer(observation[f"lookahead_{index}"].float()) for index, layer in enumerate(self.ahead_layers))
         if len(self.member_layers):
             parts.append(torch.cat([observation["entropies"], observation["margins"]], dim=-1).log1p())
             agreement = observation["agreement"]

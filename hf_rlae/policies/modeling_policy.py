@@ -194,6 +194,11 @@ class PolicyModel(PreTrainedModel):
         """Number of newest tokens over which each member's hidden states are averaged; 1 for the last one alone."""
         return self.config.pooled_tokens
 
+    @property
+    def lookahead_tokens(self) -> int:
+        """Number of tokens that each member continues the text by itself at a span's first token."""
+        return self.config.lookahead_tokens
+
     @contextmanager
     def exploring(self) -> Iterator[None]:
         """Draws actions within this context; `PolicyOutput` then has the actions and their log-densities."""
@@ -214,7 +219,8 @@ class PolicyModel(PreTrainedModel):
             `dict[str, torch.Tensor]`: on the policy's device. `positions` `(B,)`, the tokens of the completion before
             the span, for the critic. If members are observed: `hidden_states_0`, ... of shape `(B, H_m)`, or
             `(B, 2 H_m)` with means (`pooled_tokens`), in each member's dtype, `entropies` and `margins` `(B, M)`,
-            `agreement` `(B, M, M)`. If text is observed: `input_ids` and `attention_mask` `(B, L)`, the newest
+            `agreement` `(B, M, M)`, and with `lookahead_tokens` `lookahead_0`, ... of shape `(B, H_m)`, in each
+            member's dtype. If text is observed: `input_ids` and `attention_mask` `(B, L)`, the newest
             `max_text_tokens` tokens of the encoder's tokenizer.
 
         Raises:
@@ -250,6 +256,9 @@ class PolicyModel(PreTrainedModel):
                 observation[f"hidden_states_{index}"] = hidden.to(device)
             for name in ("entropies", "margins", "agreement"):
                 observation[name] = getattr(state, name).to(device)
+            if self.lookahead_tokens:
+                for index, mean in enumerate(state.look_ahead(self.lookahead_tokens)):
+                    observation[f"lookahead_{index}"] = mean.to(device)
         if self.config.observes_text:
             if self.tokenizer is None:
                 raise ConfigError(

@@ -19,6 +19,7 @@ class Policy(Protocol):
 
     * `observes_members` (`bool`, `True` if absent) and `pooled_tokens` (`int`, 1 if absent): which hidden states of
       the members it reads, see [`MemberObserver`];
+    * `lookahead_tokens` (`int`, 0 if absent): what it gives to `PolicyState.look_ahead`, for counts of member-tokens;
     * `num_members` (`int`): how many members it gives weights to, see [`SizedPolicy`];
     * `registered_name` (`str`) and `settings()`: how it is saved with an ensemble, see [`SavedPolicy`].
 

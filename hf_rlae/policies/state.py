@@ -107,6 +107,7 @@ class PolicyState:
             themselves are compared.
         score_prompts (callable, *optional*): returns `PromptScores`; runs the members over the prompts if needed.
         hidden_tokens (`int`, *optional*): the `observed_tokens` of the policy for which the members were run.
+        look_ahead (callable, *optional*): see the method of that name; runs the members.
 
     Attributes:
         text (`list[str]`): prompt and text so far, one per row.
@@ -138,6 +139,7 @@ class PolicyState:
         read_next: Callable[[Sequence[MemberObservation], torch.Tensor], list[list[bytes | None]] | None] | None = None,
         score_prompts: Callable[[], PromptScores] | None = None,
         hidden_tokens: int | None = None,
+        look_ahead: Callable[[int], Sequence[torch.Tensor]] | None = None,
     ) -> None:
         self.hidden_tokens = hidden_tokens
         self.num_members = num_members
@@ -147,6 +149,33 @@ class PolicyState:
         self._observe = observe
         self._read_next = read_next
         self._score_prompts = score_prompts
+        self._look_ahead = look_ahead
+
+    def look_ahead(self, num_tokens: int) -> list[torch.Tensor]:
+        """The mean of each member's hidden states over the tokens that it would write next by itself.
+
+        Every member continues the text greedily, without the others, up to an end token of its own. This takes
+        `num_tokens` forward passes of each member over all rows, on copies of the members' caches; the text and what
+        the members have read do not change.
+
+        Source: ours.
+
+        Args:
+            num_tokens (`int`): number of tokens that each member writes, in its own tokens; at least 1.
+
+        Returns:
+            `list[torch.Tensor]`: one tensor of shape `(B, H_m)` per member, in its dtype; 0 in rows that the member
+            cannot continue.
+
+        Raises:
+            PolicyError: the policy has `observes_members = False`, or the state was made without `look_ahead`.
+        """
+        if self._look_ahead is None:
+            raise PolicyError(
+                "members cannot look ahead from this PolicyState, because it was made without `look_ahead`; pass "
+                "`look_ahead=`, a callable that returns one tensor per member, as ensembles do"
+            )
+        return list(self._look_ahead(num_tokens))
 
     @property
     def batch_size(self) -> int:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 
 from hf_rlae.errors import present
-from hf_rlae.members import ReadingsRun, Update, UpdateSums
+from hf_rlae.members import Member, ReadingsRun, SeparateRowsRun, SharedRun, Update, UpdateSums
 from hf_rlae.members.ragged_run import Chain, Path, rows_of
 from hf_rlae.members.readings.state import Reading, RowReadings
 from hf_rlae.members.readings.step import ReadingStep
@@ -17,7 +17,8 @@ from hf_rlae.members.shared_run import ReadsSharedColumns
 class SharedTokenizerHost(ReadsSharedColumns):
     """The host's run if all members share a tokenizer (see `HostRun`); it returns the logits that were fed."""
 
-    def __init__(self) -> None:
+    def __init__(self, member: Member) -> None:
+        self.member = member
         self.forward_calls = 0
         self._fed: tuple[torch.Tensor, torch.Tensor | None] | None = None
 
@@ -31,6 +32,12 @@ class SharedTokenizerHost(ReadsSharedColumns):
         """See `SharedRun`; only the outputs of the newest column are known."""
         logits, states = present(self._fed if keep == 1 else None, "the host's output")
         return logits[:, None], None if states is None else states[:, None]
+
+    def ahead(self, length: int) -> SharedRun | SeparateRowsRun:
+        """See `SharedRun.ahead`; it reads the whole text, because the host's cache belongs to `generate`."""
+        if self.member.recurrence.reads_batches:
+            return SharedRun(self.member, use_cache=True, drops_out=True)
+        return SeparateRowsRun(self.member, use_cache=True)
 
     def reorder(self, rows: torch.Tensor) -> None:
         """Does nothing: `generate` reorders the host."""
@@ -50,11 +57,6 @@ class SharedTokenizerHost(ReadsSharedColumns):
 class _FedReadings(ReadingsRun):
     """A `ReadingsRun` that is fed the host's outputs after the generated ids."""
 
-    def _cleaned(self, logits: torch.Tensor) -> torch.Tensor:
-        """Logits in fp32 on the member's device, with -inf for the ids that are not part of the mixture."""
-        logits = logits.to(device=self.device, dtype=torch.float32)
-        return logits.index_fill(-1, self._excluded, -torch.inf) if len(self._excluded) else logits
-
     def _used_entries(self) -> set[int]:
         return {0} | {reading.entry for row in self.rows for reading in row.readings}
 
@@ -73,10 +75,13 @@ class ReadingsHost(_FedReadings):
 
     _fed: tuple[torch.Tensor, torch.Tensor | None, list[int]] | None = None
     _entries: list[int]
+    _text: torch.Tensor
+    _pads: Sequence[int]
 
     def feed(self, logits: torch.Tensor, hidden: torch.Tensor | None, text: torch.Tensor, pads: Sequence[int]) -> None:
         """See `HostRun`."""
         self._fed = (logits, hidden, text[:, -1].tolist())
+        self._text, self._pads = text, pads
 
     def _keep_fed(self) -> None:
         """Stores the fed outputs; new rows, and rows whose newest id has no text, get one reading without a tail."""
@@ -84,7 +89,7 @@ class ReadingsHost(_FedReadings):
             return
         logits, hidden, last_ids = self._fed
         self._fed = None
-        self._entries = self._put(self._cleaned(logits), hidden, self._used_entries(), range(len(last_ids)))
+        self._entries = self._put(self.cleaned(logits), hidden, self._used_entries(), range(len(last_ids)))
         begins = not self.rows
         if begins:
             self.rows = [RowReadings() for _ in last_ids]
@@ -147,6 +152,11 @@ class ReadingsHost(_FedReadings):
         self._keep_fed()
         return super().observation()
 
+    def begin_ahead(self, row: int) -> tuple[Path, bytes, int] | None:
+        """See `ReadingsRun`; the look-ahead reads the generated ids again, because their cache is `generate`'s."""
+        ids = self._text[row, self._pads[row] :].tolist()
+        return Path(Chain(None, tuple(ids)), (), 0, 0), b"", self._entries[row]
+
     def reorder(self, rows: torch.Tensor) -> None:
         """See `ReadingsRun`."""
         self.rows = [self.rows[row] for row in rows.tolist()] if self.rows else []
@@ -166,7 +176,7 @@ class RereadingHost(_FedReadings):
 
     def feed(self, logits: torch.Tensor, hidden: torch.Tensor | None, text: torch.Tensor, pads: Sequence[int]) -> None:
         """See `HostRun`."""
-        self._fed = (self._cleaned(logits), hidden)
+        self._fed = (self.cleaned(logits), hidden)
         self._text, self._pads = text, pads
 
     def admit(self, prompts: Sequence[Sequence[int] | None]) -> None:
@@ -199,7 +209,7 @@ class RereadingHost(_FedReadings):
         """Outputs of all paths, row by row: the fed ones for rows in `_served`, else those of a forward pass."""
         rest = [None if row in self._served else path for row, path in enumerate(paths)]
         own = self.runner.run(rest) if any(rest) else None
-        own_logits = None if own is None else self._cleaned(own.logits)
+        own_logits = None if own is None else self.cleaned(own.logits)
         logits: list[torch.Tensor] = []
         hidden: list[torch.Tensor] = []
         at = 0

@@ -74,6 +74,9 @@ class EngineStep(Protocol):
     def observe(self, query: SpanQuery) -> list[MemberObservation]:
         """Each member's outputs at the query's column, for all B rows; runs members that have not run yet."""
 
+    def look_ahead(self, query: SpanQuery, num_tokens: int) -> list[torch.Tensor]:
+        """Each member's look-ahead in the R rows of the query, of shape `(R, H_m)`; see `PolicyState.look_ahead`."""
+
     def logits(self) -> torch.Tensor:
         """The mixture's log-probabilities, of shape `(B, keep, V)`; call it after all queries."""
 

@@ -10,7 +10,7 @@ import torch
 
 from hf_rlae.ensemble.spans import SpanQuery
 from hf_rlae.ensemble.trace import MemberScores
-from hf_rlae.members import Update, UpdateSums
+from hf_rlae.members import Update, UpdateSums, readings_ahead
 from hf_rlae.policies import MemberObservation
 
 if TYPE_CHECKING:
@@ -100,6 +100,12 @@ class ReadingsStep:
         for index in range(len(self.runs)):
             self._catch_up(index, rows)
         return [MemberObservation(*run.observation()) for run in self.runs]
+
+    def look_ahead(self, query: SpanQuery, num_tokens: int) -> list[torch.Tensor]:
+        """See `EngineStep`."""
+        self.observe(query)
+        rows = range(len(self.prompt_ends)) if query.rows is None else query.rows.tolist()
+        return [readings_ahead(run, rows, num_tokens) for run in self.runs]
 
     def logits(self) -> torch.Tensor:
         """See `EngineStep`; NaN inside prompts."""

@@ -10,6 +10,7 @@ import torch
 from transformers import GenerationConfig, PreTrainedTokenizerBase
 
 from hf_rlae.ensemble.engines.host_runs import SharedTokenizerHost
+from hf_rlae.ensemble.engines.look_ahead import columns_ahead
 from hf_rlae.ensemble.mixing import Mixing
 from hf_rlae.ensemble.spans import SpanQuery, without
 from hf_rlae.ensemble.trace import MemberScores
@@ -83,7 +84,7 @@ class SharedTokenizerEngine(SharedInCopies):
     def new_host_call(self, hidden_tokens: int, rereads: bool) -> tuple[SharedTokenizerCall, SharedTokenizerHost]:
         """See `Engine`; `rereads` makes no difference here."""
         call = self.new_call(True, hidden_tokens)
-        host = SharedTokenizerHost()
+        host = SharedTokenizerHost(self.members[0])
         call.runs[0] = host
         return call, host
 
@@ -292,6 +293,16 @@ class SharedTokenizerStep:
             logits = logits.masked_fill(outgrown.to(logits.device)[:, None], -torch.inf)
             hidden = None if hidden is None else hidden.masked_fill(outgrown.to(hidden.device)[:, None], 0.0)
         return MemberObservation(logits, hidden)
+
+    def look_ahead(self, query: SpanQuery, num_tokens: int) -> list[torch.Tensor]:
+        """See `EngineStep`."""
+        column = max(query.column, self.first)
+        return [
+            columns_ahead(
+                self.cache, self.call.runs[index], self.engine.members[index], seen, column, query.rows, num_tokens
+            )
+            for index, seen in enumerate(self.observe(query))
+        ]
 
     def logits(self) -> torch.Tensor:
         """See `EngineStep`; NaN inside the members' own prompts."""

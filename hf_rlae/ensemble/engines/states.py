@@ -46,6 +46,7 @@ class StateReader:
             view.next_bytes,
             view.prompt_scores,
             cache.call.hidden_tokens,
+            view.look_ahead,
         )
 
 
@@ -78,6 +79,14 @@ class _QueryView:
             )
             for entry in observations
         ]
+
+    def look_ahead(self, num_tokens: int) -> list[torch.Tensor]:
+        if not self.cache.call.hidden_tokens:
+            raise PolicyError(
+                f"look_ahead({num_tokens}): the policy has `observes_members = False`, so members that have no weight "
+                "do not run; a policy that lets them look ahead observes them, so leave that attribute out"
+            )
+        return self.step.look_ahead(self.query, num_tokens)
 
     def next_bytes(
         self, observations: Sequence[MemberObservation], best: torch.Tensor

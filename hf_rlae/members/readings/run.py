@@ -217,6 +217,15 @@ class ReadingsRun:
         hidden = None if self.store.hidden is None else self.store.hidden[entries]
         return self.store.probs[entries, :-1].log(), hidden
 
+    def begin_ahead(self, row: int) -> tuple[Path, bytes, int] | None:
+        """The ids, the tail and the store entry of the reading that a look-ahead continues; `None` if there is none."""
+        state = self.rows[row]
+        if not state.readings:
+            return None
+        reading = state.readings[0]
+        keep = self._keep(state, reading.ids, state.settled.length + len(reading.ids))
+        return Path(state.settled, reading.ids, keep, 0), reading.tail, reading.entry
+
     # -- new text -----------------------------------------------------------------------------------------
 
     def measure(self, raws: Sequence[bytes | None]) -> PendingSums:
@@ -276,6 +285,11 @@ class ReadingsRun:
         if kept >= state.settled.length:
             kept = min(kept, state.settled.length + common_length(state.cached, ids))
         return min(kept, most)
+
+    def cleaned(self, logits: torch.Tensor) -> torch.Tensor:
+        """Logits in fp32 on the member's device, with -inf for the ids that are not part of the mixture."""
+        logits = logits.to(device=self.device, dtype=torch.float32)
+        return logits.index_fill(-1, self._excluded, -torch.inf) if len(self._excluded) else logits
 
     @torch.no_grad()  # gradients reach the weights of the mixture, never the members
     def _run(self, paths: list[Path | None]) -> list[int]:

@@ -300,7 +300,11 @@ def _rollouts(
         old_values=values,
         is_ended=written.lengths != NEVER,
         member_tokens=count_member_tokens(
-            written.span_weights, span_index, written.drawn_members, recorder.observes_members
+            written.span_weights,
+            span_index,
+            written.drawn_members,
+            recorder.observes_members,
+            recorder.policy.lookahead_tokens,
         )[:, :spans],
         actions=outputs["actions"],
         old_log_probs=outputs["log_probs"],

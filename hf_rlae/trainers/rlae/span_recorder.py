@@ -64,7 +64,7 @@ class SpanRecorder:
 
     def _rounded(self, name: str, tensor: torch.Tensor) -> torch.Tensor:
         is_smaller = self.dtype is not None and self.dtype.itemsize < tensor.element_size()
-        return tensor.to(self.dtype) if is_smaller and name.startswith("hidden_states_") else tensor
+        return tensor.to(self.dtype) if is_smaller and name.startswith(("hidden_states_", "lookahead_")) else tensor
 
     def outputs_of(self, name: str, spans: int, device: torch.device) -> torch.Tensor | None:
         """A field of the policy's outputs.

@@ -49,6 +49,20 @@ def test_a_rollout_in_bfloat16_learns_from_what_was_observed(tmp_path, objective
     assert plain.evaluate()["eval_weights/entropy"] == trainer.evaluate()["eval_weights/entropy"]  # not rounded
 
 
+@pytest.mark.parametrize("kind", ["shared", "different"])
+def test_a_policy_that_looks_ahead_learns_from_what_it_saw(tmp_path, kind):
+    ensemble = ensemble_of("ppo", kind, policy={"lookahead_tokens": 3})
+    trainer = trainer_of(tmp_path, "ppo", ensemble=ensemble, observation_dtype="bfloat16", max_steps=2)
+    before = parameters_of(ensemble.policy)
+    trainer.train()
+    assert logged(trainer, "policy/ratio_max")[0] == pytest.approx(1.0, abs=1e-5)
+    kept = trainer.buffer.rollouts.observation["lookahead_0"]
+    assert kept.dtype == torch.bfloat16
+    assert bool(kept.any())
+    changed = [name for name, value in parameters_of(ensemble.policy).items() if not torch.equal(value, before[name])]
+    assert any("ahead_layers" in name for name in changed)
+
+
 @pytest.mark.parametrize("objective", OBJECTIVES)
 def test_the_first_ratio_is_1_and_gradients_are_those_of_the_whole_update(tmp_path, objective):
     """One update of 8 completions: at once, in micro-batches of 2 and of 1, and with the objective alone."""

@@ -26,6 +26,11 @@ INDEX = torch.tensor([[0, 0, 1, 1], [0, 0, 1, -1]])
             id="all members at the first token of a span",
         ),
         pytest.param(
+            {"observes_members": True, "lookahead_tokens": 5},
+            [[[7, 6, 6], [6, 7, 7]], [[7, 7, 7], [6, 6, 6]]],
+            id="and each looks ahead once a span",
+        ),
+        pytest.param(
             {"drawn_members": torch.tensor([[0, 0, 1, 2], [2, 1, 2, 2]])},
             [[[2, 0, 0], [0, 1, 1]], [[0, 1, 1], [0, 0, 1]]],
             id="drawn members alone",
