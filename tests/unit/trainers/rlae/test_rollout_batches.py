@@ -14,7 +14,7 @@ PROMPTS_OF_GROUPS = [prompt for prompt in PROMPTS[:4] for _ in range(3)]  # grou
 BY_TOKEN = ("completion_ids", "member_logps", "old_mixture_logps", "span_index", "completion_mask")
 
 
-def written(ensemble, objective, batch_size, seeds=tuple(range(12)), keeps_observations=True) -> Rollouts:
+def written(ensemble, objective, batch_size, seeds=tuple(range(12)), **settings) -> Rollouts:
     given: list[int] = []
 
     def encoded(prompts):
@@ -22,7 +22,7 @@ def written(ensemble, objective, batch_size, seeds=tuple(range(12)), keeps_obser
         return encode(*prompts)
 
     explores = objectives[objective].explores and seeds is not None
-    sampling = Sampling(7, seeds, explores, keeps_observations=keeps_observations)
+    sampling = Sampling(7, seeds, explores, **settings)
     found = write_in_batches(ensemble, ensemble.policy, encoded, PROMPTS_OF_GROUPS, sampling, batch_size)
     size = min(batch_size or 12, 12)
     assert given == [size] * (12 // size) + [12 % size] * (12 % size > 0)
@@ -71,6 +71,14 @@ def test_rollouts_do_not_depend_on_the_batch(kind, objective, observation, setti
     assert other.completions[0] != whole.completions[0]
     if "draw_scope" not in settings:
         assert other.completions[1:] == whole.completions[1:]
+
+
+def test_options_of_generate_do_not_count_padding():
+    ensemble = ensemble_of()
+    options = {"repetition_penalty": 1.5, "no_repeat_ngram_size": 2, "min_new_tokens": 3, "top_k": 20}
+    whole, parts = (written(ensemble, "ppo", size, options=options) for size in (None, 5))
+    assert_same_rollouts(parts, whole, 1e-4)
+    assert written(ensemble, "ppo", None).completions != whole.completions
 
 
 @pytest.mark.parametrize("kind", ["shared", "different"])
