@@ -199,9 +199,9 @@ FAULTS = [
     ),
     Fault(
         "trainers/rlae/rollouts.py",
-        "mask = (is_end.cumsum(1) - is_end.long()) == 0",
-        "mask = is_end.cumsum(1) == 0",
-        "tests/unit/trainers/rlae/test_rollouts.py",
+        "[seed_of(seeds[row], 0) for row in rows.tolist()]",
+        "[seed_of(seeds[0], row) for row in rows.tolist()]",
+        "tests/unit/trainers/rlae/test_rollout_batches.py",
     ),
     Fault(
         "files.py",
