@@ -22,11 +22,11 @@ from hf_rlae.trainers.model_cards import is_hub_id
 from hf_rlae.trainers.prompt_datasets import (
     check_chat_template,
     check_prompts,
-    check_template_kwargs,
     named_datasets,
     prompts_by_dataset,
 )
 from hf_rlae.trainers.ratio_bias import warn_of_biased_ratios
+from hf_rlae.trainers.trl_generation import check_generation
 
 logger = logging.getLogger(__name__)
 
@@ -80,7 +80,7 @@ def check_arguments(args: Any, model: Any, peft_config: Any, optimizers: Any, ot
             settings.base_model_id or (model if isinstance(model, str) else model.config._name_or_path)
         )
     _check_processes(settings)
-    check_template_kwargs(settings.chat_template_kwargs)
+    check_generation(settings)
     fields = {name: getattr(settings, name) for name in _SAMPLING}
     warn_of_biased_ratios({**fields, **(settings.generation_kwargs or {})}, settings.temperature)
 

@@ -37,7 +37,7 @@ from hf_rlae.trainers.cory.rollouts import ChainRollouts
 from hf_rlae.trainers.cory.shared_rollouts import without_shared
 from hf_rlae.trainers.durable.finite import FiniteTrainer
 from hf_rlae.trainers.rewards import RewardFunc
-from hf_rlae.trainers.stop_strings import StopStringRollouts
+from hf_rlae.trainers.trl_generation import TRLGeneration
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -45,7 +45,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback
 
 
-class CoryMixin(ChainRollouts, AgentPublisher, ResumableRollouts, FiniteTrainer, ContextCheck, StopStringRollouts):
+class CoryMixin(ChainRollouts, AgentPublisher, ResumableRollouts, FiniteTrainer, ContextCheck, TRLGeneration):
     """Makes a TRL trainer with online rollouts train a chain of agents together. Put it before the trainer's class.
 
     In every rollout the pioneer answers the prompts; each observer answers them with all earlier answers as a

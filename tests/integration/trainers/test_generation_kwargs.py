@@ -128,6 +128,10 @@ def test_stop_strings_with_what_they_do_not_fit(kind, tmp_path):
         TRAINERS[kind](tmp_path, vowels, generation_kwargs=STOP, mask_truncated_completions=True)
     with pytest.raises(ConfigError, match="stop_strings="):
         TRAINERS[kind](tmp_path, vowels, generation_kwargs={"stop_strings": [""]})
+    with pytest.raises(ConfigError, match=r"'stop_string' is not an option.*did you mean 'stop_strings'"):
+        TRAINERS[kind](tmp_path, vowels, generation_kwargs={"stop_string": ["e"]})
+    with pytest.raises(ConfigError, match="generation_kwargs='e'"):
+        TRAINERS[kind](tmp_path, vowels, generation_kwargs="e")
 
 
 @pytest.mark.parametrize("objective", ["ppo", "mixture"])
@@ -233,8 +237,9 @@ def test_template_arguments_reach_pioneers_and_observers(tmp_path):
 def test_template_arguments_that_the_trainer_passes(name, tmp_path):
     with pytest.raises(ConfigError, match=f"chat_template_kwargs: the trainer itself passes {name}"):
         rlae.config(tmp_path, chat_template_kwargs={name: True})
-    with pytest.raises(ConfigError, match=f"chat_template_kwargs: the trainer itself passes {name}"):
-        cory.trainer_of(tmp_path, chat_template_kwargs={name: True})
+    for kind in ("cory", "token-ppo"):
+        with pytest.raises(ConfigError, match=f"chat_template_kwargs: the trainer itself passes {name}"):
+            TRAINERS[kind](tmp_path, vowels, chat_template_kwargs={name: True})
 
 
 def test_a_resumed_run_with_other_options_is_noted(tmp_path, caplog):
