@@ -142,7 +142,8 @@ def logits_processors(
     """
     model: Any = ensemble
     columns, ends = prompt_mask.shape[1], model.generation_config.eos_token_id
-    settings: Any = GenerationConfig(**options, do_sample=samples, max_length=columns + length)
+    settings: Any = GenerationConfig(**options, do_sample=True, max_length=columns + length)
+    settings.do_sample = samples  # transformers warns of options of sampling in a greedy config
     settings._eos_token_tensor = None if ends is None else torch.tensor(ends, device=model.device).flatten()
     processors: LogitsProcessorList = model._get_logits_processor(
         settings, columns, device=model.device, model_kwargs={"attention_mask": prompt_mask}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 
 import pytest
@@ -106,7 +107,7 @@ def test_greedy_rollouts_are_what_generate_writes(name, kind, many_calls):
     assert torch.equal(ours.completion_ids[:, : written.shape[1]], written)
 
 
-def test_processors_are_those_of_transformers_in_their_order():
+def test_processors_are_those_of_transformers_in_their_order(caplog, monkeypatch):
     """The same classes as `generate(do_sample=True)` builds, from all options at once."""
     ensemble = ending("shared")
     options = {**options_for(ensemble), "temperature": 0.5, "top_p": 0.9, "top_k": 3, "suppress_tokens": [5]}
@@ -117,7 +118,10 @@ def test_processors_are_those_of_transformers_in_their_order():
     ensemble._prepare_special_tokens(settings, True, device="cpu")
     theirs = ensemble._get_logits_processor(settings, 4, model_kwargs={"attention_mask": mask})
     assert [type(entry) for entry in ours] == [type(entry) for entry in theirs]
+    monkeypatch.setattr(logging.getLogger("transformers"), "propagate", True)
+    caplog.clear()
     assert not list(logits_processors(ensemble, {"top_p": 0.5, "min_p": 0.5}, mask, 5, samples=False))
+    assert not caplog.records
 
 
 @pytest.mark.parametrize("name", ["min_new_tokens", "begin_suppress_tokens", "exponential_decay_length_penalty"])
