@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import pytest
 import torch
+from trl import TrlParser
 
 from hf_rlae.errors import ConfigError
 from hf_rlae.trainers import CoryConfig, RLAEConfig
@@ -102,6 +103,9 @@ def test_fields_of_configurations(make):
     config = make("out", report_to="none", use_cpu=True, reward_constraints='{"short": 1}')
     assert config.reward_constraints == {"short": 1}
     assert make("out", report_to="none", use_cpu=True).reward_constraints is None
+    given = ["--output_dir", "out", "--report_to", "none", "--use_cpu", "true", "--reward_constraints", '{"short": 1}']
+    (config,) = TrlParser(make).parse_args_and_config(given)
+    assert config.reward_constraints == {"short": 1}
     for options, message in (
         ({"reward_constraints": {"short": "much"}}, "reward_constraints=.*least mean"),
         ({"reward_constraints": {"short": math.nan}}, "reward_constraints="),
