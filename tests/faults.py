@@ -204,6 +204,30 @@ FAULTS = [
         "tests/unit/trainers/rlae/test_rollout_batches.py",
     ),
     Fault(
+        "trainers/rlae/batch_shrinking.py",
+        "device=self.lengths.device) < self.lengths[:, None]",
+        "device=self.lengths.device) < self.lengths[:, None] - 1",
+        "tests/unit/trainers/rlae/test_rollouts.py",
+    ),
+    Fault(
+        "policies/heads.py",
+        "self.critic(features.detach(), ",
+        "self.critic(features, ",
+        "tests/unit/policies/test_critic.py",
+    ),
+    Fault(
+        "trainers/rlae/trainer.py",
+        "values = self.value_scale.in_rewards(rollouts.old_values)",
+        "values = rollouts.old_values",
+        "tests/integration/trainers/test_rlae_critic.py",
+    ),
+    Fault(
+        "trainers/rlae/trainer.py",
+        'self.value_scale = ValueScale(**state["value_scale"])',
+        "pass",
+        "tests/integration/trainers/test_rlae_resume.py",
+    ),
+    Fault(
         "files.py",
         "        os.replace(name, path)\n",
         "        path.write_bytes(raw)\n",
