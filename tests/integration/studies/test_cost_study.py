@@ -13,7 +13,13 @@ from tests.studies.cost.__main__ import main
 from tests.studies.cost.run import FREE, KINDS, RELATIVE_PRICES, CostRun, plan
 from tests.studies.cost.tables import cost_picture, cost_table, points_of
 
-SETTINGS = {"questions": 6, "router_rollouts": 1, "picker_rollouts": 1, "supervised_epochs": 1}
+SETTINGS = {
+    "questions": 6,
+    "router_rollouts": 1,
+    "picker_rollouts": 1,
+    "supervised_epochs": 1,
+    "supervised_questions": 8,
+}
 
 
 @pytest.mark.parametrize(
@@ -40,8 +46,8 @@ def test_questions_of_one_operator():
     questions = routers.questions_of("one operator", 12, "test")
     assert [set(question.operators) for question in questions[:3]] == [{"+"}, {"-"}, {"*"}]
     assert len(questions) == 12
-    training = routers.RouterTraining((0.0,) * 3, 0, ((1, 0.5), (2, 0.5)), 1, texts=48, generations=2)
-    asked = routers.training_questions("one operator", training, 0)
+    training = routers.RouterTraining((0.0,) * 3, 0, 0, ((1, 0.5), (2, 0.5)), 1, texts=48, generations=2)
+    asked = routers.training_questions("one operator", training, 0, 24)
     assert len(asked) >= 24
     assert all(len(set(question.operators)) == 1 for question in asked)
     assert not any(question.is_held_out for question in asked)
@@ -82,7 +88,19 @@ def test_plan_and_tables(tmp_path):
 def test_the_whole_study_in_small(tmp_path):
     options = {"seeds": 1, "prices": 0.01, "questions": 6, "router-rollouts": 1, "picker-rollouts": 1}
     arguments = [part for name, value in options.items() for part in (f"--{name}", str(value))]
-    main(["--output", str(tmp_path), "--supervised-epochs", "1", "--jobs", "1", *arguments])
+    main(
+        [
+            "--output",
+            str(tmp_path),
+            "--supervised-epochs",
+            "1",
+            "--supervised-questions",
+            "8",
+            "--jobs",
+            "1",
+            *arguments,
+        ]
+    )
     router = json.loads((tmp_path / "runs" / "router-price0.01-seed0.json").read_text())
     assert router["training"]["prices"] == [0.01, 0.01, 0.1]
     assert router["log"][0]["member_cost"] > 0

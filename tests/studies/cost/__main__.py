@@ -1,7 +1,8 @@
 """Right answers against what members cost: `python -m tests.studies.cost`.
 
-Policies that read the text choose the members that run. A router chooses for every token; it is first supervised by the
-oracle, and then trained by `ppo` at several prices (`RLAEConfig.member_cost`). A picker chooses once, from the prompt
+Policies that read the text choose the members that run. A router chooses for every token. It is first supervised by an
+oracle, which knows the member that is right where a digit of a result is written and draws any member elsewhere, and
+then trained by `ppo` at several prices (`RLAEConfig.member_cost`). A picker chooses once, from the prompt
 (`EnsembleConfig(select="prompt")`), and is trained by `ppo` alone. They are measured with all members mixed by the
 policy's weights, with the member of the largest weight, and with a member that is drawn for every span.
 
@@ -33,6 +34,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--router-rollouts", type=int, default=12, help="of each router")
     parser.add_argument("--picker-rollouts", type=int, default=8, help="of each picker")
     parser.add_argument("--supervised-epochs", type=int, default=10, help="before reinforcement learning")
+    parser.add_argument("--supervised-questions", type=int, default=640, help="before reinforcement learning")
     parser.add_argument("--jobs", type=int, default=2, help="runs at a time, one thread each")
     options = parser.parse_args(arguments)
     settings = {
@@ -40,7 +42,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         "relative_prices": list(RELATIVE_PRICES),
         **{
             name: getattr(options, name)
-            for name in ("questions", "router_rollouts", "picker_rollouts", "supervised_epochs")
+            for name in ("questions", "router_rollouts", "picker_rollouts", "supervised_epochs", "supervised_questions")
         },
     }
     console = Console(width=150)

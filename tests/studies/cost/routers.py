@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torch import nn
 from transformers.trainer_callback import PrinterCallback
 
 from hf_rlae.cli.demo_training import chain_dataset, chain_reward
@@ -20,7 +21,7 @@ from hf_rlae.policies import PolicyModel, PolicyState
 from hf_rlae.tasks.chains import OPERATORS, Question, draw_questions
 from hf_rlae.trainers import RLAEConfig, RLAETrainer
 from hf_rlae.zoo import OraclePolicy
-from hf_rlae.zoo.solving import MAX_NEW_TOKENS
+from hf_rlae.zoo.solving import MAX_NEW_TOKENS, complete
 from tests.studies import chain_policies as chains
 
 _RESULT = re.compile(r"[=?] .*(=| is )\d*\Z", re.ASCII)
@@ -36,7 +37,8 @@ class RouterTraining:
 
     Attributes:
         prices (`tuple[float, ...]`): of a token of each member, see `RLAEConfig.member_cost`; all 0 for no price.
-        supervised_epochs (`int`): passes over the oracle's labels before reinforcement learning; 0 for none.
+        supervised_epochs (`int`): passes over labels before reinforcement learning (see `supervise`); 0 for none.
+        supervised_questions (`int`): on which the oracle writes texts for that.
         stages (`tuple[tuple[int, float], ...]`): numbers of steps of the questions, and the share of each.
         rollouts (`int`): of reinforcement learning with `ppo`; 0 for none.
         texts (`int`), generations (`int`), updates (`int`), iterations (`int`): as in `PolicyTraining`.
@@ -46,6 +48,7 @@ class RouterTraining:
 
     prices: tuple[float, ...]
     supervised_epochs: int
+    supervised_questions: int
     stages: tuple[tuple[int, float], ...]
     rollouts: int
     texts: int = 256
@@ -85,9 +88,8 @@ def questions_of(kind: str, count: int, split: str) -> list[Question]:
     return [question for group in zip(*found, strict=True) for question in group][:count]
 
 
-def training_questions(kind: str, training: RouterTraining, seed: int) -> list[Question]:
-    """The questions of all rollouts in a random order; none is held out."""
-    total = max(1, training.rollouts) * training.texts // training.generations
+def training_questions(kind: str, training: RouterTraining, seed: int, total: int) -> list[Question]:
+    """At least `total` questions in a random order; none is held out."""
     questions: list[Question] = []
     for steps, share in training.stages:
         options: dict[str, Any] = {"num_steps": (steps,), "splits": ("train",), "is_mixed": False}
@@ -116,12 +118,11 @@ def train_router(
     Returns:
         the policy, and `reward`, `member_cost` and `member_tokens/mean` of each rollout.
     """
-    policies = chains.PolicyTraining("ppo", observation="text", stages=training.stages)
-    if training.supervised_epochs and span_length is not None:
-        policy = chains.supervise_policy(members, span_length, policies, seed, training.supervised_epochs)
-    else:
-        policy = chains.new_policy(members, span_length or 1, policies, seed)
-        policy.config.span_length = span_length
+    policy = chains.new_policy(members, span_length or 1, chains.PolicyTraining("ppo", observation="text"), seed)
+    policy.config.span_length = span_length
+    if training.supervised_epochs:
+        questions = training_questions(kind, training, seed, training.supervised_questions)
+        supervise(policy, members, questions, training.supervised_epochs, seed)
     if not training.rollouts:
         return policy.eval(), []
     unit: dict[str, Any] = {"select": "prompt"} if span_length is None else {"span_length": span_length}
@@ -149,13 +150,55 @@ def train_router(
             seed=seed,
             shuffle_dataset=False,
         )
-        questions = training_questions(kind, training, seed)
+        total = training.rollouts * training.texts // training.generations
+        questions = training_questions(kind, training, seed, total)
         trainer = RLAETrainer(ensemble, chain_reward, args, chain_dataset(questions))
         trainer.remove_callback(PrinterCallback)
         trainer.train()
     names = ("reward", "member_cost", "member_tokens/mean")
     logs = [{name: log[name] for name in names if name in log} for log in trainer.state.log_history if "reward" in log]
     return policy.eval(), logs
+
+
+class _Watch(OraclePolicy):
+    """The oracle, which keeps what a policy sees, and a label."""
+
+    def __init__(self, policy: PolicyModel, seed: int) -> None:
+        super().__init__()
+        self.policy = policy
+        self.numbers = torch.Generator().manual_seed(seed)
+        self.seen: list[dict[str, torch.Tensor]] = []
+        self.labels: list[torch.Tensor] = []
+
+    def __call__(self, state: PolicyState) -> torch.Tensor:
+        weights = super().__call__(state)
+        anyone = torch.randint(self.num_members, (state.batch_size,), generator=self.numbers)
+        is_result = torch.tensor([_RESULT.search(text) is not None for text in state.text])
+        self.seen.append(self.policy.observe(state))
+        self.labels.append(torch.where(is_result, weights.argmax(1), anyone))
+        return weights
+
+
+def supervise(
+    policy: PolicyModel, members: Sequence[Any], questions: Sequence[Question], epochs: int, seed: int
+) -> None:
+    """Teaches a router which member is right where a digit of a result is written; elsewhere it shall draw any member.
+
+    So it starts without a preference where members only copy, which is for prices to decide.
+    """
+    watch = _Watch(policy, seed)
+    ensemble = EnsembleForCausalLM.from_members(members, watch, span_length=1)
+    complete(ensemble, ensemble.tokenizer, [question.prompt for question in questions], batch_size=200)
+    seen = {name: tensor.clone() for name, tensor in policy.stack(watch.seen).items()}
+    labels = torch.cat(watch.labels)
+    optimizer = torch.optim.Adam(policy.parameters(), lr=1e-3)
+    for _ in range(epochs):
+        for rows in torch.randperm(len(labels), generator=watch.numbers).split(256):
+            output = policy({name: tensor[rows] for name, tensor in seen.items()}, sample=False)
+            loss = nn.functional.nll_loss(output.weights.clamp(min=1e-9).log(), labels[rows])
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
 
 
 def answers(ensemble: EnsembleForCausalLM, questions: Sequence[Question], seed: int | None) -> dict[str, Any]:

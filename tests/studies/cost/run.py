@@ -64,11 +64,13 @@ class CostRun:
             return None
         if self.method == "picker":
             return RouterTraining(
-                (0.0,) * 3, 0, ((1, 0.4), (2, 0.3), (3, 0.3)), settings["picker_rollouts"], learning_rate=1e-2
+                (0.0,) * 3, 0, 0, ((1, 0.4), (2, 0.3), (3, 0.3)), settings["picker_rollouts"], learning_rate=1e-2
             )
         prices = tuple(self.price * relative for relative in RELATIVE_PRICES)
         rollouts = settings["router_rollouts"] if self.method == "router" else 0
-        return RouterTraining(prices, settings["supervised_epochs"], ((1, 0.2), (2, 0.4), (3, 0.4)), rollouts)
+        stages = ((1, 0.2), (2, 0.4), (3, 0.4))
+        epochs, questions = settings["supervised_epochs"], settings["supervised_questions"]
+        return RouterTraining(prices, epochs, questions, stages, rollouts, advantages="group_relative")
 
     def measure(self, settings: dict[str, Any]) -> dict[str, Any]:
         """Trains if there is something to train, then answers the test questions in every way.

@@ -189,6 +189,30 @@ def test_proposed_tokens(folders):
     assert torch.equal(plain, looked_up)
 
 
+def test_rows_that_are_kept_continue_with_their_members(folders):
+    """As in rollouts, where texts that have ended leave the batch."""
+    ensemble = endless(folders, ByPrompt(), select="prompt", max_active_members=1)
+    inputs = encode(*TEXTS)
+    whole = ensemble.generate(**inputs, max_new_tokens=9, do_sample=False)
+    cache = ensemble.new_cache()
+    first = ensemble.generate(**inputs, max_new_tokens=4, do_sample=False, past_key_values=cache)
+    rows = torch.tensor([2, 0])
+    cache.keep_rows(rows)
+    mask = torch.cat([inputs["attention_mask"], torch.ones(3, 4, dtype=torch.long)], dim=1)[rows]
+    rest = {"max_new_tokens": 5, "do_sample": False, "past_key_values": cache}
+    second = ensemble.generate(first[rows], attention_mask=mask, **rest)
+    assert torch.equal(second, whole[rows])
+    assert len(ensemble.policy.asked) == 2
+
+
+def test_draws_among_the_picked_members(folders):
+    """`draw` draws from the members with weight, for every token of the text."""
+    ensemble = endless(folders, ByPrompt(), select="prompt", max_active_members=2, draw="token")
+    torch.manual_seed(0)
+    out = ensemble.generate(**encode(*TEXTS), max_new_tokens=30, do_sample=True, return_dict_in_generate=True)
+    assert [set(row.tolist()) for row in out.drawn_members] == [{0, 1}, {1, 2}, {0, 1}]
+
+
 def test_another_turn_with_the_same_cache_picks_again(folders, whole):
     """The second prompt picks another member, which reads the whole text."""
     picks = iter([[1.0, 0, 0], [0, 0, 1.0]])
