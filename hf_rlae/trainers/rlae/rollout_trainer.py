@@ -175,9 +175,9 @@ class RolloutTrainer(Trainer):
         """The values of all processes, in their order."""
         return gather_object([value])
 
-    def _total(self, number: torch.Tensor) -> torch.Tensor:
-        """The sum of a number over all processes, the same in each of them."""
-        first, *others = self._gather_objects(number.cpu())
+    def _total(self, numbers: torch.Tensor) -> torch.Tensor:
+        """The sums of numbers over all processes, the same in each of them."""
+        first, *others = self._gather_objects(numbers.cpu())
         return sum(others, start=first)
 
     def _own(self, rows: torch.Tensor) -> torch.Tensor:

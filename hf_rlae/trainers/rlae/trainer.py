@@ -295,7 +295,8 @@ class RLAETrainer(PolicyPublisher, RolloutTrainer, DurableTrainer, FiniteTrainer
             self._fill_buffer(self._train_rows.__getitems__(inputs))
         if self.buffer.is_between_updates:
             own = self.objective.num_items(self.buffer.update(self.objective.batch_axes))
-            self._num_items = {name: self._total(number) for name, number in own.items()}
+            totals = self._total(torch.stack(list(own.values())))
+            self._num_items = dict(zip(own, totals, strict=True))
         return {"rollouts": self.buffer.micro_batch().to(self.accelerator.device), "num_items": self._num_items}
 
     def _batch(self, rollouts: Rollouts) -> dict[str, torch.Tensor]:
