@@ -23,6 +23,8 @@ from hf_rlae import (
 from hf_rlae.members import Member
 from tests.support.ensembles import TEXTS, Recorder, encode, endless
 from tests.support.models import pair
+from tests.support.rlae import CHAT_TEMPLATES
+from tests.support.rlae import members as rlae_members
 from tests.support.tokenizers import byte_level_bpe, sentencepiece_bpe
 
 GREEDY = {"do_sample": False, "return_dict_in_generate": True, "output_logits": True}
@@ -242,6 +244,27 @@ def test_rows_whose_picked_members_are_outgrown_continue_with_others(tmp_path):
     assert loaded(ensemble) == [True, True]
     plain = endless([str(tmp_path / "0"), str(tmp_path / "1")], StaticPolicy([1, 0]))
     assert torch.equal(ids, plain.generate(**inputs, max_new_tokens=20, do_sample=False))
+
+
+@pytest.mark.parametrize("kind", ["shared", "different"])
+def test_members_that_read_their_own_rendering_of_a_chat(kind):
+    given = [(model, copy.deepcopy(tokenizer)) for model, tokenizer in rlae_members(kind)]
+    for (_, tokenizer), template in zip(given, CHAT_TEMPLATES, strict=True):
+        tokenizer.chat_template = template
+
+    def policy(state):
+        return torch.tensor([[0.0, 1.0] if "big" in text else [1.0, 0.0] for text in state.text])
+
+    policy.observes_members = False
+    ensemble = endless(given, policy, select="prompt")
+    chats = [[{"role": "user", "content": text}] for text in TEXTS]
+    rendered = ensemble.tokenizer.apply_chat_template(chats, add_generation_prompt=True)
+    ids = ensemble.generate(**rendered, max_new_tokens=6, do_sample=False)
+    for row, chat in enumerate(chats):
+        one = ensemble.tokenizer.apply_chat_template([chat], add_generation_prompt=True)
+        assert ids[row, -6:].tolist() == ensemble.generate(**one, max_new_tokens=6, do_sample=False)[0, -6:].tolist()
+    plain = endless(given, policy)
+    assert torch.equal(ids, plain.generate(**rendered, max_new_tokens=6, do_sample=False))
 
 
 def test_forward_scores_with_the_picked_members(folders, whole):
