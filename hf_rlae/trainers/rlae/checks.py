@@ -16,7 +16,7 @@ from hf_rlae.trainers.context_check import check_longest
 from hf_rlae.trainers.prompt_datasets import check_chat_template, check_prompts, named_datasets, prompts_by_dataset
 from hf_rlae.trainers.ratio_bias import warn_of_biased_ratios
 from hf_rlae.trainers.rlae.configuration_rlae import RLAEConfig
-from hf_rlae.trainers.rlae.generation_options import check_values
+from hf_rlae.trainers.rlae.generation_options import check_values, own_options
 from hf_rlae.trainers.stop_strings import stop_criterion
 
 logger = logging.getLogger(__name__)
@@ -98,7 +98,7 @@ def _check_objective(ensemble: EnsembleForCausalLM, policy: PolicyModel, args: R
             f"come from a mixture of {draw}s, which has another gradient; give draw='token' or None, or take 'ppo' or "
             "'mappo'"
         )
-    warn_of_biased_ratios(args.generation_options)
+    warn_of_biased_ratios({**own_options(ensemble), **args.generation_options})
 
 
 def check_rlae_datasets(ensemble: EnsembleForCausalLM, args: RLAEConfig, train_dataset: Any, eval_dataset: Any) -> None:

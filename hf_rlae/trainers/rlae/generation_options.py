@@ -41,6 +41,11 @@ _BOUNDS = {
 }
 """Values that transformers does not refuse, but ignores."""
 
+_COUNTED = (
+    "min_length", "min_new_tokens", "begin_suppress_tokens", "exponential_decay_length_penalty", "stop_strings",
+)  # fmt: skip
+"""Options that mean something else in the second of several `generate` calls, or that need a tokenizer."""
+
 _GROUPS = "every completion is sampled from random numbers of its own; give num_generations for more of them"
 _PADDED = "it counts the padding of prompts, so that completions would depend on their batch"
 _IDS = "it is a property of the ensemble; set it in `ensemble.generation_config`"
@@ -103,7 +108,7 @@ def check_values(ensemble: EnsembleForCausalLM, options: Mapping[str, Any], max_
         ConfigError: says which.
     """
     for name, allowed in _BOUNDS.items():
-        if name in options:
+        if name in options and options[name] not in NEUTRAL[name]:
             check_number(f"generation_kwargs: {name}", options[name], allowed)
     least = options.get("min_new_tokens", 0)
     if least > max_completion_length:
@@ -117,13 +122,19 @@ def check_values(ensemble: EnsembleForCausalLM, options: Mapping[str, Any], max_
     except (ValueError, TypeError, AttributeError, IndexError) as error:
         given = ", ".join(f"{name}={options[name]!r}" for name in options if name in SUPPORTED)
         raise ConfigError(f"generation_kwargs ({given}): {first_sentence(error)}") from error
-    for name in (*PROCESSORS, "min_length", "stop_strings"):
-        value = getattr(ensemble.generation_config, name, None)
-        if value is not None and value not in NEUTRAL.get(name, ()):
+    for name, value in own_options(ensemble).items():
+        if name in options or name in _COUNTED:
+            reason = "it would act besides" if name in options else "it would count from another place; give"
             raise ConfigError(
-                f"ensemble.generation_config has {name}={value!r}, which rollouts do not use; set it to None, and give "
-                f"RLAEConfig(generation_kwargs={{...}}) if completions of training should have it"
+                f"ensemble.generation_config has {name}={value!r}: in rollouts {reason} "
+                f"RLAEConfig(generation_kwargs={{{name!r}: ...}}); set it to None in ensemble.generation_config"
             )
+
+
+def own_options(ensemble: EnsembleForCausalLM) -> dict[str, Any]:
+    """The options that the ensemble's `generation_config` adds to every `generate` call."""
+    found = {name: getattr(ensemble.generation_config, name, None) for name in dict.fromkeys([*PROCESSORS, *_COUNTED])}
+    return {name: value for name, value in found.items() if value is not None and value not in NEUTRAL.get(name, ())}
 
 
 def logits_processors(

@@ -253,14 +253,29 @@ def test_more_tokens_than_there_may_be():
         check_values(ensemble_of(), {"min_new_tokens": 9}, 5)
 
 
-@pytest.mark.parametrize(
-    ("name", "value"), [("repetition_penalty", 1.2), ("min_new_tokens", 3), ("stop_strings", ["."])]
-)
-def test_defaults_of_the_ensemble_that_rollouts_would_not_use(name, value):
+@pytest.mark.parametrize(("name", "value"), [("min_new_tokens", 3), ("stop_strings", ["."]), ("min_length", 9)])
+def test_defaults_of_the_ensemble_that_would_mean_something_else(name, value):
     ensemble = ensemble_of()
     setattr(ensemble.generation_config, name, value)
-    with pytest.raises(ConfigError, match=f"ensemble.generation_config has {name}="):
+    with pytest.raises(ConfigError, match=f"ensemble.generation_config has {name}=.*another place"):
         check_values(ensemble, {}, 5)
+
+
+def test_defaults_of_the_ensemble_act_in_rollouts(many_calls):
+    """As in `generate`; not both there and in `generation_kwargs`."""
+    ensemble = ending("shared")
+    expected = rolled(ensemble, repetition_penalty=3.0)
+    ensemble.generation_config.repetition_penalty = 3.0
+    check_values(ensemble, {}, 5)
+    assert rolled(ensemble).completions == expected.completions
+    with pytest.raises(ConfigError, match=r"repetition_penalty=3.0: in rollouts it would act besides RLAEConfig"):
+        check_values(ensemble, {"repetition_penalty": 2.0}, 5)
+
+
+def test_values_that_change_nothing():
+    check_values(
+        ensemble_of(), {"no_repeat_ngram_size": 0, "min_new_tokens": 0, "typical_p": 1.0, "eta_cutoff": 0.0}, 5
+    )
 
 
 def test_they_override_fields_as_in_trl():
