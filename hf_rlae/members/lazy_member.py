@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
@@ -46,6 +47,7 @@ class LazyMember(Member):
 
     Args:
         skeleton, tokenizer: see `load_skeleton` and `load_tokenizer`.
+        source (`str`): the folder or Hub id.
         options (`dict`): of `Member.load`.
         name, adapter_name, ...: see [`Member`].
 
@@ -53,14 +55,16 @@ class LazyMember(Member):
         is_loaded (`bool`): whether the weights are there.
     """
 
-    def __init__(self, skeleton: Any, tokenizer: Any, options: dict[str, Any], **about: Any) -> None:
+    def __init__(self, skeleton: Any, tokenizer: Any, source: str, options: dict[str, Any], **about: Any) -> None:
         self.is_loaded = False
         self._options = options
+        # absolute, because the working directory may have changed when the weights are loaded
+        self._origin = os.path.abspath(source) if os.path.isdir(source) else source
         self._place = _first_device(options.get("device_map"))
         self._moved: torch.device | None = None
         self._cast: torch.dtype | None = None
         adapter_name = about.pop("adapter_name", None)  # the skeleton is that of the base model
-        super().__init__(skeleton, tokenizer, **about)
+        super().__init__(skeleton, tokenizer, source=source, **about)
         self.adapter_name = adapter_name
 
     @classmethod
@@ -92,7 +96,7 @@ class LazyMember(Member):
             return Member.load(source, **whole)
         shared = {name: options[name] for name in TOKENIZER_OPTIONS if name in options}
         tokenizer = load_tokenizer(source, **{**shared, "revision": revision, **(tokenizer_kwargs or {})})
-        return cls(skeleton.eval(), tokenizer, whole, name=str(source), source=str(source), **about)
+        return cls(skeleton.eval(), tokenizer, source, whole, name=source, **about)
 
     def prepare(self) -> None:
         """Loads the weights, if they are not there yet.
@@ -106,7 +110,8 @@ class LazyMember(Member):
             if self.is_loaded:  # by another thread
                 return
             logger.info("member %s runs for the first time: its weights are loaded", self.name)
-            whole = Member.load(str(self.source), **self._options)
+            with torch.inference_mode(False):  # `generate` is in it, and such parameters could never be trained
+                whole = Member.load(self._origin, **self._options)
             for name in _DECLARED:
                 if getattr(whole, name) != getattr(self, name):
                     raise MemberError(

@@ -135,6 +135,19 @@ def test_members_that_are_never_picked_are_never_loaded(folders, whole, tmp_path
     assert torch.equal(ids, again)
 
 
+def test_members_that_generate_loads_are_ordinary_models(folders, tmp_path, monkeypatch):
+    """They can be trained, and a folder that was given relative to the working directory stays the same folder."""
+    place = Path(folders[0])
+    monkeypatch.chdir(place.parent)
+    ensemble = endless([place.name, *folders[1:]], StaticPolicy([1, 0, 0]), select="prompt")
+    monkeypatch.chdir(tmp_path)
+    ensemble.generate(**encode(TEXTS[0]), max_new_tokens=2)
+    model = ensemble.members[0].model
+    assert not any(parameter.is_inference() for parameter in [*model.parameters(), *model.buffers()])
+    model(**encode(TEXTS[0])).logits.sum().backward()
+    assert model.get_output_embeddings().weight.grad is not None
+
+
 def test_weights_that_do_not_belong_to_the_config(folders, tmp_path):
     place = without_weights(folders[1], tmp_path)
     ensemble = endless([folders[0], place, folders[2]], ByPrompt(), select="prompt", max_active_members=1)
