@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +34,7 @@ class RewardModel(Reward):
             over all labels (for models whose labels do not exclude one another).
         batch_size (`int`, defaults to 8): rows per forward pass.
         max_length (`int`, *optional*): maximum number of tokens; by default what model and tokenizer allow.
+        chat_template_kwargs (`dict`, *optional*): further arguments of the tokenizer's chat template.
         name (`str`, defaults to `"reward_model"`): its `__name__`.
         model_kwargs: for `from_pretrained` of a model given by name, such as `dtype` or `revision`.
 
@@ -63,6 +64,7 @@ class RewardModel(Reward):
         sigmoid: bool = False,
         batch_size: int = 8,
         max_length: int | None = None,
+        chat_template_kwargs: Mapping[str, Any] | None = None,
         name: str = "reward_model",
         **model_kwargs: Any,
     ) -> None:
@@ -76,6 +78,7 @@ class RewardModel(Reward):
         self.max_length = allowed_length(max_length, self.model, tokenizer)
         self.label = label_index(self.model.config, label)
         self.sigmoid, self.batch_size = sigmoid, batch_size
+        self.template_kwargs = dict(chat_template_kwargs or {})
 
     def score_texts(self, texts: list[str], batch: Batch) -> list[float | None]:
         """See `Reward.score_texts`."""
@@ -101,7 +104,8 @@ class RewardModel(Reward):
         if is_plain:
             text = prompt + text
         else:
-            text = str(self.tokenizer.apply_chat_template([*prompt, *completion], tokenize=False))
+            messages = [*prompt, *completion]
+            text = str(self.tokenizer.apply_chat_template(messages, tokenize=False, **self.template_kwargs))
         limits: dict[str, Any] = {} if self.max_length is None else {"truncation": True, "max_length": self.max_length}
         encoded = self.tokenizer(text, add_special_tokens=is_plain, verbose=False, **limits)
         return list(encoded["input_ids"])

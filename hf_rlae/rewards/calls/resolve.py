@@ -31,6 +31,7 @@ def resolve_rewards(
     *,
     wrap_models: bool = False,
     reward_processing_classes: Any = None,
+    chat_template_kwargs: Mapping[str, Any] | None = None,
 ) -> list[Any]:
     """A trainer's `reward_funcs` as a list in which every function is a `GuardedReward`.
 
@@ -45,6 +46,7 @@ def resolve_rewards(
             TRL's trainers call models themselves, so for them models stay as they are.
         reward_processing_classes (*optional*): a tokenizer, or a list with a tokenizer or `None` per reward; used for
             models that are wrapped.
+        chat_template_kwargs (`dict`, *optional*): further arguments of the chat templates of models that are wrapped.
 
     Returns:
         `list`: a new list in the same order.
@@ -76,7 +78,7 @@ def resolve_rewards(
     for entry, tokenizer in zip(given, tokenizers, strict=True):
         found = _by_name(os.fspath(entry)) if isinstance(entry, str | os.PathLike) else entry
         if isinstance(found, str | nn.Module):
-            resolved.append(_of_model(found, tokenizer) if wrap_models else found)
+            resolved.append(_of_model(found, tokenizer, chat_template_kwargs) if wrap_models else found)
         else:
             resolved.append(found if isinstance(found, GuardedReward) else GuardedReward(found, timeout_s=timeout_s))
     return resolved
@@ -170,6 +172,7 @@ class RewardCalls:
         weights (`Sequence[float]`, *optional*): one per function; all 1 by default.
         timeout_s (`float`): seconds per call of one function; 0 for no limit.
         processing_classes (*optional*): tokenizers of reward models.
+        chat_template_kwargs (`dict`, *optional*): further arguments of their chat templates.
 
     Attributes:
         funcs (`list[GuardedReward]`): F functions.
@@ -181,10 +184,19 @@ class RewardCalls:
     """
 
     def __init__(
-        self, reward_funcs: Any, weights: Sequence[float] | None, timeout_s: float, processing_classes: Any = None
+        self,
+        reward_funcs: Any,
+        weights: Sequence[float] | None,
+        timeout_s: float,
+        processing_classes: Any = None,
+        chat_template_kwargs: Mapping[str, Any] | None = None,
     ) -> None:
         self.funcs = resolve_rewards(
-            reward_funcs, timeout_s or None, wrap_models=True, reward_processing_classes=processing_classes
+            reward_funcs,
+            timeout_s or None,
+            wrap_models=True,
+            reward_processing_classes=processing_classes,
+            chat_template_kwargs=chat_template_kwargs,
         )
         names = [func.__name__ for func in self.funcs]
         self.names = [name if names.count(name) == 1 else f"{name}_{index}" for index, name in enumerate(names)]
@@ -264,7 +276,8 @@ def _imported(path: str) -> Any:
     return getattr(module, attribute)
 
 
-def _of_model(model: Any, tokenizer: Any) -> GuardedReward:
+def _of_model(model: Any, tokenizer: Any, chat_template_kwargs: Mapping[str, Any] | None) -> GuardedReward:
     source = model if isinstance(model, str) else getattr(getattr(model, "config", None), "name_or_path", "")
     name = os.path.basename(source.rstrip("/")) or "reward_model"
-    return GuardedReward(reward_model(model, tokenizer, name=name), timeout_s=None)
+    reward = reward_model(model, tokenizer, name=name, chat_template_kwargs=chat_template_kwargs)
+    return GuardedReward(reward, timeout_s=None)

@@ -141,7 +141,11 @@ class RLAETrainer(PolicyPublisher, RolloutTrainer, DurableTrainer, FiniteTrainer
         self.objective = objectives[args.objective]()
         self.settings = args.objective_settings()
         self.reward_calls = RewardCalls(
-            reward_funcs, args.reward_weights, args.reward_timeout, reward_processing_classes
+            reward_funcs,
+            args.reward_weights,
+            args.reward_timeout,
+            reward_processing_classes,
+            args.chat_template_kwargs,  # type: ignore[arg-type]  # no string after __post_init__
         )
         self.constraints = RewardConstraints(args, self.reward_calls.names, args.reward_weights)
         self.reward_calls.weights = self.constraints.main_weights

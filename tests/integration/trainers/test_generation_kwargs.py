@@ -7,15 +7,17 @@ import logging
 
 import pytest
 from datasets import Dataset
+from transformers import AutoModelForSequenceClassification, LlamaConfig
 
 from hf_rlae.errors import ConfigError, InputError
-from hf_rlae.trainers import CoryPPOTrainer, CoryRLOOTrainer, CoryTrainer
+from hf_rlae.trainers import CoryPPOTrainer, CoryRLOOTrainer, CoryTrainer, RLAETrainer
 from hf_rlae.trainers.rlae import batch_shrinking
 from hf_rlae.trainers.token_ppo.configuration_token_ppo import TokenPPOConfig
 from hf_rlae.trainers.token_ppo.trainer import TokenPPOTrainer
 from tests.support import cory, rlae
 from tests.support.rlae import data, vowels
 from tests.support.tiers import slow
+from tests.support.tokenizers import byte_level_bpe
 
 STOP = {"stop_strings": ["e", "a"]}
 TEMPLATE = (
@@ -177,6 +179,15 @@ def chat_members(kind, **overrides):
     return pairs
 
 
+def judge():
+    tokenizer = copy.deepcopy(byte_level_bpe())
+    settings = LlamaConfig(
+        vocab_size=len(tokenizer), hidden_size=16, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2,
+        num_labels=1, pad_token_id=tokenizer.pad_token_id,
+    )  # fmt: skip
+    return AutoModelForSequenceClassification.from_config(settings), tokenizer
+
+
 def test_template_arguments_reach_each_members_own_template(tmp_path):
     ensemble = rlae.ensemble_of("mixture", given=chat_members("different"))
     trainer = rlae.trainer_of(
@@ -194,6 +205,20 @@ def test_template_arguments_reach_each_members_own_template(tmp_path):
         for index, text in enumerate(("x" * 12, "yz" * 12)):
             tokenizer = ensemble.members[index].tokenizer
             assert all(f">{text}A:" in tokenizer.decode(row) for row in ids[:, index].tolist())
+
+
+def test_template_arguments_reach_reward_models(tmp_path):
+    """As in TRL's trainers; here a judge whose tokenizer has the same argument."""
+    model, tokenizer = judge()
+    tokenizer.chat_template = TEMPLATE
+    read = []
+    model.register_forward_pre_hook(lambda _module, _args, given: read.append(given["input_ids"]), with_kwargs=True)
+    ensemble = rlae.ensemble_of("mixture", given=chat_members("different"))
+    args = rlae.config(tmp_path, objective="mixture", max_steps=1, chat_template_kwargs={"thinks": "x"})
+    RLAETrainer(ensemble, model, args, CHATS, reward_processing_classes=tokenizer).train()
+    texts = [tokenizer.decode(ids) for batch in read for ids in batch]
+    assert texts
+    assert all("x" * 12 in text for text in texts)
 
 
 def test_template_arguments_count_in_checks_of_prompts(tmp_path):
