@@ -105,13 +105,15 @@ def test_the_text_is_the_same_as_without(kind, mode):
         assert torch.equal(one, other)
 
 
-@pytest.mark.parametrize("runner", ["slots", "rows"])
+@pytest.mark.parametrize(
+    ("kind", "runner"), [("different", "slots"), ("different", "rows"), ("same", "slots"), ("sliding", "slots")]
+)
 @pytest.mark.parametrize("mode", ["greedy", "looked up", *slow("sampling", "beams", "without cache")])
-def test_different_tokenizers_see_what_forcing_the_text_sees(mode, runner, monkeypatch):
+def test_forcing_a_text_sees_what_writing_it_saw(mode, kind, runner, monkeypatch):
     """Law: the look-ahead depends on a row's text only: the same in a batch, and for each row by itself, forced."""
     if runner == "rows":
         monkeypatch.setattr("hf_rlae.ensemble.loading.choose_runner", lambda member: RowRunner)
-    given = KINDS["different"]()
+    given = KINDS[kind]()
     inputs = encode(*(TEXTS[:1] if mode == "looked up" else TEXTS))
     _, sequences, seen = written(given, inputs, **MODES[mode])
     monkeypatch.undo()
