@@ -111,14 +111,14 @@ def accuracy_table(entries: Entries, span_lengths: Sequence[int], notes: tuple[s
 
 
 def ways_table(entries: Entries, span_lengths: Sequence[int]) -> StudyTable:
-    """One row a learned method: accuracy (mean and standard deviation over seeds) in every way of evaluation."""
+    """One row a learned method: accuracy (mean and standard deviation) of the same trainings in every way."""
     methods = list(dict.fromkeys(run.method for run, outcome in entries if "ways" in outcome))
     headings = ("greedy, mixture", *WAYS)
     rows = []
     for method in methods:
         row = [method]
         for length in span_lengths:
-            found = [o for run, o in entries if (run.method, run.span_length) == (method, length)]
+            found = [o for run, o in entries if (run.method, run.span_length) == (method, length) and "ways" in o]
             for values in ([o["accuracy"] for o in found], *([o["ways"][way] for o in found] for way in WAYS)):
                 row.append(_mean_told(np.array(values)) if values else "")
         rows.append(tuple(row))

@@ -175,10 +175,11 @@ def test_tables_say_what_was_found(tmp_path):
     assert (tmp_path / "picture.svg").stat().st_size > 1000
 
 
-def test_learned_policies_are_evaluated_in_several_ways(tmp_path):
+def test_learned_policies_are_evaluated_in_several_ways():
     ways = dict(zip(WAYS, (0.5, 0.25, 0.0), strict=True))
     entries = [(Run("shared", 1, "ppo (gae)", seed), {"accuracy": 0.75, "ways": ways}) for seed in (0, 1)]
-    table = ways_table([*entries, entry("uniform weights", "10")], [1])
+    others = [entry("uniform weights", "10"), (Run("shared", 1, "ppo (gae)", 2), {"accuracy": 0.0})]
+    table = ways_table([*entries, *others], [1])
     assert table.rows == (("ppo (gae)", "0.750 ± 0.000", "0.500 ± 0.000", "0.250 ± 0.000", "0.000 ± 0.000"),)
     assert len(table.headings) == 5
     members, policy = load_demo_members("shared"), load_demo_policy("shared")
