@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import logging
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from numbers import Integral
 from typing import Any
 
@@ -328,10 +328,22 @@ def _with_adapter(wrapper: Any, adapter: str) -> Any:
     for module in wrapper.modules():
         shared += [getattr(module, name) for name in ("config", "generation_config") if hasattr(module, name)]
     own = copy.deepcopy(wrapper, {id(entry): entry for entry in shared})
-    for layer in own.modules():
+    for layer, original in zip(own.modules(), wrapper.modules(), strict=True):
         if hasattr(layer, "_active_adapter"):
             layer._active_adapter = [adapter]
+        # such as TRL's `add_fused_lm_head`: a copy of the function would still call the original model
+        for name in [name for name, value in vars(original).items() if _closes_over(value, original)]:
+            delattr(layer, name)
     return own
+
+
+def _closes_over(function: Any, module: Any) -> bool:
+    """Whether a function has a method of a module in its closure."""
+    for cell in getattr(getattr(function, "__func__", None), "__closure__", None) or ():
+        with suppress(ValueError):  # an empty cell
+            if getattr(cell.cell_contents, "__self__", None) is module:
+                return True
+    return False
 
 
 def context_length_of(config: Any) -> int | None:

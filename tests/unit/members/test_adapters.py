@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 import threading
+import types
 
 import pytest
 import torch
+from accelerate.hooks import AlignDevicesHook, add_hook_to_module
 from peft import LoraConfig, PromptTuningConfig, get_peft_model
 
 from hf_rlae import ConfigError, EnsembleForCausalLM, MemberError
@@ -83,6 +85,20 @@ def test_members_of_one_model_share_its_weights():
         model.get_parameter("base_model.model.model.layers.0.self_attn.q_proj.lora_B.two.weight").mul_(2)
     model.set_adapter("two")
     assert torch.equal(member.model(**encode(TEXTS[0])).logits, model(**encode(TEXTS[0])).logits)
+
+
+def test_methods_that_call_the_model_itself_are_not_copied():
+    """As TRL replaces `forward` of the models that it trains; hooks of accelerate, which know their module, stay."""
+    base, tokenizer = pair("llama", num_hidden_layers=1)
+    original = base.forward
+    base.forward = types.MethodType(lambda self, *args, **kwargs: original(*args, **kwargs), base)
+    model = with_adapters(base)
+    add_hook_to_module(base.lm_head, AlignDevicesHook("cpu"))
+    member = Member(model, tokenizer, adapter_name="two")
+    got = member.model(**encode(TEXTS[0])).logits
+    model.set_adapter("two")
+    assert torch.equal(got, model(**encode(TEXTS[0])).logits)
+    assert "forward" in vars(member.model.get_output_embeddings())
 
 
 @pytest.fixture
