@@ -72,7 +72,7 @@ def test_the_nightly_run_draws_full_counts_and_tells_failures(tmp_path):
 
 def test_faults_can_still_be_planted():
     """Each fault names text and tests that exist; `python -m tests.faults` plants them."""
-    assert len(FAULTS) == 30
+    assert len(FAULTS) >= 30
     for fault in FAULTS:
         assert fault.old in (ROOT / "hf_rlae" / fault.file).read_text(encoding="utf-8"), fault
         assert all((ROOT / test).exists() for test in fault.tests.split()), fault
