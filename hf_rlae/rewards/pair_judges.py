@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import string
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +40,8 @@ class PairJudge:
             (without one, its eos token). Two texts are read as a pair of sequences, with the tokenizer's special tokens
             and segments.
         max_length (`int`, *optional*): maximum number of tokens; by default what model and tokenizer allow.
+        chat_template_kwargs (`dict`, *optional*): further arguments of the tokenizer's chat template, which renders
+            prompts that are messages.
         model_kwargs: for `from_pretrained` of a model given by name, such as `dtype` or `revision`.
 
     Raises:
@@ -55,6 +57,7 @@ class PairJudge:
         tie_label: str | int | None = None,
         template: str | tuple[str, str] = TEMPLATE,
         max_length: int | None = None,
+        chat_template_kwargs: Mapping[str, Any] | None = None,
         **model_kwargs: Any,
     ) -> None:
         check_number("max_length", max_length, OPTIONAL_COUNT)
@@ -67,6 +70,7 @@ class PairJudge:
             raise ConfigError(
                 f"tie_label={tie_label!r} is the same label as label={label!r}; give another one, or none"
             )
+        self.template_kwargs = dict(chat_template_kwargs or {})
         self.segments = [self._pieces(text) for text in _texts_of(template)]
         self.frame = self._frame(len(self.segments))
         self.room = self._room(allowed_length(max_length, self.model, tokenizer))
@@ -175,7 +179,7 @@ class PairJudge:
                 "the prompts are messages, and the judge's tokenizer has no chat template; set "
                 "tokenizer.chat_template, or train on plain strings"
             )
-        return str(self.tokenizer.apply_chat_template(prompt, tokenize=False))
+        return str(self.tokenizer.apply_chat_template(prompt, tokenize=False, **self.template_kwargs))
 
 
 def _texts_of(template: Any) -> tuple[str, ...]:

@@ -140,7 +140,8 @@ def pairwise_reward(
             this and the size of the group are both odd); `None` for all. All are G (G - 1) / 2 pairs.
         batch_size (`int`, defaults to 8): pairs in one call of the judge, for a model in one forward pass.
         name (`str`, defaults to `"pairwise_reward"`): its `__name__`.
-        options: of `PairJudge`: `label`, `tie_label`, `template`, `max_length`, and those of `from_pretrained`.
+        options: of `PairJudge`: `label`, `tie_label`, `template`, `max_length`, `chat_template_kwargs`, and those of
+            `from_pretrained`.
 
     Returns:
         callable: a reward, from 0 to 1.

@@ -280,6 +280,9 @@ def test_chats_are_rendered_by_the_chat_template():
     completions = [[{"role": "assistant", "content": text}] for text in PAIR[1]]
     found = pairwise_reward(model, tokenizer)(prompts, completions)
     assert found == pytest.approx(pairwise_reward(model, tokenizer)(["<user>the dog?\n"] * 2, PAIR[1]), abs=1e-6)
+    named = tokenizer_of(chat_template="{{ word }}")
+    found = pairwise_reward(model, named, chat_template_kwargs={"word": "the dog?"})(prompts, completions)
+    assert found == pytest.approx(pairwise_reward(model, tokenizer)(["the dog?"] * 2, PAIR[1]), abs=1e-6)
     with pytest.raises(RewardError, match="no chat template"):
         pairwise_reward(model, tokenizer_of(chat_template=None))(prompts, completions)
 
