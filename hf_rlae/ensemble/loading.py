@@ -29,6 +29,7 @@ from hf_rlae.hub_ids import is_repo_id
 from hf_rlae.members import LazyMember, LazyRunner, Member, choose_runner
 from hf_rlae.members.model_files import load_whole, tokenizer_failures
 from hf_rlae.policies import Policy, policies
+from hf_rlae.policies.modeling_policy import FORMER_CRITIC
 from hf_rlae.vocabulary import ByteVocabulary, UnionVocabulary, choose_normalization, same_vocabulary
 
 if TYPE_CHECKING:
@@ -375,4 +376,5 @@ def _load_policy(source: Any, saved: dict[str, Any], hub_kwargs: dict[str, Any])
             f"the ensemble was saved with a policy of model_type={kind!r}, which transformers does not know: import "
             "the module that registers it (`AutoConfig.register`, `AutoModel.register`), or pass `policy=`"
         )
-    return load_whole(AutoModel.from_pretrained, source, f"policy of {source}", PolicyError, **options)[0]
+    owner = f"policy of {source}"
+    return load_whole(AutoModel.from_pretrained, source, owner, PolicyError, replaced=FORMER_CRITIC, **options)[0]

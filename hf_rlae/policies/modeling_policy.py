@@ -23,7 +23,7 @@ from hf_rlae.policies.state import PolicyOutput, PolicyState
 Observation = Mapping[str, torch.Tensor]
 """What a policy observes, as tensors that can be stored; see `PolicyModel.observe`."""
 
-_FORMER_CRITIC = {"heads.critic.": "heads.critic.0."}
+FORMER_CRITIC = {"heads.critic.": "heads.critic.0."}
 """A policy whose files hold the former critic, in another unit and without positions, starts with a new one."""
 _HUB_OPTIONS = ("cache_dir", "force_download", "local_files_only", "token", "revision", "subfolder")
 
@@ -158,7 +158,7 @@ class PolicyModel(PreTrainedModel):
             return super(PolicyModel, cls).from_pretrained(name, *args, **options)
 
         with readable(source, owner, PolicyError), tokenizer_failures(owner):
-            policy, info = load_whole(load, source, owner, PolicyError, replaced=_FORMER_CRITIC, **kwargs)
+            policy, info = load_whole(load, source, owner, PolicyError, replaced=FORMER_CRITIC, **kwargs)
             if policy.config.observes_text and policy.tokenizer is None:
                 options = {name: kwargs[name] for name in _HUB_OPTIONS if name in kwargs}
                 options["trust_remote_code"] = bool(kwargs.get("trust_remote_code"))

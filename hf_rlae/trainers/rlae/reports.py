@@ -12,10 +12,17 @@ import pandas as pd
 import torch
 from trl.trainer.utils import nanstd, print_prompt_completions_sample
 
+from hf_rlae.errors import RewardError
 from hf_rlae.files import write_whole
 from hf_rlae.rewards.calls.resolve import RewardCalls
 from hf_rlae.rewards.weighted_sums import total_rewards
 from hf_rlae.trainers.rlae.row_records import RowRecords
+
+_OWN_METRICS = (
+    "clip_ratio", "epoch", "frac_reward_zero_std", "grad_norm", "learning_rate", "loss", "member_cost", "net_reward",
+    "num_tokens", "reward", "reward_std",
+)  # fmt: skip
+_OWN_GROUPS = ("completions/", "constraints/", "member_tokens/", "policy/", "rewards/", "value/", "weights/")
 
 
 def rollout_metrics(
@@ -71,6 +78,12 @@ def rollout_metrics(
         found["member_cost"] = float(costs.mean())
         found["net_reward"] = float((rewards - costs).nanmean())
     return found
+
+
+def check_metric_name(name: str) -> None:
+    """Raises a `RewardError` for a reward function's metric that would replace one of the trainer's own."""
+    if name in _OWN_METRICS or name.startswith(_OWN_GROUPS):
+        raise RewardError(f"log_metric({name!r}): the trainer logs a metric of this name itself; give another name")
 
 
 class CompletionLog:

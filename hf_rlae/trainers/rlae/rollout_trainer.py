@@ -16,6 +16,7 @@ from transformers import StopStringCriteria, Trainer
 from transformers.trainer_utils import EvalLoopOutput
 
 from hf_rlae.ensemble import EnsembleForCausalLM
+from hf_rlae.errors import InputError
 from hf_rlae.objectives import Objective
 from hf_rlae.reports import TokenCounter, short_names
 from hf_rlae.rewards.calls.resolve import RewardCalls
@@ -23,7 +24,7 @@ from hf_rlae.trainers.durable.finite import check_finite
 from hf_rlae.trainers.rlae.checks import check_eval_dataset
 from hf_rlae.trainers.rlae.configuration_rlae import RLAEConfig
 from hf_rlae.trainers.rlae.member_watch import watch_members
-from hf_rlae.trainers.rlae.reports import CompletionLog, rollout_metrics
+from hf_rlae.trainers.rlae.reports import CompletionLog, check_metric_name, rollout_metrics
 from hf_rlae.trainers.rlae.rollouts import Rollouts, Sampling, write_in_batches
 from hf_rlae.trainers.rlae.row_noise import seed_of
 from hf_rlae.trainers.rlae.row_records import RowRecords, joined
@@ -133,8 +134,13 @@ class RolloutTrainer(Trainer):
             completion_ids_list,
             trainer_state=self.state,
             log_extra=self.completion_log.log_extra,
-            log_metric=lambda name, value: self._reported[name].append(float(value)),
+            log_metric=self._log_metric,
         )
+
+    def _log_metric(self, name: str, value: float) -> None:
+        """Adds a value to a metric of a reward function, as in TRL."""
+        check_metric_name(name)
+        self._reported[name].append(float(value))
 
     @property
     def _mode(self) -> str:
@@ -145,6 +151,9 @@ class RolloutTrainer(Trainer):
         step = self.state.global_step + 1
         with watch_members(self.ensemble.members, step):
             rollouts = self.roll_out(inputs, seeds, explores)
+        if not isinstance(rollouts, Rollouts) or len(rollouts) != len(inputs):
+            given = f"{len(rollouts)} rows" if isinstance(rollouts, Rollouts) else f"a {type(rollouts).__name__}"
+            raise InputError(f"roll_out returned {given}; expected `Rollouts` with one row per example, {len(inputs)}")
         mask = rollouts.span_mask
         check_finite(rollouts.weights[mask], "weights", self.member_names, step)
         check_finite(rollouts.old_values[mask], "values of the policy", None, step)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -22,6 +23,7 @@ from hf_rlae.trainers.durable.checkpoints import DurableTrainer
 from hf_rlae.trainers.durable.fingerprint import describe_adapter, describe_member, describe_model, describe_prompts
 from hf_rlae.trainers.durable.finite import FiniteTrainer
 from hf_rlae.trainers.durable.prompt_order import EpochRepeatSampler
+from hf_rlae.trainers.durable.saved_tensors import unlike_tensors
 from hf_rlae.trainers.rlae.card import PolicyPublisher
 from hf_rlae.trainers.rlae.checks import (
     check_arguments,
@@ -431,6 +433,18 @@ class RLAETrainer(PolicyPublisher, RolloutTrainer, DurableTrainer, FiniteTrainer
             "policy": {**policy, "adapter": describe_adapter(self.policy)},
             "members": [describe_member(member) for member in self.ensemble.members],
         }
+
+    def _obstacle(self, folder: Path) -> str | None:
+        found = super()._obstacle(folder)
+        unlike = [] if found else unlike_tensors(folder, self.policy)
+        if not unlike:
+            return found
+        return (
+            f"{folder} has {len(unlike)} tensors that this policy does not have, or has with another shape, such as "
+            f"{unlike[0]}: an earlier version of hf_rlae, in which the critic was another one, or another policy saved "
+            "it. Resume with that version, or load its weights with `PolicyModel.from_pretrained` and train without "
+            "resume_from_checkpoint"
+        )
 
     def run_notes(self) -> dict[str, Any]:
         """See `DurableTrainer`."""

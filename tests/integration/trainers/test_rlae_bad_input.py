@@ -280,6 +280,33 @@ def test_an_override_that_gives_no_rewards(tmp_path):
         trainer_of(tmp_path, trainer_class=Infinite).train()
 
 
+@pytest.mark.parametrize(
+    ("give", "told"),
+    [
+        pytest.param(lambda rollouts: None, "a NoneType", id="nothing"),
+        pytest.param(lambda rollouts: rollouts.completions, "a list", id="texts"),
+        pytest.param(lambda rollouts: rollouts.select([0, 1]), "2 rows", id="fewer"),
+    ],
+)
+def test_an_override_that_gives_no_rollouts(tmp_path, give, told):
+    class Own(RLAETrainer):
+        def roll_out(self, *args, **kwargs):
+            return give(super().roll_out(*args, **kwargs))
+
+    with pytest.raises(InputError, match=f"roll_out returned {told}; expected `Rollouts` with one row .* 8"):
+        trainer_of(tmp_path, trainer_class=Own).train()
+
+
+@pytest.mark.parametrize("name", ["reward", "loss", "num_tokens", "weights/entropy", "rewards/vowels/mean"])
+def test_metrics_of_rewards_do_not_replace_those_of_the_trainer(tmp_path, name):
+    def judging(completions, log_metric, **_):
+        log_metric(name, 9.0)
+        return vowels(completions)
+
+    with pytest.raises(RewardError, match=f"log_metric.'{name}'.: the trainer logs a metric of this name itself"):
+        trainer_of(tmp_path, reward=judging, eval_dataset=data()).evaluate()
+
+
 @pytest.mark.parametrize("value", [torch.nan, torch.inf])
 @pytest.mark.parametrize("kind", ["shared", "different"])
 @pytest.mark.parametrize("objective", ["ppo", "mixture"])

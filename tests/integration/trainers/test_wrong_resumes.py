@@ -10,6 +10,7 @@ import shutil
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
+from safetensors.torch import load_file, save_file
 
 from hf_rlae.errors import CheckpointError
 from hf_rlae.trainers import CoryRLOOTrainer, CoryTrainer
@@ -121,6 +122,24 @@ def test_another_run_of_rlae(rlae_run, tmp_path, change):
     before = rlae.parameters_of(trainer.model)
     with pytest.raises(CheckpointError, match=message):
         trainer.train(resume_from_checkpoint=str(rlae_run / "checkpoint-1"))
+    rlae.assert_same(rlae.parameters_of(trainer.model), before)
+
+
+@pytest.mark.parametrize("adapter", [None, LoraConfig(r=2)], ids=["policy", "adapter"])
+def test_a_checkpoint_of_a_policy_with_other_tensors(tmp_path, adapter):
+    """As earlier versions saved them, with another critic: their settings differ in nothing that both describe."""
+    options = {"observation": "text", "peft_config": adapter}
+    rlae_trainer(tmp_path, **options).train()
+    folder = tmp_path / "checkpoint-1"
+    (path,) = folder.glob("*model.safetensors")
+    renamed = {name.replace("critic.hidden", "critic.0"): value for name, value in load_file(path).items()}
+    save_file(renamed, path, {"format": "pt"})
+    described = json.loads((folder / MANIFEST).read_text())
+    write_manifest(folder, {name: described[name] for name in ("global_step", "num_processes", "resumable", "run")})
+    trainer = rlae_trainer(tmp_path, **options, max_steps=2)
+    before = rlae.parameters_of(trainer.model)
+    with pytest.raises(CheckpointError, match=r"has 2 tensors that .* such as \S*heads\.critic\.0\.bias: an earlier"):
+        trainer.train(resume_from_checkpoint=True)
     rlae.assert_same(rlae.parameters_of(trainer.model), before)
 
 

@@ -6,10 +6,11 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from hf_rlae import PolicyConfig, PolicyModel, PolicyState
+from hf_rlae import EnsembleForCausalLM, PolicyConfig, PolicyModel, PolicyState
 from hf_rlae.errors import PolicyError
 from hf_rlae.policies.heads import Score
 from tests.support.policies import SIZES, encoder, random_state
+from tests.support.rlae import ensemble_of
 
 OBSERVATIONS = ("members", "text", "both")
 
@@ -70,15 +71,28 @@ def test_observations_without_positions_are_at_the_start():
     assert torch.equal(policy(observed).state_values, values)
 
 
+def with_former_critic(path):
+    """Gives a policy's file the critic that earlier versions saved; returns the other tensors."""
+    kept = {name: value for name, value in load_file(path).items() if not name.startswith("heads.critic.")}
+    former = {"0.weight": torch.ones(16, 133), "0.bias": torch.ones(16), "2.weight": torch.ones(1, 16)}
+    save_file({**kept, **{f"heads.critic.{name}": value for name, value in former.items()}}, path, {"format": "pt"})
+    return kept
+
+
+def test_an_ensemble_whose_policy_has_the_former_critic_is_loaded(tmp_path):
+    ensemble = ensemble_of()
+    ensemble.save_pretrained(tmp_path, save_members=True)
+    kept = with_former_critic(tmp_path / "policy" / "model.safetensors")
+    loaded = EnsembleForCausalLM.from_pretrained(tmp_path).policy.state_dict()
+    assert all(torch.equal(loaded[name], value) for name, value in kept.items())
+
+
 def test_a_policy_with_the_former_critic_is_loaded_with_a_new_one(tmp_path):
     """Policies that earlier versions saved; a file without any critic is not whole."""
     policy = policy_of()
     policy.save_pretrained(tmp_path)
     path = tmp_path / "model.safetensors"
-    tensors = load_file(path)
-    kept = {name: value for name, value in tensors.items() if not name.startswith("heads.critic.")}
-    former = {"0.weight": torch.ones(16, 133), "0.bias": torch.ones(16), "2.weight": torch.ones(1, 16)}
-    save_file({**kept, **{f"heads.critic.{name}": value for name, value in former.items()}}, path, {"format": "pt"})
+    kept = with_former_critic(path)
     loaded = PolicyModel.from_pretrained(tmp_path)
     assert all(torch.equal(loaded.state_dict()[name], value) for name, value in kept.items())
     assert loaded(at_span(3)).state_values.abs().max() < 0.01
