@@ -14,7 +14,7 @@ from tests.studies.rlae_tables import StudyTable
 
 Entries = Sequence[Mapping[str, Any]]
 
-SHARES = (0.2, 0.4, 0.6, 0.8)
+SHARES = (0.15, 0.3, 0.45, 0.6)
 """The rewards at which KLs are compared: from the base's reward up to what PPO reaches alone, in the median run."""
 
 SUFFIXES = {
