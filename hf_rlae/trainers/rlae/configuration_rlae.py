@@ -258,9 +258,13 @@ class RLAEConfig(ConstraintArguments, _BaseConfig):
 
     def _resolve_batches(self) -> None:
         """Fills in the size of a rollout, and checks that updates, processes and groups divide it evenly."""
-        if self.generation_batch_size is not None and self.steps_per_generation is not None:
-            raise ConfigError("generation_batch_size and steps_per_generation mean the same; give only one of them")
         micro_batch = self.per_device_train_batch_size * self.world_size
+        size, steps = self.generation_batch_size, self.steps_per_generation
+        if size is not None and steps is not None and size != steps * micro_batch:  # equal in a copy of a config
+            raise ConfigError(
+                f"generation_batch_size={size} and steps_per_generation={steps}, which are {steps * micro_batch} "
+                "completions; both are the size of a rollout, give one of them"
+            )
         if self.generation_batch_size is None:
             self.generation_batch_size = micro_batch * (self.steps_per_generation or self.gradient_accumulation_steps)
         size = self.generation_batch_size

@@ -417,7 +417,7 @@ def test_a_bad_field_is_named(name):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"generation_batch_size": 8, "steps_per_generation": 1}, "generation_batch_size and steps_per_generation"),
+        ({"generation_batch_size": 8, "steps_per_generation": 2}, "=8 and steps_per_generation=2, which are 16"),
         ({"generation_batch_size": 12}, "generation_batch_size=12: .* 8"),
         ({"gradient_accumulation_steps": 2, "steps_per_generation": 3}, "steps_per_generation=3"),
         ({"num_generations": 3}, r"generation_batch_size=8: .* multiple of 3 \(num_generations\)"),

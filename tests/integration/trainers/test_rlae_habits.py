@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import warnings
 from pathlib import Path
 
@@ -22,6 +23,7 @@ from hf_rlae.trainers.constraints import ConstraintArguments
 from tests.support.rlae import (
     CHAT_TEMPLATES,
     assert_same,
+    config,
     data,
     ensemble_of,
     members,
@@ -63,6 +65,22 @@ def test_yaml(tmp_path):
     assert args.bf16 is False
     with pytest.raises(SystemExit):
         TrlParser(RLAEConfig).parse_args_and_config(["--help"])
+
+
+def test_a_config_can_be_copied_and_built_from_its_dict(tmp_path):
+    """Sizes of rollouts are filled in, and a copy has them all; options that are read keep their values."""
+    given = {
+        "generation_kwargs": {"stop_strings": ["."], "temperature": 0.5},
+        "chat_template_kwargs": {"enable_thinking": False},
+        "reward_constraints": {"short": 0.5},
+        "member_cost": 0.1,
+    }
+    args = config(tmp_path, **given)
+    names = {entry.name for entry in dataclasses.fields(RLAEConfig) if entry.init}
+    from_dict = RLAEConfig(**{name: value for name, value in args.to_dict().items() if name in names})
+    changed = dataclasses.replace(args, seed=args.seed)
+    assert from_dict.to_dict() == changed.to_dict() == args.to_dict()
+    assert (changed.temperature, changed.member_cost, changed.generation_batch_size) == (0.5, [0.1], 8)
 
 
 @pytest.mark.parametrize("parser", [HfArgumentParser, TrlParser])
