@@ -222,7 +222,7 @@ FAULTS = [
         "tests/integration/trainers/test_rlae_critic.py",
     ),
     Fault(
-        "trainers/rlae/trainer.py",
+        "trainers/rlae/resuming.py",
         'self.value_scale = ValueScale(**state["value_scale"])',
         "pass",
         "tests/integration/trainers/test_rlae_resume.py",

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -13,17 +12,13 @@ from trl.trainer.base_trainer import _BaseTrainer
 from trl.trainer.utils import identity
 
 from hf_rlae.ensemble import EnsembleForCausalLM
-from hf_rlae.errors import CheckpointError, present
 from hf_rlae.objectives import gae, group_relative, objectives, scatter_spans, terminal_rewards, whiten
 from hf_rlae.objectives.multi_objective import normalized_sum
 from hf_rlae.rewards.calls.resolve import RewardCalls
 from hf_rlae.rewards.weighted_sums import total_rewards
 from hf_rlae.trainers.constraints import RewardConstraints
-from hf_rlae.trainers.durable.checkpoints import DurableTrainer
-from hf_rlae.trainers.durable.fingerprint import describe_adapter, describe_member, describe_model, describe_prompts
 from hf_rlae.trainers.durable.finite import FiniteTrainer
 from hf_rlae.trainers.durable.prompt_order import EpochRepeatSampler
-from hf_rlae.trainers.durable.saved_tensors import unlike_tensors
 from hf_rlae.trainers.rlae.card import PolicyPublisher
 from hf_rlae.trainers.rlae.checks import (
     check_arguments,
@@ -36,6 +31,7 @@ from hf_rlae.trainers.rlae.configuration_rlae import RLAEConfig
 from hf_rlae.trainers.rlae.member_costs import member_prices, span_costs
 from hf_rlae.trainers.rlae.policy_preparation import prepare_policy
 from hf_rlae.trainers.rlae.reports import CompletionLog, rollout_metrics
+from hf_rlae.trainers.rlae.resuming import ResumablePolicy
 from hf_rlae.trainers.rlae.rollout_buffer import RolloutBuffer
 from hf_rlae.trainers.rlae.rollout_trainer import TRAIN_SEEDS, RolloutTrainer, mean_of, or_none
 from hf_rlae.trainers.rlae.rollouts import Rollouts
@@ -58,7 +54,7 @@ _LABELS = {
 """Names in logs of the objectives' metrics; all others are logged as `policy/` and their name."""
 
 
-class RLAETrainer(PolicyPublisher, RolloutTrainer, DurableTrainer, FiniteTrainer, _BaseTrainer):
+class RLAETrainer(PolicyPublisher, RolloutTrainer, ResumablePolicy, FiniteTrainer, _BaseTrainer):
     """Trains the policy of an ensemble on rewards for completions; the members stay frozen.
 
     The ensemble generates `num_generations` completions per prompt. At the first token of each span the policy gives
@@ -280,15 +276,6 @@ class RLAETrainer(PolicyPublisher, RolloutTrainer, DurableTrainer, FiniteTrainer
 
     # -- updates ------------------------------------------------------------------------------------------
 
-    def train(self, *args: Any, **kwargs: Any) -> Any:
-        """See `DurableTrainer.train`; without a checkpoint, rollouts start from the beginning."""
-        self.buffer.clear()
-        self._num_tokens, self._is_stopped, self.value_scale = 0, False, ValueScale()
-        self.constraints.reset()
-        for kept in (self._metrics["train"], self._update_metrics, self._kls):
-            kept.clear()
-        return super().train(*args, **kwargs)
-
     def _prepare_inputs(self, inputs: Any) -> Any:
         """This process's micro-batch of the buffer, after a new rollout if one is due.
 
@@ -413,78 +400,3 @@ class RLAETrainer(PolicyPublisher, RolloutTrainer, DurableTrainer, FiniteTrainer
     def floating_point_ops(self, inputs: Any) -> int:
         """Not counted: members and policy differ in size, and most operations are those of generation."""
         return 0
-
-    # -- checkpoints -------------------------------------------------------------------------------------
-
-    def run_settings(self) -> dict[str, Any]:
-        """See `DurableTrainer`: how rollouts are made and used, the policy, and the members."""
-        names = ("objective", "num_generations", "steps_per_generation", "num_iterations")
-        encoder = [
-            (name, value)
-            for name, value in self.policy.named_parameters()
-            if "encoder." in name and not value.requires_grad
-        ]
-        policy = describe_model(self.policy.config, encoder)
-        policy["config"].pop("span_length")
-        return {
-            **super().run_settings(),
-            **{name: getattr(self.args, name) for name in names},
-            "trainer": RLAETrainer.__name__,
-            "policy": {**policy, "adapter": describe_adapter(self.policy)},
-            "members": [describe_member(member) for member in self.ensemble.members],
-        }
-
-    def _obstacle(self, folder: Path) -> str | None:
-        found = super()._obstacle(folder)
-        unlike = [] if found else unlike_tensors(folder, self.policy)
-        if not unlike:
-            return found
-        return (
-            f"{folder} has {len(unlike)} tensors that this policy does not have, or has with another shape, such as "
-            f"{unlike[0]}: an earlier version of hf_rlae, in which the critic was another one, or another policy saved "
-            "it. Resume with that version, or load its weights with `PolicyModel.from_pretrained` and train without "
-            "resume_from_checkpoint"
-        )
-
-    def run_notes(self) -> dict[str, Any]:
-        """See `DurableTrainer`."""
-        names = (
-            "advantages", "temperature", "top_p", "top_k", "max_completion_length", "multi_objective_aggregation",
-            "reward_constraints", "member_cost", "observation_dtype",
-        )  # fmt: skip
-        return {
-            **{name: getattr(self.args, name) for name in names},
-            "generation_kwargs": repr(self.args.generation_kwargs),
-            "chat_template_kwargs": repr(self.args.chat_template_kwargs),
-            "span_length": self.ensemble.config.span_length_of_policy,
-            "reward_funcs": self.reward_calls.names,
-            "reward_weights": self.reward_calls.weights.tolist(),
-            "train_dataset": describe_prompts(self.train_dataset),
-        }
-
-    def extra_state(self) -> dict[str, Any]:
-        """See `DurableTrainer`: the rollout in use, counters and metrics."""
-        return {
-            "buffer": self.buffer.state(),
-            "num_tokens": self._num_tokens,
-            "is_stopped": self._is_stopped,
-            "value_scale": self.value_scale.state(),
-            "multipliers": dict(self.constraints.multipliers),
-            "metrics": {name: list(values) for name, values in self._metrics["train"].items()},
-        }
-
-    def load_extra_state(self, state: dict[str, Any]) -> None:
-        """See `DurableTrainer`."""
-        self.buffer.load(state["buffer"])
-        kept, own = self.buffer.rollouts, present(self.args.generation_batch_size, "") // self.args.world_size
-        if kept is not None and len(kept) != own:
-            raise CheckpointError(
-                f"the rollout of this checkpoint has {len(kept)} completions in each process, and this run has {own}: "
-                "an earlier version of hf_rlae saved it, in which every process kept all. Resume with that version, or "
-                "load its weights and train without resume_from_checkpoint"
-            )
-        self._num_tokens = state["num_tokens"]
-        self._is_stopped = state["is_stopped"]
-        self.value_scale = ValueScale(**state["value_scale"])
-        self.constraints.load(state.get("multipliers", {}))  # earlier versions saved none
-        self._metrics["train"] = defaultdict(list, {name: list(v) for name, v in state["metrics"].items()})
