@@ -15,7 +15,8 @@ from tests.studies.rlae_tables import StudyTable
 Entries = Sequence[Mapping[str, Any]]
 
 KINDS = ("weighted sum", "normalised, then summed", "constraint")
-_MARKERS = ("o", "s", "D")
+_STYLES = (("o", "-", (5, 4)), ("s", "none", (-5, -9)), ("D", "none", (5, -9)))
+"""Marker, line, and where the label is, by kind."""
 
 
 def kind_of(entry: Mapping[str, Any]) -> str:
@@ -70,7 +71,10 @@ def shown(values: Sequence[float], digits: int = 3) -> str:
 
 
 def frontier_picture(entries: Entries, path: Path) -> None:
-    """Small answers over right ones, held-out, one panel a family: means over seeds, with a thin dot a run."""
+    """Small answers over right ones, held-out, one panel a family: means over seeds, with a thin dot a run.
+
+    The label of a sum is the weight of `small`; the weight of `right` is 1 less it.
+    """
     from matplotlib.figure import Figure
 
     families = list(dict.fromkeys(entry["family"] for entry in entries))
@@ -85,14 +89,25 @@ def frontier_picture(entries: Entries, path: Path) -> None:
                 continue
             colour = colour_of(place)
             axes.plot(single[:, 0], single[:, 1], ".", color=colour, markersize=4, alpha=0.5)
-            line = "-" if kind == KINDS[0] else ""
-            axes.plot(means[:, 0], means[:, 1], line, marker=_MARKERS[place], color=colour, label=kind, linewidth=1)
-            for (right, small), runs in zip(means, chosen, strict=True):
-                label = runs[0]["combination"].removesuffix(", normalised")
-                axes.annotate(label, (right, small), xytext=(5, 4), textcoords="offset points", fontsize=6)
+            marker, line, offset = _STYLES[place]
+            axes.plot(means[:, 0], means[:, 1], linestyle=line, marker=marker, color=colour, label=kind, linewidth=1)
+            for point, runs in zip(means, chosen, strict=True):
+                label = _label(runs[0])
+                # of constraints on different rewards, which may end at one point, labels are on different sides
+                side = (-5, -16) if label.startswith("right") else offset
+                style: dict[str, Any] = {"fontsize": 7, "color": colour, "ha": "right" if side[0] < 0 else "left"}
+                axes.annotate(label, point, xytext=side, textcoords="offset points", **style)
         axes.set(xlabel="right answers", ylabel="smallness of answers", title=family)
         axes.margins(x=0.18, y=0.1)
         axes.grid(alpha=0.3)
     handles, labels = axes.get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside upper center", ncols=3, frameon=False)
     save_figure(figure, path)
+
+
+def _label(entry: Mapping[str, Any]) -> str:
+    """The weight of `small`, or the constraint."""
+    name = str(entry["combination"])
+    if kind_of(entry) == KINDS[2]:
+        return name.replace(" at least ", " >= ")
+    return name.split(" + ")[1].split()[0]
