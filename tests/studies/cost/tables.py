@@ -109,7 +109,7 @@ def cost_picture(entries: Entries, kinds: Sequence[str], relative: Sequence[floa
             costs = [float(point.cost(relative).mean()) for _, point in line]
             shares = [float(point.right.mean()) for _, point in line]
             axes.plot(costs, shares, mark, linestyle="-", color=colour, label=f"router, {_LABELS[way]}")
-            if way == "largest weight":
+            if way == "drawn":
                 for (key, _), cost, share in zip(line, costs, shares, strict=True):
                     axes.annotate(f"{key[1]:g}", (cost, share), (4, 4), textcoords="offset points", fontsize=8)
         for method, way, mark, colour, label in _OTHERS:
