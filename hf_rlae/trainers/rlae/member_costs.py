@@ -62,7 +62,7 @@ def _check_prices(ensemble: EnsembleForCausalLM, args: RLAEConfig, prices: Seque
             "weights cost the same; give the policy action='categorical', or the ensemble min_weight or "
             "max_active_members"
         )
-    if policy.observes_members and config.tokens_per_weights == 1:
+    if policy.observes_members and (args.span_length or config.tokens_per_weights) == 1:
         raise ConfigError(
             f"member_cost with span_length=1 and observation={policy.observation!r}: the policy makes every member run "
             "at the first token of every span, so all weights cost the same; give longer spans, or a policy that reads "

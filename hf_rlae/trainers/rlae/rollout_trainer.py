@@ -194,8 +194,8 @@ class RolloutTrainer(Trainer):
         count = len(rows) // self.accelerator.num_processes
         return rows[self.accelerator.process_index * count :][:count]
 
-    def _seeds(self, kind: int, number: int, rows: int) -> list[int]:
-        start = self.accelerator.process_index * rows
+    def _seeds(self, kind: int, number: int, rows: int, before: int = 0) -> list[int]:
+        start = before + self.accelerator.process_index * rows
         return [seed_of(self.args.seed, kind, number, row) for row in range(start, start + rows)]
 
     # -- evaluation ---------------------------------------------------------------------------------------
@@ -265,7 +265,9 @@ class RolloutTrainer(Trainer):
         self, model: nn.Module, inputs: Any, prediction_loss_only: bool, ignore_keys: list[str] | None = None
     ) -> tuple[None, None, None]:
         """Generates one batch of completions and keeps their rewards."""
-        seeds = self._seeds(EVAL_SEEDS, len(self._evaluated), len(inputs)) if self.args.eval_do_sample else None
+        seeds = None
+        if self.args.eval_do_sample:
+            seeds = self._seeds(EVAL_SEEDS, 0, len(inputs), before=sum(len(rows) for _, rows in self._evaluated))
         rollouts = self._checked_rollouts(inputs, seeds, explores=False)
         rewards_per_func = self._score(inputs, rollouts)
         self._evaluated.append((self._records(rollouts), rewards_per_func))

@@ -121,6 +121,8 @@ def test_no_price_is_the_same_as_a_price_of_zero(tmp_path):
     ("options", "policy", "settings", "message"),
     [
         ({"member_cost": [1.0]}, {}, {"span_length": 1}, "span_length=1 and observation='members'"),
+        ({"member_cost": [1.0], "span_length": 1}, {}, {}, "span_length=1 and observation='members'"),
+        ({"member_cost": [1.0], "span_length": 2}, {}, {"span_length": 1}, ""),
         ({"member_cost": [0.1, 0.2, 0.3]}, {}, {}, "3 prices for 2 members"),
         ({"member_cost": [0.1, 0.2], "objective": "mixture"}, {}, {}, "objective='mixture'"),
         ({"member_cost": [0.1, 0.2]}, {"action": "dirichlet"}, {}, "action='dirichlet'"),

@@ -58,6 +58,25 @@ def test_samples_for_evaluation_and_several_a_prompt(tmp_path):
     assert trainer.evaluate()["eval_reward"] == found["eval_reward"]
 
 
+@pytest.mark.parametrize("draw", [None, "span"])
+def test_samples_for_evaluation_do_not_depend_on_batches(tmp_path, draw):
+    def completions_of(batch, at_once):
+        seen = []
+        trainer = trainer_of(
+            tmp_path,
+            reward=lambda completions, **_: seen.extend(completions) or [0.0] * len(completions),
+            ensemble=ensemble_of(draw=draw),
+            eval_dataset=data(5),
+            eval_do_sample=True,
+            per_device_eval_batch_size=batch,
+            rollout_batch_size=at_once,
+        )
+        trainer.evaluate()
+        return seen
+
+    assert completions_of(5, None) == completions_of(2, None) == completions_of(3, 2)
+
+
 def test_several_datasets_have_metrics_of_their_own(tmp_path):
     trainer = trainer_of(
         tmp_path,
