@@ -23,7 +23,7 @@ from transformers import BertConfig, BertModel
 
 from hf_rlae import EnsembleForCausalLM, PolicyConfig, PolicyModel
 from hf_rlae.trainers.rlae.rollouts import Sampling, write_rollouts
-from tests.benchmarks.building import timed
+from tests.benchmarks.building import in_turn
 from tests.benchmarks.cases import Case
 from tests.benchmarks.command import finish
 from tests.benchmarks.costs import Timing, pair, table
@@ -54,7 +54,7 @@ def policy_of(members: Sequence[Any], observation: str, action: str, span_length
 
 def measure(
     kind: str, tokenizers: str, count: int, rows: int, observation: str, span_length: int, rounds: int
-) -> list[list[Timing]]:
+) -> list[tuple[Timing, Timing]]:
     """Times of rollouts, one pair a round, in the order of `ACTIONS`."""
     members = members_of(kind, tokenizers, count, "cpu")
     prompts = prompts_of(Case(kind, tokenizers, count, rows, TOKENS, "sample"))
@@ -67,14 +67,7 @@ def measure(
         inputs = {name: encoded[name] for name in ("input_ids", "attention_mask")}
         sampling = Sampling(TOKENS, tuple(range(rows)), explores=True, keeps_logps=False)
         calls.append(lambda e=ensemble, p=policy, i=inputs, s=sampling: write_rollouts(e, p, i, prompts, s))
-    for call in calls:
-        call()
-    found: list[list[Timing]] = []
-    for number in range(rounds):
-        order = (0, 1) if number % 2 else (1, 0)
-        times = {place: timed(calls[place])[0] for place in order}
-        found.append([times[0], times[1]])
-    return found
+    return in_turn(*calls, rounds)
 
 
 def main(given: Sequence[str] | None = None) -> None:

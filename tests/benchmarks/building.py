@@ -22,6 +22,20 @@ def timed(function: Callable[[], Any]) -> tuple[Timing, Any]:
     return Timing(time.process_time() - cpu, time.perf_counter() - wall), result
 
 
+def in_turn(one: Callable[[], Any], other: Callable[[], Any], rounds: int) -> list[tuple[Timing, Timing]]:
+    """Times of two calls, one pair a round, after one call of each; the first of a round changes."""
+    one()
+    other()
+    found = []
+    for number in range(rounds):
+        if number % 2:
+            first, second = timed(one)[0], timed(other)[0]
+        else:
+            second, first = timed(other)[0], timed(one)[0]
+        found.append((first, second))
+    return found
+
+
 def union_times() -> tuple[Timing, str]:
     """The time for the union of GPT-2's and GPT-NeoX's vocabularies, and a table with its parts."""
     tokenizers = [tokenizer_of(name) for name in (GPT2, NEOX)]

@@ -18,7 +18,7 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 import torch
 
 from hf_rlae import EnsembleForCausalLM, PolicyConfig, PolicyModel
-from tests.benchmarks.building import timed
+from tests.benchmarks.building import in_turn
 from tests.benchmarks.cases import Case
 from tests.benchmarks.command import finish
 from tests.benchmarks.costs import Timing, pair, table
@@ -29,7 +29,7 @@ TOKENS = 64
 
 def measure(
     kind: str, tokenizers: str, count: int, rows: int, span_length: int, lookahead: int, rounds: int
-) -> list[list[Timing]]:
+) -> list[tuple[Timing, Timing]]:
     """Times of generation, one pair a round: without and with a look-ahead."""
     members = members_of(kind, tokenizers, count, "cpu")
     prompts = prompts_of(Case(kind, tokenizers, count, rows, TOKENS, "sample"))
@@ -43,14 +43,7 @@ def measure(
         inputs = {name: encoded[name] for name in ("input_ids", "attention_mask")}
         options = {"max_new_tokens": TOKENS, "min_new_tokens": TOKENS, "do_sample": False}
         calls.append(lambda e=ensemble, i=inputs, o=options: e.generate(**i, **o))
-    for call in calls:
-        call()
-    found: list[list[Timing]] = []
-    for number in range(rounds):
-        order = (0, 1) if number % 2 else (1, 0)
-        times = {place: timed(calls[place])[0] for place in order}
-        found.append([times[0], times[1]])
-    return found
+    return in_turn(*calls, rounds)
 
 
 def main(given: Sequence[str] | None = None) -> None:
