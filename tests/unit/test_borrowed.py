@@ -9,6 +9,7 @@ from __future__ import annotations
 import ast
 import importlib
 import inspect
+from collections import defaultdict
 from pathlib import Path
 
 import pytest
@@ -126,20 +127,22 @@ def _borrowed_everywhere() -> set[str]:
 
 def test_every_private_method_that_is_called_on_a_base_class_is_on_a_list():
     """Law: `super()._name(...)` in the package names a method of our own, or one whose signature is tested."""
-    called: dict[str, str] = {}
-    own: set[str] = set()
-    for path in sorted(Path(hf_rlae.__file__).parent.rglob("*.py")):
-        bases = {}
-        for node in ast.walk(ast.parse(path.read_text())):
-            if isinstance(node, ast.ClassDef):
-                names = {part.name for part in node.body if isinstance(part, ast.FunctionDef)}
-                bases[node.name] = names
-                own |= {name for base in node.bases for name in bases.get(getattr(base, "id", ""), ())}
-            if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Call):
-                is_super = isinstance(node.value.func, ast.Name) and node.value.func.id == "super"
-                if is_super and node.attr.startswith("_") and not node.attr.startswith("__"):
-                    called[node.attr] = path.name
-    inherited = {"_run", "_settled"}  # of ReadingsRun, in another file
-    missing = {name: file for name, file in called.items() if name not in own | inherited | _borrowed_everywhere()}
+    trees = {str(path): ast.parse(path.read_text()) for path in sorted(Path(hf_rlae.__file__).parent.rglob("*.py"))}
+    nodes = [(file, node) for file, tree in trees.items() for node in ast.walk(tree)]
+    classes = [node for _, node in nodes if isinstance(node, ast.ClassDef)]
+    methods: dict[str, set[str]] = defaultdict(set)
+    for node in classes:
+        methods[node.name] |= {part.name for part in node.body if isinstance(part, ast.FunctionDef)}
+    own = {name for node in classes for base in node.bases for name in methods[getattr(base, "id", "")]}
+    called = {
+        node.attr: file
+        for file, node in nodes
+        if isinstance(node, ast.Attribute)
+        and isinstance(node.value, ast.Call)
+        and getattr(node.value.func, "id", "") == "super"
+        and node.attr.startswith("_")
+        and not node.attr.startswith("__")
+    }
+    missing = {name: file for name, file in called.items() if name not in own | _borrowed_everywhere()}
     assert not missing
     assert len(called) > 10

@@ -47,15 +47,15 @@ def test_three_roles_read_and_learn(tmp_path):
 def test_shares_of_the_reward(tmp_path, monkeypatch):
     """Two pioneers that do not read each other, and a judge with half a share."""
     monkeypatch.setattr(roles, "_entries", dict(roles._entries))
-    roles.register("judge")(Role("{answers} {prompt}", share=0.5))
+    roles.register("arbiter")(Role("{answers} {prompt}", share=0.5))
     for credit in ("team", "own"):
         calls = []
-        chain = ["pioneer", "pioneer", "judge"]
+        chain = ["pioneer", "pioneer", "arbiter"]
         trainer = trainer_of(tmp_path / credit, rewards=watched(calls), roles=chain, credit=credit)
         batch = rollout(trainer)
-        assert [call[0] for call in calls] == ["pioneer-1", "pioneer-2", "judge"]
+        assert [call[0] for call in calls] == ["pioneer-1", "pioneer-2", "arbiter"]
         assert calls[1][2] == [[]] * 8
-        assert trainer.roles() == {"agent-1": "pioneer-1", "agent-2": "pioneer-2", "agent-3": "judge"}
+        assert trainer.roles() == {"agent-1": "pioneer-1", "agent-2": "pioneer-2", "agent-3": "arbiter"}
         one, two, judge = (torch.tensor(vowels(call[3])) for call in calls)
         own = {"agent-1": one + judge / 2, "agent-2": two + judge / 2, "agent-3": judge / 2}
         for name in trainer.agents.names:
