@@ -62,10 +62,10 @@ def measure(
     for action in ACTIONS:
         policy = policy_of(members, observation, action, span_length)
         ensemble = EnsembleForCausalLM.from_members(members, policy, span_length=span_length)
-        ensemble.generation_config.min_new_tokens = TOKENS
         encoded = ensemble.tokenizer(prompts, return_tensors="pt", padding=True)
         inputs = {name: encoded[name] for name in ("input_ids", "attention_mask")}
-        sampling = Sampling(TOKENS, tuple(range(rows)), explores=True, keeps_logps=False)
+        options = {"min_new_tokens": TOKENS}
+        sampling = Sampling(TOKENS, tuple(range(rows)), explores=True, options=options, keeps_logps=False)
         calls.append(lambda e=ensemble, p=policy, i=inputs, s=sampling: write_rollouts(e, p, i, prompts, s))
     return in_turn(*calls, rounds)
 

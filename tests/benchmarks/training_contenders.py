@@ -122,10 +122,8 @@ def vowels(completions: Sequence[str], **_: Any) -> list[float]:
 
 
 def ensemble_for(case: TrainingCase) -> EnsembleForCausalLM:
-    """With a learned policy that gives uniform weights, and texts that cannot end early."""
-    ensemble = ensemble_of(case.members, case.tokenizers, case.count, "cpu", case.draws, is_learned=True)
-    ensemble.generation_config.min_new_tokens = case.tokens
-    return ensemble
+    """With a learned policy that gives uniform weights."""
+    return ensemble_of(case.members, case.tokenizers, case.count, "cpu", case.draws, is_learned=True)
 
 
 def prompts_for(case: TrainingCase) -> list[str]:
@@ -155,8 +153,9 @@ def _options(case: TrainingCase, folder: str) -> dict[str, Any]:
 
 
 def rlae_trainer(case: TrainingCase, folder: str, **options: Any) -> TimedRLAETrainer:
-    """Trains a policy by the case's objective."""
-    args = RLAEConfig(**{**_options(case, folder), "objective": case.objective, **options})
+    """Trains a policy by the case's objective, on texts that cannot end early."""
+    lengths = {"generation_kwargs": {"min_new_tokens": case.tokens}}
+    args = RLAEConfig(**{**_options(case, folder), **lengths, "objective": case.objective, **options})
     dataset = Dataset.from_dict({"prompt": prompts_for(case)})
     trainer = TimedRLAETrainer(ensemble_for(case), vowels, args, dataset)
     return _with_clock(trainer)
