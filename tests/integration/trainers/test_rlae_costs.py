@@ -44,7 +44,7 @@ def ones(completions, **_):
 @pytest.mark.parametrize("objective", OBJECTIVES)
 @pytest.mark.parametrize("advantages", ["gae", "group_relative"])
 def test_of_members_that_are_as_good_the_cheap_one_is_used(tmp_path, objective, advantages):
-    """The reward is the same whoever writes: only the price says which member to draw."""
+    """All members earn the same reward, so the price alone decides which one is drawn."""
     ensemble = writing_ensemble(objective, "a", "b")
     options = {"advantages": advantages, "scale_rewards": "batch", "max_steps": 24, "num_iterations": 1}
     trainer = trainer_of(
