@@ -72,7 +72,7 @@ def _add_ensemble(ensemble: argparse._ArgumentGroup) -> None:
     ensemble.add_argument("--weights", type=_weights, metavar="W,W", help=weights)
     length = "tokens that share one weight vector (default: 8)"
     ensemble.add_argument("--span-length", type=positive_int, default=8, metavar="N", help=length)
-    mixing = "linear (mixture of probabilities) or log (product of experts) (default: linear)"
+    mixing = "linear (mixture of probabilities), log (product of experts) or power (between them) (default: linear)"
     ensemble.add_argument("--mixing", default="linear", metavar="NAME", help=mixing)
 
 

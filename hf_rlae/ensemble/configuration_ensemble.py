@@ -17,7 +17,7 @@ from hf_rlae.errors import ConfigError
 from hf_rlae.vocabulary.round_trip import AUTO, FORMS
 
 if TYPE_CHECKING:
-    MixingName: TypeAlias = Literal["linear", "log"]
+    MixingName: TypeAlias = Literal["linear", "log", "power"]
 else:
     MixingName = str  # mixings that a user registers are accepted too
 
@@ -46,8 +46,8 @@ class EnsembleConfig(PreTrainedConfig):
             `max_active_members=k` the policy picks k members from the prompt: the others are never run in that row, and
             members that are given by name are loaded when they first run. The policy must not observe the members
             (ours).
-        mixing (`str`, defaults to `"linear"`): `"linear"` (mixture of probabilities) or `"log"` (product of
-            experts).
+        mixing (`str`, defaults to `"linear"`): `"linear"` (mixture of probabilities), `"log"` (product of
+            experts) or `"power"` (between them, see [`PowerMixing`]).
         min_weight (`float`, defaults to 0.0): weights below it become 0; a member with weight 0 does not run in the
             span.
         max_active_members (`int`, *optional*): maximum number of members with weight in a span.

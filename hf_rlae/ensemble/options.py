@@ -21,7 +21,7 @@ class EnsembleOptions(TypedDict, total=False):
 
     span_length: int
     select: Literal["span", "prompt"]
-    mixing: Literal["linear", "log"]
+    mixing: Literal["linear", "log", "power"]
     min_weight: float
     max_active_members: int | None
     max_readings: int

@@ -96,6 +96,8 @@ def mixture(logits: Sequence[torch.Tensor], weights: torch.Tensor, mixing: str =
     logps = stacked.log_softmax(-2)
     if mixing == "linear":
         mixed = (logps.exp() * weights[:, None]).sum(-1).log()
+    elif mixing == "power":
+        mixed = (2 * (logps.div(2).exp() * weights[:, None]).sum(-1).log()).log_softmax(-1)
     else:
         mixed = (logps * weights[:, None]).sum(-1).log_softmax(-1)
     return mixed + shift[:, None]

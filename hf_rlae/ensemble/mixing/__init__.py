@@ -2,6 +2,7 @@
 
 from hf_rlae.ensemble.mixing.linear import LinearMixing
 from hf_rlae.ensemble.mixing.log import LogMixing
+from hf_rlae.ensemble.mixing.power import PowerMixing
 from hf_rlae.ensemble.mixing.registry import Mixing, mixings
 
-__all__ = ["LinearMixing", "LogMixing", "Mixing", "mixings"]
+__all__ = ["LinearMixing", "LogMixing", "Mixing", "PowerMixing", "mixings"]

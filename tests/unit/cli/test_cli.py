@@ -101,7 +101,7 @@ def test_samples_repeat_with_a_seed(folders, capsys):
     assert texts[0] == texts[1] != texts[2]
 
 
-@pytest.mark.parametrize("mixing", ["linear", "log"])
+@pytest.mark.parametrize("mixing", ["linear", "log", "power"])
 def test_every_mixing_runs(folders, capsys, mixing):
     assert generate(*folders, "--prompt", PROMPT, "--mixing", mixing, "--span-length", "3") == 0
     assert text_of(capsys).startswith(PROMPT)

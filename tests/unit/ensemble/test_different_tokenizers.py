@@ -93,7 +93,7 @@ def test_teacher_forcing_equals_stepping(architecture):
 @given(
     first=st.floats(0.05, 0.9),
     span_length=st.integers(1, 5),
-    mixing=st.sampled_from(["linear", "log"]),
+    mixing=st.sampled_from(["linear", "log", "power"]),
     seed=st.integers(0, 99),
 )
 def test_teacher_forcing_of_samples(first, span_length, mixing, seed):
@@ -280,7 +280,7 @@ def test_order_of_three():
 @given(
     weights=st.lists(st.floats(0, 1), min_size=3, max_size=3).filter(lambda w: sum(w) > 0.1),
     dtype=st.sampled_from([torch.float32, torch.bfloat16]),
-    mixing=st.sampled_from(["linear", "log"]),
+    mixing=st.sampled_from(["linear", "log", "power"]),
 )
 def test_mixtures_sum_to_one(weights, dtype, mixing):
     """Law: each mixture sums to 1, special tokens have no mass, and STOP has the mass of all end ids."""

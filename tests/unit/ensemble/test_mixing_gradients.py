@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from hf_rlae import EnsembleForCausalLM
-from hf_rlae.ensemble.mixing import LinearMixing, LogMixing
+from hf_rlae.ensemble.mixing import LinearMixing, LogMixing, PowerMixing
 from tests.support.ensembles import encode, endless
 from tests.support.models import constant, pair
 from tests.support.tokenizers import byte_level_bpe, raw_bytes
@@ -20,7 +20,9 @@ SCORES = {
 }
 """Logits of two members over four tokens."""
 
-MIXTURES = [(mixing, method) for mixing in (LogMixing(), LinearMixing()) for method in ("of_logits", "of_probs")]
+MIXTURES = [
+    (mixing, method) for mixing in (LogMixing(), LinearMixing(), PowerMixing()) for method in ("of_logits", "of_probs")
+]
 
 
 def mixed(mixing, method, logits, weights):
@@ -126,7 +128,7 @@ def test_gradients_reach_the_policy_through_log_mixing(members):
     assert abs(slope) > 1e-2
 
 
-@pytest.mark.parametrize("mixing", ["linear", "log"])
+@pytest.mark.parametrize("mixing", ["linear", "log", "power"])
 def test_gradients_where_a_member_has_outgrown_its_context_in_one_row(mixing):
     """Gradients stay finite if a member has no next-token mass in one row of a batch."""
     members = [pair("llama", 0, raw_bytes()), pair("gpt2", 1, byte_level_bpe(), max_position_embeddings=16)]

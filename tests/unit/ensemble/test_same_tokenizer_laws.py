@@ -15,7 +15,7 @@ from tests.support.ensembles import TEXTS, encode, endless, mixture, own_logits,
 from tests.support.models import WINDOW, constant, pair, pairs
 from tests.support.tokenizers import byte_level_bpe
 
-MIXINGS = ("linear", "log")
+MIXINGS = ("linear", "log", "power")
 weight_lists = st.lists(st.floats(0.01, 1.0), min_size=2, max_size=5)
 quick = settings(max_examples=15)
 

@@ -65,7 +65,7 @@ def test_the_policy_is_asked_once_per_span_about_the_newest_text(span_length, st
 
 
 @settings(max_examples=8)
-@given(span_length=st.integers(1, 10), mixing=st.sampled_from(["linear", "log"]), use_cache=st.booleans())
+@given(span_length=st.integers(1, 10), mixing=st.sampled_from(["linear", "log", "power"]), use_cache=st.booleans())
 def test_weights_hold_for_a_span(span_length, mixing, use_cache):
     """Law: every token of span s comes from the mixture with the weights that were given for span s."""
     ensemble = endless(members(), policy_of_text, span_length=span_length, mixing=mixing)

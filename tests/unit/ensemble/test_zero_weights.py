@@ -80,7 +80,7 @@ def test_a_member_that_is_never_needed():
         st.lists(st.sampled_from([0.0, 0.2, 1.0]), min_size=3, max_size=3).filter(any), min_size=1, max_size=4
     ),
     span_length=st.integers(1, 5),
-    mixing=st.sampled_from(["linear", "log"]),
+    mixing=st.sampled_from(["linear", "log", "power"]),
     use_cache=st.booleans(),
 )
 def test_any_schedule(table, span_length, mixing, use_cache):
