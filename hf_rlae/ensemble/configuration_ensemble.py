@@ -54,7 +54,8 @@ class EnsembleConfig(PreTrainedConfig):
         max_readings (`int`, defaults to 4): maximum number of readings that a member keeps per row (ours).
         min_reading (`float`, defaults to 1e-4): readings with less probability are dropped (ours).
         draw (`str`, *optional*): sample from one member at a time, which is drawn by the weights for every `"token"`,
-            `"word"` or `"span"`; see [`MemberDraws`]. `None` mixes the members' distributions (ours).
+            `"word"` or `"span"`; see [`MemberDraws`]. `None` mixes the members' distributions. Source: ME (arXiv
+            2605.00419) for tokens; words and spans are ours.
         draw_scope (`str`, defaults to `"row"`): `"row"` draws one member per row, `"batch"` uses one random number for
             all rows.
         normalizes (`str`, *optional*, defaults to `"auto"`): if tokenizers differ, the Unicode form to which the

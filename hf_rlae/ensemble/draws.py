@@ -20,7 +20,7 @@ class MemberDraws:
     that holds for several tokens gives a mixture of longer pieces: of words, if it holds up to and including the next
     token that starts with a space, or of spans.
 
-    Source: ours.
+    Source: ME (arXiv 2605.00419) for tokens; words, spans and scopes are ours.
 
     Args:
         unit (`str`): `"token"`, `"word"` or `"span"`.

@@ -26,7 +26,8 @@ class ReadingsRun:
     `max_readings` readings `(ids, tail, a)` per row: `bytes(ids) + tail` is the text, without the bytes that the member
     cannot represent, and the probabilities `a` sum to 1.
 
-    Source: ours; see "Readings" in docs/concepts.md.
+    Source: ours; see "Readings" in docs/concepts.md. Candidates with an unfinished token are those of GenLM bytes
+    (`genlm/genlm-bytes`), which turns one model into a model of bytes; the update by who proposed a token is ours.
 
     Args:
         member (`Member`): the member whose model is run.

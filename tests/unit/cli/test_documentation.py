@@ -18,6 +18,16 @@ def blocks(path: Path, language: str) -> list[str]:
     return re.findall(rf"^```{language}\n(.*?)^```$", path.read_text(), re.MULTILINE | re.DOTALL)
 
 
+def prose(path: Path) -> str:
+    return re.sub(r"^```.*?^```$", "", path.read_text(), flags=re.MULTILINE | re.DOTALL)
+
+
+def sections(path: Path) -> set[str]:
+    """Names by which links reach the headings of a page, as GitHub makes them."""
+    headings = re.findall(r"^#+ (.+)$", prose(path), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
 def commands() -> list[str]:
     lines = [line for page in PAGES for block in blocks(page, "bash") for line in block.splitlines()]
     return [line for line in lines if re.match(r"(\S*/)?hf-rlae ", line)]
@@ -54,9 +64,14 @@ def test_the_gate_finds_the_test_command():
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_links_lead_somewhere(page):
-    prose = re.sub(r"^```.*?^```$", "", page.read_text(), flags=re.MULTILINE | re.DOTALL)
-    for target in re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", prose):
-        assert (page.parent / target).exists(), target
+    for target, section in re.findall(r"\]\(([^)#:]*)(?:#([^)]*))?\)", prose(page)):
+        linked = page.parent / target if target else page
+        assert linked.exists(), target
+        assert not section or section in sections(linked), f"{target}#{section}"
+
+
+def test_the_readme_links_every_page():
+    assert {path.name for path in PAGES[1:]} <= set(re.findall(r"\]\(docs/([^)#]+)\)", prose(PAGES[0])))
 
 
 def test_the_picture_shows_what_its_command_prints(shared, capsys):
