@@ -51,6 +51,8 @@ def trained_member(
     device: str = "cpu",
     learning_rate: float = 3e-3,
     report: Callable[[str], None] | None = None,
+    rows: int = ROWS,
+    columns: int = COLUMNS,
 ) -> LlamaForCausalLM:
     """A Llama model trained on a text for some steps.
 
@@ -59,12 +61,13 @@ def trained_member(
 
     Args:
         tokenizer (`PreTrainedTokenizerBase`), text (`str`): what is learned.
-        steps (`int`): of 16 rows with 64 tokens each.
+        steps (`int`): of `rows` rows with `columns` tokens each.
         shape (`dict`): fields of `LlamaConfig`.
         vocab_size (`int`, *optional*): width of the head, where it is to be padded.
         device (`str`): where to train.
         learning_rate (`float`): at its highest.
         report (callable, *optional*): called with a line of progress.
+        rows (`int`), columns (`int`): the shape of a batch.
     """
     size = vocab_size or len(tokenizer)
     used, ids = torch.tensor(tokenizer(text, verbose=False)["input_ids"]).unique(return_inverse=True)
@@ -78,11 +81,11 @@ def trained_member(
         rate = learning_rate * min(1.0, 10 * progress) * (0.05 + 0.95 * (1 + math.cos(math.pi * progress)) / 2)
         for group in optimizer.param_groups:
             group["lr"] = rate
-        starts = torch.randint(0, len(ids) - COLUMNS - 1, (ROWS,), generator=generator).to(device)
-        rows = ids[starts[:, None] + torch.arange(COLUMNS + 1, device=device)]
-        logits = small(input_ids=rows[:, :-1], use_cache=False).logits.float()
+        starts = torch.randint(0, len(ids) - columns - 1, (rows,), generator=generator).to(device)
+        batch = ids[starts[:, None] + torch.arange(columns + 1, device=device)]
+        logits = small(input_ids=batch[:, :-1], use_cache=False).logits.float()
         logits[..., -1] = logits[..., -1] + math.log(size - len(used))
-        loss = nn.functional.cross_entropy(logits.flatten(0, 1), rows[:, 1:].flatten())
+        loss = nn.functional.cross_entropy(logits.flatten(0, 1), batch[:, 1:].flatten())
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         nn.utils.clip_grad_norm_(small.parameters(), 1.0)
