@@ -1,19 +1,22 @@
 """Probabilities of texts summed over segmentations, and the share of sampled words that are no words.
 
 A text can be cut into union tokens in many ways, and an ensemble may write it in each of them:
-`P(text) = sum over segmentations (u_1, ..., u_n) of prod_t P(u_t | prompt, u_1, ..., u_{t-1})`.
+`P(text) = sum over segmentations (u_1, ..., u_n) of prod_t P(u_t | prompt, u_1, ..., u_{t-1})`, where `u_n` may be
+longer than what is left of the text.
 """
 
 from __future__ import annotations
 
 import math
 import re
+from bisect import bisect_left
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
 
 from hf_rlae.vocabulary import UnionVocabulary
+from hf_rlae.vocabulary.token_bytes import prefix_successor
 from tests.benchmarks.rivals import Decoder, RetokenisingDecoder
 
 WORD = re.compile(r"(?:[^\W\d_]|')+")
@@ -23,15 +26,22 @@ Report = Callable[[], None]
 
 
 def openings(union: UnionVocabulary, text: bytes) -> list[list[tuple[int, int]]]:
-    """For each position in a text the tokens that begin what is left of it, as (id, length)."""
-    return [
-        [
-            (union.id_of[text[at : at + length]], length)
-            for length in range(1, min(union.max_piece, len(text) - at) + 1)
-            if text[at : at + length] in union.id_of
+    """For each position in a text the tokens that begin what is left of it, as (id, how many bytes of the text).
+
+    A token may be longer than what is left: the probability of a text is that of all texts that begin with it.
+    """
+    pieces = sorted(union.id_of)
+    found = []
+    for at in range(len(text)):
+        rest, after = text[at:], prefix_successor(text[at:])
+        ways = [
+            (union.id_of[rest[:length]], length)
+            for length in range(1, min(union.max_piece, len(rest) - 1) + 1)
+            if rest[:length] in union.id_of
         ]
-        for at in range(len(text))
-    ]
+        covering = pieces[bisect_left(pieces, rest) : len(pieces) if after is None else bisect_left(pieces, after)]
+        found.append([*ways, *((union.id_of[piece], len(rest)) for piece in covering)])
+    return found
 
 
 def lookaheads(
@@ -39,8 +49,8 @@ def lookaheads(
 ) -> list[list[float]]:
     """Exact log-probabilities of what is left of each text at each position, where only the bytes count.
 
-    Dynamic programming: `B(end) = 1`, `B(i) = sum over tokens u = text[i:j] of P(u | prompt + text[:i]) B(j)`, so
-    that `B(0) = P(text)`.
+    Dynamic programming: `B(end) = 1`, `B(i) = sum over tokens u = text[i:j] of P(u | prompt + text[:i]) B(j)`, where
+    tokens that begin with all of `text[i:]` count for the end, so that `B(0) = P(text)`.
 
     Args:
         decoder (`RetokenisingDecoder`): one row a text.
@@ -105,56 +115,66 @@ def keep_some(log_scores: torch.Tensor, count: int, generator: torch.Generator) 
     return order[kept], chances[kept].log()
 
 
-def particle_estimate(
+def particle_estimates(
     decoder: Decoder,
-    prompt: str,
-    text: bytes,
-    lookahead: Sequence[float],
+    prompts: Sequence[str],
+    texts: Sequence[bytes],
+    lookaheads: Sequence[Sequence[float]],
     particles: int,
     generator: torch.Generator,
-) -> float:
-    """The log-probability of `text` after `prompt`, from an unbiased estimate of the probability by particles.
+) -> list[float]:
+    """The log-probability of each text after its prompt, from an unbiased estimate of the probability by particles.
 
-    Every particle is a segmentation of a beginning of the text, with a weight: its probability. In each step every
+    Every particle is a segmentation of a beginning of its text, with a weight: its probability. In each step every
     particle is continued by every token that begins what is left of the text. Of more than `particles` continuations
-    so many are kept, by weight times `lookahead` at their position, and their weights are raised so that expectations
-    do not change. The estimate is the sum of the weights of those that have reached the end of the text. It is
-    unbiased for any lookahead, and exact as long as nothing had to be dropped. Its logarithm is not unbiased: it is
-    too low by about half the estimate's relative variance.
+    of a text so many are kept, by weight times `lookahead` at their position, and their weights are raised so that
+    expectations do not change. The estimate is the sum of the weights of those that have reached the end of the text.
+    It is unbiased for any lookahead, and exact as long as nothing had to be dropped. Its logarithm is not unbiased: it
+    is too low by about half the estimate's relative variance.
 
     Args:
         decoder (`Decoder`): any.
-        prompt (`str`): given, not scored.
-        text (`bytes`): what follows it.
-        lookahead (`Sequence[float]`): for each position in the text a guess at the log-probability of the rest.
-        particles (`int`): the most rows of a batch.
+        prompts (`Sequence[str]`): given, not scored.
+        texts (`Sequence[bytes]`): what follows each prompt.
+        lookaheads (`Sequence[Sequence[float]]`): for each position in each text a guess at the log-probability of the
+            rest.
+        particles (`int`): the most rows of a text.
         generator (`torch.Generator`): for the draws.
     """
-    found = openings(decoder.union, text)
-    ahead = torch.tensor(lookahead, dtype=torch.float64)
-    logps = decoder.start([prompt])
-    at, weights = [0], torch.zeros(1, dtype=torch.float64)
-    finished = []
-    while at:
-        ways = [(row, token, length) for row, start in enumerate(at) for token, length in found[start]]
+    found = [openings(decoder.union, text) for text in texts]
+    ahead = [torch.tensor(values, dtype=torch.float64) for values in lookaheads]
+    finished: list[list[torch.Tensor]] = [[] for _ in texts]
+    logps = decoder.start(prompts)
+    owners, at, weights = list(range(len(texts))), [0] * len(texts), torch.zeros(len(texts), dtype=torch.float64)
+    while owners:
+        ways = [
+            (owner, row, token, start + length)
+            for row, (owner, start) in enumerate(zip(owners, at, strict=True))
+            for token, length in found[owner][start]
+        ]
         if not ways:
             break
-        rows, tokens, lengths = (torch.tensor(column) for column in zip(*ways, strict=True))
+        of_way, rows, tokens, ends = (torch.tensor(column) for column in zip(*ways, strict=True))
         weights = weights[rows] + logps[rows, tokens]
-        ends = torch.tensor(at)[rows] + lengths
-        done = ends == len(text)
-        finished.append(weights[done])
-        scores = weights + ahead[ends]
-        going = (~done & (scores > -torch.inf)).nonzero()[:, 0]
-        weights = weights[going]
-        if len(going) > particles:
-            kept, chances = keep_some(scores[going], particles, generator)
-            going, weights = going[kept], weights[kept] - chances
-        at = ends[going].tolist()
-        if at:
+        kept: list[torch.Tensor] = []
+        for owner in sorted(set(owners)):
+            mine = (of_way == owner).nonzero()[:, 0]
+            done = ends[mine] == len(texts[owner])
+            finished[owner].append(weights[mine[done]])
+            scores = weights[mine] + ahead[owner][ends[mine]]
+            alive = ~done & (scores > -torch.inf)
+            mine, scores = mine[alive], scores[alive]
+            if len(mine) > particles:
+                chosen, chances = keep_some(scores, particles, generator)
+                mine = mine[chosen]
+                weights[mine] -= chances
+            kept.append(mine)
+        going = torch.cat(kept)
+        owners, at, weights = of_way[going].tolist(), ends[going].tolist(), weights[going]
+        if owners:
             decoder.select(rows[going])
             logps = decoder.step(tokens[going])
-    return float(torch.cat(finished).logsumexp(0)) if finished else -math.inf
+    return [float(torch.cat(parts).logsumexp(0)) if parts else -math.inf for parts in finished]
 
 
 def ratio(numerators: Sequence[float], denominators: Sequence[float]) -> tuple[float, float]:

@@ -11,12 +11,14 @@ Source: covering sequences, as in byte-sampler (arXiv 2506.14123); here those of
 
 from __future__ import annotations
 
+from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
 
 from hf_rlae.vocabulary import ByteVocabulary
+from hf_rlae.vocabulary.token_bytes import prefix_successor
 
 Ids = tuple[int, ...]
 NextProbs = Callable[[Sequence[Ids]], np.ndarray]
@@ -69,12 +71,10 @@ class ByteMember:
         self.min_share = min_share
         ends = set(end_ids)
         texts = zip(vocabulary.sorted_pieces, vocabulary.sorted_ids, strict=True)
-        self._tokens = [(piece, i) for piece, i in texts if i not in ends]
-        self._counted = np.array([i for _, i in self._tokens] + self.end_ids)
-        self._after: dict[bytes, tuple[np.ndarray, np.ndarray]] = {}
-        self._whole: dict[bytes, list[int]] = {}
-        for piece, i in self._tokens:
-            self._whole.setdefault(piece, []).append(i)
+        self._pieces, ids = zip(*(pair for pair in texts if pair[1] not in ends), strict=True)
+        self._ids = np.array(ids)
+        self._counted = np.array([*ids, *self.end_ids])
+        self._ranges: dict[bytes, tuple[np.ndarray, np.ndarray, np.ndarray]] = {}
 
     def predict(self, prompts: Sequence[Sequence[int]], texts: Sequence[bytes]) -> list[Predictions]:
         """The distributions after each beginning of each text; texts advance together, byte by byte.
@@ -110,22 +110,20 @@ class ByteMember:
             path.probs[self._counted] = probs[self._counted]
             path.probs /= path.probs.sum()
 
-    def _longer(self, tail: bytes) -> tuple[np.ndarray, np.ndarray]:
-        """The tokens that begin with `tail` and are longer, and the byte that each has behind it."""
-        if tail not in self._after:
-            pairs = [
-                (i, piece[len(tail)])
-                for piece, i in self._tokens
-                if len(piece) > len(tail) and piece[: len(tail)] == tail
-            ]
-            ids, following = zip(*pairs, strict=True) if pairs else ((), ())
-            self._after[tail] = np.array(ids, dtype=int), np.array(following, dtype=int)
-        return self._after[tail]
+    def _tokens(self, tail: bytes) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """The tokens whose bytes are `tail`; those that begin with it and are longer; the byte that follows in each."""
+        if tail not in self._ranges:
+            after = prefix_successor(tail)
+            start, longer = bisect_left(self._pieces, tail), bisect_right(self._pieces, tail)
+            end = len(self._pieces) if after is None else bisect_left(self._pieces, after)
+            following = np.array([piece[len(tail)] for piece in self._pieces[longer:end]], dtype=int)
+            self._ranges[tail] = self._ids[start:longer], self._ids[longer:end], following
+        return self._ranges[tail]
 
     def _next(self, paths: Sequence[_Path], text: bytes, at: int) -> np.ndarray:
         total = np.zeros(STOP + 1)
         for path in paths:
-            ids, following = self._longer(text[path.at : at])
+            _, ids, following = self._tokens(text[path.at : at])
             total[:STOP] += path.weight * np.bincount(following, path.probs[ids], minlength=STOP)
             if path.at == at:
                 total[STOP] += path.weight * path.probs[self.end_ids].sum()
@@ -138,9 +136,9 @@ class ByteMember:
         """The paths after `text[:at]`, and those of them that end there, which the model has to read."""
         ways: list[tuple[float, _Path, int | None]] = []
         for path in paths:
-            tail = text[path.at : at]
-            ways.append((path.weight * path.probs[self._longer(tail)[0]].sum(), path, None))
-            ways += [(path.weight * path.probs[i], path, i) for i in self._whole.get(tail, ())]
+            whole, longer, _ = self._tokens(text[path.at : at])
+            ways.append((path.weight * path.probs[longer].sum(), path, None))
+            ways += [(path.weight * path.probs[i], path, i) for i in whole.tolist()]
         total = sum(share for share, _, _ in ways)
         if total == 0:
             return [], []

@@ -18,7 +18,7 @@ from tests.benchmarks.estimators import (
     keep_some,
     lookaheads,
     openings,
-    particle_estimate,
+    particle_estimates,
     ratio,
     sample,
 )
@@ -54,13 +54,13 @@ def decoder_of(kind: str) -> Decoder:
 
 
 def segmentations(union: UnionVocabulary, text: bytes) -> list[list[int]]:
-    """Every way to write a text in union tokens."""
+    """Every way to write a text, or one that begins with it, in union tokens of which none is behind the text."""
     if not text:
         return [[]]
     return [
         [token, *rest]
         for piece, token in union.id_of.items()
-        if text.startswith(piece)
+        if text.startswith(piece) or piece.startswith(text)
         for rest in segmentations(union, text[len(piece) :])
     ]
 
@@ -132,24 +132,26 @@ class TableDecoder:
 def test_openings_are_the_union_tokens_that_begin_the_rest():
     union = ab_pair().union
     found = openings(union, b"aab")
-    expected = [
-        sorted(token for piece, token in union.id_of.items() if b"aab"[at:].startswith(piece)) for at in range(3)
-    ]
-    assert [sorted(token for token, _ in ways) for ways in found] == expected
-    assert all(len(union.pieces[token]) == length for ways in found for token, length in ways)
+    for at, ways in enumerate(found):
+        rest = b"aab"[at:]
+        expected = {token for piece, token in union.id_of.items() if rest.startswith(piece) or piece.startswith(rest)}
+        assert {token for token, _ in ways} == expected
+        assert len(ways) == len(expected)
+        assert all(length == min(len(union.pieces[token]), len(rest)) for token, length in ways)
+    assert any(len(union.pieces[token]) > 1 for token, _ in found[-1])
 
 
 def test_lookaheads_sum_over_all_segmentations():
     pair = ab_pair()
 
     def rest(text: bytes, at: int) -> float:
-        if at == len(text):
+        if at >= len(text):
             return 1.0
         contexts = written(pair, PROMPT + text[:at].decode())
         return sum(
             mixed_by_bytes(pair, contexts, piece) * rest(text, at + len(piece))
             for piece in pair.union.id_of
-            if text.startswith(piece, at)
+            if text.startswith(piece, at) or piece.startswith(text[at:])
         )
 
     texts = [TEXT, b"bab"]
@@ -167,25 +169,28 @@ def test_lookaheads_report_every_position():
 @pytest.mark.parametrize("kind", ["appending", "retokenising", "readings"])
 def test_particles_are_exact_when_nothing_is_dropped(kind):
     decoder = decoder_of(kind)
-    found = particle_estimate(decoder, PROMPT, TEXT, [0.0] * (len(TEXT) + 1), MANY, torch.Generator())
+    texts = [TEXT[:5], b"ba"]
+    guides = [[0.0] * (len(text) + 1) for text in texts]
+    found = particle_estimates(decoder, [PROMPT] * 2, texts, guides, MANY, torch.Generator())
     assert len(segmentations(decoder.union, TEXT)) < MANY
-    assert found == pytest.approx(by_stepping(decoder, PROMPT, TEXT), abs=1e-4)
+    assert found == pytest.approx([by_stepping(decoder, PROMPT, text) for text in texts], abs=1e-4)
 
 
 def test_particles_of_retokenising_are_its_lookaheads():
     decoder = decoder_of("retokenising")
     ahead = lookaheads(decoder, [PROMPT], [TEXT])[0]
-    found = particle_estimate(decoder, PROMPT, TEXT, ahead, MANY, torch.Generator())
+    found = particle_estimates(decoder, [PROMPT], [TEXT], [ahead], MANY, torch.Generator())[0]
     assert found == pytest.approx(ahead[0], abs=1e-4)
 
 
 @pytest.mark.parametrize("is_guided", [False, True])
 def test_few_particles_are_unbiased(is_guided):
     decoder = TableDecoder(b"a", b"b", b"ab", b"ba")
-    text, generator = b"abab", torch.Generator().manual_seed(0)
+    text, generator, runs = b"abab", torch.Generator().manual_seed(0), 400
     exact = math.exp(by_stepping(decoder, "", text))
     ahead = [-0.5 * (len(text) - at) * is_guided for at in range(len(text) + 1)]
-    found = [math.exp(particle_estimate(decoder, "", text, ahead, 2, generator)) for _ in range(400)]
+    logps = particle_estimates(decoder, [""] * runs, [text] * runs, [ahead] * runs, 2, generator)
+    found = [math.exp(logp) for logp in logps]
     error = np.std(found) / math.sqrt(len(found))
     assert 0 < error < 0.2 * exact, "the particles must have something to drop"
     assert np.mean(found) == pytest.approx(exact, abs=4 * error)
