@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
-from transformers import Cache
+from transformers import Cache, LogitsProcessorList
 
 from hf_rlae.ensemble.draws import MemberDraws
 from hf_rlae.ensemble.engines.protocol import EngineCall, MemberRun
@@ -34,6 +34,8 @@ class EnsembleCache(Cache):
         trace (`Trace`): the recorded log-probabilities.
         draws (`MemberDraws` or `None`): draws the members from which tokens are sampled.
         drawn (`list[tuple[int, torch.LongTensor]]`): what was drawn in the last `generate` call; see `MemberDraws`.
+        member_processors (`LogitsProcessorList` or `None`): act on each member's distribution, inside `generate`; see
+            `EnsembleConfig.warp`.
         faults (`MemberFaults` or `None`): looks for members whose logits are not finite, inside `generate`.
         given (`list[int]` or `None`): in the first forward pass outside of `generate`, the column of the last special
             token that begins each row; see `given_columns`.
@@ -63,6 +65,7 @@ class EnsembleCache(Cache):
         self.trace = Trace(enabled=record)
         self.draws: MemberDraws | None = None
         self.drawn: list[tuple[int, torch.Tensor]] = []
+        self.member_processors: LogitsProcessorList | None = None
         self.faults: MemberFaults | None = None
         self.ended: torch.Tensor | None = None
         self.given: list[int] | None = None
@@ -177,7 +180,7 @@ class EnsembleCache(Cache):
         """Called when a `generate` call has ended, also by an exception."""
         self._in_generate = self._is_recording = False
         self.drawn = [] if self.draws is None else self.draws.drawn
-        self._generate_policy = self.draws = self.faults = self.ended = None
+        self._generate_policy = self.draws = self.faults = self.ended = self.member_processors = None
 
     def policy_or(self, policy: Policy) -> Policy:
         """The policy to ask: the cache's own, that of the running `generate` call, or else `policy`."""

@@ -13,6 +13,7 @@ from hf_rlae.ensemble.draws import SCOPES, UNITS
 from hf_rlae.ensemble.faults import ACTIONS
 from hf_rlae.ensemble.mixing import mixings
 from hf_rlae.ensemble.spans import WHOLE_TEXT
+from hf_rlae.ensemble.warping import WARPS
 from hf_rlae.errors import ConfigError
 from hf_rlae.vocabulary.round_trip import AUTO, FORMS
 
@@ -48,6 +49,9 @@ class EnsembleConfig(PreTrainedConfig):
             (ours).
         mixing (`str`, defaults to `"linear"`): `"linear"` (mixture of probabilities), `"log"` (product of
             experts) or `"power"` (between them, see [`PowerMixing`]).
+        warp (`str`, defaults to `"mixture"`): where temperature, top-k, top-p and the like act in sampling.
+            `"mixture"`: on the mixture. `"members"`: on each member's distribution, before they are mixed, as with
+            `draw` (ours).
         min_weight (`float`, defaults to 0.0): weights below it become 0; a member with weight 0 does not run in the
             span.
         max_active_members (`int`, *optional*): maximum number of members with weight in a span.
@@ -84,6 +88,7 @@ class EnsembleConfig(PreTrainedConfig):
     span_length: int = 8
     select: str = "span"
     mixing: MixingName = "linear"
+    warp: str = "mixture"
     min_weight: float | int = 0.0
     max_active_members: int | None = None
     max_readings: int = 4
@@ -107,6 +112,7 @@ class EnsembleConfig(PreTrainedConfig):
         check_fields(self, _BOUNDS)
         check_choice("select", self.select, SELECTIONS)
         check_choice("mixing", self.mixing, mixings)
+        check_choice("warp", self.warp, WARPS)
         try:
             json.dumps(self.policy)
         except (TypeError, ValueError, RecursionError) as error:

@@ -13,6 +13,7 @@ from hf_rlae.ensemble.faults import MemberFaults
 from hf_rlae.ensemble.generation_inputs import check_chat, check_draws, check_generate_inputs, check_prompt_lengths
 from hf_rlae.ensemble.inputs import check_cached_states
 from hf_rlae.ensemble.trace import BeamWatch
+from hf_rlae.ensemble.warping import check_warping
 
 if TYPE_CHECKING:
     from hf_rlae.ensemble.modeling_ensemble import EnsembleForCausalLM
@@ -46,6 +47,8 @@ def begin_call(
     if config.draw is not None and cache.may_draw:
         check_draws(settings, kwargs)
         draws = MemberDraws(config.draw, config.draw_scope, model.word_beginnings, cache.draw_numbers)
+    elif config.warp == "members":
+        check_warping(settings, kwargs)
     beams = settings.num_beams or 1
     repeats = max(beams, settings.num_return_sequences or 1)
     faults = MemberFaults(model.members, columns, repeats, config.on_non_finite == "drop")

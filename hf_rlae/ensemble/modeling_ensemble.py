@@ -12,6 +12,7 @@ from torch import nn
 from transformers import (
     GenerationConfig,
     GenerationMixin,
+    LogitsProcessorList,
     PreTrainedModel,
 )
 from transformers.modeling_outputs import CausalLMOutputWithPast
@@ -35,6 +36,7 @@ from hf_rlae.ensemble.inputs import (
 from hf_rlae.ensemble.options import BuildOptions, GivenMember, LoadOptions
 from hf_rlae.ensemble.outputs import EnsembleGenerateBeamOutput, EnsembleGenerateOutput, attach_trace
 from hf_rlae.ensemble.policy_fit import check_policy_fits
+from hf_rlae.ensemble.warping import split_at_warpers
 from hf_rlae.errors import ConfigError, InputError, present
 from hf_rlae.members import Member
 from hf_rlae.policies import Policy, UniformPolicy, observed_tokens
@@ -401,6 +403,15 @@ class EnsembleForCausalLM(PreTrainedModel, GenerationMixin):
         finally:
             cache.end_generate()
         return attach_trace(self, result, cache) if settings.return_dict_in_generate else result
+
+    def _get_logits_processor(self, *args: Any, **kwargs: Any) -> LogitsProcessorList:
+        """The processors that act on the mixture; those that act on members are put into the cache of the call."""
+        processors: LogitsProcessorList = super()._get_logits_processor(*args, **kwargs)  # type: ignore[misc]
+        cache = (kwargs.get("model_kwargs") or {}).get("past_key_values")
+        if self.config.warp == "members" and isinstance(cache, EnsembleCache) and cache.draws is None:
+            of_members, processors = split_at_warpers(processors)
+            cache.member_processors = of_members or None
+        return processors
 
     def init_continuous_batching(self, *args: Any, **kwargs: Any) -> Any:
         """Not supported: continuous batching (`generate_batch`) keeps keys and values of one model in pages.

@@ -22,6 +22,7 @@ class EnsembleOptions(TypedDict, total=False):
     span_length: int
     select: Literal["span", "prompt"]
     mixing: Literal["linear", "log", "power"]
+    warp: Literal["mixture", "members"]
     min_weight: float
     max_active_members: int | None
     max_readings: int

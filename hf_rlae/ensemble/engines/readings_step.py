@@ -7,9 +7,11 @@ from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
 import torch
+from transformers import LogitsProcessorList
 
 from hf_rlae.ensemble.spans import SpanQuery
 from hf_rlae.ensemble.trace import MemberScores
+from hf_rlae.ensemble.warping import warped
 from hf_rlae.members import Update, UpdateSums, readings_ahead
 from hf_rlae.policies import MemberObservation
 
@@ -156,6 +158,9 @@ class ReadingsStep:
                     run.defer(row, update.raw)
         if not is_wanted:
             return
+        processors = cache.member_processors
+        if processors is not None:
+            outputs = [None if entry is None else _warped(processors, cache.ids, entry) for entry in outputs]
         if cache.trace.enabled:  # inside a prompt no member has a distribution, so no weight
             has_weights = any(output is not None for output in outputs)
             none = torch.zeros(len(has_begun), 1, len(outputs), device=cache.ids.device)
@@ -351,7 +356,8 @@ class ReadingsStep:
         log_z = [entry[1].to(device) for entry in present]
         weights = self.cache.spans.weights(self._column, self._column + 1)[:, 0, active]
         has_ended: torch.Tensor | None = None
-        if any(self.runs[index].may_be_empty for index in active):
+        processors = self.cache.member_processors
+        if processors is not None or any(self.runs[index].may_be_empty for index in active):
             weights = weights * torch.isfinite(torch.stack(log_z, dim=1))
             total = weights.sum(1, keepdim=True)
             is_empty = total[:, 0] == 0
@@ -367,9 +373,19 @@ class ReadingsStep:
                 logger.warning("no member can continue a text, so it ends there")
             mixed = mixed.masked_fill(has_ended[:, None], -torch.inf)
             mixed[:, self.engine.union.stop_id].masked_fill_(has_ended, 0.0)
+            if processors is not None:  # they may not let it end
+                mixed = torch.where(has_ended[:, None], warped(processors, ids, mixed), mixed)
         if not all(has_begun):
             mixed[torch.tensor([not begun for begun in has_begun], device=device)] = torch.nan
         return mixed
+
+
+def _warped(processors: LogitsProcessorList, ids: torch.Tensor, output: Distribution) -> Distribution:
+    """A member's distribution after the processors that act on members; without mass in rows where they leave none."""
+    probs, log_z = (entry.to(ids.device) for entry in output)
+    scores = warped(processors, ids, probs.log() + log_z[:, None])
+    log_z = scores.logsumexp(-1)
+    return (scores - log_z[:, None]).exp().masked_fill((log_z == -torch.inf)[:, None], 0.0), log_z
 
 
 def _is_empty(output: Distribution | None, row: int) -> bool:

@@ -7,13 +7,14 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import torch
-from transformers import GenerationConfig, PreTrainedTokenizerBase
+from transformers import GenerationConfig, LogitsProcessorList, PreTrainedTokenizerBase
 
 from hf_rlae.ensemble.engines.host_runs import SharedTokenizerHost
 from hf_rlae.ensemble.engines.look_ahead import columns_ahead
 from hf_rlae.ensemble.mixing import Mixing
 from hf_rlae.ensemble.spans import SpanQuery, without
 from hf_rlae.ensemble.trace import MemberScores
+from hf_rlae.ensemble.warping import warped
 from hf_rlae.errors import InputError, present
 from hf_rlae.members import ChosenRowsRun, Member, OwnPromptRun, SeparateRowsRun, SharedRun
 from hf_rlae.policies import MemberObservation
@@ -315,13 +316,32 @@ class SharedTokenizerStep:
                 break
             lost = broken if lost is None else lost | broken
             present(faults, "the faults").check_left(lost)
+        if self.cache.member_processors is not None:
+            return self._warped(self.cache.member_processors, active, logits, weights)
         if self.cache.trace.enabled:
-            self._record(active, log_z, weights)
+            self._record(
+                active, [self._output(index)[0][:, self.low - self.first :] for index in active], log_z, weights
+            )
         if len(active) == 1 and not self.skipped:  # a single member: its own logits, bit-exactly
             own = self.engine.padded(logits[0]).to(self.cache.ids.device)
             return self.engine.readable(own if len(self.engine.members) == 1 else own.float())
         mixed = self.engine.readable(self.engine.mixing.of_logits(logits, log_z, weights[..., active]))
         return torch.nn.functional.pad(mixed, (0, 0, self.skipped, 0), value=torch.nan) if self.skipped else mixed
+
+    def _warped(
+        self, processors: LogitsProcessorList, active: Sequence[int], logits: list[torch.Tensor], weights: torch.Tensor
+    ) -> torch.Tensor:
+        """Like `logits`, with the members' warped distributions; `generate` has one column per step."""
+        engine, ids = self.engine, self.cache.ids
+        scores = [warped(processors, ids, engine.readable(engine.padded(entry[:, -1])))[:, None] for entry in logits]
+        log_z = [entry.logsumexp(-1) for entry in scores]
+        if self.cache.trace.enabled:
+            self._record(active, [entry.clone() for entry in scores], log_z, weights)
+        if len(active) == 1:
+            return scores[0]
+        held = weights[..., active] * torch.isfinite(torch.stack(log_z, dim=-1))  # where some token is left
+        total = held.sum(-1, keepdim=True)
+        return engine.mixing.of_logits(scores, log_z, held / total.masked_fill(total == 0, 1.0))
 
     def _weights(self, lost: torch.Tensor | None) -> tuple[torch.Tensor, list[int]]:
         """The weights `(B, n, M)` without lost members `(B, n, M)`, and the members with weight; draws members."""
@@ -409,8 +429,14 @@ class SharedTokenizerStep:
                 self.engine.members[index].warn_of_outgrown_context()
         return outgrown
 
-    def _record(self, active: Sequence[int], log_z: Sequence[torch.Tensor], weights: torch.Tensor) -> None:
+    def _record(
+        self,
+        active: Sequence[int],
+        scores: Sequence[torch.Tensor],
+        log_z: Sequence[torch.Tensor],
+        weights: torch.Tensor,
+    ) -> None:
         by_member: list[tuple[torch.Tensor, torch.Tensor] | None] = [None] * len(self.engine.members)
-        for index, z in zip(active, log_z, strict=True):
-            by_member[index] = (self._output(index)[0][:, self.low - self.first :], z)
+        for index, entry, z in zip(active, scores, log_z, strict=True):
+            by_member[index] = (entry, z)
         self.cache.trace.pending = MemberScores(self.low, by_member, weights)

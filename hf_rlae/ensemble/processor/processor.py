@@ -142,7 +142,8 @@ class EnsembleLogitsProcessor(LogitsProcessor):
             tokenizer, or if the host has the shortest tokens.
 
     Raises:
-        ConfigError: an ensemble that draws members or picks them from the prompt, or an adapter name for the host.
+        ConfigError: an ensemble that draws members, warps them or picks them from the prompt, or an adapter name for
+            the host.
 
     Example:
 
@@ -364,6 +365,11 @@ def _check_ensemble(ensemble: EnsembleForCausalLM) -> None:
         raise ConfigError(
             f"draw={ensemble.config.draw!r}: in a plain `generate` the host runs for every token, even if another "
             "member is drawn; leave draw out, or call the `generate` of `EnsembleForCausalLM`"
+        )
+    if ensemble.config.warp == "members":
+        raise ConfigError(
+            'warp="members": a plain `generate` has one temperature, top_p and so on, for what the processor returns; '
+            "leave warp out, or call the `generate` of `EnsembleForCausalLM`"
         )
     if ensemble.members[0].adapter_name is not None:
         raise ConfigError(

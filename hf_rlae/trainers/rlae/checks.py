@@ -98,7 +98,8 @@ def _check_objective(ensemble: EnsembleForCausalLM, policy: PolicyModel, args: R
             f"come from a mixture of {draw}s, which has another gradient; give draw='token' or None, or take 'ppo' or "
             "'mappo'"
         )
-    warn_of_biased_ratios({**own_options(ensemble), **args.generation_options})
+    if ensemble.config.warp == "mixture" or draw is not None:  # else rollouts keep the warped probabilities
+        warn_of_biased_ratios({**own_options(ensemble), **args.generation_options})
 
 
 def check_rlae_datasets(ensemble: EnsembleForCausalLM, args: RLAEConfig, train_dataset: Any, eval_dataset: Any) -> None:

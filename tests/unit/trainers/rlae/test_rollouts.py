@@ -12,9 +12,10 @@ from hf_rlae.errors import InputError
 from hf_rlae.objectives import objectives
 from hf_rlae.trainers.rlae import batch_shrinking
 from hf_rlae.trainers.rlae.rollouts import Rollouts, Sampling, concatenate, write_rollouts
+from hf_rlae.trainers.rlae.row_noise import RowSampler
 from tests.support.ensembles import encode
 from tests.support.models import pair
-from tests.support.rlae import CHAT_TEMPLATES, PROMPTS, ensemble_of, favouring, members
+from tests.support.rlae import CHAT_TEMPLATES, PROMPTS, ensemble_of, favouring, members, trainer_of
 from tests.support.tiers import slow
 from tests.support.tokenizers import byte_level_bpe
 
@@ -429,3 +430,27 @@ def test_a_cache_goes_on_only_with_the_texts_that_it_kept():
     rest = ensemble.generate(input_ids=out[[2, 0]], max_new_tokens=2, past_key_values=cache, do_sample=False)
     whole = ensemble.generate(**encode(*PROMPTS), max_new_tokens=5, do_sample=False)
     assert torch.equal(rest, whole[[2, 0]])
+
+
+@pytest.mark.parametrize("kind", ["shared", "different"])
+def test_the_mixtures_probability_is_that_of_sampling_if_members_are_warped(kind, monkeypatch):
+    """With `warp="members"` the objective's ratios are exact, whatever temperature and top_k are."""
+    sampled, original = [], RowSampler.__call__
+
+    def call(self, ids, scores):
+        drawn = original(self, ids, scores)
+        sampled.append(scores.log_softmax(-1).gather(-1, drawn.argmax(-1, keepdim=True))[:, 0])
+        return drawn
+
+    monkeypatch.setattr(RowSampler, "__call__", call)
+    ensemble = ensemble_of("mixture", kind, span_length=3, warp="members")
+    rollouts = rolled(ensemble, "mixture", PROMPTS[:1], options={"temperature": 0.4, "top_k": 4})
+    found = rollouts.old_mixture_logps[0][rollouts.completion_mask[0]]
+    torch.testing.assert_close(found, torch.cat(sampled), atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize(("warp", "is_warned"), [("mixture", True), ("members", False)])
+def test_a_warning_says_when_ratios_are_biased(warp, is_warned, tmp_path, caplog):
+    ensemble = ensemble_of("mixture", warp=warp)
+    trainer_of(tmp_path, "mixture", ensemble=ensemble, temperature=0.7)
+    assert ("temperature=0.7: completions are sampled from another distribution" in caplog.text) == is_warned
