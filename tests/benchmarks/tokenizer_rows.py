@@ -10,6 +10,7 @@ from functools import cached_property
 import torch
 
 from hf_rlae import EnsembleConfig, EnsembleForCausalLM, Member, StaticPolicy
+from hf_rlae.errors import ConfigError
 from hf_rlae.vocabulary import ByteVocabulary
 from tests.benchmarks.decoding_cost import Cost, cost_alone, cost_of_sampling, own_tokens
 from tests.benchmarks.estimators import WORD, lookaheads, openings, particle_estimates, sample
@@ -25,6 +26,18 @@ FLOOR = 1e-6
 """How much of each member's exact distribution is made uniform before a product."""
 
 POWERS = {"linear": 1.0, "power": 0.5, "log": 0.0}
+GRAINS = (
+    ("token", "linear"),
+    ("common", "linear"),
+    ("character", "linear"),
+    ("character", "log"),
+    ("byte", "linear"),
+    ("byte", "power"),
+    ("byte", "log"),
+    ("auto", "linear"),
+)
+"""Grains and mixings of ensembles, from coarse to fine."""
+
 TEXT_ROWS = 256
 """The most rows of a batch."""
 
@@ -77,17 +90,20 @@ def rows_of(num_members: int, weights: Sequence[tuple[float, ...]]) -> list[Row]
     rows = [Row("alone", shares) for shares in one_hot]
     for shares in weights:
         rows += [Row("exact", shares, mixing=mixing) for mixing in POWERS]
-        rows += [Row("appending", shares), Row("retokenising", shares), Row("ensemble", shares)]
-        if has_grains():
-            rows += [Row("ensemble", shares, "byte", mixing) for mixing in POWERS]
-            rows += [Row("ensemble", shares, "character", mixing) for mixing in ("linear", "log")]
-            rows.append(Row("ensemble", shares, "auto"))
+        rows += [Row("appending", shares), Row("retokenising", shares)]
+        rows += [Row("ensemble", shares, grain, mixing) for grain, mixing in GRAINS if has_grain(grain)]
     return rows
 
 
-def has_grains() -> bool:
-    """Whether this version of the package has the option."""
-    return hasattr(EnsembleConfig(), "grain")
+def has_grain(grain: str) -> bool:
+    """Whether this version of the package has the option, and this value of it."""
+    if grain == "token" or not hasattr(EnsembleConfig(), "grain"):
+        return grain == "token"
+    try:
+        EnsembleConfig(grain=grain)
+    except ConfigError:
+        return False
+    return True
 
 
 class Measurer:
