@@ -85,6 +85,30 @@ class Table:
         cpu = "" if cost.cpu_s is None else f"{1000 * cost.cpu_s / cost.num_bytes:.2f}"
         return [f"{passes_per_byte(score):.2f}", " + ".join(own), cpu]
 
+    def frontier(self, weights: tuple[float, ...]) -> dict[Row, Score]:
+        """The ensembles with these weights of which no other is cheaper and predicts no worse, cheapest first."""
+        rows = [
+            (row, s) for row, s in self.scores.items() if row.weights == weights and row.kind == "ensemble" and s.cost
+        ]
+        rows = sorted((pair for pair in rows if pair[0].grain != "auto"), key=lambda pair: passes_per_byte(pair[1]))
+        found: dict[Row, Score] = {}
+        for row, score in rows:
+            if all(sum(score.bits) < sum(cheaper.bits) for cheaper in found.values()):
+                found[row] = score
+        return found
+
+    def frontiers(self) -> list[str]:
+        """The frontiers of quality and cost, one line for each vector of weights."""
+        lines = []
+        for weights in dict.fromkeys(row.weights for row in self.scores if row.kind == "ensemble"):
+            entries = [
+                f"{row.name} ({ratio(score.bits, self.lengths)[0]:.4f} at {passes_per_byte(score):.2f})"
+                for row, score in self.frontier(weights).items()
+            ]
+            if entries:
+                lines.append(f"- {self.title} {as_weights(weights)}: {', '.join(entries)}")
+        return lines
+
     def targets(self) -> list[str]:
         """Whether grains do what they are there for."""
         found: list[str] = []
@@ -109,6 +133,10 @@ class Table:
         if auto is None:
             return []
         found = []
+        grains = [row.grain for row in self.frontier(weights)]
+        if grains:
+            said = f"{where}: grain auto, {auto.grain}, on the frontier of {', '.join(grains)}"
+            found.append(verdict(auto.grain in grains, said))
         if below := self.above(auto, self.better):
             found.append(
                 verdict(below[0] < 0, f"{where}: grain auto below the better member: {as_number(below, 4, '+')}")

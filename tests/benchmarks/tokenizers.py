@@ -183,7 +183,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options = parse(arguments)
     torch.set_num_threads(1)
     began = time.process_time()
-    report, targets = [], []
+    report, frontiers, targets = [], [], []
     for names in options.members:
         try:
             table = Benchmark(names, options).run()
@@ -191,11 +191,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
             report += [f"{names}: skipped: {reason}", ""]
             continue
         report += [*table.lines(), ""]
+        frontiers += table.frontiers()
         targets += table.targets()
     report += [
         f"Value ± standard error. At most {options.bytes} bytes of a line or sampled text; {options.particles} "
         f"particles; {options.samples} sampled texts; seed {options.seed}.",
     ]
+    if frontiers:
+        report += ["", "Frontiers of bits per byte and passes per byte:", "", *frontiers]
     if targets:
         report += ["", "Targets:", "", *targets]
     text = "\n".join(report) + "\n"

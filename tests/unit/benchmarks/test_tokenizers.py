@@ -194,17 +194,40 @@ def test_a_table_compares_line_by_line():
     ]
 
 
+def test_the_frontier_has_what_is_cheaper_or_better():
+    found = table(
+        token=score(10.0, 10.0, cost=Cost(20, [10, 20], [8, 20])),
+        byte=score(9.0, 9.0, cost=Cost(20, [20, 30], [8, 20])),
+        log=score(8.0, 8.0),  # its cost was not measured
+        auto=score(9.0, 9.0, cost=Cost(20, [20, 30], [8, 20])),
+    )
+    assert found.frontiers() == ["- x+y .7/.3: grain token (1.0000 at 1.50), grain byte (0.9000 at 2.50)"]
+    worse = table(
+        token=score(10.0, 10.0, cost=Cost(20, [10, 20], [8, 20])),
+        byte=score(11.0, 11.0, cost=Cost(20, [20, 30], [8, 20])),
+    )
+    assert worse.frontiers() == ["- x+y .7/.3: grain token (1.0000 at 1.50)"]
+
+
 @pytest.mark.parametrize(
     ("scores", "not_met"),
     [
         pytest.param({"byte": score(10.0, 10.05), "exact": score(10.0, 10.0)}, [], id="near exact bytes"),
         pytest.param({"byte": score(10.0, 10.2), "exact": score(10.0, 10.0)}, ["within"], id="far from them"),
         pytest.param({"log": score(10.0, math.inf)}, ["impossible"], id="an impossible line"),
+        pytest.param(
+            {
+                "auto": score(9.5, 9.5, cost=Cost(10, [8, 8], [9, 9]), grain="character"),
+                "byte": score(9.0, 9.0, cost=Cost(10, [8, 8], [9, 9])),
+            },
+            ["on the frontier"],
+            id="a grain that is dominated",
+        ),
         pytest.param({"auto": score(13.0, 14.0)}, ["below the better"], id="no better than a member"),
         pytest.param({"auto": score(11.0, 12.0), "token": score(10.0, 11.0)}, ["not above"], id="worse than tokens"),
         pytest.param(
             {
-                "auto": score(9.0, 9.0, cost=Cost(10, [9, 9], [9, 9])),
+                "auto": score(9.0, 9.0, cost=Cost(10, [9, 9], [9, 9]), grain="byte"),
                 "byte": score(9.0, 9.1, cost=Cost(10, [8, 8], [9, 9])),
             },
             ["not dearer"],
