@@ -10,6 +10,7 @@ from functools import cached_property
 import torch
 
 from hf_rlae import EnsembleConfig, EnsembleForCausalLM, Member, StaticPolicy
+from hf_rlae.ensemble.mixing import PowerMixing
 from hf_rlae.errors import ConfigError
 from hf_rlae.vocabulary import ByteVocabulary
 from tests.benchmarks.decoding_cost import Cost, cost_alone, cost_of_sampling, own_tokens
@@ -25,7 +26,7 @@ MIN_SHARE = 1e-5
 FLOOR = 1e-6
 """How much of each member's exact distribution is made uniform before a product."""
 
-POWERS = {"linear": 1.0, "power": 0.5, "log": 0.0}
+POWERS = {"linear": 1.0, "power": PowerMixing().exponent, "log": 0.0}
 GRAINS = (
     ("token", "linear"),
     ("common", "linear"),

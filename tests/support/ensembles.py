@@ -97,7 +97,7 @@ def mixture(logits: Sequence[torch.Tensor], weights: torch.Tensor, mixing: str =
     if mixing == "linear":
         mixed = (logps.exp() * weights[:, None]).sum(-1).log()
     elif mixing == "power":
-        mixed = (2 * (logps.div(2).exp() * weights[:, None]).sum(-1).log()).log_softmax(-1)
+        mixed = (4 * (logps.div(4).exp() * weights[:, None]).sum(-1).log()).log_softmax(-1)
     else:
         mixed = (logps * weights[:, None]).sum(-1).log_softmax(-1)
     return mixed + shift[:, None]

@@ -18,7 +18,7 @@ class PowerMixing:
     it gives every token that some member with weight proposes a probability.
 
     Args:
-        exponent (`float`, defaults to 0.5): greater than 0.
+        exponent (`float`, defaults to 0.25): greater than 0.
 
     Raises:
         ConfigError: an exponent that is not greater than 0.
@@ -32,7 +32,7 @@ class PowerMixing:
     tensor([[[0.3281, 0.6719]]])
     """
 
-    def __init__(self, exponent: float = 0.5) -> None:
+    def __init__(self, exponent: float = 0.25) -> None:
         if not 0 < exponent < float("inf"):
             raise ConfigError(
                 f"exponent={exponent!r} must be a number greater than 0; use mixing='log' for the product of experts"
