@@ -23,6 +23,7 @@ else:
     MixingName = str  # mixings that a user registers are accepted too
 
 SELECTIONS = ("span", "prompt")
+WEIGHT_UNITS = ("token", "byte")
 
 _BOUNDS = {
     "span_length": COUNT,
@@ -52,6 +53,9 @@ class EnsembleConfig(PreTrainedConfig):
         warp (`str`, defaults to `"mixture"`): where temperature, top-k, top-p and the like act in sampling.
             `"mixture"`: on the mixture. `"members"`: on each member's distribution, before they are mixed, as with
             `draw` (ours).
+        weight_unit (`str`, defaults to `"token"`): what weights are a share of, if tokenizers differ. `"token"`: of the
+            choices of tokens. `"byte"`: of the text. A member with long tokens writes more of the text with one choice,
+            so its weight is divided by its bytes per token, and the weights are renormalised (ours).
         min_weight (`float`, defaults to 0.0): weights below it become 0; a member with weight 0 does not run in the
             span.
         max_active_members (`int`, *optional*): maximum number of members with weight in a span.
@@ -89,6 +93,7 @@ class EnsembleConfig(PreTrainedConfig):
     select: str = "span"
     mixing: MixingName = "linear"
     warp: str = "mixture"
+    weight_unit: str = "token"
     min_weight: float | int = 0.0
     max_active_members: int | None = None
     max_readings: int = 4
@@ -113,6 +118,7 @@ class EnsembleConfig(PreTrainedConfig):
         check_choice("select", self.select, SELECTIONS)
         check_choice("mixing", self.mixing, mixings)
         check_choice("warp", self.warp, WARPS)
+        check_choice("weight_unit", self.weight_unit, WEIGHT_UNITS)
         try:
             json.dumps(self.policy)
         except (TypeError, ValueError, RecursionError) as error:

@@ -15,7 +15,7 @@ from hf_rlae.ensemble.engines.states import StateReader
 from hf_rlae.ensemble.faults import MemberFaults
 from hf_rlae.ensemble.inputs import check_declared_prompt, check_member_inputs
 from hf_rlae.ensemble.spans import SpanQuery
-from hf_rlae.policies import Policy, PolicyState, ask, cut
+from hf_rlae.policies import Policy, PolicyState, ask, cut, rescaled
 
 if TYPE_CHECKING:
     from hf_rlae.ensemble.modeling_ensemble import EnsembleForCausalLM
@@ -97,7 +97,8 @@ def mixed_logits(
                 if cache.faults is not None:
                     _blame_members(cache.faults, state, query)
                 raise
-            cache.spans.set(query, cut(weights, config.min_weight, config.max_active_members))
+            weights = cut(weights, config.min_weight, config.max_active_members)
+            cache.spans.set(query, rescaled(weights, cache.call.engine.weight_scale))
         logits = step.logits()
         return logits if cache.faults is None else cache.faults.covered(logits)
     except BaseException:

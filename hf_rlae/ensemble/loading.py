@@ -229,6 +229,7 @@ def _assemble_different(config: EnsembleConfig, members: Sequence[Member], table
         PromptEncoder(members, vocabularies, union, tokenizer.chats),
         config.max_readings,
         config.min_reading,
+        config.weight_unit,
     )
     own = first.generation_config or GenerationConfig()
     bos = own.bos_token_id if own.bos_token_id is not None else first.tokenizer.bos_token_id

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from hf_rlae.errors import present
-from hf_rlae.policies import PolicyState, UniformPolicy
+from hf_rlae.policies import PolicyState, UniformPolicy, rescaled
 
 if TYPE_CHECKING:
     from hf_rlae.ensemble.modeling_ensemble import EnsembleForCausalLM
@@ -64,10 +64,12 @@ def score_members(
     size = ensemble.engine.vocab_size * len(ensemble.members) * max(input_ids.shape[1] - prompt_columns, 1)
     rows = max(1, _MAX_CELLS // size)
     chats = {name: value for name, value in (inputs or {}).items() if name.startswith("member_")}
+    scale = ensemble.engine.weight_scale  # `span_weights` are those of tokens, and a policy's are scaled
+    given = span_weights if span_weights is None or scale is None else rescaled(span_weights, 1 / scale)
     found = []
     for start in range(0, len(input_ids), rows):
         part = slice(start, start + rows)
-        policy = UniformPolicy() if span_weights is None else _KnownWeights(span_weights[part])
+        policy = UniformPolicy() if given is None else _KnownWeights(given[part])
         cache = ensemble.new_cache(record=True, policy=policy)
         ids = input_ids[part]
         ensemble(

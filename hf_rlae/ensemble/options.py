@@ -23,6 +23,7 @@ class EnsembleOptions(TypedDict, total=False):
     select: Literal["span", "prompt"]
     mixing: Literal["linear", "log", "power"]
     warp: Literal["mixture", "members"]
+    weight_unit: Literal["token", "byte"]
     min_weight: float
     max_active_members: int | None
     max_readings: int

@@ -18,11 +18,12 @@ class EnsembleGenerateOutput(GenerateDecoderOnlyOutput):
     """`GenerateDecoderOnlyOutput` with a trace of the ensemble.
 
     Attributes:
-        span_weights (`torch.FloatTensor` of shape `(B, S, M)`): the weights at the first token of every span; 0 for
-            members that have dropped out.
+        span_weights (`torch.FloatTensor` of shape `(B, S, M)`): the weights in the mixture at the first token of every
+            span (with `EnsembleConfig(weight_unit="byte")` the rescaled ones); 0 for members that have dropped out.
         span_starts (`torch.LongTensor` of shape `(S,)`): the index of the first completion token of each span, from 0.
         member_logps (`torch.FloatTensor` of shape `(B, T, M)`): each member's own log-probability of every token, in
-            nats; NaN if the member had no weight or was not run, minus infinity if it could not propose the token.
+            nats, after warping with `EnsembleConfig(warp="members")`; NaN if the member had no weight or was not run,
+            minus infinity if it could not propose the token.
         drawn_members (`torch.LongTensor` of shape `(B, T)`, *optional*): the member from which each token was sampled,
             if members are drawn (`EnsembleConfig.draw`).
     """

@@ -36,7 +36,8 @@ class Mixture(Objective):
             distributions that the rollout mixed (so *after* temperature and other warpers, if it warped members), NaN
             where a member had no weight, -inf where it could not propose the token; `old_mixture_logps` `(B, T)`, with
             the rollout's weights (see [`mixture_logps`]); `advantages` `(B,)` or `(B, S)`, or `token_advantages`
-            `(B, T)`; with a critic also `returns` and `old_values` `(B, S)`.
+            `(B, T)`; with a critic also `returns` and `old_values` `(B, S)`; `weight_scale` `(M,)`, factors of the
+            weights in the mixture, if the ensemble has any.
         output: `weights` `(B, S, M)`, deterministic, at least 0, each row summing to 1; with a critic `values`
             `(B, S)`.
 
@@ -84,9 +85,10 @@ class Mixture(Objective):
         "token_advantages": ("BT",),
         "returns": ("BS",),
         "old_values": ("BS",),
+        "weight_scale": ("M",),
     }
     output_axes = {"weights": ("BSM",), "values": ("BS",)}  # noqa: RUF012
-    optional = Objective.optional | {"advantages", "token_advantages"}
+    optional = Objective.optional | {"advantages", "token_advantages", "weight_scale"}
 
     def check(self, batch: Tensors, output: Tensors) -> None:
         """See `Objective.check`; each token must belong to a span that exists."""
@@ -105,8 +107,9 @@ class Mixture(Objective):
         """See `Objective.checked_loss`."""
         span_mask, token_mask = batch["span_mask"] != 0, _proposed(batch)
         weights = torch.where(span_mask[..., None], output["weights"], 1 / output["weights"].shape[-1])
+        scale = batch.get("weight_scale")
         ratio = mixture_ratio(
-            _of_tokens(weights, batch["span_index"], token_mask),
+            _of_tokens(weights if scale is None else weights * scale, batch["span_index"], token_mask),
             batch["member_logps"].to(weights.dtype),
             batch["old_mixture_logps"].to(weights.dtype).masked_fill(~token_mask, 0.0),
         )

@@ -15,7 +15,7 @@ from hf_rlae.policies.protocol import (
 )
 from hf_rlae.policies.state import MemberObservation, PolicyOutput, PolicyState, PromptScores
 from hf_rlae.policies.static import StaticPolicy, UniformPolicy, policies
-from hf_rlae.policies.weights import ask, cut
+from hf_rlae.policies.weights import ask, cut, rescaled
 
 __all__ = [
     "EntropyPolicy",
@@ -38,4 +38,5 @@ __all__ = [
     "members_of",
     "observed_tokens",
     "policies",
+    "rescaled",
 ]

@@ -59,6 +59,25 @@ def ask(policy: Policy, state: PolicyState) -> PolicyOutput:
     return replace(answer, weights=weights) if isinstance(answer, PolicyOutput) else PolicyOutput(weights)
 
 
+def rescaled(weights: torch.Tensor, scale: torch.Tensor | None) -> torch.Tensor:
+    """Weights times a factor per member, renormalised; the weights themselves without factors.
+
+    Args:
+        weights (`torch.Tensor` of shape `(..., M)`): rows sum to 1.
+        scale (`torch.Tensor` of shape `(M,)`, *optional*): greater than 0.
+
+    Example:
+
+    >>> rescaled(torch.tensor([[0.5, 0.5], [1.0, 0.0]]), torch.tensor([1.0, 3.0]))
+    tensor([[0.2500, 0.7500],
+            [1.0000, 0.0000]])
+    """
+    if scale is None:
+        return weights
+    scaled = weights * scale.to(weights)
+    return scaled / scaled.sum(-1, keepdim=True)
+
+
 def cut(weights: torch.Tensor, min_weight: float, max_active: int | None) -> torch.Tensor:
     """Sets small weights to exactly 0, so that these members do not run, and renormalises the others.
 

@@ -10,14 +10,12 @@ His daughter had sold it in March, together with 3 nets and 12 oars, because the
 So they sat by the water, ate bread with cheese, and watched the birds until it was time to go home. In other parts of
 the country, people often believe that such a decision would be difficult; however, it's usually quite simple.
 
-At 7:45 the train from Boston had 148 passengers, of whom 2/3 paid $19.50 each, a total of $1924.
+At 7:45 the train from Boston had 148 passengers.
 
-def mean(values, default=0.0):
-    if not values:
-        return default
+def mean(values):
     return sum(values) / len(values)
 """
-"""English prose, numbers and code."""
+"""English prose, with some numbers and code."""
 
 
 def bytes_per_token(vocabulary: ByteVocabulary) -> float:

@@ -173,6 +173,10 @@ class Engine(Protocol):
         """Each member's tokens as bytes."""
 
     @property
+    def weight_scale(self) -> torch.Tensor | None:
+        """Factors `(M,)` from a policy's weights to those of tokens; see `EnsembleConfig.weight_unit`."""
+
+    @property
     def pieces(self) -> list[bytes | None]:
         """The bytes of every id, `V` entries; `None` for ids without text, such as STOP."""
 

@@ -19,7 +19,7 @@ from hf_rlae.members import Member, ReadingsRun
 from hf_rlae.members.ragged_run import MakeRunner
 from hf_rlae.policies import MemberObservation
 from hf_rlae.sharing import SharedInCopies
-from hf_rlae.vocabulary import Alignment, ByteVocabulary, UnionVocabulary, token_ids
+from hf_rlae.vocabulary import Alignment, ByteVocabulary, UnionVocabulary, bytes_per_token, token_ids
 
 if TYPE_CHECKING:
     from hf_rlae.ensemble.cache_ensemble import EnsembleCache
@@ -40,7 +40,7 @@ class ReadingsEngine(SharedInCopies):
         runners (`Sequence[Callable]`): `BatchRunner`, `RowRunner` or `LazyRunner` for each member.
         mixing (`Mixing`): mixes the members' distributions.
         encoder (`PromptEncoder`): encodes prompts for every member.
-        max_readings (`int`), min_reading (`float`): see `EnsembleConfig`.
+        max_readings (`int`), min_reading (`float`), weight_unit (`str`): see `EnsembleConfig`.
     """
 
     has_prompt_logits = always_shows_states = scores_texts_at_once = False
@@ -55,6 +55,7 @@ class ReadingsEngine(SharedInCopies):
         encoder: PromptEncoder,
         max_readings: int,
         min_reading: float,
+        weight_unit: str = "token",
     ) -> None:
         self.members = list(members)
         self.vocabularies = list(vocabularies)
@@ -65,6 +66,9 @@ class ReadingsEngine(SharedInCopies):
         self.encoder = encoder
         self.max_readings = max_readings
         self.min_reading = min_reading
+        self.weight_scale: torch.Tensor | None = None
+        if weight_unit == "byte":
+            self.weight_scale = 1 / torch.tensor([bytes_per_token(vocabulary) for vocabulary in vocabularies])
         self.alignments = [
             Alignment(vocabulary, union, member.end_ids)
             for member, vocabulary in zip(members, vocabularies, strict=True)

@@ -43,6 +43,7 @@ class SharedTokenizerEngine(SharedInCopies):
     """
 
     union: UnionVocabulary | None = None
+    weight_scale: torch.Tensor | None = None
     has_prompt_logits = always_shows_states = scores_texts_at_once = True
 
     def __init__(self, members: Sequence[Member], mixing: Mixing) -> None:

@@ -16,6 +16,7 @@ from hf_rlae.ensemble.member_scores import score_members
 from hf_rlae.ensemble.member_tokens import count_member_tokens
 from hf_rlae.errors import present
 from hf_rlae.objectives import mixture_logps, spans_of_tokens
+from hf_rlae.policies import rescaled
 from hf_rlae.trainers.ratio_bias import distorting
 from hf_rlae.trainers.rlae.batch_shrinking import Completions, generate_shrinking
 from hf_rlae.trainers.rlae.generation_options import logits_processors
@@ -286,6 +287,7 @@ def _rollouts(
         for name in ("weights", "state_values", "actions", "log_probs")
     }
     weights, values = (present(outputs[name], name) for name in ("weights", "state_values"))
+    mixed_by = rescaled(weights, ensemble.engine.weight_scale)
     if member_logps is not None:
         member_logps = _with_weight(member_logps, written.span_weights, span_index)
     return Rollouts(
@@ -309,7 +311,7 @@ def _rollouts(
         actions=outputs["actions"],
         old_log_probs=outputs["log_probs"],
         member_logps=member_logps,
-        old_mixture_logps=None if member_logps is None else mixture_logps(weights, member_logps, span_index),
+        old_mixture_logps=None if member_logps is None else mixture_logps(mixed_by, member_logps, span_index),
     )
 
 

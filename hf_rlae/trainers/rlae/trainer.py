@@ -294,7 +294,9 @@ class RLAETrainer(PolicyPublisher, RolloutTrainer, ResumablePolicy, FiniteTraine
 
     def _batch(self, rollouts: Rollouts) -> dict[str, torch.Tensor]:
         """The tensors of rollouts that the objective uses."""
-        tensors = rollouts.tensors()
+        tensors, scale = rollouts.tensors(), self.ensemble.engine.weight_scale
+        if scale is not None:
+            tensors["weight_scale"] = scale.to(rollouts.weights.device)
         return {name: tensors[name] for name in self.objective.batch_axes if name in tensors}
 
     def training_step(self, model: nn.Module, inputs: Any, num_items_in_batch: Any = None) -> torch.Tensor:

@@ -26,11 +26,11 @@ def written(ensemble, inputs):
         )
 
 
-@pytest.mark.parametrize("kind", ["shared", "different"])
+@pytest.mark.parametrize(("kind", "unit"), [("shared", "token"), ("different", "token"), ("different", "byte")])
 @pytest.mark.parametrize("policy", POLICIES.values(), ids=POLICIES)
-def test_equals_what_generating_recorded(kind, policy):
+def test_equals_what_generating_recorded(kind, unit, policy):
     """With the weights of a call, teacher forcing of its text gives the recorded log-probabilities, including NaN."""
-    ensemble = EnsembleForCausalLM.from_members(members(kind), policy, span_length=2)
+    ensemble = EnsembleForCausalLM.from_members(members(kind), policy, span_length=2, weight_unit=unit)
     inputs = encode(*TEXTS)
     out = written(ensemble, inputs)
     columns = inputs["input_ids"].shape[1]

@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hf_rlae.objectives import ObjectiveError, ObjectiveSettings, mixture_logps, objectives
+from hf_rlae.policies import rescaled
 from tests.unit.objectives.batches import batch_of, loss_of
 
 PLAIN = ObjectiveSettings(entropy_coef=0.0)
@@ -358,3 +359,20 @@ def test_settings_are_its_own_where_none_are_given():
     batch, output = batch_of("mixture")
     expected = loss_of("mixture", batch, output, replace(ObjectiveSettings(), entropy_coef=0.03))[0]
     assert torch.equal(loss_of("mixture", batch, output)[0].loss, expected.loss)
+
+
+def test_factors_of_the_weights_are_those_of_the_mixture():
+    """Law: `weight_scale` is the same as a policy that returns the rescaled weights; the entropy is of the weights."""
+    batch, _ = batch_of("mixture", rows=6, critic=False)
+    scores = torch.randn(6, 4, 3, dtype=torch.float64, requires_grad=True)
+    scale = torch.tensor([1.0, 0.4, 2.5], dtype=torch.float64)
+    weights = scores.softmax(-1)
+    expected = objectives["mixture"]().loss(batch, {"weights": rescaled(weights, scale)}, PLAIN).loss
+    found = objectives["mixture"]().loss({**batch, "weight_scale": scale}, {"weights": weights}, PLAIN)
+    torch.testing.assert_close(found.loss, expected)
+    gradients = [torch.autograd.grad(loss, scores, retain_graph=True)[0] for loss in (found.loss, expected)]
+    torch.testing.assert_close(*gradients)
+    assert float(gradients[0].abs().max()) > 0
+    without = objectives["mixture"]().loss(batch, {"weights": weights}, PLAIN)
+    assert float((without.loss - found.loss).detach().abs()) > 1e-6
+    torch.testing.assert_close(found.metrics["entropy"], without.metrics["entropy"])

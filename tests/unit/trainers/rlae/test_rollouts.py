@@ -75,14 +75,14 @@ def test_samples_of_one_prompt_differ_and_are_those_of_its_rows():
     assert rolled(ensemble, prompts=PROMPTS[:1], seeds=(6,)).completions == group.completions[1:2]
 
 
-@pytest.mark.parametrize("kind", ["shared", "different"])
-def test_the_mixtures_probability_is_that_of_the_ensemble_with_these_weights(kind):
+@pytest.mark.parametrize(("kind", "unit"), [("shared", "token"), ("different", "token"), ("different", "byte")])
+def test_the_mixtures_probability_is_that_of_the_ensemble_with_these_weights(kind, unit):
     """`old_mixture_logps` are the ensemble's log-probabilities with teacher forcing, one row after the other."""
-    ensemble = ensemble_of("mixture", kind, span_length=7)
+    ensemble = ensemble_of("mixture", kind, span_length=7, weight_unit=unit)
     rollouts = rolled(ensemble, "mixture")
     for row in range(len(rollouts)):
         fixed = EnsembleForCausalLM.from_members(
-            members(kind), StaticPolicy(rollouts.weights[row, 0].tolist()), span_length=7
+            members(kind), StaticPolicy(rollouts.weights[row, 0].tolist()), span_length=7, weight_unit=unit
         )
         count = int(rollouts.completion_mask[row].sum())
         prompt = encode(PROMPTS[row])["input_ids"]
@@ -454,3 +454,14 @@ def test_a_warning_says_when_ratios_are_biased(warp, is_warned, tmp_path, caplog
     ensemble = ensemble_of("mixture", warp=warp)
     trainer_of(tmp_path, "mixture", ensemble=ensemble, temperature=0.7)
     assert ("temperature=0.7: completions are sampled from another distribution" in caplog.text) == is_warned
+
+
+def test_the_first_ratios_are_1_if_weights_are_shares_of_the_text(tmp_path):
+    """The objective mixes by the same rescaled weights as the rollout."""
+    ensemble = ensemble_of("mixture", "different", weight_unit="byte")
+    trainer = trainer_of(tmp_path, "mixture", ensemble=ensemble)
+    rollouts = rolled(ensemble, "mixture")
+    rollouts.advantages = torch.ones(len(rollouts))
+    found = trainer.objective.loss(trainer._batch(rollouts), {"weights": rollouts.weights})
+    assert found.metrics["ratio_max"].item() == pytest.approx(1.0, abs=1e-4)
+    assert found.metrics["kl"].item() == pytest.approx(0.0, abs=1e-6)
