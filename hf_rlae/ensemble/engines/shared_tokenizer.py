@@ -340,9 +340,11 @@ class SharedTokenizerStep:
             self._record(active, [entry.clone() for entry in scores], log_z, weights)
         if len(active) == 1:
             return scores[0]
-        held = weights[..., active] * torch.isfinite(torch.stack(log_z, dim=-1))  # where some token is left
+        is_left = torch.isfinite(torch.stack(log_z, dim=-1))  # whether the processors leave a member some token
+        held = weights[..., active] * is_left
         total = held.sum(-1, keepdim=True)
-        return engine.mixing.of_logits(scores, log_z, held / total.masked_fill(total == 0, 1.0))
+        finite = [z.masked_fill(z == -torch.inf, 0.0) for z in log_z]  # the weight is 0: -inf - -inf would be NaN
+        return engine.mixing.of_logits(scores, finite, held / total.masked_fill(total == 0, 1.0))
 
     def _weights(self, lost: torch.Tensor | None) -> tuple[torch.Tensor, list[int]]:
         """The weights `(B, n, M)` without lost members `(B, n, M)`, and the members with weight; draws members."""

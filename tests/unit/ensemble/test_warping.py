@@ -12,7 +12,7 @@ from hf_rlae import EnsembleForCausalLM, EnsembleLogitsProcessor, StaticPolicy
 from hf_rlae.ensemble.mixing import mixings
 from hf_rlae.errors import ConfigError, InputError
 from tests.support.ensembles import TEXTS, encode, endless, own_logits, policy_of_text
-from tests.support.models import pair
+from tests.support.models import constant, pair
 from tests.support.tokenizers import byte_level_bpe, raw_bytes
 
 TRACED = {"return_dict_in_generate": True, "output_scores": True, "do_sample": True}
@@ -227,3 +227,21 @@ def test_inside_a_plain_model_by_custom_generate():
     torch.manual_seed(0)
     own = ensemble.generate(**inputs, **options)
     assert ensemble.tokenizer.decode(own[0]) == tokenizer.decode(got[0])
+
+
+@pytest.mark.parametrize("mixing", ["linear", "log", "power"])
+def test_a_member_with_one_tokenizer_for_which_no_token_is_left(mixing):
+    """The only token of one member is ruled out: the mixture is the other member."""
+    size = len(byte_level_bpe())
+    logits = torch.randn(2, size, generator=torch.Generator().manual_seed(0))
+    logits[1] = torch.where(torch.arange(size) == 70, 0.0, -torch.inf)
+    given = [constant(row) for row in logits]
+    inputs, options = encode(TEXTS[0]), {"temperature": 0.5, "suppress_tokens": [70], "max_new_tokens": 3}
+    results = []
+    for weights in ([0.4, 0.6], [1.0, 0.0]):
+        ensemble = endless(given, StaticPolicy(weights), warp="members", mixing=mixing)
+        torch.manual_seed(0)
+        results.append(ensemble.generate(**inputs, **TRACED, **options))
+    assert torch.equal(results[0].sequences, results[1].sequences)
+    torch.testing.assert_close(results[0].scores[0].softmax(-1), results[1].scores[0].softmax(-1))
+    assert results[0].member_logps[0].isnan().tolist() == [[False, True]] * 3
