@@ -31,6 +31,7 @@ from hf_rlae.members.model_files import load_whole, tokenizer_failures
 from hf_rlae.policies import Policy, policies
 from hf_rlae.policies.modeling_policy import FORMER_CRITIC
 from hf_rlae.vocabulary import ByteVocabulary, UnionVocabulary, choose_normalization, same_vocabulary
+from hf_rlae.vocabulary.grain import TOKEN
 
 if TYPE_CHECKING:
     from hf_rlae.ensemble.modeling_ensemble import EnsembleForCausalLM
@@ -182,7 +183,7 @@ def assemble(config: EnsembleConfig, members: Sequence[Member]) -> Parts:
     """Checks that members fit together, and builds the parts of an ensemble."""
     tables = [member.tokenizer.get_vocab() for member in members]
     _check_end_ids(members)
-    if all(same_vocabulary(tables[0], table) for table in tables[1:]):
+    if config.grain == TOKEN and all(same_vocabulary(tables[0], table) for table in tables[1:]):
         return _assemble_shared(config, members)
     return _assemble_different(config, members, tables)
 
@@ -217,7 +218,7 @@ def _assemble_different(config: EnsembleConfig, members: Sequence[Member], table
         vocabularies.append(known)
     names = [member.name for member in members]
     form = choose_normalization(config.normalizes, vocabularies, names)
-    union = UnionVocabulary(vocabularies)
+    union = UnionVocabulary(vocabularies, config.grain)
     with tokenizer_failures(f"member {first.name}"):
         tokenizer = EnsembleTokenizer(union, [member.tokenizer for member in members], names, vocabularies, form)
     engine = ReadingsEngine(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -24,6 +24,7 @@ class MemberScores:
             (-inf).
         rows (`torch.LongTensor` of shape `(B,)` or `None`): the row of the tensors that each current row continues;
             `None` if the rows are the same.
+        columns_of (callable, *optional*): maps ids to entries of the scores, in the same shape; `None` if they are equal.
     """
 
     column: int
@@ -31,6 +32,7 @@ class MemberScores:
     weights: torch.Tensor
     are_probs: bool = False
     rows: torch.Tensor | None = None
+    columns_of: Callable[[torch.Tensor], torch.Tensor] | None = None
 
     def of(self, tokens: torch.Tensor) -> torch.Tensor:
         """The members' log-probabilities of `tokens` `(B, n)`: shape `(B, n, M)`, NaN for members that were not run."""
@@ -44,6 +46,7 @@ class MemberScores:
         """The members' log-probabilities of `tokens` `(B, n, C)`: shape `(B, n, C, M)`."""
         columns = []
         n = tokens.shape[1]
+        places = tokens if self.columns_of is None else self.columns_of(tokens)
         weights = self.weights[:, :n]
         if self.rows is not None:
             weights = weights[self.rows.to(weights.device)]
@@ -56,7 +59,7 @@ class MemberScores:
             if self.rows is not None:
                 rows = self.rows.to(scores.device)
                 scores, log_z = scores[rows], log_z[rows]
-            inside = tokens.to(scores.device)
+            inside = places.to(scores.device)
             within = inside < scores.shape[-1]
             picked = scores.gather(-1, inside.clamp(max=scores.shape[-1] - 1)).float()
             if self.are_probs:  # log Z = -inf marks rows in which the member has no next-token mass

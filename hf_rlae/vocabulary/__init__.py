@@ -1,6 +1,6 @@
 """Floor 1: canonical bytes of tokens, the union vocabulary, and the alignment of each member's vocabulary onto it."""
 
-from hf_rlae.vocabulary.alignment import Alignment, Boundary, Canonical, TailMap, Target
+from hf_rlae.vocabulary.alignment import Alignment, Boundary, Canonical, Lent, TailMap, Target
 from hf_rlae.vocabulary.bytes_per_token import bytes_per_token
 from hf_rlae.vocabulary.round_trip import Form, check_round_trip, choose_normalization
 from hf_rlae.vocabulary.special_ids import are_token_ids, token_ids
@@ -14,6 +14,7 @@ __all__ = [
     "ByteVocabulary",
     "Canonical",
     "Form",
+    "Lent",
     "TailMap",
     "Target",
     "UnionVocabulary",

@@ -1,4 +1,4 @@
-"""One member's vocabulary on the union vocabulary: which union id receives the mass of each token."""
+"""One member's vocabulary on the union vocabulary: which column receives the mass of each token."""
 
 from __future__ import annotations
 
@@ -16,21 +16,27 @@ MAX_TARGETS = 65536
 """Number of targets that an alignment caches; a full cache is cleared."""
 
 
+Lent = tuple[int, int]
+"""A restriction on an unfinished token, as (position, length): the longest string of the union that begins its bytes from
+the position on has this length. So the token was lent to that string, and to no longer one."""
+
+
 @dataclass(frozen=True)
 class TailMap:
-    """Maps the tokens that start with a tail, and are longer, to union ids.
+    """Maps the tokens that start with a tail, and are longer, to columns of the union vocabulary.
 
-    A token is left out if no union token is a prefix of its bytes after the tail. `N` is the number of the others.
+    A token is left out if no string of the union is a prefix of its bytes after the tail. `N` is the number of the
+    others.
 
     Attributes:
         member_ids (`torch.LongTensor` of shape `(N,)`): the tokens, sorted by their bytes.
-        union_ids (`torch.LongTensor` of shape `(N,)`): the union token that equals the bytes after the tail ("whole"),
-            else the longest union token that is a prefix of these bytes ("unfinished").
+        columns (`torch.LongTensor` of shape `(N,)`): the column of the string that equals the bytes after the tail
+            ("whole"), else of the longest string that is a prefix of these bytes ("unfinished").
         whole (`torch.BoolTensor` of shape `(N,)`): which tokens are whole.
     """
 
     member_ids: torch.Tensor
-    union_ids: torch.Tensor
+    columns: torch.Tensor
     whole: torch.Tensor
 
 
@@ -55,7 +61,7 @@ class Canonical:
 
     Attributes:
         ids (`tuple[int, ...]`): the ids.
-        is_path (`bool`): whether the first id starts with the tail and is longer.
+        is_path (`bool`): whether the first id is a token that the reading can end with.
         boundaries (`tuple[Boundary, ...]`): the boundaries between the ids from which a longer token is possible.
         open (`Boundary` or `None`): an incomplete character at the end, if no tokens stand for its bytes and some
             tokens start with them.
@@ -82,6 +88,7 @@ class Target:
         ids, segments (`torch.LongTensor`): all parts concatenated, and the index of the part of each id.
         num_segments (`int`): number of parts.
         goes_on (`bool`): whether some token starts with the tail and the new bytes and is longer.
+        lends_all (`bool`): whether all these tokens were lent to the new bytes.
     """
 
     def __init__(
@@ -92,6 +99,7 @@ class Target:
         self.segments = torch.repeat_interleave(torch.tensor([len(part) for part in parts]))
         self.num_segments = len(parts)
         self.goes_on = len(parts[-1]) > 0
+        self.lends_all = len(parts[-2]) == len(parts[-1])
         self._find_canonical = find_canonical
 
     @cached_property
@@ -109,6 +117,8 @@ class Alignment(SharedInCopies):
         end_ids (`Sequence[int]`): the member's end-of-text and end-of-turn ids; STOP receives their mass.
 
     Attributes:
+        columns (`torch.LongTensor` of shape `(V_m + 1,)` or `None`): the column that receives the mass of each id, if
+            the grain is not `"token"`; then the attributes from `gather` to `moved_to` are missing.
         gather (`torch.LongTensor` of shape `(V,)`): for each union id the member's id with the same bytes, or `V_m` (a
             column of zeros that the caller appends) if the member has none.
         extra_from, extra_to (`torch.LongTensor` of shape `(E,)`): the member's other ids with bytes that `gather`
@@ -127,6 +137,30 @@ class Alignment(SharedInCopies):
         self.union = union
         self.end_ids = tuple(sorted(set(end_ids)))
         ends = set(self.end_ids)
+        self.text_ids = torch.tensor(vocabulary.sorted_ids, dtype=torch.long)
+        text_ends = [i for i in self.end_ids if vocabulary.pieces[i]]
+        self._text_ends = torch.tensor(text_ends, dtype=torch.long) if text_ends else None
+        excluded = [i for i, piece in enumerate(vocabulary.pieces) if not piece and i not in ends]
+        self.excluded_ids = torch.tensor(excluded, dtype=torch.long)
+        self._tails: dict[tuple[bytes, tuple[Lent, ...]], TailMap] = {}
+        self._targets: dict[tuple[bytes, bytes, tuple[Lent, ...]], Target] = {}
+        self.columns: torch.Tensor | None = None
+        if union.written_ids is None:
+            self._map_tokens(ends)
+        else:
+            self.columns = self._lend_tokens()
+
+    def _lend_tokens(self) -> torch.Tensor:
+        """The column of each id and of the appended zero; tokens without one have no probability."""
+        tokens = self.tail_map(b"")
+        columns = torch.zeros(self.vocabulary.size + 1, dtype=torch.long)
+        columns[tokens.member_ids] = tokens.columns
+        columns[torch.tensor(self.end_ids, dtype=torch.long)] = self.union.stop_column
+        return columns
+
+    def _map_tokens(self, ends: set[int]) -> None:
+        """Maps tokens where every token is a string of the union."""
+        vocabulary, union = self.vocabulary, self.union
         gather = torch.full((union.size,), vocabulary.size, dtype=torch.long)
         extra: list[tuple[int, int]] = []
         to, frm = [], []
@@ -144,14 +178,7 @@ class Alignment(SharedInCopies):
         self.gather = gather
         self.extra_from = torch.tensor([pair[0] for pair in extra], dtype=torch.long)
         self.extra_to = torch.tensor([pair[1] for pair in extra], dtype=torch.long)
-        self.text_ids = torch.tensor(vocabulary.sorted_ids, dtype=torch.long)
-        text_ends = [i for i in self.end_ids if vocabulary.pieces[i]]
-        self._text_ends = torch.tensor(text_ends, dtype=torch.long) if text_ends else None
-        excluded = [i for i, piece in enumerate(vocabulary.pieces) if not piece and i not in ends]
-        self.excluded_ids = torch.tensor(excluded, dtype=torch.long)
         self.copied, self.cleared, self.moved_from, self.moved_to = self._find_copied(gather)
-        self._tails: dict[bytes, TailMap] = {}
-        self._targets: dict[tuple[bytes, bytes], Target] = {}
 
     def _find_copied(self, gather: torch.Tensor) -> tuple[int, torch.Tensor, torch.Tensor, torch.Tensor]:
         size = self.vocabulary.size
@@ -166,47 +193,60 @@ class Alignment(SharedInCopies):
         cleared = cleared[~torch.isin(cleared, self.excluded_ids)]
         return copied, cleared, torch.cat([gather[rest], self.extra_from]), torch.cat([rest, self.extra_to])
 
-    def tail_map(self, tail: bytes) -> TailMap:
-        """The `TailMap` of the tokens that start with `tail` (cached)."""
-        known = self._tails.get(tail)
+    def tail_map(self, tail: bytes, lent: tuple[Lent, ...] = ()) -> TailMap:
+        """The `TailMap` of the tokens that start with `tail`, and that `lent` allows (cached)."""
+        known = self._tails.get((tail, lent))
         if known is None:
-            known = self._tails[tail] = self._build_tail_map(tail)
+            known = self._tails[tail, lent] = self._build_tail_map(tail, lent)
         return known
 
-    def _build_tail_map(self, tail: bytes) -> TailMap:
+    def _build_tail_map(self, tail: bytes, lent: tuple[Lent, ...]) -> TailMap:
         lo, hi = self.vocabulary.range_of(tail)
-        start, find = len(tail), self.union.id_of.get
         pieces, members = self.vocabulary.sorted_pieces[lo:hi], self.text_ids[lo:hi]
+        if lent:
+            allowed = [self._allows(piece, lent) for piece in pieces]
+            pieces = [piece for piece, is_allowed in zip(pieces, allowed, strict=True) if is_allowed]
+            members = members[torch.tensor(allowed, dtype=torch.bool)]
+        start, find, prefix = len(tail), self.union.column_of.get, self.union.longest_prefix
         targets = torch.tensor([find(piece[start:], OUTSIDE) for piece in pieces], dtype=torch.long)
         whole = targets != OUTSIDE
         for index in (~whole).nonzero()[:, 0].tolist():
-            targets[index] = self.union.longest_prefix(pieces[index][start:])
+            targets[index] = find(prefix(pieces[index][start:]), OUTSIDE)
         inside = targets != OUTSIDE
         if self._text_ends is not None:
             inside &= ~torch.isin(members, self._text_ends)
         return TailMap(members[inside], targets[inside], whole[inside])
 
-    def stay_ids(self, begun: bytes) -> torch.Tensor:
-        """The text ids that start with `begun` and are longer, sorted by their bytes."""
+    def _allows(self, piece: bytes, lent: tuple[Lent, ...]) -> bool:
+        """Whether a token can have been lent as `lent` says."""
+        return all(len(self.union.longest_prefix(piece[at:])) == length for at, length in lent)
+
+    def stay_ids(self, begun: bytes, lent: tuple[Lent, ...] = ()) -> torch.Tensor:
+        """The text ids that start with `begun` and are longer, sorted by their bytes, and that `lent` allows."""
         lo, hi = self.vocabulary.range_of(begun)
         ids = self.text_ids[lo:hi]
+        if lent:
+            pieces = self.vocabulary.sorted_pieces[lo:hi]
+            ids = ids[torch.tensor([self._allows(piece, lent) for piece in pieces], dtype=torch.bool)]
         if self._text_ends is not None and len(ids):
             ids = ids[~torch.isin(ids, self._text_ends)]
         return ids
 
-    def target(self, tail: bytes, raw: bytes) -> Target:
+    def target(self, tail: bytes, raw: bytes, lent: tuple[Lent, ...] = ()) -> Target:
         """The ways in which a reading with the tail `tail` can continue with the bytes `raw` (cached)."""
-        known = self._targets.get((tail, raw))
+        known = self._targets.get((tail, raw, lent))
         if known is None:
             if len(self._targets) >= MAX_TARGETS:
                 self._targets.clear()
-            known = self._targets[tail, raw] = self._build_target(tail, raw)
+            known = self._targets[tail, raw, lent] = self._build_target(tail, raw, lent)
         return known
 
-    def _build_target(self, tail: bytes, raw: bytes) -> Target:
+    def _build_target(self, tail: bytes, raw: bytes, lent: tuple[Lent, ...]) -> Target:
         whole = tail + raw
         ends = tuple(i for i in self.vocabulary.ids_of.get(whole, ()) if i not in self.end_ids)
-        find_canonical = partial(self._build_canonical, tail, whole, bool(ends))
+        if lent and not self._allows(whole, lent):
+            ends = ()
+        find_canonical = partial(self._build_canonical, tail, whole, lent, bool(ends))
         none = torch.empty(0, dtype=torch.long)
         parts = [torch.tensor([i]) for i in ends]
         if ends:
@@ -215,15 +255,15 @@ class Alignment(SharedInCopies):
             canonical = find_canonical()
             find_canonical = partial(_identity, canonical)
             parts.append(torch.tensor(canonical.ids[:1], dtype=torch.long))
-        if tail:
-            tokens = self.tail_map(tail)
-            union_id = self.union.id_of.get(raw, OUTSIDE)
-            parts.append(tokens.member_ids[(tokens.union_ids == union_id) & ~tokens.whole])
+        if tail or self.columns is not None:
+            tokens = self.tail_map(tail, lent)
+            column = self.union.column_of.get(raw, OUTSIDE)
+            parts.append(tokens.member_ids[(tokens.columns == column) & ~tokens.whole])
         else:
             parts.append(none)
-        return Target(ends, [*parts, self.stay_ids(whole)], find_canonical)
+        return Target(ends, [*parts, self.stay_ids(whole, lent)], find_canonical)
 
-    def _build_canonical(self, tail: bytes, whole: bytes, has_ends: bool) -> Canonical:
+    def _build_canonical(self, tail: bytes, whole: bytes, lent: tuple[Lent, ...], has_ends: bool) -> Canonical:
         body, half, half_ids = whole, _half_character(whole), None
         if half and not has_ends and not all(bytes([byte]) in self.vocabulary.ids_of for byte in half):
             half_ids = self.stay_ids(half)
@@ -243,6 +283,7 @@ class Alignment(SharedInCopies):
             if len(stay_ids):
                 boundaries.append(Boundary(after, begun, stay_ids))
         is_path = bool(pieces) and pieces[0].startswith(tail) and len(pieces[0]) > len(tail)
+        is_path = is_path and self._allows(pieces[0], lent)
         return Canonical(
             ids, is_path, tuple(boundaries), None if half_ids is None else Boundary(len(ids), half, half_ids)
         )

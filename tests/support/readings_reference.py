@@ -11,17 +11,21 @@ import numpy as np
 from hf_rlae.vocabulary import ByteVocabulary, UnionVocabulary
 
 Probs = Callable[[tuple[int, ...]], np.ndarray]
-State = tuple[tuple[int, ...], bytes]
-"""All ids of a row, and the known bytes of its unfinished token."""
+Lent = tuple[tuple[int, int], ...]
+"""Positions in an unfinished token, each with the length of the longest union string that begins its bytes there."""
+
+State = tuple[tuple[int, ...], bytes, Lent]
+"""All ids of a row, the known bytes of its unfinished token, and which longer tokens it cannot be."""
 
 
 @dataclass
 class Reading:
-    """One way in which the member can have written the text: `(ids, tail, a)`."""
+    """One way in which the member can have written the text: `(ids, tail, a, lent)`."""
 
     ids: tuple[int, ...]
     tail: bytes
     a: float
+    lent: Lent = ()
 
 
 class RuleReference:
@@ -78,6 +82,16 @@ class RuleReference:
                 return self.union.id_of[rest[:length]], False
         return None
 
+    def can_be(self, piece: bytes, beginning: bytes, lent: Lent) -> bool:
+        """Whether a token begins with these bytes, is longer, and was lent as `lent` says."""
+        if not piece.startswith(beginning) or len(piece) <= len(beginning):
+            return False
+        return all(self.lent_length(piece[at:]) == length for at, length in lent)
+
+    def lent_length(self, raw: bytes) -> int:
+        """The length of the longest union string that begins these bytes."""
+        return max((n for n in range(1, len(raw) + 1) if raw[:n] in self.union.id_of), default=0)
+
     def shares(self, reading: Reading) -> tuple[dict[int, float], dict[int, float], float]:
         """The mass of one reading on whole and on unfinished union tokens, not divided by Z, and its total Z."""
         p = self.next_probs(reading.ids)
@@ -85,7 +99,7 @@ class RuleReference:
         unfinished: dict[int, float] = {}
         total = 0.0
         for v, piece in self.tokens:
-            if not piece.startswith(reading.tail) or len(piece) <= len(reading.tail):
+            if not self.can_be(piece, reading.tail, reading.lent):
                 continue
             place = self.place(piece[len(reading.tail) :])
             if place is None:
@@ -105,7 +119,7 @@ class RuleReference:
         pairs = [(reading, self.shares(reading)[2]) for reading in self.readings]
         pairs = [(reading, z) for reading, z in pairs if z > 0]
         total = sum(reading.a for reading, _ in pairs)
-        return [(Reading(r.ids, r.tail, r.a / total), z) for r, z in pairs]
+        return [(Reading(r.ids, r.tail, r.a / total, r.lent), z) for r, z in pairs]
 
     def proposals(self) -> tuple[np.ndarray, np.ndarray]:
         """`P(u)` in two parts: from whole and from unfinished tokens."""
@@ -126,17 +140,17 @@ class RuleReference:
     def one_token(self, reading: Reading, raw: bytes) -> list[int]:
         """The ids whose bytes are `raw`, most probable first."""
         p = self.next_probs(reading.ids)
+        if any(self.lent_length(raw[at:]) != length for at, length in reading.lent):
+            return []
         ids = sorted((v for v, piece in self.tokens if piece == raw), key=lambda v: -p[v])
         if len(ids) > 1:
             self._decided(p[ids[0]], p[ids[1]])
         return ids
 
-    def longer(self, ids: tuple[int, ...], beginning: bytes) -> float:
+    def longer(self, ids: tuple[int, ...], beginning: bytes, lent: Lent = ()) -> float:
         """The probability, after `ids`, of all tokens that begin with these bytes and are strictly longer."""
         p = self.next_probs(ids)
-        return sum(
-            float(p[v]) for v, piece in self.tokens if piece.startswith(beginning) and len(piece) > len(beginning)
-        )
+        return sum(float(p[v]) for v, piece in self.tokens if self.can_be(piece, beginning, lent))
 
     def half_character(self, raw: bytes) -> bytes:
         """The incomplete character at the end of `raw`, if only longer tokens contain it."""
@@ -164,20 +178,25 @@ class RuleReference:
         o = max(0.0, 1.0 - r - q)
 
         stays: dict[State, float] = {}
+        lents: dict[State, float] = {}
         one_token_ends: list[tuple[float, tuple[int, ...]]] = []
         canonical_ends: list[tuple[float, Reading, tuple[int, ...], bytes]] = []
         for reading, z in self.live():
             scale = reading.a / z
             raw = reading.tail + b
             p = self.next_probs(reading.ids)
-            stays[(reading.ids, raw)] = scale * self.longer(reading.ids, raw)
+            known = (*reading.lent, (len(reading.tail), len(b)))
+            stays[(reading.ids, raw, reading.lent)] = scale * self.longer(reading.ids, raw, reading.lent)
+            lents[(reading.ids, raw, known)] = (
+                scale * self.longer(reading.ids, raw, known) if b in self.union.id_of else 0
+            )
             ids = self.one_token(reading, raw)
             if ids:
                 one_token_ends += [(scale * float(p[v]), (*reading.ids, v)) for v in ids]
             else:
                 c, half = self.canonical(raw)
                 first = self.vocabulary.pieces[c[0]] if c else b""
-                if first.startswith(reading.tail) and len(first) > len(reading.tail):
+                if self.can_be(first, reading.tail, reading.lent):
                     canonical_ends.append((scale * float(p[c[0]]), reading, c, half))
 
         # the live path
@@ -201,7 +220,7 @@ class RuleReference:
                 if rest:
                     # the tail is empty here; tokens outside Z are left out, as everywhere else
                     weight /= self.shares(Reading(ids, b"", 1.0))[2]
-                    stays[(ids, rest)] = weight * self.longer(ids, rest)
+                    stays[(ids, rest, ())] = weight * self.longer(ids, rest)
                 if n < len(c):
                     weight *= float(self.next_probs(ids)[c[n]])
                     ids = (*ids, c[n])
@@ -221,18 +240,27 @@ class RuleReference:
             self.branches.append("nothing explains it")
             self.readings = [self._given_up(b)]
             return
-        new: list[Reading] = []
-        if end == 0:  # no token can have ended here: the share that was proposed whole counts for the stays too
-            new = [Reading(ids, tail, mass / stay) for (ids, tail), mass in stays.items()]
-        else:
-            for (ids, tail), mass in stays.items():
-                if mass > 0:
-                    new.append(Reading(ids, tail, q * mass / stay + o * mass / (end + stay)))
-            if path is not None:
-                new.append(Reading(path, b"", r + o * end / (end + stay) + (q if stay == 0 else 0.0)))
+        if end == 0:  # no token can have ended here: what was proposed whole counts for the stays too
+            r, o = 0.0, 1.0 - q
+        total, lent = end + stay, sum(lents.values())
+        q, spread = (q, 0.0) if lent > 0 else (0.0, q)
+        weights = {key: mass * (o / total + (spread / stay if stay else 0.0)) for key, mass in stays.items()}
+        for key, mass in lents.items():
+            if mass > 0 and q > 0:
+                plain = self.unrestricted(key)
+                weights[plain] = weights.get(plain, 0.0) + mass * q / lent
+        new = [Reading(ids, tail, a, known) for (ids, tail, known), a in weights.items() if a > 0]
+        if path is not None and end > 0:
+            new.append(Reading(path, b"", 1.0 if stay == 0 else r + o * end / total))
         if len(new) > 1:
             self.branches.append("several")
         self.readings = self._kept(new)
+
+    def unrestricted(self, state: State) -> State:
+        """The state without its last restriction, if that excludes no token."""
+        ids, tail, lent = state
+        tokens = [[v for v, piece in self.tokens if self.can_be(piece, tail, known)] for known in (lent, lent[:-1])]
+        return (ids, tail, lent[:-1]) if tokens[0] == tokens[1] else state
 
     def _given_up(self, b: bytes) -> Reading:
         """The most probable reading, ended by its canonical ids."""
@@ -252,7 +280,7 @@ class RuleReference:
             self.branches.append("too many readings")
         readings = readings[: self.max_readings]
         total = sum(reading.a for reading in readings)
-        return [Reading(reading.ids, reading.tail, reading.a / total) for reading in readings]
+        return [Reading(reading.ids, reading.tail, reading.a / total, reading.lent) for reading in readings]
 
     def _decided(self, first: float, second: float) -> None:
         if first != second or first != 0:
@@ -260,7 +288,7 @@ class RuleReference:
 
     def state(self) -> dict[State, float]:
         """The readings as a table."""
-        return {(reading.ids, reading.tail): reading.a for reading in self.readings}
+        return {(reading.ids, reading.tail, reading.lent): reading.a for reading in self.readings}
 
 
 class ReferenceRun:
@@ -292,10 +320,10 @@ class ReferenceRun:
         """The parts of `P(u)` from whole and from unfinished tokens, for one union token per row: `(2, B)`."""
         return np.array([[p[u] for p in row.proposals()] for row, u in zip(self.rows, union_ids, strict=True)]).T
 
-    def readings(self, row: int) -> list[tuple[tuple[int, ...], bytes, float]]:
-        """`(ids, tail, a)` of every reading that counts, most probable first."""
+    def readings(self, row: int) -> list[tuple[tuple[int, ...], bytes, float, Lent]]:
+        """`(ids, tail, a, lent)` of every reading that counts, most probable first."""
         live = sorted((reading for reading, _ in self.rows[row].live()), key=lambda reading: -reading.a)
-        return [(reading.ids, reading.tail, reading.a) for reading in live]
+        return [(reading.ids, reading.tail, reading.a, reading.lent) for reading in live]
 
     def reorder(self, rows: Sequence[int]) -> None:
         """Makes row `i` continue the old row `rows[i]`."""

@@ -16,7 +16,7 @@ from transformers.models.auto.modeling_auto import AutoModelForCausalLM
 
 from hf_rlae.members import ReadingsRun, Update, choose_runner
 from hf_rlae.members.member import Member
-from hf_rlae.vocabulary import Alignment, ByteVocabulary, UnionVocabulary
+from hf_rlae.vocabulary import Alignment, ByteVocabulary, Lent, UnionVocabulary
 from tests.support.readings_reference import ReferenceRun, RuleReference, SegmentationReference
 
 SPECIALS = ("<unk>", "<eos>", "<end>", "<pad>")
@@ -170,8 +170,8 @@ class PackageRun:
         """The parts of `P(u)` from whole and from unfinished tokens, for one union token per row: `(2, B)`."""
         return np.array(self.run.measure([self.union.pieces[u] for u in union_ids]).read().proposed()).T
 
-    def readings(self, row: int) -> list[tuple[tuple[int, ...], bytes, float]]:
-        """`(ids, tail, a)` of every reading, most probable first."""
+    def readings(self, row: int) -> list[tuple[tuple[int, ...], bytes, float, tuple[Lent, ...]]]:
+        """`(ids, tail, a, lent)` of every reading, most probable first."""
         return self.run.readings(row)
 
     @torch.inference_mode()

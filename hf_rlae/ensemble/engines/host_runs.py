@@ -125,10 +125,13 @@ class ReadingsHost(_FedReadings):
                 step.end_sum += scale * sum(numbers[at : at + ends])
                 stay = scale * numbers[at + ends + 2]
                 if stay > 0:
-                    step.add_stay(reading, stay)
-            end, factor = step.end_weight()
+                    step.add_stay(reading, stay, scale * numbers[at + ends + 1], False)
+            end, own, others = step.end_weight()
             found = [Reading((), b"", end, self._entries[row])]
-            found += [Reading((), r.tail + update.raw, value * factor, r.entry) for r, value in step.stays]
+            found += [
+                Reading((), reading.tail + update.raw, lent * own + value * others, reading.entry)
+                for reading, value, lent, _ in step.stays
+            ]
             found.sort(key=lambda reading: -reading.weight)
             kept = [reading for reading in found if reading.weight >= self.min_reading] or found[:1]
             kept = kept[: self.max_readings]

@@ -14,6 +14,7 @@ from hf_rlae.ensemble.trace import MemberScores
 from hf_rlae.ensemble.warping import warped
 from hf_rlae.members import Update, UpdateSums, readings_ahead
 from hf_rlae.policies import MemberObservation
+from hf_rlae.vocabulary import UnionVocabulary
 
 if TYPE_CHECKING:
     from hf_rlae.ensemble.cache_ensemble import EnsembleCache
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 Distribution = tuple[torch.Tensor, torch.Tensor]
-"""A member's probabilities over the union vocabulary `(B, V)`, and the log of its sum of exponentials `(B,)`, which is
+"""A member's probabilities over the columns of the union vocabulary `(B, G)`, and the log of its sum of exponentials `(B,)`, which is
 -inf in rows without next-token mass."""
 
 
@@ -113,7 +114,10 @@ class ReadingsStep:
         """See `EngineStep`; NaN inside prompts."""
         if self.cache.trace.enabled:
             scores = _stacked(self._members)
-            self.cache.trace.pending = MemberScores(self.low, scores, torch.cat(self._weights, dim=1), are_probs=True)
+            weights = torch.cat(self._weights, dim=1)
+            self.cache.trace.pending = MemberScores(
+                self.low, scores, weights, True, columns_of=self.engine.union.columns_of
+            )
         return self._mixed[0][:, None] if len(self._mixed) == 1 else torch.stack(self._mixed, dim=1)
 
     # -- one column ---------------------------------------------------------------------------------------
@@ -160,7 +164,9 @@ class ReadingsStep:
             return
         processors = cache.member_processors
         if processors is not None:
-            outputs = [None if entry is None else _warped(processors, cache.ids, entry) for entry in outputs]
+            outputs = [
+                None if entry is None else _warped(processors, cache.ids, entry, self.engine.union) for entry in outputs
+            ]
         if cache.trace.enabled:  # inside a prompt no member has a distribution, so no weight
             has_weights = any(output is not None for output in outputs)
             none = torch.zeros(len(has_begun), 1, len(outputs), device=cache.ids.device)
@@ -346,7 +352,7 @@ class ReadingsStep:
 
     def _mix(self, outputs: Sequence[Distribution | None], has_begun: Sequence[bool]) -> torch.Tensor:
         """Logits `(B, V)` of the mixture; NaN in rows whose prompt has not ended."""
-        ids = self.cache.ids
+        ids, union = self.cache.ids, self.engine.union
         device = ids.device
         active = [index for index, output in enumerate(outputs) if output is not None]
         if not active:
@@ -372,18 +378,21 @@ class ReadingsStep:
                 self.call.has_warned_of_end = True
                 logger.warning("no member can continue a text, so it ends there")
             mixed = mixed.masked_fill(has_ended[:, None], -torch.inf)
-            mixed[:, self.engine.union.stop_id].masked_fill_(has_ended, 0.0)
-            if processors is not None:  # they may not let it end
-                mixed = torch.where(has_ended[:, None], warped(processors, ids, mixed), mixed)
+            mixed[:, union.stop_column].masked_fill_(has_ended, 0.0)
+        mixed = union.spread(mixed)
+        if has_ended is not None and processors is not None:  # they may not let it end
+            mixed = torch.where(has_ended[:, None], warped(processors, ids, mixed), mixed)
         if not all(has_begun):
             mixed[torch.tensor([not begun for begun in has_begun], device=device)] = torch.nan
         return mixed
 
 
-def _warped(processors: LogitsProcessorList, ids: torch.Tensor, output: Distribution) -> Distribution:
+def _warped(
+    processors: LogitsProcessorList, ids: torch.Tensor, output: Distribution, union: UnionVocabulary
+) -> Distribution:
     """A member's distribution after the processors that act on members; without mass in rows where they leave none."""
     probs, log_z = (entry.to(ids.device) for entry in output)
-    scores = warped(processors, ids, probs.log() + log_z[:, None])
+    scores = union.gathered(warped(processors, ids, union.spread(probs.log() + log_z[:, None])))
     log_z = scores.logsumexp(-1)
     return (scores - log_z[:, None]).exp().masked_fill((log_z == -torch.inf)[:, None], 0.0), log_z
 
@@ -394,7 +403,7 @@ def _is_empty(output: Distribution | None, row: int) -> bool:
 
 
 def _stacked(columns: Sequence[Sequence[Distribution | None]]) -> list[Distribution | None]:
-    """The members' outputs of n columns, `(B, n, V)` and `(B, n)` each; NaN in columns that a member did not read."""
+    """The members' outputs of n columns, `(B, n, G)` and `(B, n)` each; NaN in columns that a member did not read."""
     result: list[Distribution | None] = []
     for entries in zip(*columns, strict=True):
         some = next((entry for entry in entries if entry is not None), None)

@@ -16,7 +16,7 @@ from hf_rlae.members.readings.state import Reading, RowReadings, Update, common_
 from hf_rlae.members.readings.step import ReadingStep
 from hf_rlae.members.readings.union_distribution import UnionDistribution
 from hf_rlae.members.readings.update_sums import PendingSums, UpdateSums
-from hf_rlae.vocabulary import Alignment, ByteVocabulary
+from hf_rlae.vocabulary import Alignment, ByteVocabulary, Lent
 
 
 class ReadingsRun:
@@ -137,10 +137,10 @@ class ReadingsRun:
             found = [([places.index(kind) for kind in rows], log_z) for rows, log_z in self.newest]
             self.newest = deque(found, self.newest.maxlen)
 
-    def readings(self, row: int) -> list[tuple[tuple[int, ...], bytes, float]]:
-        """The readings of a row as `(all ids, tail, a)`, with the largest `a` first."""
+    def readings(self, row: int) -> list[tuple[tuple[int, ...], bytes, float, tuple[Lent, ...]]]:
+        """The readings of a row as `(all ids, tail, a, lent)`, with the largest `a` first; see `Reading`."""
         state = self.rows[row]
-        return [(state.settled.after(0) + r.ids, r.tail, r.weight) for r in state.readings]
+        return [(state.settled.after(0) + r.ids, r.tail, r.weight, r.lent) for r in state.readings]
 
     def reorder(self, rows: torch.Tensor) -> None:
         """See `MemberRun`."""
@@ -395,8 +395,8 @@ class ReadingsRun:
                 candidates = candidates[: self.max_readings]
             total = sum(entry[2] for entry in candidates)
             readings = [
-                Reading(ids, tail, weight / total if len(candidates) > 1 else 1.0, entry)
-                for ids, tail, weight, entry in candidates
+                Reading(ids, tail, weight / total if len(candidates) > 1 else 1.0, entry, lent)
+                for ids, tail, weight, entry, lent in candidates
             ]
             read = step.base.ids + step.new_ids if step.base is not None and step.new_ids else ()
             self.rows[step.row] = self._settled(step.row, read, readings)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from hf_rlae.members.ragged_run import Chain
+from hf_rlae.vocabulary import Lent
 
 _EMPTY = Chain()
 
@@ -17,15 +18,19 @@ class Reading:
         tail (`bytes`): the bytes that the next, unfinished token already has.
         weight (`float`): the probability `a` of the reading; the probabilities of a row sum to 1.
         entry (`int`): the store entry of the member's next-token probabilities after `ids`.
+        lent (`tuple[Lent, ...]`): what is known of the unfinished token besides its first bytes, see `Lent`.
     """
 
-    __slots__ = ("entry", "ids", "tail", "weight")
+    __slots__ = ("entry", "ids", "lent", "tail", "weight")
 
-    def __init__(self, ids: tuple[int, ...], tail: bytes, weight: float, entry: int) -> None:
+    def __init__(
+        self, ids: tuple[int, ...], tail: bytes, weight: float, entry: int, lent: tuple[Lent, ...] = ()
+    ) -> None:
         self.ids = ids
         self.tail = tail
         self.weight = weight
         self.entry = entry
+        self.lent = lent
 
 
 class RowReadings:

@@ -6,13 +6,18 @@ from collections.abc import Sequence
 
 from hf_rlae.errors import present
 from hf_rlae.members.readings.state import Reading, Update
-from hf_rlae.vocabulary import Boundary, Canonical, Target
+from hf_rlae.vocabulary import Boundary, Canonical, Lent, Target
 
 ReadingTarget = tuple[Reading, Target, float, int]
 """A reading, its target for the new text, its `a_i / Z_i`, and the index of the first sum of its target."""
 
-Candidate = tuple[tuple[int, ...], bytes, float, int]
-"""A candidate for a new reading: ids after the settled ones, tail, weight, store entry."""
+Candidate = tuple[tuple[int, ...], bytes, float, int, tuple[Lent, ...]]
+"""A candidate for a new reading: ids after the settled ones, tail, weight, store entry, and restrictions (`Lent`)."""
+
+
+Stay = tuple[Reading, float, float, bool]
+"""A reading whose unfinished token continues: the reading, its value, the part of it that was lent to the new text, and
+whether the restriction to the tokens that were lent says anything."""
 
 
 class ReadingStep:
@@ -34,6 +39,7 @@ class ReadingStep:
         "entries",
         "first",
         "inner",
+        "lent_sum",
         "new_ids",
         "row",
         "stay_sum",
@@ -51,7 +57,8 @@ class ReadingStep:
         self.end = 0.0  # weight of the canonical path so far
         self.end_sum = 0.0
         self.stay_sum = 0.0
-        self.stays: list[tuple[Reading, float]] = []
+        self.lent_sum = 0.0
+        self.stays: list[Stay] = []
         self.inner: list[tuple[Boundary, float]] = []
         self.entries: list[int] = []  # store entries of the needed columns
 
@@ -80,7 +87,7 @@ class ReadingStep:
                     path_value, best_path = value, (reading, target.canonical)
             stay = scale * sums[after + 2]
             if stay > 0:
-                self.add_stay(reading, stay)
+                self.add_stay(reading, stay, scale * sums[after + 1], not target.lends_all)
         update = self.update
         others = 1.0 - update.r - update.q
         # All ends share the most likely path. Text that was proposed whole (r) ended with a single token, so an end by
@@ -102,10 +109,11 @@ class ReadingStep:
         else:
             self._fall_back(max(targets, key=lambda target: target[0].weight))
 
-    def add_stay(self, reading: Reading, value: float) -> None:
+    def add_stay(self, reading: Reading, value: float, lent: float, is_restricted: bool) -> None:
         """Adds the case that the unfinished token of the reading continues past the new text."""
-        self.stays.append((reading, value))
+        self.stays.append((reading, value, lent, is_restricted))
         self.stay_sum += value
+        self.lent_sum += lent
 
     def _fall_back(self, target: ReadingTarget) -> None:
         """No reading gives the new text any probability: the one with the largest `a` ends by the canonical ids."""
@@ -114,17 +122,24 @@ class ReadingStep:
         self.first = len(self.new_ids)
         self.end = 1.0
 
-    def end_weight(self) -> tuple[float, float]:
-        """The probability `a(end)`, and the factor of the stays: `a(stay_i) = stay_i * (q / S + o / (E + S))`."""
-        stay_sum = self.stay_sum
-        if stay_sum <= 0:
-            return 1.0, 0.0
-        if self.end_sum <= 0:
-            return 0.0, 1.0 / stay_sum
+    def end_weight(self) -> tuple[float, float, float]:
+        """The probability `a(end)`, and two factors: `a(stay_i) = lent_i * q / L + stay_i * o / (E + S)`.
+
+        A member that proposed the text as the start of a longer token is inside a token that was lent to it. E, S and L
+        are the sums of the ends, of the stays, and of their parts that were lent.
+        """
+        if self.stay_sum <= 0:
+            return 1.0, 0.0, 0.0
         r, q = self.update.r, self.update.q
-        o = max(1.0 - r - q, 0.0)
-        total = self.end_sum + stay_sum
-        return r + o * self.end_sum / total, q / stay_sum + o / total
+        if self.end_sum <= 0:
+            end, others = 0.0, (1.0 - q) / self.stay_sum
+        else:
+            o = max(1.0 - r - q, 0.0)
+            others = o / (self.end_sum + self.stay_sum)
+            end = r + others * self.end_sum
+        if self.lent_sum <= 0:
+            return end, 0.0, others + q / self.stay_sum
+        return end, q / self.lent_sum, others
 
     def follow(self, following: list[float], stays: list[float]) -> None:
         """Multiplies the probabilities along a canonical path.
@@ -158,22 +173,28 @@ class ReadingStep:
 
     def candidates(self, pending: bytes) -> list[Candidate]:
         """The new readings, not normalised; `pending` is unread text before the text of the update."""
-        end, factor = self.end_weight()
-        found: list[Candidate] = [
-            (reading.ids, reading.tail + pending + self.update.raw, value * factor, reading.entry)
-            for reading, value in self.stays
-        ]
+        end, own, others = self.end_weight()
+        found: list[Candidate] = []
+        for reading, value, lent, is_restricted in self.stays:
+            tail, weight = reading.tail + pending + self.update.raw, value * others
+            if is_restricted and lent * own > 0:
+                known = (*reading.lent, (len(reading.tail), len(self.update.raw)))
+                found.append((reading.ids, tail, lent * own, reading.entry, known))
+            else:
+                weight += lent * own
+            if weight > 0:
+                found.append((reading.ids, tail, weight, reading.entry, reading.lent))
         if self.base is None:
             return found
         ids, canonical = self.base.ids, self.canonical
         for boundary, value in self.inner:
             entry = self.place(boundary.after)
-            found.append((ids + self.new_ids[: boundary.after], boundary.rest, value * factor, entry))
+            found.append((ids + self.new_ids[: boundary.after], boundary.rest, value * others, entry, ()))
         if canonical is not None and canonical.open is not None:
             if not any(entry[2] > 0 for entry in found):  # even the incomplete character has probability 0
-                found.append((ids + self.new_ids, canonical.open.rest, 1.0, self.place(len(self.new_ids))))
+                found.append((ids + self.new_ids, canonical.open.rest, 1.0, self.place(len(self.new_ids)), ()))
         else:
-            found.append((ids + self.new_ids, b"", end, self.place(len(self.new_ids))))
+            found.append((ids + self.new_ids, b"", end, self.place(len(self.new_ids)), ()))
         return found
 
     def place(self, after: int) -> int:

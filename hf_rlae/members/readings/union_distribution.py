@@ -30,10 +30,14 @@ class UnionDistribution:
         self.totals: torch.Tensor | None = None
         self._places: dict[int, tuple[Reading, int]] = {}
         self._buffer: torch.Tensor | None = None
-        self._gather = alignment.gather.to(store.device)
-        self._cleared = alignment.cleared.to(store.device)
-        self._moved_from = alignment.moved_from.to(store.device)
-        self._moved_to = alignment.moved_to.to(store.device)
+        self._columns: torch.Tensor | None = None
+        if alignment.columns is not None:
+            self._columns = alignment.columns.to(store.device)
+        else:
+            self._gather = alignment.gather.to(store.device)
+            self._cleared = alignment.cleared.to(store.device)
+            self._moved_from = alignment.moved_from.to(store.device)
+            self._moved_to = alignment.moved_to.to(store.device)
 
     def place_of(self, reading: Reading) -> int | None:
         """The index of a reading's `Z` in `totals`; `None` if the last call of `of` did not compute it."""
@@ -51,7 +55,7 @@ class UnionDistribution:
             in_place (`bool`): whether the next call may write into the tensor that this one returns.
 
         Returns:
-            `tuple[torch.FloatTensor, torch.FloatTensor]`: fp32 probabilities of shape `(B, V)`, each row summing to 1,
+            `tuple[torch.FloatTensor, torch.FloatTensor]`: fp32 probabilities of shape `(B, G)`, each row summing to 1,
             and, of shape `(B,)`, the log of the sum of exponentials of the logits of the reading with the largest `a`.
             A row without next-token mass has probabilities 0 and `-inf`.
         """
@@ -78,7 +82,7 @@ class UnionDistribution:
         """Adds the readings with a tail to the probabilities of the reading without one, in place.
 
         Args:
-            probs (`torch.FloatTensor` of shape `(B, V)`): probabilities of each row's reading without a tail; 0 if
+            probs (`torch.FloatTensor` of shape `(B, G)`): probabilities of each row's reading without a tail; 0 if
                 there is none.
             weights (`torch.FloatTensor` of shape `(B,)`): its `a`; 0 if there is none.
             tails (`Sequence[tuple[int, Reading]]`): row and reading of all readings with a tail.
@@ -88,7 +92,7 @@ class UnionDistribution:
             continue.
         """
         store, device = self.store, self.store.device
-        maps = [self.alignment.tail_map(reading.tail) for _, reading in tails]
+        maps = [self.alignment.tail_map(reading.tail, reading.lent) for _, reading in tails]
         counts = torch.tensor([len(tail_map.member_ids) for tail_map in maps])
         # per reading: offset of its entry in the flattened store, offset of its row in flattened `probs`, row, index
         table = torch.tensor(
@@ -97,7 +101,7 @@ class UnionDistribution:
         spread = table.repeat_interleave(counts, 0)
         # one element per (reading, token that starts with its tail), so that all readings need one gather and one add
         source = (torch.cat([tail_map.member_ids for tail_map in maps]) + spread[:, 0]).to(device)
-        target = (torch.cat([tail_map.union_ids for tail_map in maps]) + spread[:, 1]).to(device)
+        target = (torch.cat([tail_map.columns for tail_map in maps]) + spread[:, 1]).to(device)
         segment, row_of = spread[:, 3].to(device), table[:, 2].to(device)
         values = store.take(source)
         z = torch.zeros(len(tails), device=device).index_add_(0, segment, values)
@@ -113,7 +117,10 @@ class UnionDistribution:
         return total
 
     def _spread(self, entries: Sequence[int], in_place: bool) -> torch.Tensor:
-        """The probabilities of store entries, mapped to the union vocabulary: shape `(B, V)`."""
+        """The probabilities of store entries, mapped to the union vocabulary: shape `(B, G)`."""
+        if self._columns is not None:
+            lent = self.store.probs.new_zeros(len(entries), self.alignment.union.num_columns)
+            return lent.index_add_(1, self._columns, self.store.probs[entries])
         probs = self._buffer
         if not in_place or probs is None or len(probs) != len(entries):
             probs = self.store.probs.new_empty(len(entries), len(self._gather))

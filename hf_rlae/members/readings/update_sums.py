@@ -86,7 +86,7 @@ class PendingSums:
             state, targets = rows[row], self._targets[row]
             whole = state.pending + raw
             for reading in state.readings:
-                target = find(reading.tail, whole)
+                target = find(reading.tail, whole, reading.lent)
                 parts.append(target.ids)
                 segments.append(target.segments)
                 entries.append(reading.entry)
@@ -98,7 +98,7 @@ class PendingSums:
                     if known is not None:
                         summed.append((row, len(targets) - 1, known))
                         continue
-                    tokens = alignment.tail_map(reading.tail).member_ids
+                    tokens = alignment.tail_map(reading.tail, reading.lent).member_ids
                     parts.append(tokens)
                     segments.append(torch.zeros_like(tokens))
                     entries.append(reading.entry)

@@ -143,8 +143,8 @@ def test_readings_have_the_bytes_of_the_text(seed, name, shares):
             run.advance([Update(piece, *shares)])
             written += piece
             readings = run.readings(0)
-            assert sum(a for _, _, a in readings) == pytest.approx(1, abs=1e-6)
-            found = {vocabulary.to_bytes(ids[len(prompt) :]) + tail for ids, tail, _ in readings}
+            assert sum(a for _, _, a, _ in readings) == pytest.approx(1, abs=1e-6)
+            found = {vocabulary.to_bytes(ids[len(prompt) :]) + tail for ids, tail, _, _ in readings}
             if name in ("byte_level_bpe", "sentencepiece_bpe", "wordpiece", "raw_bytes"):
                 assert found == {written}
             else:
@@ -164,11 +164,7 @@ def test_members_write_bytes_that_the_other_lacks(text):
     members = [pair("llama", 0, byte_level_bpe()), pair("gpt2", 1, sentencepiece_bpe())]
     ensemble = EnsembleForCausalLM.from_members(members, StaticPolicy([0.5, 0.5]))
     union = ensemble.union
-    raw = text.encode()
-    ids = []
-    while raw:
-        ids.append(union.longest_prefix(raw))
-        raw = raw[len(union.pieces[ids[-1]]) :]
+    ids = union.written(text.encode())
     queue = iter(ids)
 
     def force(input_ids, scores):

@@ -75,7 +75,7 @@ def test_tail_maps_are_whole_or_the_longest_prefix(tail):
     found = alignment.tail_map(tail)
     pieces = vocabularies[0].pieces
     inside = set()
-    for i, target, whole in zip(found.member_ids.tolist(), found.union_ids.tolist(), found.whole.tolist(), strict=True):
+    for i, target, whole in zip(found.member_ids.tolist(), found.columns.tolist(), found.whole.tolist(), strict=True):
         rest = pieces[i][len(tail) :]
         inside.add(i)
         assert pieces[i].startswith(tail)

@@ -180,7 +180,7 @@ class Restriction:
 
         The ensemble may read the text in other ids of the host, which `generate` cannot do.
         """
-        readings = [own for own, _, _ in cache.runs[0].readings(0)]
+        readings = [own for own, _, _, _ in cache.runs[0].readings(0)]
         return all(own == tuple(ids[: len(own)]) for own in readings)
 
     def __call__(self, ids, start):

@@ -31,7 +31,7 @@ def engine(name, place, k, **options):
 
 def table(run, row=0):
     """The probabilities of a row's readings, by ids and tail."""
-    return {(tuple(ids), tail): a for ids, tail, a in run.readings(row)}
+    return {(tuple(ids), tail): a for ids, tail, a, _ in run.readings(row)}
 
 
 # all segmentations

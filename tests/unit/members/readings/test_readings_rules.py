@@ -42,14 +42,14 @@ def same_readings(run: PackageRun, reference, row: int) -> None:
     """Compares readings as sets, without those that no token can continue."""
     rules = reference.rows[row]
     given_readings = run.readings(row)
-    weights = [a for _, _, a in given_readings]
+    weights = [a for _, _, a, _ in given_readings]
     assert weights == sorted(weights, reverse=True)
     assert sum(weights) == pytest.approx(1, abs=CLOSE)
     alive = [one for one in given_readings if rules.shares(Reading(*one))[2] > 0]
-    total = sum(a for _, _, a in alive)
-    got = {(tuple(ids), tail): a / total for ids, tail, a in alive}
+    total = sum(a for _, _, a, _ in alive)
+    got = {(tuple(ids), tail, lent): a / total for ids, tail, a, lent in alive}
     assert len(got) == len(alive), "two readings are the same"
-    expected = {(ids, tail): a for ids, tail, a in reference.readings(row)}
+    expected = {(ids, tail, lent): a for ids, tail, a, lent in reference.readings(row)}
     # a reading exactly at the threshold may be kept on one side only
     assert {key for key in got if got[key] > 0} == set(expected)
     for key, a in expected.items():
@@ -232,8 +232,8 @@ def test_kept_probabilities_are_those_of_a_run_from_scratch(kind, k):
         got = run.distribution()
         for row in range(3):
             rules = place.reference(k, prompts[row])
-            rules.readings = [Reading(tuple(ids), tail, a) for ids, tail, a in run.readings(row)]
-            assert all(ids[: len(prompts[row])] == tuple(prompts[row]) for ids, _, _ in run.readings(row))
+            rules.readings = [Reading(tuple(ids), tail, a, lent) for ids, tail, a, lent in run.readings(row)]
+            assert all(ids[: len(prompts[row])] == tuple(prompts[row]) for ids, _, _, _ in run.readings(row))
             uncertain += len(rules.readings) > 1
             np.testing.assert_allclose(got[row], rules.distribution(), atol=CLOSE)
         choices = [rng.choices(range(place.union.size), np.maximum(row, 0))[0] for row in got]
@@ -254,7 +254,7 @@ def test_readings_spell_the_text():
             b = place.union.pieces[rng.choice(place.union_text_ids)]
             run.advance([(b, *rng.choice(SHARES))])
             text += b
-            for ids, tail, _ in run.readings(0):
+            for ids, tail, _, _ in run.readings(0):
                 assert voice.vocabulary.to_bytes(ids) + tail == text
                 assert not tail or tail == text[-len(tail) :]
 
@@ -266,7 +266,7 @@ def test_nothing_is_ever_read_as_unknown():
         run.begin([random_prompt(rng, place, k)])
         for _ in range(12):
             run.advance([(rng.choice([*FOREIGN, b"h", b"a", b"ab"]), *rng.choice(SHARES))])
-            for ids, _, _ in run.readings(0):
+            for ids, _, _, _ in run.readings(0):
                 assert not set(ids) & set(voice.vocabulary.special_ids)
 
 
