@@ -24,7 +24,7 @@ class MemberScores:
             (-inf).
         rows (`torch.LongTensor` of shape `(B,)` or `None`): the row of the tensors that each current row continues;
             `None` if the rows are the same.
-        columns_of (callable, *optional*): maps ids to entries of the scores, in the same shape; `None` if they are equal.
+        columns_of (callable, *optional*): maps ids to entries of the scores; `None` if they are equal.
     """
 
     column: int

@@ -17,8 +17,8 @@ MAX_TARGETS = 65536
 
 
 Lent = tuple[int, int]
-"""A restriction on an unfinished token, as (position, length): the longest string of the union that begins its bytes from
-the position on has this length. So the token was lent to that string, and to no longer one."""
+"""A restriction on an unfinished token, as (position, length): the longest string of the union that begins its bytes
+from the position on has this length. So the token was lent to that string, and to no longer one."""
 
 
 @dataclass(frozen=True)

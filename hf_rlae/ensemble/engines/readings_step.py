@@ -24,8 +24,8 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 Distribution = tuple[torch.Tensor, torch.Tensor]
-"""A member's probabilities over the columns of the union vocabulary `(B, G)`, and the log of its sum of exponentials `(B,)`, which is
--inf in rows without next-token mass."""
+"""A member's probabilities over the columns of the union vocabulary `(B, G)`, and the log of its sum of exponentials
+`(B,)`, which is -inf in rows without next-token mass."""
 
 
 class ColumnText:
