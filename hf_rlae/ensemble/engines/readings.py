@@ -20,6 +20,7 @@ from hf_rlae.members.ragged_run import MakeRunner
 from hf_rlae.policies import MemberObservation
 from hf_rlae.sharing import SharedInCopies
 from hf_rlae.vocabulary import Alignment, ByteVocabulary, UnionVocabulary, bytes_per_token, token_ids
+from hf_rlae.vocabulary.grain import TOKEN
 
 if TYPE_CHECKING:
     from hf_rlae.ensemble.cache_ensemble import EnsembleCache
@@ -67,7 +68,7 @@ class ReadingsEngine(SharedInCopies):
         self.max_readings = max_readings
         self.min_reading = min_reading
         self.weight_scale: torch.Tensor | None = None
-        if weight_unit == "byte":
+        if weight_unit == "byte" and union.grain == TOKEN:  # else weights are shares of short strings already
             self.weight_scale = 1 / torch.tensor([bytes_per_token(vocabulary) for vocabulary in vocabularies])
         self.alignments = [
             Alignment(vocabulary, union, member.end_ids)
