@@ -54,9 +54,10 @@ class EnsembleConfig(PreTrainedConfig):
         warp (`str`, defaults to `"mixture"`): where temperature, top-k, top-p and the like act in sampling.
             `"mixture"`: on the mixture. `"members"`: on each member's distribution, before they are mixed, as with
             `draw` (ours).
-        weight_unit (`str`, defaults to `"token"`): what weights are a share of, if tokenizers differ. `"token"`: of the
-            choices of tokens. `"byte"`: of the text. A member with long tokens writes more of the text with one choice,
-            so its weight is divided by its bytes per token, and the weights are renormalised (ours).
+        weight_unit (`str`, defaults to `"token"`): what weights are a share of, if tokenizers differ and tokens are
+            written (`grain="token"`). `"token"`: of the choices of tokens. `"byte"`: of the text. A member with long
+            tokens writes more of the text with one choice, so its weight is divided by its bytes per token, and the
+            weights are renormalised (ours).
         grain (`str`, defaults to `"token"`): if tokenizers differ, the byte strings that are written: `"token"` (the
             tokens of all members), `"character"`, `"byte"`, or `"common"` (the tokens that every member has, and
             bytes). Spans, `max_new_tokens`, `min_new_tokens` and draws count these strings. See "The grain" in

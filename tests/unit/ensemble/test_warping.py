@@ -85,10 +85,17 @@ def test_scores_are_the_mixture_of_what_the_warpers_leave(options, mixing):
         torch.testing.assert_close(scores.softmax(-1), expected.softmax(-1), atol=1e-5, rtol=1e-4)
 
 
-@pytest.mark.parametrize("options", WARPERS.values(), ids=WARPERS)
-def test_different_tokenizers(options):
+@pytest.mark.parametrize(
+    ("options", "grain"),
+    [
+        *(pytest.param(options, "token", id=name) for name, options in WARPERS.items()),
+        pytest.param(WARPERS["after other processors"], "byte", id="bytes"),
+        pytest.param(WARPERS["after ids were ruled out"], "character", id="characters"),
+    ],
+)
+def test_different_tokenizers(options, grain):
     """Law: each step mixes the members' warped distributions over the union; the text's readings are as ever."""
-    ensemble = ensembles(False, policy_of_text, warp="members")
+    ensemble = ensembles(False, policy_of_text, warp="members", grain=grain)
     inputs = encode(TEXTS[0], tokenizer=ensemble.tokenizer)
     out = ensemble.generate(**inputs, **TRACED, max_new_tokens=6, **options)
     text, width = out.sequences[0], inputs["input_ids"].shape[1]
@@ -99,7 +106,7 @@ def test_different_tokenizers(options):
     for step, scores in enumerate(out.scores):
         expected = torch.zeros(ensemble.config.vocab_size)
         for weight, (probs, log_z) in zip(out.span_weights[0, step // 2].tolist(), known, strict=True):
-            raw = probs[0, step].log() + log_z[0, step]
+            raw = ensemble.union.spread(probs[0, step].log()) + log_z[0, step]
             expected += weight * processed(ensemble, options, text, width + step, raw, width).softmax(-1)
         torch.testing.assert_close(scores[0].softmax(-1), expected, atol=1e-5, rtol=1e-4)
 

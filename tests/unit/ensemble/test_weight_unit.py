@@ -101,6 +101,19 @@ def test_members_with_one_tokenizer_are_not_affected():
     assert torch.equal(found[0].span_weights, found[1].span_weights)
 
 
+@pytest.mark.parametrize("grain", ["byte", "character"])
+def test_at_coarser_grains_every_choice_is_as_long(grain):
+    """All members write bytes or characters there, so weights are shares of the text already."""
+    policy, texts = StaticPolicy([0.6, 0.4]), []
+    for unit in ("token", "byte"):
+        ensemble = endless(trio()[:2], policy, weight_unit=unit, grain=grain)
+        inputs = encode(TEXTS[0], tokenizer=ensemble.tokenizer)
+        out = ensemble.generate(**inputs, **TRACED, do_sample=False)
+        texts.append(out.sequences)
+        torch.testing.assert_close(out.span_weights[0, 0], torch.tensor([0.6, 0.4]))
+    assert torch.equal(*texts)
+
+
 def test_small_weights_are_cut_as_the_policy_gives_them():
     """`min_weight` is in the unit of the policy's weights."""
     weights = [0.3, 0.7]
