@@ -127,9 +127,21 @@ FAULTS = [
     ),
     Fault(
         "members/readings/step.py",
-        "return r + o * self.end_sum / total, q / stay_sum + o / total",
-        "return o * self.end_sum / total, q / stay_sum + o / total",
+        "            end = r + others * self.end_sum\n",
+        "            end = others * self.end_sum\n",
         "tests/unit/members/readings",
+    ),
+    Fault(
+        "members/readings/step.py",
+        "        if self.lent_sum <= 0:\n",
+        "        if True:\n",
+        "tests/unit/members/readings/test_readings_grains.py",
+    ),
+    Fault(
+        "members/readings/step.py",
+        "            if is_restricted and lent * own > 0:\n",
+        "            if False:\n",
+        "tests/unit/members/readings/test_readings_grains.py",
     ),
     Fault(
         "members/readings/step.py",

@@ -163,7 +163,7 @@ class PackageRun:
         # a member that proposes nothing gives no mass at all, and its log_z is -inf
         assert not torch.isnan(log_z).any()
         assert torch.equal(torch.isinf(log_z), probs.sum(1) == 0)
-        return probs.double().numpy()
+        return self.union.spread(probs.log()).exp().double().numpy()
 
     @torch.inference_mode()
     def proposed(self, union_ids: Sequence[int]) -> np.ndarray:
@@ -187,6 +187,20 @@ class World:
 
     voices: list[Voice]
     union: UnionVocabulary
+
+    def at(self, grain: str) -> World:
+        """The same voices at another grain."""
+        union = UnionVocabulary([voice.vocabulary for voice in self.voices], grain)
+        voices = [
+            Voice(
+                voice.member,
+                voice.vocabulary,
+                Alignment(voice.vocabulary, union, voice.member.end_ids),
+                _known=voice._known,
+            )
+            for voice in self.voices
+        ]
+        return World(voices, union)
 
     def reference(self, k: int, prompt: Sequence[int], **options: Any) -> RuleReference:
         """The reference of the rules for voice `k`, for one row."""
@@ -338,7 +352,9 @@ def random_pieces_world(seed: int, letters: str = "abc") -> World:
 
 
 @cache
-def world(kind: str, seed: int = 0) -> World:
+def world(kind: str, seed: int = 0, grain: str = "token") -> World:
     """A world by name, built once: `ab`, `th`, `accent` or `pieces`."""
+    if grain != "token":
+        return world(kind, seed).at(grain)
     makers = {"ab": ab_world, "th": th_world, "accent": accent_world, "pieces": random_pieces_world}
     return makers[kind](seed)

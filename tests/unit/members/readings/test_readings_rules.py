@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from hf_rlae.members import ragged_run
 from hf_rlae.members.readings import probability_store
+from hf_rlae.vocabulary.grain import GRAINS
 from tests.support.readings_reference import Reading
 from tests.support.tiers import slow
 from tests.support.worlds import PackageRun, World, accent_world, build, pieces_only, th_world, world
@@ -101,9 +102,10 @@ def random_prompt(rng: random.Random, place: World, k: int) -> list[int]:
 
 @st.composite
 def one_row(draw):
-    """A member, a prompt and steps, small enough to read a failing example."""
+    """A grain, a member, a prompt and steps, small enough to read a failing example."""
     kind, k = draw(st.sampled_from(VOICES))
-    place = world(kind)
+    grain = draw(st.sampled_from(GRAINS))
+    place = world(kind, 0, grain)
     prompt = draw(st.lists(st.sampled_from(place.voices[k].text_ids), min_size=1, max_size=3))
     pieces = [place.union.pieces[u] for u in place.union_text_ids]
     share = st.sampled_from(SHARES) | st.tuples(st.floats(0, 0.5, width=16), st.floats(0, 0.5, width=16))
@@ -111,14 +113,14 @@ def one_row(draw):
     chunk = st.lists(st.sampled_from(pieces), min_size=2, max_size=4).map(lambda parts: (b"".join(parts), 0.0, 0.0))
     foreign = st.sampled_from(FOREIGN).map(lambda raw: (raw, 0.0, 0.0))
     steps = draw(st.lists(token | token | chunk | foreign, min_size=1, max_size=7))
-    return kind, k, prompt, steps
+    return kind, grain, k, prompt, steps
 
 
 @settings(max_examples=120)
 @given(one_row())
 def test_one_row_follows_the_rules(case):
-    kind, k, prompt, steps = case
-    place = world(kind)
+    kind, grain, k, prompt, steps = case
+    place = world(kind, 0, grain)
     run, reference = place.run(k), place.reference_run(k)
     run.begin([prompt])
     reference.begin([prompt])
@@ -169,6 +171,12 @@ def follow(place: World, k: int, seed: int, steps: int, batch: int, realistic: b
 def test_batches_follow_the_rules(kind, k, realistic):
     compared = sum(follow(world(kind), k, seed, 9, 4, realistic) for seed in range(2))
     assert compared >= 12
+
+
+@pytest.mark.parametrize("grain", GRAINS[1:])
+@pytest.mark.parametrize(("kind", "k"), VOICES)
+def test_batches_at_coarser_and_finer_grains_follow_the_rules(kind, k, grain):
+    assert follow(world(kind, 0, grain), k, 4, 9, 4, True) >= 12
 
 
 @pytest.mark.parametrize("switch", [(probability_store, "WIDE"), (ragged_run, "_LEAST_SAVED")], ids=["by row", "apart"])
