@@ -20,24 +20,26 @@ from tests.benchmarks.rivals import AppendingDecoder, Decoder, EnsembleDecoder, 
 from tests.support.exact_bytes import ByteMember, Predictions, mix, text_logps
 from tests.support.tree_reader import TreeReader
 
-MIN_SHARE = 1e-5
-"""Paths of exact byte mixing with a smaller share are dropped: 1e-4 changes bits per byte by 1e-5 to 4e-5."""
+MIN_SHARE = 1e-4
+"""Paths of exact byte mixing with a smaller share are dropped; 1e-7 changes bits per byte of these members by at most
+4e-5."""
 
 FLOOR = 1e-6
 """How much of each member's exact distribution is made uniform before a product."""
 
 POWERS = {"linear": 1.0, "power": PowerMixing().exponent, "log": 0.0}
-GRAINS = (
-    ("token", "linear"),
-    ("common", "linear"),
-    ("character", "linear"),
-    ("character", "log"),
-    ("byte", "linear"),
-    ("byte", "power"),
-    ("byte", "log"),
-    ("auto", "linear"),
+ENSEMBLES: tuple[dict[str, str], ...] = (
+    {},
+    {"weight_unit": "byte"},
+    {"grain": "common"},
+    {"grain": "character"},
+    {"grain": "character", "mixing": "log"},
+    {"grain": "byte"},
+    {"grain": "byte", "mixing": "power"},
+    {"grain": "byte", "mixing": "log"},
+    {"grain": "auto"},
 )
-"""Grains and mixings of ensembles, from coarse to fine."""
+"""Options of the ensembles that are measured, from coarse to fine."""
 
 TEXT_ROWS = 256
 """The most rows of a batch."""
@@ -50,19 +52,31 @@ class Row:
     Attributes:
         kind (`str`): `"alone"`, `"exact"`, `"ensemble"`, `"appending"` or `"retokenising"`.
         weights (`tuple[float, ...]`): of the members; one-hot for a member alone.
-        grain (`str`), mixing (`str`): options of the ensemble; exact byte mixing has `mixing` only.
+        grain (`str`), mixing (`str`), weight_unit (`str`): options of the ensemble; exact byte mixing has `mixing`
+            only.
     """
 
     kind: str
     weights: tuple[float, ...]
     grain: str = "token"
     mixing: str = "linear"
+    weight_unit: str = "token"
 
     @property
     def name(self) -> str:
         """As in the tables and in the option `--rows`."""
-        base = {"exact": "exact bytes", "ensemble": f"grain {self.grain}"}.get(self.kind, self.kind)
-        return base if self.mixing == "linear" else f"{base}, {self.mixing}"
+        parts = [{"exact": "exact bytes", "ensemble": f"grain {self.grain}"}.get(self.kind, self.kind)]
+        if self.mixing != "linear":
+            parts.append(self.mixing)
+        if self.weight_unit != "token":
+            parts.append(f"shares of {self.weight_unit}s")
+        return ", ".join(parts)
+
+    @property
+    def options(self) -> dict[str, str]:
+        """The options of the ensemble that are not the defaults."""
+        given = {"grain": self.grain, "mixing": self.mixing, "weight_unit": self.weight_unit}
+        return {name: value for name, value in given.items() if value != getattr(EnsembleConfig(), name)}
 
 
 @dataclass(frozen=True)
@@ -92,16 +106,14 @@ def rows_of(num_members: int, weights: Sequence[tuple[float, ...]]) -> list[Row]
     for shares in weights:
         rows += [Row("exact", shares, mixing=mixing) for mixing in POWERS]
         rows += [Row("appending", shares), Row("retokenising", shares)]
-        rows += [Row("ensemble", shares, grain, mixing) for grain, mixing in GRAINS if has_grain(grain)]
+        rows += [Row("ensemble", shares, **options) for options in ENSEMBLES if are_options(options)]
     return rows
 
 
-def has_grain(grain: str) -> bool:
-    """Whether this version of the package has the option, and this value of it."""
-    if grain == "token" or not hasattr(EnsembleConfig(), "grain"):
-        return grain == "token"
+def are_options(options: dict[str, str]) -> bool:
+    """Whether this version of the package has these options with these values."""
     try:
-        EnsembleConfig(grain=grain)
+        EnsembleConfig(**options)
     except ConfigError:
         return False
     return True
@@ -217,10 +229,8 @@ class Measurer:
             return AppendingDecoder(self.members, row.weights)
         if row.kind == "retokenising":
             return RetokenisingDecoder(self.members, row.weights)
-        options = {"mixing": row.mixing} if row.mixing != "linear" else {}
-        if row.grain != "token":
-            options["grain"] = row.grain
-        return EnsembleDecoder(EnsembleForCausalLM.from_members(self.members, StaticPolicy(row.weights), **options))
+        ensemble = EnsembleForCausalLM.from_members(self.members, StaticPolicy(row.weights), **row.options)
+        return EnsembleDecoder(ensemble)
 
     def _estimated(self, decoder: Decoder, row: Row) -> list[float]:
         """Bits of each line; particles are guided by what exact byte mixing gives to the rest of the line."""

@@ -4,7 +4,7 @@ A member's probability of a text is the sum over all sequences of its tokens tha
 longer than the text. A *path* is such a sequence up to its last whole token. With `text[m:n]` the bytes after that,
 `P(text[:n] + c) = sum over paths W(path) * sum of p(v | path) over tokens v that begin with text[m:n] + c`.
 Members are mixed byte by byte. Paths with a share of the text's probability below `min_share` are dropped, and what is
-lost is counted.
+lost is counted. The most probable path that ends with the text is always kept, so that no surprise leaves nothing.
 
 Source: covering sequences, as in byte-sampler (arXiv 2506.14123); here those of all segmentations.
 """
@@ -142,8 +142,8 @@ class ByteMember:
         total = sum(share for share, _, _ in ways)
         if total == 0:
             return [], []
-        least = min(self.min_share * total, max(share for share, _, _ in ways))
-        kept = [way for way in ways if way[0] >= least and way[0] > 0]
+        heaviest_end = max((way for way in ways if way[2] is not None), key=lambda way: way[0], default=None)
+        kept = [way for way in ways if way[0] > 0 and (way[0] >= self.min_share * total or way is heaviest_end)]
         found.lost += 1 - sum(share for share, _, _ in kept) / total
         stays = [_Path(path.ids, path.at, path.weight / total, path.probs) for _, path, i in kept if i is None]
         ends = [_Path((*path.ids, i), at, share / total) for share, path, i in kept if i is not None]

@@ -93,6 +93,14 @@ def test_dropped_paths_are_counted():
     assert 0 < abs(errors[0]) < 0.01 < abs(errors[1])
 
 
+@pytest.mark.parametrize("text", [b"abbaabab", b"bbbbbbbb"])
+def test_no_text_becomes_impossible_when_nearly_all_paths_are_dropped(text):
+    voice = voice_of("ab", 1)
+    entry = reference(voice, 0.99).predict([prompt_of(voice)], [text])[0]
+    assert np.isfinite(text_logps(entry.probs, text)).all()
+    assert entry.passes <= len(text) + 1
+
+
 def test_texts_of_different_lengths_are_as_if_alone():
     voice = voice_of("ab", 2)
     texts = [b"abba", b"", b"ba"]
