@@ -54,7 +54,7 @@ SETS = (
 WEIGHTS = ((0.5, 0.5), (0.8, 0.2), (0.2, 0.8))
 RIVALS = ("appending", "retokenising")
 SETTINGS = ("lines", "bytes", "particles", "samples", "seed", "cost_texts", "steps")
-QUICK = {"lines": 3, "bytes": 48, "particles": 4, "samples": 4, "cost_texts": 1, "steps": 20}
+QUICK = {"lines": 3, "bytes": 48, "particles": 4, "samples": 4, "cost_texts": 1, "steps": 20, "weights": WEIGHTS[:1]}
 
 
 class SkippedSet(Exception):
@@ -105,7 +105,7 @@ class Benchmark:
     def run(self) -> Table:
         """Measures what was not measured yet."""
         count = len(self.members)
-        weights = WEIGHTS if count == 2 else ((1 / count,) * count,)
+        weights = [shares for shares in self.options.weights if len(shares) == count] or [(1 / count,) * count]
         scores: dict[Row, Score] = {}
         for row in rows_of(count, weights):
             if row.kind == "alone" or any(fnmatch.fnmatch(row.name, pattern) for pattern in self.options.rows):
@@ -144,6 +144,14 @@ def progress(line: str) -> None:
     print(line, file=sys.stderr, flush=True)
 
 
+def weights_of(text: str) -> tuple[float, ...]:
+    """Weights that are given as in `.5/.5`."""
+    weights = tuple(map(float, text.split("/")))
+    if min(weights) < 0 or abs(sum(weights) - 1) > 1e-6:
+        raise argparse.ArgumentTypeError(f"{text}: weights are 0 or more, and their sum is 1")
+    return weights
+
+
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     """The options of the command."""
     parser = argparse.ArgumentParser(
@@ -159,6 +167,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     add("--cost-texts", type=int, default=2, help="how many of them are sampled again, one at a time, for the cost")
     add("--seed", type=int, default=0, help="of the choice of lines and of everything drawn")
     add("--members", nargs="+", default=list(SETS), help="members joined by +: folders, or names that are known here")
+    add("--weights", nargs="+", type=weights_of, default=list(WEIGHTS), help="as in .5/.5; uniform for other numbers")
     add("--rows", nargs="+", default=["exact*", "grain*"], help=f"which rows, as patterns; also {', '.join(RIVALS)}")
     add("--solutions", action="store_true", help="score solutions of GSM8K in place of stories")
     add("--cache", type=Path, default=default_cache(), help="where trained members are kept")

@@ -253,10 +253,9 @@ def run(output: Path, *options: str) -> str:
 
 
 def test_finished_rows_are_not_measured_again(shared, tmp_path, monkeypatch):
-    monkeypatch.setattr(tokenizers, "WEIGHTS", ((0.5, 0.5),))
     for parts in (("models", "stories260K"), ("models", "babyllama-tok105"), ("data", "tinystories")):
         shared(*parts)
-    rows = ["--rows", "exact bytes", "grain token"]
+    rows = ["--rows", "exact bytes", "grain token", "--weights", ".5/.5"]
     first = run(tmp_path, *rows)
     assert first.count("| exact bytes |") == first.count("| grain token |") == 1
     measured = []
@@ -282,7 +281,14 @@ def test_members_that_cannot_be_compared_are_skipped(shared, tmp_path):
     assert "stories260K+stories260K: skipped: the members have one tokenizer" in found
 
 
-def test_options_are_checked(capsys):
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--lines", "1"], "--lines is at least 2"),
+        (["--weights", ".5/.6"], "their sum is 1"),
+    ],
+)
+def test_options_are_checked(options, message, capsys):
     with pytest.raises(SystemExit):
-        tokenizers.parse(["--lines", "1"])
-    assert "--lines is at least 2" in capsys.readouterr().err
+        tokenizers.parse(options)
+    assert message in capsys.readouterr().err
