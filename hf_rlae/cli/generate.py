@@ -74,6 +74,8 @@ def _add_ensemble(ensemble: argparse._ArgumentGroup) -> None:
     ensemble.add_argument("--span-length", type=positive_int, default=8, metavar="N", help=length)
     mixing = "linear (mixture of probabilities), log (product of experts) or power (between them) (default: linear)"
     ensemble.add_argument("--mixing", default="linear", metavar="NAME", help=mixing)
+    grain = "what is written if tokenizers differ: token, character, byte, common or auto (default: token)"
+    ensemble.add_argument("--grain", default="token", metavar="NAME", help=grain)
 
 
 def _add_decoding(decoding: argparse._ArgumentGroup) -> None:

@@ -90,7 +90,7 @@ def _warnings_after_the_text() -> Iterator[None]:
 
 
 def _build(args: argparse.Namespace) -> EnsembleForCausalLM:
-    settings = {"span_length": args.span_length, "mixing": args.mixing}
+    settings = {"span_length": args.span_length, "mixing": args.mixing, "grain": args.grain}
     EnsembleConfig(**settings)  # raises before members are loaded
     policy = None if args.weights is None else StaticPolicy(args.weights)
     device = choose_device(args.device)

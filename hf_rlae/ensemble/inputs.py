@@ -214,7 +214,25 @@ def _label_checks(model: EnsembleForCausalLM, ids: torch.Tensor, labels: Any, lo
             "`ensemble.tokenizer`, and -100 where there is no loss"
         )
 
-    return [Check(is_fine.all(), message)]
+    return [Check(is_fine.all(), message), *_grain_checks(model, labels)]
+
+
+def _grain_checks(model: EnsembleForCausalLM, labels: torch.Tensor) -> list[Check]:
+    """A check that the ensemble can write the labels, whatever its grain."""
+    union = model.union
+    if union is None or union.written_ids is None:
+        return []
+    ids = model.engine.to_union(labels.long().clamp(0, union.size - 1))
+    is_written = (labels == -100) | (union.columns_of(ids) < union.num_columns)
+
+    def message() -> str:
+        label = int(labels[~is_written][0])
+        return (
+            f"labels has the id {label} ({union.pieces[label]!r}), which is never written with grain={union.grain!r}; "
+            "give completions as `ensemble.tokenizer.completion_ids(text)`, and -100 where there is no loss"
+        )
+
+    return [Check(is_written.all(), message)]
 
 
 def check_flag(name: str, given: Any) -> None:

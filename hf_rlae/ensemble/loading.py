@@ -20,7 +20,7 @@ from hf_rlae.ensemble.engines.readings import ReadingsEngine
 from hf_rlae.ensemble.engines.shared_tokenizer import SharedTokenizerEngine
 from hf_rlae.ensemble.generation_defaults import generation_config_of, saved_generation_config
 from hf_rlae.ensemble.member_places import find_members
-from hf_rlae.ensemble.mixing import mixings
+from hf_rlae.ensemble.mixing import LogMixing, mixings
 from hf_rlae.ensemble.options import BuildOptions, EnsembleOptions, GivenMember, LoadOptions
 from hf_rlae.ensemble.saving import POLICY_FOLDER
 from hf_rlae.ensemble.tokenizer_ensemble import EnsembleTokenizer, shared_tokenizer
@@ -218,6 +218,7 @@ def _assemble_different(config: EnsembleConfig, members: Sequence[Member], table
         vocabularies.append(known)
     names = [member.name for member in members]
     form = choose_normalization(config.normalizes, vocabularies, names)
+    _check_product(config)
     union = UnionVocabulary(vocabularies, config.grain)
     with tokenizer_failures(f"member {first.name}"):
         tokenizer = EnsembleTokenizer(union, [member.tokenizer for member in members], names, vocabularies, form)
@@ -238,6 +239,16 @@ def _assemble_different(config: EnsembleConfig, members: Sequence[Member], table
         bos_token_id=bos, pad_token_id=tokenizer.pad_token_id, eos_token_id=union.stop_id
     )
     return Parts(engine, generation_config, tokenizer)
+
+
+def _check_product(config: EnsembleConfig) -> None:
+    """Raises `ConfigError` for a product of experts over tokens that some members lack."""
+    if config.grain == TOKEN and isinstance(mixings[config.mixing], LogMixing):
+        raise ConfigError(
+            f"mixing={config.mixing!r} with different tokenizers and grain='token': in a product of experts no token "
+            "could be written that one member lacks; set grain='byte' (or 'character'), where every member can write "
+            "every string, or mixing='power' or 'linear'"
+        )
 
 
 def _check_end_ids(members: Sequence[Member]) -> None:

@@ -14,6 +14,7 @@ from hf_rlae.ensemble.chats.parser import Chat
 from hf_rlae.ensemble.chats.reader import ChatReader
 from hf_rlae.errors import InputError, TokenizerError
 from hf_rlae.vocabulary import ByteVocabulary, Form, UnionVocabulary
+from hf_rlae.vocabulary.grain import TOKEN
 from hf_rlae.vocabulary.spelling import byte_level_alphabet
 
 STOP_TOKEN = "<|stop|>"  # noqa: S105 (a token of the vocabulary)
@@ -181,6 +182,21 @@ class EnsembleTokenizer(MemberChats, PreTrainedTokenizerFast):
         """The token strings of a text."""
         encoded = self(text, pair, add_special_tokens=add_special_tokens, **kwargs)
         return list(self.convert_ids_to_tokens(encoded["input_ids"]))
+
+    def completion_ids(self, text: str) -> list[int]:
+        """The ids with which the ensemble writes a text after a prompt, for labels and scores.
+
+        With `grain="token"` they are those of the first member's tokenizer, without special tokens; else the strings of
+        the grain, from the start of the text always the longest. The bytes of the text do not change.
+
+        Args:
+            text (`str`): what follows the prompt.
+
+        Raises:
+            TokenizerError: no member has a token for a part of the text.
+        """
+        raw = self.chats.normalised(text).encode("utf-8", "surrogatepass")
+        return list(self._vocabulary.inner_ids(raw)) if self.union.grain == TOKEN else self.union.written(raw)
 
     def _is_awkward(self, text: Any) -> bool:
         return isinstance(text, str) and self._vocabulary.is_awkward(text)

@@ -11,6 +11,7 @@ from hf_rlae.ensemble.engines.control_tokens import ControlTokens
 from hf_rlae.errors import InputError
 from hf_rlae.members import Member
 from hf_rlae.vocabulary import ByteVocabulary, UnionVocabulary
+from hf_rlae.vocabulary.grain import TOKEN
 
 
 class PromptEncoder:
@@ -57,9 +58,23 @@ class PromptEncoder:
         parts = self._parts(ids)
         prompts = []
         for index, member in enumerate(self.members):
-            own = tuple(ids) if index == 0 and has_own else self._encode(index, parts)
+            is_own = index == 0 and has_own
+            own = tuple(ids) if is_own and self.union.grain == TOKEN else self._encode(index, parts)
+            if is_own and not self._was_written(ids, own):
+                own = tuple(ids)
             prompts.append(own or (self._start_id(member),))
         return prompts
+
+    def _was_written(self, ids: Sequence[int], own: Sequence[int]) -> bool:
+        """Whether a part of the prompt `ids` was written in strings of the grain, so that the first member reads `own`.
+
+        An ensemble that writes bytes has written a text of one turn byte by byte, and it is in the prompt of the next.
+        """
+        if len(own) >= len(ids):
+            return False
+        first = self.vocabularies[0]
+        kept, read = ([i for i in row if not first.pieces[i]] for row in (ids, own))
+        return kept == read and first.to_bytes(ids) == first.to_bytes(own)
 
     def _parts(self, ids: Sequence[int]) -> list[bytes | int]:
         """The text of a prompt in bytes, with the ids of control tokens between its parts; without its beginning."""

@@ -147,7 +147,7 @@ class ReadingsEngine(SharedInCopies):
 
     def _encoded_by_first(self, row: list[int]) -> list[int]:
         vocabulary = self.vocabularies[0]
-        if all(i < vocabulary.size for i in row):
+        if all(i < vocabulary.size for i in row) and self.union.grain == TOKEN:
             return row
         ids: list[int] = []
         raw = b""

@@ -12,11 +12,16 @@ from hf_rlae.ensemble.mixing.registry import mixings, shift
 
 logger = logging.getLogger(__name__)
 
+FLOOR = 1e-4
+"""Mass that a member spreads over all strings, across tokenizers: readings that were dropped rule no string out."""
+
 
 class LogMixing:
     """`p(y) = prod_k p_k(y)^w_k / Z`: a token that one member with weight rules out is ruled out.
 
-    If the members together rule out every token (Z = 0), linear mixing is used, with a warning.
+    If the members together rule out every token (Z = 0), linear mixing is used, with a warning. Across tokenizers a
+    token that one member lacks would be ruled out, so a product needs a grain whose strings every member can write,
+    such as bytes (`EnsembleConfig.grain`).
 
     Source: products of experts; their use in the weighted ensemble is ours.
     """
@@ -41,7 +46,10 @@ class LogMixing:
     def of_probs(
         self, probs: Sequence[torch.Tensor], log_z: Sequence[torch.Tensor], weights: torch.Tensor
     ) -> torch.Tensor:
-        """See `Mixing.of_probs`."""
+        """See `Mixing.of_probs`; where several members have weight, each keeps `FLOOR` of its mass for all columns."""
+        is_mixed = (weights > 0).sum(-1, keepdim=True) > 1
+        floor = torch.where(is_mixed, FLOOR / probs[0].shape[-1], 0.0)
+        probs = [prob + floor for prob in probs]
         mixed = self.of_logits([prob.log() for prob in probs], [torch.zeros_like(z) for z in log_z], weights)
         return mixed + shift(log_z, weights)[..., None]
 

@@ -24,6 +24,7 @@ from hf_rlae.ensemble.processor.capture import HostCapture, HostPass
 from hf_rlae.errors import ConfigError, InputError
 from hf_rlae.members import ColumnStates, Member
 from hf_rlae.policies import Policy, observed_tokens
+from hf_rlae.vocabulary.grain import TOKEN
 
 logger = logging.getLogger(__name__)
 
@@ -142,8 +143,8 @@ class EnsembleLogitsProcessor(LogitsProcessor):
             tokenizer, or if the host has the shortest tokens.
 
     Raises:
-        ConfigError: an ensemble that draws members, warps them or picks them from the prompt, or an adapter name for
-            the host.
+        ConfigError: an ensemble that draws members, warps them, picks them from the prompt or has another grain than
+            `"token"`, or an adapter name for the host.
 
     Example:
 
@@ -370,6 +371,11 @@ def _check_ensemble(ensemble: EnsembleForCausalLM) -> None:
         raise ConfigError(
             'warp="members": a plain `generate` has one temperature, top_p and so on, for what the processor returns; '
             "leave warp out, or call the `generate` of `EnsembleForCausalLM`"
+        )
+    if ensemble.union is not None and ensemble.union.grain != TOKEN:
+        raise ConfigError(
+            f"grain={ensemble.union.grain!r}: a plain `generate` writes the host's tokens; set grain='token', or call "
+            "the `generate` of `EnsembleForCausalLM`"
         )
     if ensemble.members[0].adapter_name is not None:
         raise ConfigError(

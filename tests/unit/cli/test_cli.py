@@ -107,6 +107,12 @@ def test_every_mixing_runs(folders, capsys, mixing):
     assert text_of(capsys).startswith(PROMPT)
 
 
+@pytest.mark.parametrize("grain", ["character", "byte", "common", "auto"])
+def test_every_grain_runs(folders, capsys, grain):
+    assert generate(*folders, "--prompt", PROMPT, "--mixing", "log", "--grain", grain) == 0
+    assert text_of(capsys).startswith(PROMPT)
+
+
 def test_table_shows_weights_and_log_probabilities(folders, capsys):
     assert generate(*folders, "--prompt", PROMPT, "--weights", "3,1", "--table") == 0
     lines = text_of(capsys).splitlines()
@@ -351,6 +357,7 @@ def test_help_names_the_command_and_its_options(capsys):
         "--weights",
         "--span-length",
         "--mixing",
+        "--grain",
         "--sample",
         "--chat",
         "--table",

@@ -69,7 +69,7 @@ DECODERS = {
     "no cache": ({**GREEDY, "use_cache": False}, {}),
     "draws": ({"do_sample": True, "top_k": 0, "max_new_tokens": 12}, {"draw": "token"}),
     "prompt lookup": ({**GREEDY, "prompt_lookup_num_tokens": 2}, {}),
-    "log mixing": (GREEDY, {"mixing": "log"}),
+    "log mixing": (GREEDY, {"mixing": "log", "grain": "byte"}),
 }
 
 

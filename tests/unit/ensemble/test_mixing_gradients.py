@@ -84,7 +84,12 @@ def loss_by_scores(members, text, prompt_length, mixing, is_endless):
     """A function from the policy's scores to the loss of a text by teacher forcing."""
     given = {}
     build = endless if is_endless else EnsembleForCausalLM.from_members
-    ensemble = build(members, lambda state: given["scores"].softmax(0).expand(state.batch_size, -1), mixing=mixing)
+    ensemble = build(
+        members,
+        lambda state: given["scores"].softmax(0).expand(state.batch_size, -1),
+        mixing=mixing,
+        grain="token" if is_endless else "byte",
+    )
     ids = encode(text, tokenizer=ensemble.tokenizer)["input_ids"]
     labels = ids.clone()
     labels[:, :prompt_length] = -100
@@ -134,7 +139,10 @@ def test_gradients_where_a_member_has_outgrown_its_context_in_one_row(mixing):
     members = [pair("llama", 0, raw_bytes()), pair("gpt2", 1, byte_level_bpe(), max_position_embeddings=16)]
     scores = torch.tensor([0.3, -0.2], requires_grad=True)
     ensemble = EnsembleForCausalLM.from_members(
-        members, lambda state: scores.softmax(0).expand(state.batch_size, -1), mixing=mixing
+        members,
+        lambda state: scores.softmax(0).expand(state.batch_size, -1),
+        mixing=mixing,
+        grain="byte" if mixing == "log" else "token",
     )
     texts = ["Once upon a time, there was a big dog that ran and ran", "The 3 big dogs"]
     inputs = encode(*texts, tokenizer=ensemble.tokenizer)

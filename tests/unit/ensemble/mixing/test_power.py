@@ -43,7 +43,7 @@ def test_exponent_1_is_linear_mixing(weights, seed, method, ruled_out):
 @given(weights=weight_lists, seed=st.integers(0, 99), method=st.sampled_from(METHODS))
 def test_small_exponents_are_close_to_log_mixing(weights, seed, method):
     scores = logits(seed)
-    expected = mixed(LogMixing(), method, scores, weights)
+    expected = mixed(LogMixing(), "of_logits", scores, weights)
     torch.testing.assert_close(mixed(PowerMixing(1e-3), method, scores, weights), expected, atol=0.05, rtol=0)
 
 
