@@ -15,7 +15,7 @@ from hf_rlae.ensemble.mixing import mixings
 from hf_rlae.ensemble.spans import WHOLE_TEXT
 from hf_rlae.ensemble.warping import WARPS
 from hf_rlae.errors import ConfigError
-from hf_rlae.vocabulary.grain import GRAINS, TOKEN
+from hf_rlae.vocabulary.grain import AUTO_GRAIN, GRAINS, TOKEN
 from hf_rlae.vocabulary.round_trip import AUTO, FORMS
 
 if TYPE_CHECKING:
@@ -59,9 +59,9 @@ class EnsembleConfig(PreTrainedConfig):
             tokens writes more of the text with one choice, so its weight is divided by its bytes per token, and the
             weights are renormalised (ours).
         grain (`str`, defaults to `"token"`): if tokenizers differ, the byte strings that are written: `"token"` (the
-            tokens of all members), `"character"`, `"byte"`, or `"common"` (the tokens that every member has, and
-            bytes). Spans, `max_new_tokens`, `min_new_tokens` and draws count these strings. See "The grain" in
-            docs/concepts.md (ours).
+            tokens of all members), `"character"`, `"byte"`, `"common"` (the tokens that every member has, and bytes),
+            or `"auto"`, which chooses between tokens and characters. Spans, `max_new_tokens`, `min_new_tokens` and
+            draws count these strings. See "The grain" in docs/concepts.md (ours).
         min_weight (`float`, defaults to 0.0): weights below it become 0; a member with weight 0 does not run in the
             span.
         max_active_members (`int`, *optional*): maximum number of members with weight in a span.
@@ -126,7 +126,7 @@ class EnsembleConfig(PreTrainedConfig):
         check_choice("mixing", self.mixing, mixings)
         check_choice("warp", self.warp, WARPS)
         check_choice("weight_unit", self.weight_unit, WEIGHT_UNITS)
-        check_choice("grain", self.grain, GRAINS)
+        check_choice("grain", self.grain, (*GRAINS, AUTO_GRAIN))
         try:
             json.dumps(self.policy)
         except (TypeError, ValueError, RecursionError) as error:

@@ -31,7 +31,7 @@ from hf_rlae.members.model_files import load_whole, tokenizer_failures
 from hf_rlae.policies import Policy, policies
 from hf_rlae.policies.modeling_policy import FORMER_CRITIC
 from hf_rlae.vocabulary import ByteVocabulary, UnionVocabulary, choose_normalization, same_vocabulary
-from hf_rlae.vocabulary.grain import TOKEN
+from hf_rlae.vocabulary.grain import AUTO_GRAIN, TOKEN, choose_grain
 
 if TYPE_CHECKING:
     from hf_rlae.ensemble.modeling_ensemble import EnsembleForCausalLM
@@ -183,7 +183,7 @@ def assemble(config: EnsembleConfig, members: Sequence[Member]) -> Parts:
     """Checks that members fit together, and builds the parts of an ensemble."""
     tables = [member.tokenizer.get_vocab() for member in members]
     _check_end_ids(members)
-    if config.grain == TOKEN and all(same_vocabulary(tables[0], table) for table in tables[1:]):
+    if config.grain in (TOKEN, AUTO_GRAIN) and all(same_vocabulary(tables[0], table) for table in tables[1:]):
         return _assemble_shared(config, members)
     return _assemble_different(config, members, tables)
 
@@ -218,8 +218,15 @@ def _assemble_different(config: EnsembleConfig, members: Sequence[Member], table
         vocabularies.append(known)
     names = [member.name for member in members]
     form = choose_normalization(config.normalizes, vocabularies, names)
-    _check_product(config)
-    union = UnionVocabulary(vocabularies, config.grain)
+    is_product = isinstance(mixings[config.mixing], LogMixing)
+    if config.grain == TOKEN and is_product:
+        raise ConfigError(
+            f"mixing={config.mixing!r} with different tokenizers and grain='token': in a product of experts no token "
+            "could be written that one member lacks; set grain='byte' (or 'character'), where every member can write "
+            "every string, or mixing='power' or 'linear'"
+        )
+    grain = choose_grain(vocabularies, names, is_product) if config.grain == AUTO_GRAIN else config.grain
+    union = UnionVocabulary(vocabularies, grain)
     with tokenizer_failures(f"member {first.name}"):
         tokenizer = EnsembleTokenizer(union, [member.tokenizer for member in members], names, vocabularies, form)
     engine = ReadingsEngine(
@@ -239,16 +246,6 @@ def _assemble_different(config: EnsembleConfig, members: Sequence[Member], table
         bos_token_id=bos, pad_token_id=tokenizer.pad_token_id, eos_token_id=union.stop_id
     )
     return Parts(engine, generation_config, tokenizer)
-
-
-def _check_product(config: EnsembleConfig) -> None:
-    """Raises `ConfigError` for a product of experts over tokens that some members lack."""
-    if config.grain == TOKEN and isinstance(mixings[config.mixing], LogMixing):
-        raise ConfigError(
-            f"mixing={config.mixing!r} with different tokenizers and grain='token': in a product of experts no token "
-            "could be written that one member lacks; set grain='byte' (or 'character'), where every member can write "
-            "every string, or mixing='power' or 'linear'"
-        )
 
 
 def _check_end_ids(members: Sequence[Member]) -> None:

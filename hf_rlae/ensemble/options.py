@@ -24,7 +24,7 @@ class EnsembleOptions(TypedDict, total=False):
     mixing: Literal["linear", "log", "power"]
     warp: Literal["mixture", "members"]
     weight_unit: Literal["token", "byte"]
-    grain: Literal["token", "character", "byte", "common"]
+    grain: Literal["token", "character", "byte", "common", "auto"]
     min_weight: float
     max_active_members: int | None
     max_readings: int

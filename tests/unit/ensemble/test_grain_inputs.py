@@ -23,7 +23,7 @@ def built(grain="byte", weights=(0.5, 0.5), **settings):
 
 
 def test_a_product_of_tokens_is_refused():
-    with pytest.raises(ConfigError, match="mixing='log' with different tokenizers and grain='token'.*grain='byte'"):
+    with pytest.raises(ConfigError, match=r"mixing=.log. with different tokenizers and grain=.token..*grain=.byte."):
         built("token", mixing="log")
 
 
@@ -41,7 +41,7 @@ def test_labels_that_are_never_written_are_named():
         ensemble(input_ids=ids, labels=ids)
 
 
-@pytest.mark.parametrize("grain", ("token", *GRAINS))
+@pytest.mark.parametrize("grain", ["token", *GRAINS])
 @pytest.mark.parametrize("text", [" upon a time", "naïve 😀", ""])
 def test_completion_ids_are_labels(grain, text):
     ensemble = built(grain)
@@ -137,3 +137,31 @@ def test_a_raw_byte_tokenizer_is_its_own_byte_grain():
         labels[:, :3] = -100
         losses.append(ensemble(input_ids=ids, labels=labels).loss)
     torch.testing.assert_close(losses[0], losses[1])
+
+
+@pytest.mark.parametrize(
+    ("second", "mixing", "expected"),
+    [
+        pytest.param(lambda: byte_level_bpe(320), "linear", "token", id="tokens that are alike"),
+        pytest.param(lambda: byte_level_bpe(320), "log", "character", id="a product"),
+        pytest.param(characters, "linear", "character", id="single characters"),
+        pytest.param(raw_bytes, "linear", "character", id="single bytes"),
+    ],
+)
+def test_auto_chooses_by_the_lengths_of_tokens(second, mixing, expected, monkeypatch, caplog):
+    monkeypatch.setattr("hf_rlae.vocabulary.grain.SHORT_TOKENS", 1.1)  # tokens of tiny tokenizers are short
+    given = [pair("llama", 0, byte_level_bpe()), pair("gpt2", 1, second())]
+    with caplog.at_level("INFO", "hf_rlae"):
+        ensemble = EnsembleForCausalLM.from_members(given, grain="auto", mixing=mixing)
+    assert ensemble.union.grain == expected
+    assert ensemble.config.grain == "auto"
+    assert f"grain='auto' is grain='{expected}' here; bytes per token: LlamaForCausalLM 0" in caplog.text
+
+
+@pytest.mark.parametrize("mixing", ["linear", "log"])
+def test_auto_leaves_a_shared_tokenizer_alone(mixing):
+    shared = byte_level_bpe()
+    ensemble = EnsembleForCausalLM.from_members(
+        [pair("llama", 0, shared), pair("gpt2", 1, shared)], grain="auto", mixing=mixing
+    )
+    assert ensemble.union is None
