@@ -85,6 +85,12 @@ class Table:
         cpu = "" if cost.cpu_s is None else f"{1000 * cost.cpu_s / cost.num_bytes:.2f}"
         return [f"{passes_per_byte(score):.2f}", " + ".join(own), cpu]
 
+    def brief(self, score: Score) -> str:
+        """Bits per byte, and passes per byte where the cost of writing was measured."""
+        bits = f"{ratio(score.bits, self.lengths)[0]:.4f}"
+        is_written = score.cost is not None and score.cost.cpu_s is not None
+        return f"{bits} ({passes_per_byte(score):.2f})" if is_written else bits
+
     def frontier(self, weights: tuple[float, ...]) -> dict[Row, Score]:
         """The ensembles with these weights of which no other is cheaper and predicts no worse, cheapest first."""
         rows = [
@@ -149,6 +155,19 @@ class Table:
             said = f"{where}: grain auto not dearer than grain byte: {costs[0]:.2f} and {costs[1]:.2f} passes per byte"
             found.append(verdict(costs[0] <= COST_NOISE * costs[1], said))
         return found
+
+
+def summary(tables: Sequence[Table]) -> list[str]:
+    """All tables in one: bits per byte, with passes per byte in brackets where writing was measured."""
+    names = list(dict.fromkeys(row.name for table in tables for row in table.scores if row.kind != "alone"))
+    lines = [f"| members | weights | better member | {' | '.join(names)} |", "|---" * (len(names) + 3) + "|"]
+    for table in tables:
+        better = "" if table.better is None else table.brief(table.better)
+        for weights in dict.fromkeys(row.weights for row in table.scores if row.kind != "alone"):
+            found = {row.name: score for row, score in table.scores.items() if row.weights == weights}
+            cells = [table.brief(found[name]) if name in found else "" for name in names]
+            lines.append(f"| {table.title} | {as_weights(weights)} | {better} | {' | '.join(cells)} |")
+    return lines
 
 
 def passes_per_byte(score: Score) -> float:

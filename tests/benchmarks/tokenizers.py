@@ -38,7 +38,7 @@ from tests.benchmarks import passages
 from tests.benchmarks.decoding_cost import Cost
 from tests.benchmarks.story_members import TOKENIZERS, default_cache, split, story_member
 from tests.benchmarks.tokenizer_rows import Measurer, Row, Score, rows_of, words_in
-from tests.benchmarks.tokenizer_tables import Table, as_weights
+from tests.benchmarks.tokenizer_tables import Table, as_weights, summary
 from tests.conftest import SHARED
 
 CORPUS = Path("data/tinystories/tinystories_v1_part.txt")
@@ -192,23 +192,23 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options = parse(arguments)
     torch.set_num_threads(1)
     began = time.process_time()
-    report, frontiers, targets = [], [], []
+    report, tables = [], []
     for names in options.members:
         try:
-            table = Benchmark(names, options).run()
+            tables.append(Benchmark(names, options).run())
         except SkippedSet as reason:
             report += [f"{names}: skipped: {reason}", ""]
             continue
-        report += [*table.lines(), ""]
-        frontiers += table.frontiers()
-        targets += table.targets()
+        report += [*tables[-1].lines(), ""]
     report += [
         f"Value ± standard error. At most {options.bytes} bytes of a line or sampled text; {options.particles} "
         f"particles; {options.samples} sampled texts; seed {options.seed}.",
     ]
-    if frontiers:
+    if len(tables) > 1:
+        report += ["", "Bits per byte (passes per byte):", "", *summary(tables)]
+    if frontiers := [line for table in tables for line in table.frontiers()]:
         report += ["", "Frontiers of bits per byte and passes per byte:", "", *frontiers]
-    if targets:
+    if targets := [line for table in tables for line in table.targets()]:
         report += ["", "Targets:", "", *targets]
     text = "\n".join(report) + "\n"
     print(text)

@@ -16,7 +16,7 @@ from tests.benchmarks.decoding_cost import Cost, cost_alone, cost_of_sampling
 from tests.benchmarks.passages import Passage
 from tests.benchmarks.rivals import EnsembleDecoder
 from tests.benchmarks.tokenizer_rows import Measurer, Row, Score, rows_of
-from tests.benchmarks.tokenizer_tables import Table
+from tests.benchmarks.tokenizer_tables import Table, summary
 from tests.support.worlds import World, world
 
 WEIGHTS = (0.7, 0.3)
@@ -190,6 +190,18 @@ def test_a_table_compares_line_by_line():
         "| exact bytes | .7/.3 | 1.0000 ± 0.1000 | -0.3000 ± 0.0000 |  |  | 2.00 | 3.00 + 1.00 |  |",
         "| grain token | .7/.3 | 1.1000 ± 0.1000 | -0.2000 ± 0.0000 | +0.1000 ± 0.0000 | 10.0 ± 10.0 | 1.50 "
         "| 1.25 + 1.00 | 2.00 |",
+    ]
+
+
+def test_a_summary_has_a_line_for_all_weights_of_all_tables():
+    cost = Cost(20, [10, 20], [8, 20], 0.1)
+    first = table(first=score(12.0, 14.0), exact=score(9.0, 9.0), token=score(10.0, 10.0, cost=cost))
+    second = table(first=score(11.0, 11.0), token=score(8.0, 8.0, cost=cost), byte=score(7.0, 7.0))
+    assert summary([first, second]) == [
+        "| members | weights | better member | exact bytes | grain token | grain byte |",
+        "|---|---|---|---|---|---|",
+        "| x+y | .7/.3 | 1.3000 | 0.9000 | 1.0000 (1.50) |  |",
+        "| x+y | .7/.3 | 1.1000 |  | 0.8000 (1.50) | 0.7000 |",
     ]
 
 
