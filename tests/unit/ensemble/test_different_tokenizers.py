@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import warnings
-from functools import cache
 
 import pytest
 import torch
@@ -11,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hf_rlae import EnsembleForCausalLM, StaticPolicy
+from tests.support.different_tokenizers import TRACED, assert_close, encoded, forced, member, stepped, trio
 from tests.support.ensembles import TEXTS, Recorder, Schedule, columns_read, policy_of_text
 from tests.support.models import ARCHITECTURES, RECURRENT, WINDOW, pair, with_adapters
 from tests.support.tiers import slow
@@ -23,48 +23,8 @@ from tests.support.tokenizers import (
     wordpiece,
 )
 
-TRACED = {"return_dict_in_generate": True, "output_logits": True}
 LONGER = f"{TEXTS[0]} a little girl"
 quick = settings(max_examples=10)
-
-
-@cache
-def member(architecture="llama", tokenizer=byte_level_bpe, seed=0):
-    return pair(architecture, seed, tokenizer())
-
-
-def trio(policy=None, **options):
-    """Members with byte-level BPE, bytes and a SentencePiece BPE."""
-    return EnsembleForCausalLM.from_members(
-        [member(), member("gpt2", raw_bytes, 1), member("gemma3", sentencepiece_bpe, 2)], policy, **options
-    )
-
-
-def encoded(ensemble, *texts):
-    return dict(ensemble.tokenizer(list(texts), return_tensors="pt", padding=True))
-
-
-def stepped(out):
-    """The sequences and logits of a `generate` call; logits of shape `(B, T, V)`."""
-    return torch.stack(out.logits, dim=1)
-
-
-def assert_close(got, expected, atol=1e-4):
-    """Compares logits as log-probabilities, or as probabilities if they are tiny, where fp32 sums differ."""
-    got, expected = got.log_softmax(-1), expected.log_softmax(-1)
-    likely = expected > -12
-    torch.testing.assert_close(got[likely], expected[likely], atol=atol, rtol=0)
-    torch.testing.assert_close(got.exp(), expected.exp(), atol=atol, rtol=0)
-
-
-def forced(ensemble, inputs, sequences, **options):
-    """The log-probabilities of a completion by teacher forcing, `(B, T, V)`."""
-    width = inputs["input_ids"].shape[1]
-    mask = torch.cat([inputs["attention_mask"], torch.ones_like(sequences[:, width:])], dim=1)
-    with torch.no_grad():
-        logits = ensemble(input_ids=sequences, attention_mask=mask, prompt_length=width, **options).logits
-    assert logits[:, : width - 1].isnan().all()
-    return logits[:, width - 1 : -1]
 
 
 # Teacher forcing
