@@ -74,9 +74,10 @@ def test_a_stop_for_kl_is_remembered(tmp_path):
     assert_same(parameters_of(resumed.model), parameters_of(whole.model))
 
 
-def test_with_text_draws_and_chats_in_the_buffer(tmp_path):
+@pytest.mark.parametrize("grain", ["token", "byte"])
+def test_with_text_draws_and_chats_in_the_buffer(tmp_path, grain):
     def made(folder, callbacks=None):
-        ensemble = ensemble_of("mixture", "different", "both", draw="token")
+        ensemble = ensemble_of("mixture", "different", "both", draw="token", grain=grain)
         return trainer_of(folder, "mixture", ensemble=ensemble, callbacks=callbacks, **{**SAVES, "max_steps": 5})
 
     whole = made(tmp_path / "whole")

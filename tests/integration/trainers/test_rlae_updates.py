@@ -63,6 +63,19 @@ def test_a_policy_that_looks_ahead_learns_from_what_it_saw(tmp_path, kind):
     assert any("ahead_layers" in name for name in changed)
 
 
+@pytest.mark.parametrize("grain", ["character", "byte", "common"])
+@pytest.mark.parametrize("objective", OBJECTIVES)
+def test_completions_of_characters_and_bytes_are_learned_from(tmp_path, objective, grain):
+    trainer = trainer_of(tmp_path, objective, ensemble=ensemble_of(objective, "different", grain=grain), max_steps=2)
+    before = parameters_of(trainer.ensemble.policy)
+    trainer.train()
+    assert logged(trainer, "policy/ratio_max")[0] == pytest.approx(1.0, abs=1e-5)
+    rollouts = trainer.buffer.rollouts
+    strings = set(trainer.ensemble.union.id_of.values()) | {trainer.ensemble.union.stop_id}
+    assert set(rollouts.completion_ids[rollouts.completion_mask.bool()].tolist()) <= strings
+    assert any(not torch.equal(value, before[name]) for name, value in parameters_of(trainer.ensemble.policy).items())
+
+
 @pytest.mark.parametrize("objective", OBJECTIVES)
 def test_the_first_ratio_is_1_and_gradients_are_those_of_the_whole_update(tmp_path, objective):
     """One update of 8 completions: at once, in micro-batches of 2 and of 1, and with the objective alone."""
