@@ -330,7 +330,7 @@ def load(
             ],
         },
     )
-    is_same = members is None or all(
+    is_same = (members is None and not changed) or all(  # another grain has other ids, too
         getattr(config, name) == getattr(ensemble.config, name) for name in ("vocab_size", "eos_token_id")
     )
     ensemble.generation_config = saved_generation_config(ensemble, source, options, has_saved_ids=is_same)

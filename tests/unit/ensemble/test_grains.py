@@ -281,4 +281,6 @@ def test_copies_and_files_keep_the_grain(tmp_path):
     expected = ensemble.generate(**inputs, **options)
     for other in (copy.deepcopy(ensemble), loaded):
         assert torch.equal(other.generate(**inputs, **options), expected)
-    assert EnsembleForCausalLM.from_pretrained(tmp_path, grain="token").union.grain == "token"
+    tokens = EnsembleForCausalLM.from_pretrained(tmp_path, grain="token")
+    assert tokens.union.stop_id != ensemble.union.stop_id
+    assert tokens.generation_config.eos_token_id == tokens.config.eos_token_id == tokens.union.stop_id
