@@ -114,11 +114,11 @@ TOKENIZERS: dict[str, Callable[[Sequence[str]], PreTrainedTokenizerFast]] = {
     "bpe1k": lambda lines: bpe(lines, 1024),
     "bpe8k": lambda lines: bpe(lines, 8192),
     "unigram4k": lambda lines: unigram(lines, 4096),
-    "spaces4k": lambda lines: bpe(lines, 4096, across_spaces=True),
+    "spaces1k": lambda lines: bpe(lines, 1024, across_spaces=True),
 }
 """What `story_member` can be asked for."""
 
-STEPS = {"bpe300": 900, "bpe1k": 700, "bpe8k": 500, "unigram4k": 500, "spaces4k": 500}
+STEPS = {"bpe300": 900, "bpe1k": 700, "bpe8k": 500, "unigram4k": 500, "spaces1k": 700}
 """Steps of 1024 tokens: longer tokens are seen fewer times for the same number of passes over the text."""
 
 

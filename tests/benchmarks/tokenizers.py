@@ -49,7 +49,7 @@ SETS = (
     "bpe300+bpe8k",
     "bpe1k+bpe8k",
     "bpe1k+unigram4k",
-    "bpe8k+spaces4k",
+    "bpe8k+spaces1k",
 )
 WEIGHTS = ((0.5, 0.5), (0.8, 0.2), (0.2, 0.8))
 RIVALS = ("appending", "retokenising")
@@ -116,7 +116,8 @@ class Benchmark:
         settings = {name: getattr(self.options, name) for name in SETTINGS}
         path = None
         if self.options.output:
-            name = f"{as_weights(row.weights).replace('/', '-')} {row.name}".replace(",", "").replace(" ", "_")
+            shares = "-".join(f"{weight:.3g}" for weight in row.weights)
+            name = f"{shares} {row.name}".replace(",", "").replace(" ", "_")
             path = self.options.output / self.title / f"{name}.json"
         if path and path.exists():
             saved = json.loads(path.read_text(encoding="utf-8"))

@@ -274,7 +274,7 @@ def test_finished_rows_are_not_measured_again(shared, tmp_path, monkeypatch):
     monkeypatch.setattr(Measurer, "measure", lambda self, row: measured.append(row))
     assert run(tmp_path, *rows) == first
     assert not measured
-    saved = next((tmp_path / "stories260K+babyllama-tok105").glob(".5-.5_grain_token.json"))
+    saved = next((tmp_path / "stories260K+babyllama-tok105").glob("0.5-0.5_grain_token.json"))
     saved.unlink()
     with pytest.raises(AttributeError):  # what the replaced method gives back is no score
         run(tmp_path, *rows)
