@@ -11,6 +11,7 @@ import torch
 
 from hf_rlae import EnsembleConfig, EnsembleForCausalLM, Member, StaticPolicy
 from hf_rlae.ensemble.mixing import PowerMixing
+from hf_rlae.ensemble.mixing.log import FLOOR
 from hf_rlae.errors import ConfigError
 from hf_rlae.vocabulary import ByteVocabulary
 from tests.benchmarks.decoding_cost import Cost, cost_alone, cost_of_sampling, own_tokens
@@ -23,9 +24,6 @@ from tests.support.tree_reader import TreeReader
 MIN_SHARE = 1e-4
 """Paths of exact byte mixing with a smaller share are dropped; 1e-7 changes bits per byte of these members by at most
 4e-5."""
-
-FLOOR = 1e-6
-"""How much of each member's exact distribution is made uniform before a product."""
 
 POWERS = {"linear": 1.0, "power": PowerMixing().exponent, "log": 0.0}
 ENSEMBLES: tuple[dict[str, str], ...] = (
@@ -165,7 +163,7 @@ class Measurer:
 
     def exact_logps(self, weights: Sequence[float], mixing: str = "linear") -> list[list[float]]:
         """Exact log-probabilities of the bytes of each line."""
-        floor = FLOOR if mixing == "log" else 0.0
+        floor = FLOOR if mixing == "log" else 0.0  # as in the package
         return [
             text_logps(mix([p.probs for p in predictions], weights, POWERS[mixing], floor), text).tolist()
             for text, *predictions in zip(self.texts, *self.exact, strict=True)
