@@ -12,10 +12,11 @@ from transformers import LogitsProcessor, TextIteratorStreamer
 from hf_rlae import EnsembleForCausalLM, StaticPolicy
 from hf_rlae.ensemble.member_scores import score_members
 from hf_rlae.vocabulary.grain import BYTE, CHARACTER, COMMON
-from tests.support.different_tokenizers import TRACED, assert_close, encoded, forced, member, stepped, trio
+from tests.support.different_tokenizers import TRACED, assert_close, encoded, forced, member, stepped
 from tests.support.ensembles import TEXTS, Recorder, policy_of_text
+from tests.support.models import pair
 from tests.support.rlae import ensemble_of
-from tests.support.tokenizers import characters, raw_bytes, sentencepiece_bpe, unigram
+from tests.support.tokenizers import byte_level_bpe, characters, raw_bytes, sentencepiece_bpe, unigram
 
 WRITTEN = "x😀日é y"
 
@@ -23,6 +24,16 @@ WRITTEN = "x😀日é y"
 @pytest.fixture(params=[CHARACTER, BYTE, COMMON])
 def grain(request):
     return request.param
+
+
+def short_bpe():
+    return byte_level_bpe(310)
+
+
+def trio(policy=None, **options):
+    """Members with tokenizers of three kinds, which have some longer tokens in common."""
+    members = [member(), member("gpt2", short_bpe, 1), member("gemma3", sentencepiece_bpe, 2)]
+    return EnsembleForCausalLM.from_members(members, policy, **options)
 
 
 def endless(ensemble):
@@ -186,6 +197,38 @@ def test_members_without_tokens_for_all_bytes(grain):
         **inputs, max_new_tokens=12, do_sample=False, logits_processor=[Dictate(ensemble, WRITTEN)], **TRACED
     )
     assert_close(forced(ensemble, inputs, dictated.sequences), stepped(dictated))
+
+
+def test_stop_has_the_mass_of_end_ids_even_of_those_with_text(grain):
+    """Law: STOP has the weighted mass of all end ids; an end id that is ordinary text lends nothing to its bytes."""
+    model, tokenizer = member()
+    end = next(i for token, i in tokenizer.get_vocab().items() if len(token) == 3 and token.isalpha())
+    second = member("gpt2", sentencepiece_bpe, 1)
+    ensemble = EnsembleForCausalLM.from_members(
+        [(model, tokenizer), second], StaticPolicy([0.6, 0.4]), grain=grain, end_token_ids=[[0, end], []]
+    )
+    out = ensemble.generate(**encoded(ensemble, TEXTS[0]), max_new_tokens=1, **TRACED)
+    with torch.no_grad():
+        own = model(tokenizer(TEXTS[0], return_tensors="pt")["input_ids"]).logits[0, -1].softmax(-1)
+    probs = out.logits[0][0].softmax(-1)
+    assert float(probs[ensemble.union.stop_id]) == pytest.approx(0.6 * float(own[[0, end]].sum()), abs=1e-6)
+    inputs = encoded(ensemble, *TEXTS)
+    torch.manual_seed(0)
+    out = ensemble.generate(**inputs, max_new_tokens=6, do_sample=True, top_k=0, **endless(ensemble), **TRACED)
+    assert_close(forced(ensemble, inputs, out.sequences), stepped(out))
+
+
+def test_members_whose_context_ends(grain):
+    given = [member(), pair("gpt2", 1, sentencepiece_bpe(), max_position_embeddings=16)]
+    ensemble = EnsembleForCausalLM.from_members(given, policy_of_text, grain=grain)
+    inputs = encoded(ensemble, "the dogs", "The big dogs ran")
+    out = ensemble.generate(
+        **inputs, max_new_tokens=30, do_sample=False, return_dict_in_generate=True, **endless(ensemble)
+    )
+    lost = out.member_logps.isnan().long()
+    assert (lost.diff(dim=1) >= 0).all()
+    assert lost[:, 0].tolist() == [[0, 0], [0, 0]]
+    assert lost[:, -1].tolist() == [[0, 1], [0, 1]]
 
 
 # Lengths, streams and stops
