@@ -11,6 +11,7 @@ import torch
 from hf_rlae.ensemble.cache_ensemble import EnsembleCache
 from hf_rlae.errors import InputError, nearest
 from hf_rlae.policies import Policy, observed_tokens
+from hf_rlae.vocabulary.grain import TOKEN
 
 if TYPE_CHECKING:
     from hf_rlae.ensemble.engines.protocol import Engine
@@ -218,12 +219,13 @@ def _label_checks(model: EnsembleForCausalLM, ids: torch.Tensor, labels: Any, lo
 
 
 def _grain_checks(model: EnsembleForCausalLM, labels: torch.Tensor) -> list[Check]:
-    """A check that the ensemble can write the labels, whatever its grain."""
+    """A check that the ensemble can write the labels of text, whatever its grain; nothing predicts the first column."""
     union = model.union
-    if union is None or union.written_ids is None:
+    if union is None or union.grain == TOKEN:
         return []
+    labels = labels[:, 1:]
     ids = model.engine.to_union(labels.long().clamp(0, union.size - 1))
-    is_written = (labels == -100) | (union.columns_of(ids) < union.num_columns)
+    is_written = (labels == -100) | ~union.are_split(ids)  # special tokens have no probability at any grain
 
     def message() -> str:
         label = int(labels[~is_written][0])

@@ -60,6 +60,7 @@ class UnionVocabulary(SharedInCopies):
         self.column_of = self.id_of
         self.written_ids: torch.Tensor | None = None
         self._columns: torch.Tensor | None = None
+        self._split: torch.Tensor | None = None
         self.num_columns = self.size
         if grain != TOKEN:
             self.column_of = {string: column for column, string in enumerate(self.id_of)}
@@ -67,6 +68,8 @@ class UnionVocabulary(SharedInCopies):
             self.num_columns = len(self.written_ids)
             self._columns = torch.full((self.size,), self.num_columns)
             self._columns[self.written_ids] = torch.arange(self.num_columns)
+            self._split = torch.tensor([piece is not None for piece in self.pieces])
+            self._split[self.written_ids] = False
         self.max_piece = max(map(len, self.id_of), default=0)
         used = [set(b"".join(vocabulary.ids_of)) for vocabulary in vocabularies]
         for index, members_bytes in enumerate(used):
@@ -98,6 +101,10 @@ class UnionVocabulary(SharedInCopies):
     def gathered(self, full: torch.Tensor) -> torch.Tensor:
         """The columns `(..., G)` of values for all ids `(..., V)`; the reverse of `spread`."""
         return full if self.written_ids is None else full.index_select(-1, self.written_ids.to(full.device))
+
+    def are_split(self, ids: torch.Tensor) -> torch.Tensor:
+        """Which union ids are text that is only written in several strings, in the shape of `ids`."""
+        return torch.zeros_like(ids, dtype=torch.bool) if self._split is None else self._split.to(ids.device)[ids]
 
     def columns_of(self, ids: torch.Tensor) -> torch.Tensor:
         """The columns of union ids, in their shape; G for ids that may not be written."""

@@ -36,7 +36,7 @@ def test_a_plain_generate_writes_tokens_only(grain):
 def test_labels_that_are_never_written_are_named():
     ensemble = built()
     ids = torch.tensor([ensemble.tokenizer("Once upon a time")["input_ids"]])
-    long = next(i for i in ids[0].tolist() if len(ensemble.union.pieces[i] or b"") > 1)
+    long = next(i for i in ids[0, 1:].tolist() if len(ensemble.union.pieces[i] or b"") > 1)
     with pytest.raises(InputError, match=rf"labels has the id {long} .*never written with grain='byte'"):
         ensemble(input_ids=ids, labels=ids)
 
@@ -53,6 +53,20 @@ def test_completion_ids_are_labels(grain, text):
     labels = torch.tensor([[-100] * len(prompt) + ids])
     if ids:
         assert torch.isfinite(ensemble(input_ids=torch.tensor([prompt + ids]), labels=labels).loss)
+
+
+@pytest.mark.parametrize("grain", GRAINS)
+@pytest.mark.parametrize("copies", [1, 2])
+def test_labels_may_begin_as_the_text_does(grain, copies):
+    """`labels=input_ids` scores a whole text: nothing predicts its first column, and its beginning is given."""
+    ensemble = EnsembleForCausalLM.from_members(members()[::-1], grain=grain)
+    text = ensemble.tokenizer.completion_ids("the dogs ran")
+    ids = torch.tensor([[ensemble.tokenizer.bos_token_id] * copies + text])
+    with torch.no_grad():
+        out = ensemble(ids, labels=ids)
+    logps = out.logits[0, copies - 1 : -1].log_softmax(-1)
+    torch.testing.assert_close(out.loss, -logps[torch.arange(len(text)), ids[0, copies:]].mean())
+    assert torch.isfinite(out.loss)
 
 
 def test_text_that_nobody_has_a_token_for_cannot_be_written():
