@@ -157,13 +157,13 @@ def test_rows_that_share_a_draw_keep_their_law():
 
 
 @cache
-def place():
-    return build([bpe("ab "), bpe("ab ", "a b", "_ a")], 3)
+def place(grain="token"):
+    return build([bpe("ab "), bpe("ab ", "a b", "_ a")], 3).at(grain)
 
 
-def expected_of_two_tokenizers(unit: str, prompts, span_length: int):
+def expected_of_two_tokenizers(unit: str, prompts, span_length: int, grain: str):
     """The expected probabilities over the union by definition, with each member's readings, summed over all draws."""
-    world = place()
+    world = place(grain)
     union = world.union
     tokens = [*sorted(union.id_of.values()), union.stop_id]
     expected: dict[tuple[int, ...], float] = {}
@@ -196,21 +196,28 @@ def expected_of_two_tokenizers(unit: str, prompts, span_length: int):
                 waiting[new] = (piece, (float(whole[u]) / p, float(unfinished[u]) / p))
                 extend((*written, u), new, updated, waiting, chance * weight * p)
 
-    world_pad = EnsembleForCausalLM.from_members([voice.member for voice in world.voices]).tokenizer.pad_token_id
+    members = [voice.member for voice in world.voices]
+    world_pad = EnsembleForCausalLM.from_members(members, grain=grain).tokenizer.pad_token_id
     references = [world.reference(k, prompt) for k, prompt in enumerate(prompts)]
     extend((), None, references, [(b"", (0.0, 0.0))] * 2, 1.0)
     return expected
 
 
-@pytest.mark.parametrize(("unit", "span_length"), [("word", 2), *slow(("token", 2), ("span", 2))])
-def test_exact_for_two_tokenizers(unit, span_length):
+@pytest.mark.parametrize(
+    ("unit", "span_length", "grain"),
+    [
+        ("word", 2, "token"),
+        *slow(("token", 2, "token"), ("span", 2, "token"), ("word", 2, "byte"), ("token", 2, "byte")),
+    ],
+)
+def test_exact_for_two_tokenizers(unit, span_length, grain):
     """Law: the same with different tokenizers, including the readings of members that have unread text."""
-    world = place()
+    world = place(grain)
     members = [voice.member for voice in world.voices]
-    ensemble = EnsembleForCausalLM.from_members(members, policy(), span_length=span_length, draw=unit)
+    ensemble = EnsembleForCausalLM.from_members(members, policy(), span_length=span_length, draw=unit, grain=grain)
     ids = torch.tensor([[world.voices[0].id("a"), world.voices[0].id("b")]])
     prompts = ensemble.engine.encoder(tuple(ids[0].tolist()))
-    expected = expected_of_two_tokenizers(unit, prompts, span_length)
+    expected = expected_of_two_tokenizers(unit, prompts, span_length, grain)
     values = [p_value(sampled(ensemble, ids, seed), expected) for seed in SEEDS]
     assert min(values) > 0.01, values
 
