@@ -3,7 +3,7 @@
 Sets of members with different tokenizers are measured at every grain of the union vocabulary, against the members
 alone and against *exact byte mixing*: each member's exact distribution of the next byte, a sum over all segmentations,
 mixed byte by byte. That is what an ensemble across tokenizers means, free of tokenization. Some members are real tiny
-models, the others are trained by this command on nine tenths of the TinyStories file, once (about nine minutes).
+models, the others are trained by this command on nine tenths of the TinyStories file, once (about ten minutes).
 
 *Bits per byte* of lines of the last tenth. The first words of a line are the prompt, given in each member's own tokens
 and not scored. What follows, up to the end of a word, is scored as bytes. The probability of a line is a sum over its
