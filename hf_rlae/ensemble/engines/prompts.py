@@ -62,6 +62,10 @@ class PromptEncoder:
             own = tuple(ids) if is_own and self.union.grain == TOKEN else self._encode(index, parts)
             if is_own and not self._was_written(ids, own):
                 own = tuple(ids)
+            if index == 0 and own != tuple(ids):
+                known = self.chats.prompts(own)  # a chat whose earlier answers were written in other strings
+                if known is not None:
+                    return known
             prompts.append(own or (self._start_id(member),))
         return prompts
 

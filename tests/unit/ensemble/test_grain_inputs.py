@@ -9,7 +9,7 @@ from hf_rlae import EnsembleForCausalLM, EnsembleLogitsProcessor, StaticPolicy
 from hf_rlae.ensemble.mixing import LogMixing
 from hf_rlae.errors import ConfigError, InputError, TokenizerError
 from tests.support.models import pair
-from tests.support.tokenizers import byte_level_bpe, characters, raw_bytes, sentencepiece_bpe
+from tests.support.tokenizers import byte_level_bpe, characters, chatml, instruct, raw_bytes, sentencepiece_bpe
 
 GRAINS = ("character", "byte", "common")
 
@@ -86,6 +86,29 @@ def test_a_second_turn_reads_the_first_in_tokens(grain):
     assert ensemble.engine.encoder(prompt) == ensemble.engine.encoder(tuple(prompt))
     assert ensemble.engine.encoder(prompt)[0] == tuple(prompt)
     assert ensemble.engine.encoder(prompt + written) == ensemble.engine.encoder(whole)
+
+
+@pytest.mark.parametrize("ends_with_stop", [False, True])
+@pytest.mark.parametrize("grain", GRAINS)
+def test_a_second_turn_of_a_chat_is_rendered_for_every_member(grain, ends_with_stop):
+    """The ids of a chat whose first answer was written in pieces are those of the rendered chat."""
+    given = [pair("llama", 0, chatml()), pair("gpt2", 1, instruct())]
+    ensemble = EnsembleForCausalLM.from_members(given, grain=grain)
+    tokenizer = ensemble.tokenizer
+
+    def rendered(*contents):
+        roles = ("user", "assistant", "user")
+        chat = [{"role": role, "content": content} for role, content in zip(roles, contents, strict=False)]
+        return tokenizer.apply_chat_template(chat, add_generation_prompt=True, return_dict=False)
+
+    whole = rendered("hello", "the dogs ran", "more")
+    answer = len(rendered("hello"))
+    after = whole.index(tokenizer.convert_tokens_to_ids("<|im_end|>"), answer)
+    written = tokenizer.completion_ids("the dogs ran")
+    assert written != whole[answer:after]
+    end = [ensemble.union.stop_id] if ends_with_stop else [whole[after]]
+    ids = [*whole[:answer], *written, *end, *whole[after + 1 :]]
+    assert ensemble.engine.encoder(ids) == ensemble.engine.encoder(whole)
 
 
 @pytest.mark.parametrize("grain", GRAINS)
