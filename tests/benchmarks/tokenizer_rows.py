@@ -232,12 +232,10 @@ class Measurer:
 
     def _estimated(self, decoder: Decoder, row: Row) -> list[float]:
         """Bits of each line; particles are guided by what exact byte mixing gives to the rest of the line."""
-        guides = []
-        for logps in self.exact_logps(row.weights, row.mixing):
-            rest = torch.tensor([*logps, 0.0], dtype=torch.float64).flip(0).cumsum(0).flip(0)
-            guides.append(rest.clamp(min=-1e4).tolist())
-        is_unique = all(len(ways) < 2 for text in self.texts for ways in openings(decoder.union, text))
-        particles = 1 if is_unique else self.particles
+        if all(len(ways) < 2 for text in self.texts for ways in openings(decoder.union, text)):
+            particles, guides = 1, [[0.0] * (len(text) + 1) for text in self.texts]
+        else:
+            particles, guides = self.particles, self._guides(row)
         bits: list[float] = []
         generator, size = self._generator(), max(1, TEXT_ROWS // particles)
         for start in range(0, len(self.passages), size):
@@ -246,6 +244,13 @@ class Measurer:
             logps = particle_estimates(decoder, prompts, texts, guides[start : start + size], particles, generator)
             bits += [-logp / math.log(2) for logp in logps]
         return bits
+
+    def _guides(self, row: Row) -> list[list[float]]:
+        guides = []
+        for logps in self.exact_logps(row.weights, row.mixing):
+            rest = torch.tensor([*logps, 0.0], dtype=torch.float64).flip(0).cumsum(0).flip(0)
+            guides.append(rest.clamp(min=-1e4).tolist())
+        return guides
 
     def _retokenised(self, decoder: RetokenisingDecoder) -> list[list[float]]:
         return lookaheads(decoder, [passage.prompt for passage in self.passages], self.texts)
