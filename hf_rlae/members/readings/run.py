@@ -19,6 +19,10 @@ from hf_rlae.members.readings.update_sums import PendingSums, UpdateSums
 from hf_rlae.vocabulary import Alignment, ByteVocabulary, Lent
 
 
+FURTHER_END = 0.01
+"""Where strings shorter than tokens are written, ends with at least this probability are read apart. Source: ours."""
+
+
 class ReadingsRun:
     """One member's state in one call, where members have different tokenizers (see `MemberRun`).
 
@@ -74,6 +78,9 @@ class ReadingsRun:
         self.store = ProbabilityStore(vocabulary.size, self.device)
         self._distribution = UnionDistribution(alignment, self.store)
         self.newest: deque[tuple[Sequence[int], torch.Tensor]] = deque(maxlen=8)
+        # where only tokens are written, the text says enough about boundaries for one path
+        self._further_end = 1.0 if alignment.columns is None else FURTHER_END
+        self._held: set[int] = set()  # store entries of further ends in the present update
         self._warned = False
         self._history: dict[int, list[RowReadings]] | None = None
         self._column = -1
@@ -263,8 +270,9 @@ class ReadingsRun:
                     continue
             if found:
                 step = ReadingStep(row, update)
-                step.choose(found, numbers, self.min_reading)
+                step.choose(found, numbers, self.min_reading, self._further_end)
                 steps.append(step)
+        self._read_further(steps)
         self._read(steps, ended)
         self._weigh_inside(steps)
         self._renew(steps)
@@ -301,7 +309,7 @@ class ReadingsRun:
         logits = output.logits.float()
         if len(self._excluded):
             logits.index_fill_(-1, self._excluded, -torch.inf)
-        used = {0}
+        used = {0} | self._held
         for rows in (self.rows, *(self._history or {}).values()):
             used.update(reading.entry for row in rows for reading in row.readings)
         return self._put(logits, output.hidden, used, rows_of(paths))
@@ -321,6 +329,26 @@ class ReadingsRun:
             self._warned = True
             self.member.warn_of_outgrown_context()
         return False
+
+    def _read_further(self, steps: Sequence[ReadingStep]) -> None:
+        """Reads the ends beside the most likely ones, one per row at a time."""
+        self._held = set()
+        for rank in range(max((len(step.further) for step in steps), default=0)):
+            paths: list[Path | None] = [None] * len(self.rows)
+            chosen = [step for step in steps if rank < len(step.further)]
+            for step in chosen:
+                path = self._path_to(self.rows[step.row], step.further[rank].ids, 1)
+                if self._fits(step.row, path):
+                    paths[step.row] = path
+            chosen = [step for step in chosen if paths[step.row] is not None]
+            entries = self._run(paths) if chosen else []
+            for step, entry in zip(sorted(chosen, key=lambda step: step.row), entries, strict=True):
+                further, old = step.further[rank], self.rows[step.row]
+                further.entry = entry
+                self._held.add(entry)
+                self.rows[step.row] = RowReadings(
+                    old.settled, old.readings, old.pending, old.unread, further.ids, old.settled.length + len(further.ids)
+                )
 
     def _read(self, steps: list[ReadingStep], ended: Sequence[tuple[int, tuple[int, ...]]]) -> None:
         """Reads the paths of all rows; rows that no longer fit the model's context are removed from `steps`.

@@ -15,6 +15,31 @@ Candidate = tuple[tuple[int, ...], bytes, float, int, tuple[Lent, ...]]
 """A candidate for a new reading: ids after the settled ones, tail, weight, store entry, and restrictions (`Lent`)."""
 
 
+MOST_FURTHER = 2
+"""Maximum number of further ends of a step."""
+
+
+class FurtherEnd:
+    """An end that is read beside the most likely one.
+
+    Args:
+        reading (`Reading`): the reading that ends.
+        token (`int`): the id with which it ends.
+        share (`float`): its part of all ends.
+
+    Attributes:
+        ids (`tuple[int, ...]`): the ids after the settled ones.
+        entry (`int`): the store entry of the probabilities after them; 0 before they are read.
+    """
+
+    __slots__ = ("entry", "ids", "share")
+
+    def __init__(self, reading: Reading, token: int, share: float) -> None:
+        self.ids = (*reading.ids, token)
+        self.share = share
+        self.entry = 0
+
+
 Stay = tuple[Reading, float, float, bool]
 """A reading whose unfinished token continues: the reading, its value, the part of it that was lent to the new text, and
 whether the restriction to the tokens that were lent says anything."""
@@ -38,6 +63,7 @@ class ReadingStep:
         "end_sum",
         "entries",
         "first",
+        "further",
         "inner",
         "lent_sum",
         "new_ids",
@@ -61,25 +87,30 @@ class ReadingStep:
         self.stays: list[Stay] = []
         self.inner: list[tuple[Boundary, float]] = []
         self.entries: list[int] = []  # store entries of the needed columns
+        self.further: list[FurtherEnd] = []
 
-    def choose(self, targets: Sequence[ReadingTarget], sums: Sequence[float], min_reading: float) -> None:
-        """Chooses the path to read, before any forward pass: at most one per row.
+    def choose(
+        self, targets: Sequence[ReadingTarget], sums: Sequence[float], min_reading: float, further_end: float = 1.0
+    ) -> None:
+        """Chooses the path to read, before any forward pass, and further ends that are read as well.
 
         Args:
             targets (`Sequence[ReadingTarget]`): the row's readings with their targets.
             sums (`Sequence[float]`): the sums of probabilities of all targets.
             min_reading (`float`): an end with less probability is dropped, and needs no forward pass.
+            further_end (`float`): ends with at least this probability are read apart; all others share the most likely
+                path.
         """
         # The sums of a target (see `Target.parts`): its ends, the first canonical id, the unfinished tokens, the stays.
-        best_end: tuple[float, Reading | None, int] = (0.0, None, -1)
+        ends: list[tuple[float, Reading, int]] = []
         best_path: tuple[Reading, Canonical] | None = None
         path_value = 0.0
         for reading, target, scale, at in targets:
             for offset, i in enumerate(target.ends):
                 value = scale * sums[at + offset]
                 self.end_sum += value
-                if value > best_end[0]:
-                    best_end = (value, reading, i)
+                if value > 0:
+                    ends.append((value, reading, i))
             after = at + len(target.ends)
             if not target.ends and target.canonical.is_path:
                 value = scale * sums[after]
@@ -88,14 +119,18 @@ class ReadingStep:
             stay = scale * sums[after + 2]
             if stay > 0:
                 self.add_stay(reading, stay, scale * sums[after + 1], not target.lends_all)
+        ends.sort(key=lambda entry: -entry[0])
         update = self.update
         others = 1.0 - update.r - update.q
         # All ends share the most likely path. Text that was proposed whole (r) ended with a single token, so an end by
         # canonical ids is a choice only if members with other tokenizers proposed more (o > r).
-        if best_end[1] is not None and (update.r >= others or path_value <= best_end[0]):
-            self.base, self.new_ids = best_end[1], (best_end[2],)
-            if self.stays and self.end_weight()[0] < min_reading:
+        if ends and (update.r >= others or path_value <= ends[0][0]):
+            self.base, self.new_ids = ends[0][1], (ends[0][2],)
+            end = self.end_weight()[0]
+            if self.stays and end < min_reading:
                 self.base, self.new_ids = None, ()  # a dropped end needs no forward pass
+            elif len(ends) > 1 and further_end < end:
+                self._choose_further(ends, further_end / end)
         elif best_path is not None and update.r < others:
             (self.base, self.canonical), self.end = best_path, path_value
             self.new_ids = self.canonical.ids
@@ -108,6 +143,20 @@ class ReadingStep:
             pass  # nothing ends: the unfinished tokens stay, without a forward pass
         else:
             self._fall_back(max(targets, key=lambda target: target[0].weight))
+
+    def _choose_further(self, ends: Sequence[tuple[float, Reading, int]], least: float) -> None:
+        """Chooses the ends that are read beside the first one: the most likely one of each other last token.
+
+        Readings that end with the same token predict nearly the same, whatever came before.
+        """
+        seen = {ends[0][2]}
+        for value, reading, token in ends[1:]:
+            share = value / self.end_sum
+            if share < least or len(self.further) == MOST_FURTHER:
+                break
+            if token not in seen:
+                seen.add(token)
+                self.further.append(FurtherEnd(reading, token, share))
 
     def add_stay(self, reading: Reading, value: float, lent: float, is_restricted: bool) -> None:
         """Adds the case that the unfinished token of the reading continues past the new text."""
@@ -194,7 +243,9 @@ class ReadingStep:
             if not any(entry[2] > 0 for entry in found):  # even the incomplete character has probability 0
                 found.append((ids + self.new_ids, canonical.open.rest, 1.0, self.place(len(self.new_ids)), ()))
         else:
-            found.append((ids + self.new_ids, b"", end, self.place(len(self.new_ids)), ()))
+            rest = 1.0 - sum(further.share for further in self.further)
+            found.append((ids + self.new_ids, b"", end * rest, self.place(len(self.new_ids)), ()))
+            found += [(further.ids, b"", end * further.share, further.entry, ()) for further in self.further]
         return found
 
     def place(self, after: int) -> int:
