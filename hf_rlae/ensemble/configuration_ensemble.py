@@ -65,7 +65,8 @@ class EnsembleConfig(PreTrainedConfig):
         min_weight (`float`, defaults to 0.0): weights below it become 0; a member with weight 0 does not run in the
             span.
         max_active_members (`int`, *optional*): maximum number of members with weight in a span.
-        max_readings (`int`, defaults to 4): maximum number of readings that a member keeps per row (ours).
+        max_readings (`int`, defaults to 4): maximum number of readings that a member keeps per row; twice as many at
+            other grains than `"token"` (ours).
         min_reading (`float`, defaults to 1e-4): readings with less probability are dropped (ours).
         draw (`str`, *optional*): sample from one member at a time, which is drawn by the weights for every `"token"`,
             `"word"` or `"span"`; see [`MemberDraws`]. `None` mixes the members' distributions. Source: ME (arXiv

@@ -19,7 +19,7 @@ tokens that every member has, and single bytes."""
 SHORT_TOKENS = 1.4
 """Below this many bytes per token, a member writes hardly more with a token than with a character."""
 
-UNEVEN_TOKENS = 1.25
+UNEVEN_TOKENS = 2.0
 """From this ratio of their bytes per token on, the members' tokens count as uneven."""
 
 

@@ -10,6 +10,9 @@ import numpy as np
 
 from hf_rlae.vocabulary import ByteVocabulary, UnionVocabulary
 
+FURTHER_END, MOST_FURTHER = 0.001, 2
+"""Ends with other last tokens that are kept apart: their least probability, and their number."""
+
 Probs = Callable[[tuple[int, ...]], np.ndarray]
 Lent = tuple[tuple[int, int], ...]
 """Positions in an unfinished token, each with the length of the longest union string that begins its bytes there."""
@@ -251,10 +254,36 @@ class RuleReference:
                 weights[plain] = weights.get(plain, 0.0) + mass * q / lent
         new = [Reading(ids, tail, a, known) for (ids, tail, known), a in weights.items() if a > 0]
         if path is not None and end > 0:
-            new.append(Reading(path, b"", 1.0 if stay == 0 else r + o * end / total))
+            ended = 1.0 if stay == 0 else r + o * end / total
+            further = (
+                self.further_ends(one_token_ends, ended / end)
+                if one_token_ends and path == one_token_ends[0][1]
+                else []
+            )
+            new += [Reading(ids, b"", a) for ids, a in further]
+            new.append(Reading(path, b"", ended - sum(a for _, a in further)))
         if len(new) > 1:
             self.branches.append("several")
         self.readings = self._kept(new)
+
+    def further_ends(
+        self, ends: Sequence[tuple[float, tuple[int, ...]]], scale: float
+    ) -> list[tuple[tuple[int, ...], float]]:
+        """The ends that are kept apart from the first one, with their probabilities: those with other last tokens."""
+        found: list[tuple[tuple[int, ...], float]] = []
+        if self.union.grain == "token":
+            return found
+        seen = {ends[0][1][-1]}
+        for weight, ids in ends[1:]:
+            if len(found) == MOST_FURTHER:
+                break
+            self._decided(weight * scale, FURTHER_END)
+            if weight * scale < FURTHER_END:
+                break
+            if ids[-1] not in seen:
+                seen.add(ids[-1])
+                found.append((ids, weight * scale))
+        return found
 
     def unrestricted(self, state: State) -> State:
         """The state without its last restriction, if that excludes no token."""

@@ -18,9 +18,8 @@ from hf_rlae.members.readings.union_distribution import UnionDistribution
 from hf_rlae.members.readings.update_sums import PendingSums, UpdateSums
 from hf_rlae.vocabulary import Alignment, ByteVocabulary, Lent
 
-
-FURTHER_END = 0.01
-"""Where strings shorter than tokens are written, ends with at least this probability are read apart. Source: ours."""
+FURTHER_END = 0.001
+"""At grains other than tokens, ends with other last tokens and at least this probability are read, too. Source: ours."""
 
 
 class ReadingsRun:
@@ -37,7 +36,8 @@ class ReadingsRun:
         member (`Member`): the member whose model is run.
         vocabulary (`ByteVocabulary`): its tokens as bytes.
         alignment (`Alignment`): its vocabulary onto the union vocabulary.
-        max_readings (`int`, defaults to 4): number of readings to keep per row, those with the largest `a`.
+        max_readings (`int`, defaults to 4): number of readings to keep per row, those with the largest `a`; twice as many
+            at other grains than tokens, where more ways of writing the text stay open.
         min_reading (`float`, defaults to 1e-4): readings with a smaller `a` are dropped.
         use_cache (`bool`, defaults to `True`): whether to keep keys and values from step to step, or to run whole rows
             each time.
@@ -78,8 +78,9 @@ class ReadingsRun:
         self.store = ProbabilityStore(vocabulary.size, self.device)
         self._distribution = UnionDistribution(alignment, self.store)
         self.newest: deque[tuple[Sequence[int], torch.Tensor]] = deque(maxlen=8)
-        # where only tokens are written, the text says enough about boundaries for one path
-        self._further_end = 1.0 if alignment.columns is None else FURTHER_END
+        self._further_end = 1.0
+        if alignment.columns is not None:
+            self.max_readings, self._further_end = 2 * max_readings, FURTHER_END
         self._held: set[int] = set()  # store entries of further ends in the present update
         self._warned = False
         self._history: dict[int, list[RowReadings]] | None = None
@@ -347,7 +348,12 @@ class ReadingsRun:
                 further.entry = entry
                 self._held.add(entry)
                 self.rows[step.row] = RowReadings(
-                    old.settled, old.readings, old.pending, old.unread, further.ids, old.settled.length + len(further.ids)
+                    old.settled,
+                    old.readings,
+                    old.pending,
+                    old.unread,
+                    further.ids,
+                    old.settled.length + len(further.ids),
                 )
 
     def _read(self, steps: list[ReadingStep], ended: Sequence[tuple[int, tuple[int, ...]]]) -> None:

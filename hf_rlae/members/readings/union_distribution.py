@@ -66,15 +66,28 @@ class UnionDistribution:
             entries = [head.entry for head in heads if head is not None]
             return self._spread(entries, in_place), store.log_z[entries]
         log_z = store.log_z[[0 if head is None else head.entry for head in heads]]
-        ended = [next((reading for reading in row.readings if not reading.tail), None) for row in rows]
-        probs = self._spread([0 if reading is None else reading.entry for reading in ended], in_place)
+        ended = [[reading for reading in row.readings if not reading.tail] for row in rows]
+        if any(len(readings) > 1 for readings in ended):
+            probs = self._spread_several(ended)
+        else:
+            probs = self._spread([readings[0].entry if readings else 0 for readings in ended], in_place)
         tails = [(row, reading) for row, state in enumerate(rows) for reading in state.readings if reading.tail]
         if not tails:
             is_empty = torch.tensor([head is None for head in heads], device=store.device)
             return probs, log_z.masked_fill(is_empty, -torch.inf)
-        weights = torch.tensor([0.0 if reading is None else reading.weight for reading in ended], device=store.device)
+        held = [sum((reading.weight for reading in readings), 0.0) for readings in ended]
+        weights = torch.tensor(held, device=store.device)
         total = self._add_tails(probs, weights, tails)
         return probs, log_z.masked_fill(total == 0, -torch.inf)
+
+    def _spread_several(self, ended: Sequence[Sequence[Reading]]) -> torch.Tensor:
+        """The mean probabilities of the readings without a tail of each row, by their `a`: shape `(B, G)`."""
+        found = self._spread([reading.entry for readings in ended for reading in readings], False)
+        shares = [reading.weight / sum(r.weight for r in readings) for readings in ended for reading in readings]
+        rows = [row for row, readings in enumerate(ended) for _ in readings]
+        probs = found.new_zeros(len(ended), found.shape[1])
+        weighted = found * torch.tensor(shares, device=found.device)[:, None]
+        return probs.index_add_(0, torch.tensor(rows, device=found.device), weighted)
 
     def _add_tails(
         self, probs: torch.Tensor, weights: torch.Tensor, tails: Sequence[tuple[int, Reading]]
