@@ -158,11 +158,12 @@ def mix(members: Sequence[np.ndarray], weights: Sequence[float], power: float = 
         weights (`Sequence[float]`): one per member; their sum is 1. Members with weight 0 do not count.
         power (`float`): `p` is proportional to `(sum_k w_k p_k^power)^(1 / power)`: 1 is the mixture, 0 its limit, the
             product of experts.
-        floor (`float`): how much of each member's distribution is made uniform first.
+        floor (`float`): how much of the members' mixture is added to each of them first.
     """
-    probs = np.stack([(1 - floor) * member + floor / (STOP + 1) for member in members])
+    probs = np.stack(members)
     shape = (-1,) + (1,) * (probs.ndim - 1)
     shares = np.array(weights).reshape(shape)
+    probs = (probs + floor * (shares * probs).sum(0)) / (1 + floor)
     probs, shares = probs[shares.ravel() > 0], shares[shares.ravel() > 0]
     if power == 0:
         with np.errstate(divide="ignore"):

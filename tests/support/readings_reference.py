@@ -63,7 +63,7 @@ class RuleReference:
         self.union = union
         self.end_ids = list(end_ids)
         self.next_probs = next_probs
-        self.max_readings = max_readings
+        self.max_readings = max_readings if union.grain == "token" else 2 * max_readings
         self.min_reading = min_reading
         self.readings = [Reading(tuple(prompt), b"", 1.0)]
         self.margin = float("inf")

@@ -13,7 +13,8 @@ from hf_rlae.ensemble.mixing.registry import mixings, shift
 logger = logging.getLogger(__name__)
 
 FLOOR = 1e-4
-"""Mass that a member spreads over all strings, across tokenizers: readings that were dropped rule no string out."""
+"""Share of a member's distribution that is the members' mixture, across tokenizers: readings that a member has dropped
+rule out no string that another member proposes."""
 
 
 class LogMixing:
@@ -46,12 +47,21 @@ class LogMixing:
     def of_probs(
         self, probs: Sequence[torch.Tensor], log_z: Sequence[torch.Tensor], weights: torch.Tensor
     ) -> torch.Tensor:
-        """See `Mixing.of_probs`; where several members have weight, each keeps `FLOOR` of its mass for all columns."""
+        """See `Mixing.of_probs`; where several members have weight, `FLOOR` of each is their mixture."""
         is_mixed = (weights > 0).sum(-1, keepdim=True) > 1
-        floor = torch.where(is_mixed, FLOOR / probs[0].shape[-1], 0.0)
-        probs = [prob + floor for prob in probs]
-        mixed = self.of_logits([prob.log() for prob in probs], [torch.zeros_like(z) for z in log_z], weights)
+        floor = torch.where(is_mixed, FLOOR, 0.0)
+        mixture = sum(weights[..., index, None] * prob for index, prob in enumerate(probs))
+        probs = [prob + floor * mixture for prob in probs]
+        mixed = self.of_logits([_log(prob) for prob in probs], [torch.zeros_like(z) for z in log_z], weights)
         return mixed + shift(log_z, weights)[..., None]
+
+
+def _log(prob: torch.Tensor) -> torch.Tensor:
+    """The logarithm, with gradient 0 where a probability is 0."""
+    if not torch.is_grad_enabled():
+        return prob.log()
+    is_zero = prob == 0
+    return prob.masked_fill(is_zero, 1.0).log().masked_fill(is_zero, -torch.inf)
 
 
 def _weighted(score: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:

@@ -19,7 +19,7 @@ from hf_rlae.members.readings.update_sums import PendingSums, UpdateSums
 from hf_rlae.vocabulary import Alignment, ByteVocabulary, Lent
 
 FURTHER_END = 0.001
-"""At grains other than tokens, ends with other last tokens and at least this probability are read, too. Source: ours."""
+"""At grains other than tokens, ends with other last tokens and at least this probability are read too. Source: ours."""
 
 
 class ReadingsRun:
@@ -36,8 +36,8 @@ class ReadingsRun:
         member (`Member`): the member whose model is run.
         vocabulary (`ByteVocabulary`): its tokens as bytes.
         alignment (`Alignment`): its vocabulary onto the union vocabulary.
-        max_readings (`int`, defaults to 4): number of readings to keep per row, those with the largest `a`; twice as many
-            at other grains than tokens, where more ways of writing the text stay open.
+        max_readings (`int`, defaults to 4): number of readings to keep per row, those with the largest `a`; twice as
+            many at other grains than tokens, where more ways of writing the text stay open.
         min_reading (`float`, defaults to 1e-4): readings with a smaller `a` are dropped.
         use_cache (`bool`, defaults to `True`): whether to keep keys and values from step to step, or to run whole rows
             each time.
@@ -334,14 +334,16 @@ class ReadingsRun:
     def _read_further(self, steps: Sequence[ReadingStep]) -> None:
         """Reads the ends beside the most likely ones, one per row at a time."""
         self._held = set()
+        limit = self.member.context_length
+        for step in steps:
+            if limit is not None and step.further:
+                begun = self.rows[step.row].settled.length
+                step.further = [further for further in step.further if begun + len(further.ids) <= limit]
         for rank in range(max((len(step.further) for step in steps), default=0)):
             paths: list[Path | None] = [None] * len(self.rows)
             chosen = [step for step in steps if rank < len(step.further)]
             for step in chosen:
-                path = self._path_to(self.rows[step.row], step.further[rank].ids, 1)
-                if self._fits(step.row, path):
-                    paths[step.row] = path
-            chosen = [step for step in chosen if paths[step.row] is not None]
+                paths[step.row] = self._path_to(self.rows[step.row], step.further[rank].ids, 1)
             entries = self._run(paths) if chosen else []
             for step, entry in zip(sorted(chosen, key=lambda step: step.row), entries, strict=True):
                 further, old = step.further[rank], self.rows[step.row]

@@ -127,14 +127,18 @@ def test_custom_generate_returns_tokens_of_the_first_member(grain):
     assert tuple(own) == ensemble.engine.vocabularies[0].canonical_ids(raw)
 
 
-def test_the_floor_of_a_product_keeps_every_string_possible():
+def test_the_floor_of_a_product_keeps_what_a_member_proposes_possible():
+    """A string that one member has dropped stays possible; one that no member proposes stays impossible."""
     probs = torch.tensor([[0.5, 0.5, 0.0, 0.0], [0.5, 0.5, 0.0, 0.0]]), torch.tensor([[0.0, 0.5, 0.5, 0.0]] * 2)
     log_z = [torch.zeros(2), torch.zeros(2)]
     mixed = LogMixing().of_probs([p.clone() for p in probs], log_z, torch.tensor([[0.5, 0.5], [1.0, 0.0]])).exp()
     torch.testing.assert_close(mixed.sum(-1), torch.ones(2))
-    assert float(mixed[0].min()) > 0
+    assert float(mixed[0, :3].min()) > 1e-3
+    assert float(mixed[0, 3]) == 0
     assert float(mixed[0, 1]) > 0.98
     assert torch.equal(mixed[1], probs[0][1])  # one member with weight is that member
+    same = LogMixing().of_probs([probs[0].clone()] * 3, [torch.zeros(2)] * 3, torch.tensor([[0.2, 0.3, 0.5]] * 2)).exp()
+    torch.testing.assert_close(same, probs[0])  # and so are copies of it
 
 
 def test_the_alphabet_of_each_grain():

@@ -106,11 +106,13 @@ def test_the_order_of_members_does_not_matter(grain):
     torch.testing.assert_close(found[0][2], found[1][2], atol=2e-6, rtol=0)
 
 
-@pytest.mark.parametrize("tokenizer", [sentencepiece_bpe, raw_bytes])
-def test_copies_of_a_member_are_that_member(grain, tokenizer):
+@pytest.mark.parametrize(("tokenizer", "mixing"), [(sentencepiece_bpe, "linear"), (raw_bytes, "log")])
+def test_copies_of_a_member_are_that_member(grain, tokenizer, mixing):
     """Law: an ensemble of copies of one member = an ensemble of that member alone."""
     alone = EnsembleForCausalLM.from_members([member("gpt2", tokenizer, 1)], grain=grain)
-    copies = EnsembleForCausalLM.from_members([member("gpt2", tokenizer, 1)] * 3, policy_of_text, grain=grain)
+    copies = EnsembleForCausalLM.from_members(
+        [member("gpt2", tokenizer, 1)] * 3, policy_of_text, grain=grain, mixing=mixing
+    )
     inputs = encoded(alone, *TEXTS)
     one, three = (
         ensemble.generate(**inputs, max_new_tokens=9, do_sample=False, **TRACED) for ensemble in (alone, copies)
@@ -219,7 +221,7 @@ def test_stop_has_the_mass_of_end_ids_even_of_those_with_text(grain):
 
 
 def test_members_whose_context_ends(grain):
-    given = [member(), pair("gpt2", 1, sentencepiece_bpe(), max_position_embeddings=16)]
+    given = [member(), pair("gpt2", 1, sentencepiece_bpe(), max_position_embeddings=14)]
     ensemble = EnsembleForCausalLM.from_members(given, policy_of_text, grain=grain)
     inputs = encoded(ensemble, "the dogs", "The big dogs ran")
     out = ensemble.generate(
