@@ -60,7 +60,7 @@ class EnsembleConfig(PreTrainedConfig):
             weights are renormalised (ours).
         grain (`str`, defaults to `"token"`): if tokenizers differ, the byte strings that are written: `"token"` (the
             tokens of all members), `"character"`, `"byte"`, `"common"` (the tokens that every member has, and bytes),
-            or `"auto"`, which chooses between tokens and characters. Spans, `max_new_tokens`, `min_new_tokens` and
+            or `"auto"`: characters for `mixing="log"`, else tokens. Spans, `max_new_tokens`, `min_new_tokens` and
             draws count these strings. See "The grain" in docs/concepts.md (ours).
         min_weight (`float`, defaults to 0.0): weights below it become 0; a member with weight 0 does not run in the
             span.

@@ -225,7 +225,7 @@ def _assemble_different(config: EnsembleConfig, members: Sequence[Member], table
             "could be written that one member lacks; set grain='byte' (or 'character'), where every member can write "
             "every string, or mixing='power' or 'linear'"
         )
-    grain = choose_grain(vocabularies, names, is_product) if config.grain == AUTO_GRAIN else config.grain
+    grain = choose_grain(is_product) if config.grain == AUTO_GRAIN else config.grain
     union = UnionVocabulary(vocabularies, grain)
     with tokenizer_failures(f"member {first.name}"):
         tokenizer = EnsembleTokenizer(union, [member.tokenizer for member in members], names, vocabularies, form)

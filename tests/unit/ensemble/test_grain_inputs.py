@@ -180,23 +180,13 @@ def test_a_raw_byte_tokenizer_is_its_own_byte_grain():
     torch.testing.assert_close(losses[0], losses[1])
 
 
-@pytest.mark.parametrize(
-    ("second", "mixing", "expected"),
-    [
-        pytest.param(lambda: byte_level_bpe(320), "linear", "token", id="tokens that are alike"),
-        pytest.param(lambda: byte_level_bpe(320), "log", "character", id="a product"),
-        pytest.param(characters, "linear", "character", id="single characters"),
-        pytest.param(raw_bytes, "linear", "character", id="single bytes"),
-    ],
-)
-def test_auto_chooses_by_the_lengths_of_tokens(second, mixing, expected, monkeypatch, caplog):
-    monkeypatch.setattr("hf_rlae.vocabulary.grain.SHORT_TOKENS", 1.1)  # tokens of tiny tokenizers are short
-    given = [pair("llama", 0, byte_level_bpe()), pair("gpt2", 1, second())]
+@pytest.mark.parametrize(("mixing", "expected"), [("linear", "token"), ("power", "token"), ("log", "character")])
+def test_auto_is_tokens_but_for_products(mixing, expected, caplog):
     with caplog.at_level("INFO", "hf_rlae"):
-        ensemble = EnsembleForCausalLM.from_members(given, grain="auto", mixing=mixing)
+        ensemble = built("auto", mixing=mixing)
     assert ensemble.union.grain == expected
     assert ensemble.config.grain == "auto"
-    assert f"grain='auto' is grain='{expected}' here; bytes per token: LlamaForCausalLM 0" in caplog.text
+    assert f"grain='auto' is grain='{expected}' here" in caplog.text
 
 
 @pytest.mark.parametrize("mixing", ["linear", "log"])
