@@ -24,13 +24,14 @@ def compare_each(text):
 
 @pytest.mark.parametrize("kind", LONGEST)
 @pytest.mark.parametrize("rule", RULES)
-def test_characters_are_read_faster_than_a_plain_loop_compares_them(rule, kind):
-    """The shortest of up to thirty runs of each, in turn: other work on the machine may lengthen any of them."""
+def test_no_text_takes_more_than_some_passes_over_its_characters(rule, kind):
+    """In the time of five plain loops over the characters: what backtracks takes hundreds. The shortest of up to thirty
+    runs of each, in turn: other work on the machine may lengthen any of them."""
     best = loop = float("inf")
     for _ in range(30):
         best = min(best, best_ms(RULES[rule], LONGEST[kind], runs=1))
         loop = min(loop, best_ms(compare_each, LONGEST[kind], runs=1))
-        if best < loop:
+        if best < 5 * loop:
             return
     pytest.fail(f"{rule} takes {best:.1f} ms for 200,000 characters of {kind}, a loop over them {loop:.1f} ms")
 
