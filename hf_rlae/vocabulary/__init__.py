@@ -6,6 +6,7 @@ from hf_rlae.vocabulary.round_trip import Form, check_round_trip, choose_normali
 from hf_rlae.vocabulary.special_ids import are_token_ids, token_ids
 from hf_rlae.vocabulary.token_bytes import ByteVocabulary
 from hf_rlae.vocabulary.union import OUTSIDE, UnionVocabulary, same_vocabulary
+from hf_rlae.vocabulary.vocabulary_hash import vocabulary_hash
 
 __all__ = [
     "OUTSIDE",
@@ -24,4 +25,5 @@ __all__ = [
     "choose_normalization",
     "same_vocabulary",
     "token_ids",
+    "vocabulary_hash",
 ]
