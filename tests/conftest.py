@@ -12,6 +12,7 @@ import pytest
 from hypothesis import settings
 
 from tests import documentation
+from tests.support.hub_server import LocalHub, connect, connected_datasets
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # read when torch is imported; tests share the cores by processes
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -65,3 +66,12 @@ def shared_path(*parts: str) -> Path:
 @pytest.fixture(scope="session")
 def shared():
     return shared_path
+
+
+@pytest.fixture
+def hub(tmp_path_factory, monkeypatch):
+    """A Hub on the loopback, with its own cache and user; see `tests/support/hub_server.py`."""
+    hub = LocalHub(tmp_path_factory.mktemp("home-of-the-hub"))
+    with hub.serving(), connected_datasets(hub):
+        connect(hub, monkeypatch)
+        yield hub
