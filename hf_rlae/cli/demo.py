@@ -8,7 +8,7 @@ import os
 import re
 
 from hf_rlae.checks import Bounds
-from hf_rlae.cli.generate import check_output, number, seed
+from hf_rlae.cli.arguments import check_output, number, seed
 from hf_rlae.errors import ConfigError
 
 SUMMARY = "three embedded specialists solve what none of them can alone"

@@ -3,12 +3,8 @@
 from __future__ import annotations
 
 import argparse
-import logging
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from functools import partial
-from logging.handlers import MemoryHandler
 from typing import Any
 
 import torch
@@ -17,12 +13,12 @@ from rich.text import Text
 from transformers import set_seed
 from transformers.generation.streamers import BaseStreamer
 
-from hf_rlae.cli.loading import choose_device, load_members
+from hf_rlae.cli.decoding import encode_chats, generation_options
+from hf_rlae.cli.loading import build_ensemble, member_names
 from hf_rlae.cli.progress import progress_bar
-from hf_rlae.cli.streaming import CarrierStreamer, ContinuationDecoder, ContinuationStreamer
-from hf_rlae.ensemble import EnsembleCache, EnsembleConfig, EnsembleForCausalLM
-from hf_rlae.errors import ConfigError, first_sentence
-from hf_rlae.policies import StaticPolicy
+from hf_rlae.cli.streaming import CarrierStreamer, ContinuationStreamer, warnings_after_the_text
+from hf_rlae.ensemble import EnsembleCache, EnsembleForCausalLM
+from hf_rlae.ensemble.continuation import ContinuationDecoder
 from hf_rlae.reports import (
     TokenCounter,
     carrier_text,
@@ -47,8 +43,8 @@ def write_texts(args: argparse.Namespace) -> None:
     """
     if hasattr(sys.stdout, "reconfigure"):
         sys.stdout.reconfigure(errors="replace")  # for terminals without Unicode
-    with _warnings_after_the_text():
-        ensemble = _build(args)
+    with warnings_after_the_text():
+        ensemble = build_ensemble(args)
         inputs = {name: value.to(ensemble.device) for name, value in _encode(ensemble, args).items()}
         if args.seed is not None:
             set_seed(args.seed)
@@ -60,62 +56,24 @@ def write_texts(args: argparse.Namespace) -> None:
 def _report(ensemble: EnsembleForCausalLM, out: Any, columns: int, args: argparse.Namespace) -> None:
     """Shows and writes the requested reports."""
     console = Console(file=sys.stdout, soft_wrap=False)
+    names = member_names(args, ensemble)
     if args.show_weights or args.trace is not None:
         rows = trace_tokens(ensemble, out, columns)
     if args.show_weights:
-        console.print(legend(args.members))
+        console.print(legend(names))
         for tokens in rows:
-            console.print(span_table(args.members, tokens))
+            console.print(span_table(names, tokens))
     if args.table:
         mask = completion_mask(out.sequences[:, columns:], token_ids(ensemble.generation_config.eos_token_id))
-        console.print(member_table(args.members, out, mask))
+        console.print(member_table(names, out, mask))
     if args.trace is not None:
-        write_trace(args.trace, args.members, args.prompts, rows)
-
-
-@contextmanager
-def _warnings_after_the_text() -> Iterator[None]:
-    """Holds back the package's warnings, which would otherwise appear in the middle of a streamed text."""
-    shown = logging.StreamHandler(sys.stderr)
-    shown.setFormatter(logging.Formatter("hf-rlae: warning: %(message)s"))
-    held = MemoryHandler(capacity=1000, flushLevel=logging.CRITICAL, target=shown)
-    held.setLevel(logging.WARNING)
-    logger = logging.getLogger("hf_rlae")
-    logger.addHandler(held)
-    try:
-        yield
-    finally:
-        logger.removeHandler(held)
-        held.close()
-
-
-def _build(args: argparse.Namespace) -> EnsembleForCausalLM:
-    settings = {"span_length": args.span_length, "mixing": args.mixing, "grain": args.grain}
-    EnsembleConfig(**settings)  # raises before members are loaded
-    policy = None if args.weights is None else StaticPolicy(args.weights)
-    device = choose_device(args.device)
-    members = load_members(
-        args.members,
-        dtype=args.dtype,
-        device_map="auto" if args.device == "auto" else None,
-        revisions=args.revisions,
-    )
-    ensemble = EnsembleForCausalLM.from_members(members, policy=policy, **settings)
-    if device is not None:
-        ensemble.to(device)  # type: ignore[arg-type]
-    return ensemble
+        write_trace(args.trace, names, args.prompts, rows)
 
 
 def _encode(ensemble: EnsembleForCausalLM, args: argparse.Namespace) -> dict[str, torch.Tensor]:
     if not args.chat:
         return dict(ensemble.tokenizer(args.prompts, return_tensors="pt", padding=True))
-    conversations = [[{"role": "user", "content": prompt}] for prompt in args.prompts]
-    try:
-        return dict(ensemble.tokenizer.apply_chat_template(conversations, add_generation_prompt=True))
-    except ValueError as error:
-        raise ConfigError(
-            f"--chat: {first_sentence(error)} Leave --chat out, or use members that were trained to chat"
-        ) from error
+    return encode_chats(ensemble, [[{"role": "user", "content": prompt}] for prompt in args.prompts], "--chat")
 
 
 def _generate(
@@ -125,11 +83,7 @@ def _generate(
     streamer: BaseStreamer,
     cache: EnsembleCache | None = None,
 ) -> Any:
-    # a member's own settings may contain beams, which cannot be streamed
-    options: dict[str, Any] = {"max_new_tokens": args.max_new_tokens, "do_sample": args.sample, "num_beams": 1}
-    if args.sample:
-        # transformers' default is top_k=50
-        options |= {"temperature": args.temperature or 1.0, "top_p": args.top_p or 1.0, "top_k": 0}
+    options = generation_options(args)
     if cache is not None:
         options["past_key_values"] = cache
     return ensemble.generate(**inputs, **options, return_dict_in_generate=True, streamer=streamer)

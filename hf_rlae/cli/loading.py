@@ -1,17 +1,115 @@
-"""Members of a command: their devices, and one-line errors if they cannot be loaded."""
+"""The ensemble of a command: its members, policy and devices, and one-line errors if they cannot be loaded."""
 
 from __future__ import annotations
 
+import argparse
 import logging
+import os
 import sys
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from huggingface_hub.utils import disable_progress_bars
+from transformers import PreTrainedConfig
 from transformers.utils.logging import disable_progress_bar, set_verbosity_error
 
+from hf_rlae.cli.arguments import saved_ensemble
+from hf_rlae.ensemble import EnsembleConfig, EnsembleForCausalLM
 from hf_rlae.errors import ConfigError, first_sentence
 from hf_rlae.members import Member
+from hf_rlae.policies import Policy, PolicyModel, StaticPolicy, policies
+
+_SETTINGS = ("span_length", "mixing", "grain", "warp", "weight_unit")
+"""The options of commands that are fields of `EnsembleConfig`."""
+
+
+def build_ensemble(args: argparse.Namespace) -> EnsembleForCausalLM:
+    """The ensemble that the arguments of a command describe.
+
+    Args:
+        args (`argparse.Namespace`): with the checked arguments of `add_members`, `add_ensemble` and `add_loading`.
+
+    Raises:
+        HfRlaeError: options that cannot be used, members or a policy that cannot be loaded or combined.
+    """
+    settings: dict[str, Any] = {name: getattr(args, name) for name in _SETTINGS if getattr(args, name) is not None}
+    EnsembleConfig(**settings)  # raises before anything is loaded
+    device = choose_device(args.device)
+    device_map = "auto" if args.device == "auto" else None
+    _log_errors_alone()
+    policy = _policy(args)
+    if policy is not None and args.span_length is None:
+        settings |= _made_for(policy)
+    source, revision = args.members[0], (args.revisions or [None])[0]
+    if len(args.members) == 1 and _is_saved_ensemble(source, revision):
+        options = {"revision": revision} if revision else {}
+        ensemble = EnsembleForCausalLM.from_pretrained(
+            source,
+            policy=policy,
+            dtype=args.dtype,
+            device_map=device_map,
+            allow_outside=args.allow_outside,
+            **settings,
+            **options,  # type: ignore[arg-type]
+        )
+    else:
+        members = load_members(args.members, dtype=args.dtype, device_map=device_map, revisions=args.revisions)
+        ensemble = EnsembleForCausalLM.from_members(members, policy=policy, **settings)
+    if device is not None:
+        ensemble.to(device)  # type: ignore[arg-type]
+    if args.chat_template is not None:
+        ensemble.tokenizer.chat_template = args.chat_template
+    return ensemble
+
+
+def member_names(args: argparse.Namespace, ensemble: EnsembleForCausalLM) -> list[str]:
+    """The names of the members in reports: as they were given, or as the saved ensemble names them."""
+    given: list[str] = args.members
+    return given if len(given) == len(ensemble.members) else [str(member.name) for member in ensemble.members]
+
+
+def _policy(args: argparse.Namespace) -> Policy | None:
+    if args.weights is not None:
+        return StaticPolicy(args.weights)
+    name: str | None = args.policy
+    if name is None:
+        return None
+    if os.path.isdir(name) or "/" in name:
+        policy: Policy = PolicyModel.from_pretrained(name)
+        return policy
+    try:
+        return policies[name]()
+    except TypeError as error:
+        raise ConfigError(f"--policy {name} needs settings; give --weights, or another policy") from error
+
+
+def _made_for(policy: Policy) -> dict[str, Any]:
+    """The settings with which a learned policy was trained."""
+    config = getattr(policy, "config", None)
+    if not hasattr(config, "span_length"):
+        return {}
+    length = config.span_length  # type: ignore[union-attr]
+    return {"select": "prompt"} if length is None else {"span_length": length}
+
+
+def _is_saved_ensemble(source: str, revision: str | None) -> bool:
+    if os.path.isdir(source):
+        return saved_ensemble(source) is not None
+    try:
+        found = PreTrainedConfig.get_config_dict(source, revision=revision)[0]
+    except Exception:  # `Member.load` says why
+        return False
+    return found.get("model_type") == EnsembleConfig.model_type
+
+
+def _log_errors_alone() -> None:
+    """Leaves one line about an error, without reports of other packages beside it."""
+    logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # no logs of retries
+    set_verbosity_error()  # no reports of many lines beside the one-line error
+    if not sys.stderr.isatty():
+        disable_progress_bar()
+        disable_progress_bars()
 
 
 def choose_device(name: str | None) -> torch.device | None:
@@ -54,15 +152,9 @@ def load_members(
     Raises:
         MemberError: a member that cannot be loaded or used.
     """
-    is_terminal = sys.stderr.isatty()
-    logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # no logs of retries
-    set_verbosity_error()  # no reports of many lines beside the one-line error
-    if not is_terminal:
-        disable_progress_bar()
-        disable_progress_bars()
     members = []
     for index, (source, revision) in enumerate(zip(sources, revisions or [None] * len(sources), strict=True)):
-        if is_terminal:
+        if sys.stderr.isatty():
             print(f"loading {source} ({index + 1} of {len(sources)})", file=sys.stderr)
         members.append(Member.load(source, dtype=dtype, device_map=device_map, revision=revision))
     return members

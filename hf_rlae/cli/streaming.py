@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+import logging
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from logging.handlers import MemoryHandler
 from typing import Any
 
 import torch
@@ -11,53 +15,8 @@ from rich.text import Text
 from transformers.generation.streamers import BaseStreamer
 
 from hf_rlae.ensemble import EnsembleCache, EnsembleForCausalLM
+from hf_rlae.ensemble.continuation import ContinuationDecoder
 from hf_rlae.reports import live_token, style_of
-
-_REPLACEMENT = "\N{REPLACEMENT CHARACTER}"
-
-
-class ContinuationDecoder:
-    """Decodes ids that follow a prompt into pieces of text that are final.
-
-    Ids are decoded together with those of the previous piece, because many tokenizers drop the space at the beginning.
-    A piece that ends inside a character is held back until the character is complete. (`transformers.TextStreamer`
-    also holds back such pieces, but decodes the continuation and then every line on its own: a SentencePiece tokenizer
-    loses the space after the prompt and one space of every indentation. It also waits for a space, so that a text
-    without spaces appears only at its end.)
-
-    Args:
-        tokenizer: has `decode(ids, skip_special_tokens)`.
-        prompt_ids (`Sequence[int]`): of the prompt, which is not returned.
-    """
-
-    def __init__(self, tokenizer: Any, prompt_ids: Sequence[int]) -> None:
-        self._tokenizer = tokenizer
-        self._behind: list[int] = list(prompt_ids)
-        self._pending: list[int] = []
-
-    def push(self, ids: Iterable[int]) -> str:
-        """Adds ids, and returns the text that is now final (often none)."""
-        self._pending += ids
-        text = self._pending_text()
-        if not text or text.endswith(_REPLACEMENT):
-            return ""
-        self._behind, self._pending = self._pending, []
-        return text
-
-    def finish(self) -> str:
-        """Returns the text that was held back, without an incomplete last character."""
-        text = self._pending_text()
-        self._pending = []
-        return text.rstrip(_REPLACEMENT)
-
-    def _pending_text(self) -> str:
-        behind = self._decode(self._behind)
-        both = self._decode(self._behind + self._pending)
-        # in some decoders bytes of incomplete characters change the neighbouring characters
-        return both[len(behind) :] if both.startswith(behind) else self._decode(self._pending)
-
-    def _decode(self, ids: list[int]) -> str:
-        return str(self._tokenizer.decode(ids, skip_special_tokens=True))
 
 
 class ContinuationStreamer(BaseStreamer):
@@ -125,3 +84,19 @@ class CarrierStreamer(ContinuationStreamer):
 
     def _paint(self, piece: str) -> None:
         self._console.print(Text(piece, style=self._style), end="", soft_wrap=True)
+
+
+@contextmanager
+def warnings_after_the_text() -> Iterator[None]:
+    """Holds back the package's warnings, which would otherwise appear in the middle of a streamed text."""
+    shown = logging.StreamHandler(sys.stderr)
+    shown.setFormatter(logging.Formatter("hf-rlae: warning: %(message)s"))
+    held = MemoryHandler(capacity=1000, flushLevel=logging.CRITICAL, target=shown)
+    held.setLevel(logging.WARNING)
+    logger = logging.getLogger("hf_rlae")
+    logger.addHandler(held)
+    try:
+        yield
+    finally:
+        logger.removeHandler(held)
+        held.close()

@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from hf_rlae import EnsembleForCausalLM, Member, StaticPolicy
-from hf_rlae.cli import generate as generate_command
+from hf_rlae.cli import arguments as shared_arguments
 from hf_rlae.cli import generation
 from hf_rlae.cli.main import main
 from hf_rlae.ensemble.outputs import EnsembleGenerateOutput
@@ -278,7 +278,7 @@ def test_the_hub_is_left_alone_without_a_network(monkeypatch, member, has_networ
     monkeypatch.setenv("HF_HUB_OFFLINE", "")
     monkeypatch.delenv("HF_HUB_OFFLINE")
     monkeypatch.setattr(socket, "getaddrinfo", look_up)
-    monkeypatch.setattr(generate_command, "getproxies", dict)
+    monkeypatch.setattr(shared_arguments, "getproxies", dict)
     monkeypatch.setattr(generation, "write_texts", lambda args: None)
     assert main(["generate", member, "--prompt", "x"]) == 0
     assert os.environ.get("HF_HUB_OFFLINE") == ("1" if is_offline else None)
@@ -326,7 +326,7 @@ def test_control_c_ends_the_line_and_returns_130(folders, capsys, monkeypatch):
         (["--help"], 0),
         (["--version"], 0),
         (["generate", "--help"], 0),
-        (["generate", "a", "--prompt", "x", "--weights", "1,2"], 2),
+        (["generate", "a", "b", "--prompt", "x", "--weights", "1"], 2),
         (["generate", "./none", "--prompt", "x"], 2),
         ([], 2),
     ],

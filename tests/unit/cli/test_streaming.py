@@ -7,7 +7,8 @@ import torch
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from hf_rlae.cli.streaming import ContinuationDecoder, ContinuationStreamer
+from hf_rlae.cli.streaming import ContinuationStreamer
+from hf_rlae.ensemble.continuation import ContinuationDecoder
 from hf_rlae.reports import TokenCounter
 from tests.support.tokenizers import byte_level_bpe, characters, raw_bytes, sentencepiece_bpe, wordpiece
 
