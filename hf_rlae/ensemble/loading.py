@@ -6,11 +6,10 @@ import logging
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from huggingface_hub.errors import StrictDataclassFieldValidationError
-from transformers import CONFIG_MAPPING, AutoModel, GenerationConfig, PreTrainedConfig, PreTrainedModel
+from transformers import GenerationConfig, PreTrainedModel
 
 from hf_rlae.ensemble.chats.member_chats import MemberChats
 from hf_rlae.ensemble.configuration_ensemble import EnsembleConfig
@@ -22,14 +21,12 @@ from hf_rlae.ensemble.generation_defaults import generation_config_of, saved_gen
 from hf_rlae.ensemble.member_places import find_members
 from hf_rlae.ensemble.mixing import LogMixing, mixings
 from hf_rlae.ensemble.options import BuildOptions, EnsembleOptions, GivenMember, LoadOptions
-from hf_rlae.ensemble.saving import POLICY_FOLDER
+from hf_rlae.ensemble.saved_config import load_config
 from hf_rlae.ensemble.tokenizer_ensemble import EnsembleTokenizer, shared_tokenizer
-from hf_rlae.errors import ConfigError, HfRlaeError, MemberError, PolicyError, nearest
-from hf_rlae.hub_ids import is_repo_id
+from hf_rlae.errors import ConfigError, MemberError, nearest
 from hf_rlae.members import LazyMember, LazyRunner, Member, choose_runner
-from hf_rlae.members.model_files import load_whole, tokenizer_failures
-from hf_rlae.policies import Policy, policies
-from hf_rlae.policies.modeling_policy import FORMER_CRITIC
+from hf_rlae.members.model_files import tokenizer_failures
+from hf_rlae.policies import GivenPolicy, resolve_policy, saved_policy
 from hf_rlae.vocabulary import ByteVocabulary, UnionVocabulary, choose_normalization, same_vocabulary
 from hf_rlae.vocabulary.grain import AUTO_GRAIN, TOKEN, choose_grain
 
@@ -42,8 +39,6 @@ _FIELDS = tuple(EnsembleOptions.__annotations__)
 _PER_MEMBER = ("revisions", "end_token_ids", "adapter_names")
 _SHARED_OPTIONS = ("token", "cache_dir", "local_files_only", "force_download")
 """Options of the Hub in `from_pretrained` that hold for members, too."""
-_MOST_LABELS = 1024
-"""transformers makes a name for each label of a config; an ensemble has none."""
 
 
 def _per_member(value: Any, count: int, name: str) -> list[Any]:
@@ -60,7 +55,10 @@ def _per_member(value: Any, count: int, name: str) -> list[Any]:
 
 
 def build(
-    cls: type[EnsembleForCausalLM], members: Sequence[GivenMember], policy: Policy | None, given: Mapping[str, Any]
+    cls: type[EnsembleForCausalLM],
+    members: Sequence[GivenMember],
+    policy: GivenPolicy | None,
+    given: Mapping[str, Any],
 ) -> EnsembleForCausalLM:
     """`EnsembleForCausalLM.from_members`: loads members that are given by name, and builds the ensemble."""
     if isinstance(members, (str, bytes)) or not isinstance(members, Sequence):
@@ -68,6 +66,7 @@ def build(
     if not members:
         raise ConfigError("members is empty; give at least one folder, Hub id or (model, tokenizer) pair")
     settings = dict(given)
+    policy_revision = settings.pop("policy_revision", None)
     dtype, device_map = settings.pop("dtype", "auto"), settings.pop("device_map", None)
     check_files = settings.pop("check_files", True)
     member_kwargs = _per_member(settings.pop("member_kwargs", None), len(members), "member_kwargs")
@@ -85,6 +84,7 @@ def build(
     active = config.max_active_members
     if active is not None and active > len(members):
         raise ConfigError(f"max_active_members={active}: there are only {len(members)} members; leave it out")
+    policy = resolve_policy(policy, policy_revision, check_files=check_files)
     built = [
         _member(
             given,
@@ -280,6 +280,7 @@ def load(
     allow_outside: bool = False,
     check_files: bool = True,
     max_members: int = 64,
+    policy_revision: str | None = None,
     **options: Any,
 ) -> EnsembleForCausalLM:
     """`EnsembleForCausalLM.from_pretrained`."""
@@ -291,7 +292,7 @@ def load(
     changed = {name: options.pop(name) for name in _FIELDS if name in options}
     trust_remote_code = bool(options.pop("trust_remote_code", False))
     source = os.fspath(source)
-    config = config or _load_config(source, options)
+    config = config or load_config(source, options)
     given: Sequence[Any] = config.members or [] if members is None else members
     if members is None:
         if len(given) > max_members:
@@ -305,12 +306,13 @@ def load(
             f"members has {len(given)} entries, and the saved ensemble {source} has {len(config.members)} members; "
             "give one for each, in their order, or build another ensemble with `EnsembleForCausalLM.from_members`"
         )
-    if policy is None and config.policy is not None:
-        policy = _load_policy(
-            source, config.policy, {**options, "trust_remote_code": trust_remote_code, "check_files": check_files}
-        )
     shared = {name: options[name] for name in _SHARED_OPTIONS if name in options}
     shared["trust_remote_code"] = trust_remote_code
+    if policy is None and policy_revision is None and config.policy is not None:
+        policy = saved_policy(
+            source, config.policy, {**options, "trust_remote_code": trust_remote_code, "check_files": check_files}
+        )
+    policy = resolve_policy(policy, policy_revision, **shared, check_files=check_files)
     own_kwargs = _per_member(member_kwargs, len(given), "member_kwargs")
     settings: dict[str, Any] = {name: getattr(config, name) for name in (*_FIELDS, *_PER_MEMBER)}
     ensemble = build(
@@ -335,56 +337,3 @@ def load(
     )
     ensemble.generation_config = saved_generation_config(ensemble, source, options, has_saved_ids=is_same)
     return ensemble
-
-
-def _load_config(source: str, options: dict[str, Any]) -> EnsembleConfig:
-    """The config of a saved ensemble."""
-    folder = Path(source, options.get("subfolder") or "")
-    if (os.path.isdir(source) or not is_repo_id(source)) and not (folder / "config.json").is_file():
-        missing = f"it has no {folder / 'config.json'}" if os.path.isdir(source) else "there is no such folder"
-        raise ConfigError(
-            f"{source} is no saved ensemble: {missing}. Give a folder that `save_pretrained` of an ensemble wrote, or "
-            "the id of such a repository on the Hub"
-        )
-    try:
-        saved = PreTrainedConfig.get_config_dict(source, **options)[0]
-        kind, labels = saved.get("model_type"), saved.get("num_labels")
-        if kind != EnsembleConfig.model_type:
-            raise ConfigError(
-                f"{source} is no saved ensemble: its config.json has model_type={kind!r}; build an ensemble with "
-                "`EnsembleForCausalLM.from_members([...])`"
-            )
-        if labels is not None and (not isinstance(labels, int) or not 0 <= labels <= _MOST_LABELS):
-            raise ConfigError(
-                f"{source} is no saved ensemble: its config.json has num_labels={labels!r:.40}; remove it"
-            )
-        config = EnsembleConfig.from_pretrained(source, **options)
-    except HfRlaeError:
-        raise
-    except Exception as error:  # files of others can hold anything
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise ConfigError(f"{source} is no saved ensemble: its config.json cannot be read: {reason}") from error
-    if not config.members:
-        raise ConfigError(f"{source} is no saved ensemble: its config.json names no members")
-    return config
-
-
-def _load_policy(source: Any, saved: dict[str, Any], hub_kwargs: dict[str, Any]) -> Any:
-    """Loads the policy with which an ensemble was saved."""
-    settings = dict(saved)
-    if "name" in settings:
-        make = policies[settings.pop("name")]
-        try:
-            return make(**settings)
-        except TypeError as error:
-            raise ConfigError(f"the policy with which the ensemble was saved cannot be made: {error}") from error
-    inside = hub_kwargs.get("subfolder") or ""
-    options = {**hub_kwargs, "subfolder": f"{inside}/{POLICY_FOLDER}" if inside else POLICY_FOLDER}
-    kind = settings.get("model_type")
-    if not isinstance(kind, str) or kind not in CONFIG_MAPPING:
-        raise ConfigError(
-            f"the ensemble was saved with a policy of model_type={kind!r}, which transformers does not know: import "
-            "the module that registers it (`AutoConfig.register`, `AutoModel.register`), or pass `policy=`"
-        )
-    owner = f"policy of {source}"
-    return load_whole(AutoModel.from_pretrained, source, owner, PolicyError, replaced=FORMER_CRITIC, **options)[0]

@@ -39,7 +39,7 @@ from hf_rlae.ensemble.policy_fit import check_policy_fits
 from hf_rlae.ensemble.warping import split_at_warpers
 from hf_rlae.errors import ConfigError, InputError, present
 from hf_rlae.members import Member
-from hf_rlae.policies import Policy, UniformPolicy, observed_tokens
+from hf_rlae.policies import GivenPolicy, Policy, UniformPolicy, observed_tokens, resolve_policy
 from hf_rlae.vocabulary import UnionVocabulary
 
 
@@ -114,13 +114,16 @@ class EnsembleForCausalLM(PreTrainedModel, GenerationMixin):
 
     @classmethod
     def from_members(
-        cls, members: Sequence[GivenMember], policy: Policy | None = None, **settings: Unpack[BuildOptions]
+        cls, members: Sequence[GivenMember], policy: GivenPolicy | None = None, **settings: Unpack[BuildOptions]
     ) -> EnsembleForCausalLM:
         """Builds an ensemble from folders, Hub ids or models.
 
         Args:
             members: folders, Hub ids, `(model, tokenizer)` pairs or `Member` objects.
-            policy (`Policy`, *optional*): see the class; `None` = uniform weights.
+            policy (`Policy`, `str` or `os.PathLike`, *optional*): an object (see the class), a registered name such as
+                `"entropy"`, a folder, or a Hub id: `"user/repo"` or `"user/repo@revision"`, of a policy or of an
+                ensemble. `None` = uniform weights.
+            policy_revision (`str`, *optional*): the commit, branch or tag of a policy on the Hub.
             dtype (defaults to `"auto"`), device_map, revisions (`list`), member_kwargs (`dict`, or a `list` with one
                 `dict` per member), check_files (defaults to `True`): options for loading members that are given by
                 name; see [`Member.load`].
@@ -140,9 +143,17 @@ class EnsembleForCausalLM(PreTrainedModel, GenerationMixin):
         """The ensemble's tokenizer: encodes prompts as the first member's does, and decodes every union id."""
         return self._tokenizer
 
-    def set_policy(self, policy: Policy | None) -> None:
-        """Replaces the policy (`None` = uniform weights)."""
-        policy = UniformPolicy() if policy is None else policy
+    def set_policy(self, policy: GivenPolicy | None) -> None:
+        """Replaces the policy.
+
+        Args:
+            policy (`Policy`, `str` or `os.PathLike`, *optional*): as in `from_members`; `None` = uniform weights.
+
+        Raises:
+            ConfigError, PolicyError: no such policy, or one that does not fit (see `check_policy`).
+        """
+        given = resolve_policy(policy)
+        policy = UniformPolicy() if given is None else given
         self.check_policy(policy)
         if "policy" in self._modules:
             del self._modules["policy"]
@@ -480,11 +491,11 @@ class EnsembleForCausalLM(PreTrainedModel, GenerationMixin):
 
         Args:
             pretrained_model_name_or_path (`str` or `os.PathLike`): a folder, or an id on the Hub.
-            kwargs: `members` (as in `from_members`) and `policy` in place of the saved ones; `dtype`, `device_map`,
-                `member_kwargs` and `check_files` as in `from_members`; `allow_outside` (`bool`, defaults to `False`):
-                whether members may be folders outside of the ensemble's own; `max_members` (`int`, defaults to 64): the
-                most members to load; `trust_remote_code` (`bool`, defaults to `False`); fields of `EnsembleConfig` in
-                place of the saved values; options of the Hub, such as `revision`.
+            kwargs: `members`, `policy` and `policy_revision` (as in `from_members`) in place of the saved ones;
+                `dtype`, `device_map`, `member_kwargs` and `check_files` as in `from_members`; `allow_outside` (`bool`,
+                defaults to `False`): whether members may be folders outside of the ensemble's own; `max_members`
+                (`int`, defaults to 64): the most members to load; `trust_remote_code` (`bool`, defaults to `False`);
+                fields of `EnsembleConfig` in place of the saved values; options of the Hub, such as `revision`.
 
         Raises:
             ConfigError: no saved ensemble, an unknown option, or members that are missing or outside of the folder.

@@ -10,7 +10,7 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from hf_rlae.members import Member
-from hf_rlae.policies import Policy
+from hf_rlae.policies import GivenPolicy
 
 GivenMember = str | os.PathLike[str] | tuple[PreTrainedModel, PreTrainedTokenizerBase] | tuple[Any, Any] | Member
 """A folder, a Hub id, a `(model, tokenizer)` pair (a `PeftModel` counts as a model) or a `Member`."""
@@ -50,12 +50,15 @@ class MemberOptions(TypedDict, total=False):
 class BuildOptions(EnsembleOptions, MemberOptions, total=False):
     """Keyword arguments of [`EnsembleForCausalLM.from_members`]."""
 
+    policy_revision: str | None
+
 
 class LoadOptions(EnsembleOptions, total=False):
     """Keyword arguments of [`EnsembleForCausalLM.from_pretrained`]."""
 
     members: Sequence[GivenMember] | None
-    policy: Policy | None
+    policy: GivenPolicy | None
+    policy_revision: str | None
     config: Any
     dtype: str | torch.dtype | None
     device_map: Any

@@ -16,13 +16,10 @@ from transformers import PreTrainedModel
 from hf_rlae.ensemble.member_places import MEMBERS_FOLDER, is_folder, place_of, warn_of_places
 from hf_rlae.errors import ConfigError
 from hf_rlae.members import Member
-from hf_rlae.policies import SavedPolicy, policies
+from hf_rlae.policies import POLICY_FOLDER, SavedPolicy, policies
 
 if TYPE_CHECKING:
     from hf_rlae.ensemble.modeling_ensemble import EnsembleForCausalLM
-
-POLICY_FOLDER = "policy"
-"""The folder of a policy with files, inside the ensemble's folder or repository."""
 
 _PUSH_OPTIONS = ("commit_message", "private", "token", "revision", "create_pr", "tags")
 

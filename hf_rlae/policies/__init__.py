@@ -2,6 +2,7 @@
 
 from hf_rlae.policies.configuration_policy import PolicyConfig
 from hf_rlae.policies.entropy import EntropyPolicy
+from hf_rlae.policies.loading import POLICY_FOLDER, GivenPolicy, resolve_policy, saved_policy
 from hf_rlae.policies.modeling_policy import PolicyModel
 from hf_rlae.policies.perplexity import PerplexityPolicy
 from hf_rlae.policies.protocol import (
@@ -18,7 +19,9 @@ from hf_rlae.policies.static import StaticPolicy, UniformPolicy, policies
 from hf_rlae.policies.weights import ask, cut, rescaled
 
 __all__ = [
+    "POLICY_FOLDER",
     "EntropyPolicy",
+    "GivenPolicy",
     "MemberObservation",
     "MemberObserver",
     "PerplexityPolicy",
@@ -39,4 +42,6 @@ __all__ = [
     "observed_tokens",
     "policies",
     "rescaled",
+    "resolve_policy",
+    "saved_policy",
 ]

@@ -23,7 +23,7 @@ from hf_rlae.ensemble.options import BuildOptions
 from hf_rlae.ensemble.processor.capture import HostCapture, HostPass
 from hf_rlae.errors import ConfigError, InputError
 from hf_rlae.members import ColumnStates, Member
-from hf_rlae.policies import Policy, observed_tokens
+from hf_rlae.policies import GivenPolicy, observed_tokens
 from hf_rlae.vocabulary.grain import TOKEN
 
 logger = logging.getLogger(__name__)
@@ -195,7 +195,7 @@ class EnsembleLogitsProcessor(LogitsProcessor):
         host: Any,
         others: Sequence[Any],
         tokenizers: Sequence[Any],
-        policy: Policy | None = None,
+        policy: GivenPolicy | None = None,
         attention_mask: torch.Tensor | None = None,
         host_rereads: bool = False,
         **settings: Unpack[BuildOptions],
@@ -206,8 +206,8 @@ class EnsembleLogitsProcessor(LogitsProcessor):
             host (`PreTrainedModel` or `PeftModel`): the model whose `generate` is called.
             others (`Sequence[PreTrainedModel]`): the other members.
             tokenizers (`Sequence[PreTrainedTokenizerBase]`): one per model, the host's first.
-            policy (`Policy`, *optional*): called with a `PolicyState`, returns weights `(B, M)`, the host's first;
-                `None` = uniform.
+            policy (`Policy`, `str` or `os.PathLike`, *optional*): as in [`EnsembleForCausalLM.from_members`]; its
+                weights `(B, M)` have the host's first; `None` = uniform.
             attention_mask (`torch.LongTensor` of shape `(B, L)`, *optional*), host_rereads (`bool`): see the class.
             settings: as in [`EnsembleForCausalLM.from_members`], such as `span_length`, `mixing`, `end_token_ids`.
 

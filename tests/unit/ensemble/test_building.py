@@ -42,7 +42,6 @@ NOT_POLICIES = {
     "a function without arguments": (lambda: lambda: [0.5, 0.5], "cannot be called with a PolicyState"),
     "a function of two arguments": (lambda: lambda state, rows: state, "missing a required argument: 'rows'"),
     "weights": (lambda: [0.5, 0.5], "callable"),
-    "a name": (lambda: "static", "callable"),
 }
 
 

@@ -195,7 +195,7 @@ NO_ENSEMBLES = {
     "a policy of no kind": (lambda f: write_config_text(f, policy={"model_type": [3]}), r"model_type=\[3\]"),
     "settings of no policy": (
         lambda f: write_config_text(f, policy={"name": "static", "weight": [1]}),
-        "the policy with which the ensemble was saved cannot be made",
+        "the policy 'static' cannot be made",
     ),
     "labels that fill the memory": (
         lambda f: write_config_text(f, num_labels=10**9),
