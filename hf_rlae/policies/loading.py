@@ -128,8 +128,8 @@ def _from_files(source: str, options: dict[str, Any]) -> Policy:
     kind = config.get("model_type")
     if kind is None:
         raise PolicyError(
-            f"policy {source} has no config.json with a model_type; give a folder that `save_pretrained` of a policy or "
-            "of an ensemble wrote, or the id of such a repository"
+            f"policy {source} has no config.json with a model_type; give a folder that `save_pretrained` of a policy "
+            "or an ensemble wrote, or the id of such a repository"
         )
     if kind != ENSEMBLE:
         return _loaded(source, kind, options)
