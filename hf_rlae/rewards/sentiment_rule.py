@@ -1,4 +1,4 @@
-"""The rule for the sentiment of a text: `story_sentiment`.
+"""The rule for the sentiment of a text: `story_sentiment`, `imdb`.
 
 1. The first 10,000 characters are read in lower case and split at whitespace into words.
 2. A word is looked up in the lexicon as it is (`:)` is one), and otherwise without the punctuation at its ends. A word
@@ -152,4 +152,4 @@ class SentimentReward(TextRule):
         return [sentiment_score(part.text, self.lexicon) for part in parts]
 
 
-register_tasks(lambda name: SentimentReward(name=name), ("sentiment", "story_sentiment"))
+register_tasks(lambda name: SentimentReward(name=name), ("sentiment", "story_sentiment", "imdb"))

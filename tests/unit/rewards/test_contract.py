@@ -21,7 +21,7 @@ TASKS = {
     "letter": ["mmlu", "arc_challenge", "gpqa", "piqa"],
     "number": ["gsm8k", "svamp", "arithmetic_chain"],
     "exact_match": ["triviaqa"],
-    "sentiment": ["story_sentiment"],
+    "sentiment": ["imdb", "story_sentiment"],
 }
 ROWS = {"letter": "B", "number": "12", "exact_match": "Paris", "sentiment": None}
 """By rule, an answer that is right as a completion."""

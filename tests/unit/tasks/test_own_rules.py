@@ -355,6 +355,25 @@ def test_stories(tmp_path):
         load_task("story_sentiment", "train", path, num_words=0)
 
 
+def test_openings_of_reviews(tmp_path):
+    """Each opening has 2 to 7 words, drawn by seed and review; line breaks of the dataset are spaces."""
+    review = "One<br /><br />two three four five six seven eight nine."
+    path = tmp_path / "train.jsonl"
+    path.write_text("".join(json.dumps({"text": f"{at} {review}", "label": at % 2}) + "\n" for at in range(60)))
+    rows = load_task("imdb", "train", path)["prompt"]
+    assert {len(prompt.split()) for prompt in rows} == {2, 3, 4, 5, 6, 7}
+    assert all(prompt == f"{at} {review}".replace("<br /><br />", " ")[: len(prompt)] for at, prompt in enumerate(rows))
+    assert load_task("imdb", "train", path)["prompt"] == rows != load_task("imdb", "train", path, seed=1)["prompt"]
+    assert {len(prompt.split()) for prompt in load_task("imdb", "train", path, num_words=3)["prompt"]} == {3}
+    assert set(load_task("imdb", "train", "built_in")["answer"]) == {""}
+
+
+@pytest.mark.parametrize("num_words", [0, (0, 4), (5, 2), (1, 2, 3), "many", None, 2.5])
+def test_numbers_of_words_that_are_refused(num_words):
+    with pytest.raises(ConfigError, match="num_words"):
+        load_task("imdb", "train", "built_in", num_words=num_words)
+
+
 def test_a_task_without_a_function_is_refused_where_it_is_made():
     with pytest.raises(ConfigError, match="'empty' has neither `read` nor `generate`"):
         Task("empty", "A task without examples.", ("test",))

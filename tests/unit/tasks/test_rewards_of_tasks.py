@@ -11,7 +11,7 @@ WITH_REWARD = [name for name in tasks if get_task(name).reward is not None]
 
 
 @pytest.mark.parametrize("prompt_format", ["conversational", "standard"])
-@pytest.mark.parametrize("name", [name for name in WITH_REWARD if name != "story_sentiment"])
+@pytest.mark.parametrize("name", [name for name in WITH_REWARD if name not in ("imdb", "story_sentiment")])
 def test_replies_are_right(name, prompt_format):
     """The reply in a few-shot prompt gets the reward 1.0, and the reply to another answer 0.0."""
     task = get_task(name)
@@ -28,10 +28,11 @@ def test_replies_are_right(name, prompt_format):
         assert reward(prompts=prompts, completions=completions, **columns) == [expected] * 5
 
 
-def test_stories():
+@pytest.mark.parametrize("name", ["imdb", "story_sentiment"])
+def test_sentiment(name):
     """A happy continuation gets a higher reward than a sad one, and both are in [0, 1]."""
-    columns = load_task("story_sentiment", "train", limit=2).to_dict()
+    columns = load_task(name, "train", "built_in", limit=2).to_dict()
     prompts = columns.pop("prompt")
     completions = ["was happy and loved the wonderful party.", "was sad and hated the terrible pain."]
-    happy, gloomy = get_reward("story_sentiment")(prompts=prompts, completions=completions, **columns)
+    happy, gloomy = get_reward(name)(prompts=prompts, completions=completions, **columns)
     assert 0 <= gloomy < 0.5 < happy <= 1
