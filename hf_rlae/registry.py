@@ -6,12 +6,16 @@ from collections.abc import Callable, Iterator
 from typing import Generic, TypeVar
 
 from hf_rlae.errors import ConfigError, nearest
+from hf_rlae.plugins import load_plugins
 
 T = TypeVar("T")
 
 
 class Registry(Generic[T]):
     """A mapping from names to plug-ins of one kind.
+
+    A name that is not known, and a listing of all names, first import the plug-ins of other packages
+    (`hf_rlae.plugins`).
 
     Args:
         kind (`str`): the kind of the entries, for messages (`"mixing"`, `"policy"`).
@@ -45,12 +49,15 @@ class Registry(Generic[T]):
         return decorator
 
     def __getitem__(self, name: str) -> T:
-        if name not in self._entries:
+        if name not in self:
             raise ConfigError(f"there is no {self.kind} named {name!r}: {nearest(str(name), self._entries)}")
         return self._entries[name]
 
     def __contains__(self, name: object) -> bool:
+        if name not in self._entries:
+            load_plugins()
         return name in self._entries
 
     def __iter__(self) -> Iterator[str]:
+        load_plugins()
         return iter(sorted(self._entries))
