@@ -41,7 +41,11 @@ class EnsembleConfig(PreTrainedConfig):
 
     Args:
         members (`list[str]`): a folder or Hub id per member, for loading.
-        revisions (`list[str | None]`, *optional*): the commit, branch or tag of each member.
+        revisions (`list[str | None]`, *optional*): the commit, branch or tag of each member. An ensemble has the
+            commits that its members were loaded from, so that it is saved with these.
+        base_revisions (`list[str | None]`, *optional*): the same of the base model of each member that is an adapter.
+        vocabulary_hashes (`list[str | None]`, *optional*): a hash of the text that each member's ids stand for; written
+            when the ensemble is saved, and compared when it is loaded. See [`vocabulary_hash`].
         span_length (`int`, defaults to 8): consecutive tokens that share one weight vector. Source: public
             code of RLAE (4 or 8).
         select (`str`, defaults to `"span"`): `"span"` asks the policy for every span. `"prompt"` asks it once per text,
@@ -96,6 +100,8 @@ class EnsembleConfig(PreTrainedConfig):
 
     members: list[str | None] | None = None
     revisions: list[str | None] | None = None
+    base_revisions: list[str | None] | None = None
+    vocabulary_hashes: list[str | None] | None = None
     span_length: int = 8
     select: str = "span"
     mixing: MixingName = "linear"

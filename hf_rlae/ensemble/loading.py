@@ -24,8 +24,9 @@ from hf_rlae.ensemble.options import BuildOptions, EnsembleOptions, GivenMember,
 from hf_rlae.ensemble.saved_config import load_config
 from hf_rlae.ensemble.tokenizer_ensemble import EnsembleTokenizer, shared_tokenizer
 from hf_rlae.errors import ConfigError, MemberError, nearest
+from hf_rlae.hub_revisions import resolved
 from hf_rlae.members import LazyMember, LazyRunner, Member, choose_runner
-from hf_rlae.members.model_files import tokenizer_failures
+from hf_rlae.members.model_files import readable, tokenizer_failures
 from hf_rlae.policies import GivenPolicy, resolve_policy, saved_policy
 from hf_rlae.vocabulary import ByteVocabulary, UnionVocabulary, choose_normalization, same_vocabulary
 from hf_rlae.vocabulary.grain import AUTO_GRAIN, TOKEN, choose_grain
@@ -36,7 +37,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 _FIELDS = tuple(EnsembleOptions.__annotations__)
-_PER_MEMBER = ("revisions", "end_token_ids", "adapter_names")
+_PER_MEMBER = ("revisions", "base_revisions", "end_token_ids", "adapter_names")
 _SHARED_OPTIONS = ("token", "cache_dir", "local_files_only", "force_download")
 """Options of the Hub in `from_pretrained` that hold for members, too."""
 
@@ -92,6 +93,7 @@ def build(
             dtype=dtype,
             device_map=device_map,
             revision=options["revisions"][index],
+            base_revision=options["base_revisions"][index],
             end_token_ids=options["end_token_ids"][index],
             adapter_name=options["adapter_names"][index],
             check_files=check_files,
@@ -103,7 +105,9 @@ def build(
     ends = [list(member.end_ids) if member.has_given_ends else None for member in built]
     config.end_token_ids = ends if any(own is not None for own in ends) else None
     config.adapter_names = options["adapter_names"] if any(options["adapter_names"]) else None
-    config.revisions = [member.revision for member in built]
+    config.revisions = [member.commit or member.revision for member in built]
+    bases = [member.base_commit or options["base_revisions"][index] for index, member in enumerate(built)]
+    config.base_revisions = bases if any(bases) else None
     config.members = [member.source for member in built]
     ensemble = cls(config, built, policy)
     super(PreTrainedModel, ensemble).train(False)
@@ -292,6 +296,8 @@ def load(
     changed = {name: options.pop(name) for name in _FIELDS if name in options}
     trust_remote_code = bool(options.pop("trust_remote_code", False))
     source = os.fspath(source)
+    with readable(source, f"ensemble {source}", ConfigError):
+        options["revision"] = resolved(source, options.get("revision"), options)  # of config, policy and members alike
     config = config or load_config(source, options)
     given: Sequence[Any] = config.members or [] if members is None else members
     if members is None:
@@ -322,7 +328,7 @@ def load(
         {
             **settings,
             **changed,
-            "revisions": config.revisions if members is None else None,
+            **({} if members is None else {"revisions": None, "base_revisions": None}),
             "dtype": dtype,
             "device_map": device_map,
             "check_files": check_files,

@@ -12,8 +12,9 @@ from typing import Any
 import torch
 
 from hf_rlae.errors import MemberError
+from hf_rlae.hub_revisions import commit_of, resolved
 from hf_rlae.members.member import TOKENIZER_OPTIONS, Member
-from hf_rlae.members.model_files import load_skeleton, load_tokenizer
+from hf_rlae.members.model_files import load_skeleton, load_tokenizer, readable
 from hf_rlae.members.probe import choose_runner
 from hf_rlae.members.ragged_run import MakeRunner, Path, PathOutput, Runner
 
@@ -73,6 +74,7 @@ class LazyMember(Member):
         source: str,
         *,
         revision: str | None = None,
+        base_revision: str | None = None,
         adapter_name: str | None = None,
         end_token_ids: Sequence[int] | None = None,
         tokenizer_kwargs: dict[str, Any] | None = None,
@@ -85,18 +87,25 @@ class LazyMember(Member):
             MemberError, TokenizerError, ConfigError: see `Member.load`. What is wrong with the weights is found when
                 the member first runs.
         """
+        with readable(source, f"member {source}"):
+            revision = resolved(source, revision, options)
         about: dict[str, Any] = {
             "revision": revision,
             "adapter_name": adapter_name,
             "end_token_ids": end_token_ids,
         }
+        own: dict[str, Any] = {"revision": revision, "base_revision": base_revision, "check_files": check_files}
+        skeleton, base_revision = load_skeleton(source, **own, **options)
+        options["base_revision"] = base_revision
         whole = {**options, **about, "tokenizer_kwargs": tokenizer_kwargs, "check_files": check_files}
-        skeleton = load_skeleton(source, check_files=check_files, revision=revision, **options)
         if getattr(skeleton, "_is_stateful", False):
             return Member.load(source, **whole)
         shared = {name: options[name] for name in TOKENIZER_OPTIONS if name in options}
-        tokenizer = load_tokenizer(source, **{**shared, "revision": revision, **(tokenizer_kwargs or {})})
-        return cls(skeleton.eval(), tokenizer, source, whole, name=source, **about)
+        shared.update(revision=revision, base_revision=base_revision)
+        tokenizer = load_tokenizer(source, **{**shared, **(tokenizer_kwargs or {})})
+        member = cls(skeleton.eval(), tokenizer, source, whole, name=source, **about)
+        member.base_commit = commit_of(base_revision)
+        return member
 
     def prepare(self) -> None:
         """Loads the weights, if they are not there yet.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import logging
+import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from numbers import Integral
@@ -14,7 +15,9 @@ from torch import nn
 from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from hf_rlae.errors import ConfigError, MemberError, TokenizerError
-from hf_rlae.members.model_files import load_model, load_tokenizer, tokenizer_failures
+from hf_rlae.hub_ids import is_repo_id
+from hf_rlae.hub_revisions import commit_of, resolved
+from hf_rlae.members.model_files import load_model, load_tokenizer, readable, tokenizer_failures
 from hf_rlae.members.recurrence import Recurrence, find_recurrence
 from hf_rlae.sharing import SharedInCopies
 from hf_rlae.vocabulary import are_token_ids, token_ids
@@ -48,6 +51,8 @@ class Member(SharedInCopies):
             the model has no adapters.
 
     Attributes:
+        commit (`str` or `None`): the commit of the repository that the model was loaded from, if that is known.
+        base_commit (`str` or `None`): if the files are an adapter's, the same of the repository of its base model.
         vocab_size (`int`): width of the model's logits, V_m.
         context_length (`int` or `None`): the maximum number of tokens of the model; `None` for recurrent models and
             models in which every layer has a sliding window.
@@ -97,6 +102,11 @@ class Member(SharedInCopies):
         has_adapters = wrapper is not base or getattr(base, "_hf_peft_config_loaded", False)
         self.source = source or (None if has_adapters else path) or None
         self.revision = revision
+        self.commit = commit_of(revision)
+        self.base_commit: str | None = None
+        if self.commit is None and self.source and not os.path.isdir(self.source) and is_repo_id(self.source):
+            # transformers does not say from which commit it loaded a model; it was the newest in the cache
+            self.commit = commit_of(resolved(self.source, revision, {"local_files_only": True}))
         self.adapter_name = adapter_name
         self._check_architecture()
         head = self.model.get_output_embeddings()
@@ -117,6 +127,7 @@ class Member(SharedInCopies):
         dtype: Any = "auto",
         device_map: Any = None,
         revision: str | None = None,
+        base_revision: str | None = None,
         adapter_name: str | None = None,
         end_token_ids: Sequence[int] | None = None,
         tokenizer_kwargs: dict[str, Any] | None = None,
@@ -129,6 +140,8 @@ class Member(SharedInCopies):
             source (`str`): a folder, or an id on the Hub, of a model or of an adapter; an adapter's base model is that
                 of its `adapter_config.json`.
             dtype, device_map, revision, model_kwargs: passed to `AutoModelForCausalLM.from_pretrained`.
+            base_revision (`str`, *optional*): the revision of an adapter's base model; defaults to that of its
+                `adapter_config.json`.
             adapter_name, end_token_ids: see the class. In a folder of several adapters, one in a folder of its own has
                 the name of that folder.
             tokenizer_kwargs (`dict`, *optional*): passed to `AutoTokenizer.from_pretrained`, beside
@@ -140,14 +153,17 @@ class Member(SharedInCopies):
             MemberError: files that are missing, damaged or too large, or that do not hold every tensor of the model.
             TokenizerError, ConfigError: see the class.
         """
-        options = dict(model_kwargs, dtype=dtype, revision=revision)
+        with readable(source, f"member {source}"):
+            revision = resolved(source, revision, model_kwargs)
+        options = dict(model_kwargs, dtype=dtype, revision=revision, base_revision=base_revision)
         if device_map is not None:
             options["device_map"] = device_map
-        model = load_model(source, adapter_name=adapter_name, check_files=check_files, **options)
+        model, base_revision = load_model(source, adapter_name=adapter_name, check_files=check_files, **options)
         shared = {name: model_kwargs[name] for name in TOKENIZER_OPTIONS if name in model_kwargs}
-        tokenizer = load_tokenizer(source, **{**shared, "revision": revision, **(tokenizer_kwargs or {})})
+        shared.update(revision=revision, base_revision=base_revision)
+        tokenizer = load_tokenizer(source, **{**shared, **(tokenizer_kwargs or {})})
         model.eval()
-        return cls(
+        member = cls(
             model,
             tokenizer,
             name=str(source),
@@ -156,6 +172,8 @@ class Member(SharedInCopies):
             end_token_ids=end_token_ids,
             source=str(source),
         )
+        member.base_commit = commit_of(base_revision)
+        return member
 
     def prepare(self) -> None:
         """Called before the model runs; a [`LazyMember`] loads its weights."""

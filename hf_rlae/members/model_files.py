@@ -15,56 +15,75 @@ from transformers.utils import cached_file, find_adapter_config_file
 
 from hf_rlae.errors import ConfigError, HfRlaeError, MemberError, TokenizerError, first_sentence
 from hf_rlae.hub_ids import is_repo_id
+from hf_rlae.hub_revisions import resolved
 from hf_rlae.members.file_budget import Fail, check_counts, check_shard_names, parameter_budget, weight_bytes
 
 _HUB_OPTIONS = ("cache_dir", "force_download", "local_files_only", "token", "proxies")
 _REMEDY = "Load the model again from its source, or save it again"
 
 
-def load_model(source: str, *, adapter_name: str | None = None, check_files: bool = True, **options: Any) -> Any:
+def load_model(
+    source: str,
+    *,
+    adapter_name: str | None = None,
+    base_revision: str | None = None,
+    check_files: bool = True,
+    **options: Any,
+) -> tuple[Any, str | None]:
     """Loads a causal language model, or an adapter with its base model, as a member.
 
     Args:
         source (`str`): a folder or Hub id, of a model or of adapters (`adapter_config.json` at the root, further
             adapters in folders of their names).
         adapter_name (`str`, *optional*): the adapter to load; `None` or `"default"` = the one at the root.
+        base_revision (`str`, *optional*): of the adapter's base model; defaults to that of `adapter_config.json`.
         check_files (`bool`, defaults to `True`): whether to compare the config with the files and the free memory.
         options: for `AutoModelForCausalLM.from_pretrained`.
+
+    Returns:
+        The model, and of an adapter the revision of its base model (see `hub_revisions.resolved`).
 
     Raises:
         MemberError: the files are missing, damaged, or do not hold what their config declares.
         ConfigError: there is no such adapter.
     """
     owner = f"member {source}"
-    adapter = _find_adapter(source, adapter_name, options)
-    base = source if adapter is None else _base_of(adapter, source)
     own = dict(options)
-    if adapter is not None and base == source:  # transformers would add the adapter at the root by itself
-        own["adapter_kwargs"] = {"subfolder": ".none"}
-    elif adapter is not None:
-        own.update(revision=None, subfolder="")
     with readable(source, owner):
+        adapter = _find_adapter(source, adapter_name, options)
+        base, base_revision = _base_of(adapter, source, base_revision, options)
+        if adapter is not None and base == source:  # transformers would add the adapter at the root by itself
+            own["adapter_kwargs"] = {"subfolder": ".none"}
+        elif adapter is not None:
+            own.update(revision=base_revision, subfolder="")
         load = AutoModelForCausalLM.from_pretrained
         model, _ = load_whole(load, base, owner, MemberError, check_files=check_files, **own)
         if adapter is not None:
             _load_adapter(model, source, adapter_name, options, owner)
-    return model
+    return model, base_revision
 
 
-def load_skeleton(source: str, *, check_files: bool = True, **options: Any) -> Any:
+def load_skeleton(
+    source: str, *, base_revision: str | None = None, check_files: bool = True, **options: Any
+) -> tuple[Any, str | None]:
     """The modules of a causal language model without its weights, on the meta device; no weight file is read.
 
     Args:
-        source (`str`), check_files (`bool`, defaults to `True`): see `load_model`. Of adapters, it is their base model.
+        source (`str`), base_revision (`str`, *optional*), check_files (`bool`, defaults to `True`): see `load_model`.
+            Of adapters, it is their base model.
         options: as for `AutoModelForCausalLM.from_pretrained`; those of the weights are ignored.
+
+    Returns:
+        As `load_model`.
 
     Raises:
         MemberError: `config.json` is missing, damaged, or declares more than its files hold.
     """
     owner = f"member {source}"
-    adapter = _find_adapter(source, None, options)
-    base = source if adapter is None else _base_of(adapter, source)
-    own = options if base == source else {**options, "revision": None, "subfolder": ""}
+    with readable(source, owner):
+        adapter = _find_adapter(source, None, options)
+        base, base_revision = _base_of(adapter, source, base_revision, options)
+    own = options if base == source else {**options, "revision": base_revision, "subfolder": ""}
     hub = {name: own[name] for name in (*_HUB_OPTIONS, "revision", "subfolder") if own.get(name) is not None}
     trust = bool(own.get("trust_remote_code"))
     dtype, later = own.get("dtype"), {**own, "device_map": "meta"}  # the memory counts when the weights are loaded
@@ -76,25 +95,30 @@ def load_skeleton(source: str, *, check_files: bool = True, **options: Any) -> A
             )
         with suppress(OSError):  # many models have no generation config
             model.generation_config = GenerationConfig.from_pretrained(base, **hub)
-    return model
+    return model, base_revision
 
 
-def load_tokenizer(source: str, **options: Any) -> Any:
+def load_tokenizer(source: str, *, base_revision: str | None = None, **options: Any) -> Any:
     """Loads the tokenizer of a member; one with adapters may have it in the folder of its base model.
+
+    Args:
+        source (`str`), base_revision (`str`, *optional*): see `load_model`.
+        options: for `AutoTokenizer.from_pretrained`.
 
     Raises:
         TokenizerError: the tokenizer fails on a plain text.
         MemberError: the files are missing or damaged.
     """
     options = {"trust_remote_code": False, **options}
-    adapter = _find_adapter(source, None, options)
     with readable(source, f"member {source}"), tokenizer_failures(f"member {source}"):
+        adapter = _find_adapter(source, None, options)
         try:
             return AutoTokenizer.from_pretrained(source, **options)
         except (OSError, ValueError):
             if adapter is None:
                 raise
-        return AutoTokenizer.from_pretrained(_base_of(adapter, source), **{**options, "revision": None})
+        base, base_revision = _base_of(adapter, source, base_revision, options)
+        return AutoTokenizer.from_pretrained(base, **{**options, "revision": base_revision})
 
 
 def load_whole(
@@ -219,12 +243,15 @@ def _find_adapter(source: str, name: str | None, options: dict[str, Any]) -> str
     return inside
 
 
-def _base_of(adapter: str, source: str) -> str:
-    """The base model of an adapter; a folder relative to the adapter's, if there is one."""
-    if Path(source, "config.json").is_file():
-        return source
+def _base_of(
+    adapter: str | None, source: str, revision: str | None, options: Mapping[str, Any]
+) -> tuple[str, str | None]:
+    """The base model of an adapter, a folder relative to the adapter's if there is one, and its revision on the Hub."""
+    if adapter is None or Path(source, "config.json").is_file():
+        return source, None
     try:
-        base = json.loads(Path(adapter).read_text(encoding="utf-8")).get("base_model_name_or_path")
+        config = json.loads(Path(adapter).read_text(encoding="utf-8"))
+        base, own_revision = config.get("base_model_name_or_path"), config.get("revision")
     except (ValueError, AttributeError, RecursionError) as error:
         raise MemberError(f"member {source} cannot be loaded: adapter_config.json is not a JSON object") from error
     if not isinstance(base, str) or not base:
@@ -234,13 +261,14 @@ def _base_of(adapter: str, source: str) -> str:
         )
     beside = Path(adapter).parent / base
     if beside.is_dir():
-        return os.path.normpath(beside)
+        return os.path.normpath(beside), None
     if not is_repo_id(base) and not os.path.isabs(base):
         raise MemberError(
             f"member {source} is an adapter whose base model {base!r} is not at that place beside it; move it there, "
             "or load both and pass the pair (PeftModel, tokenizer)"
         )
-    return base
+    own_revision = own_revision if isinstance(own_revision, str) else None
+    return base, resolved(base, revision or own_revision, options)
 
 
 def _load_adapter(model: Any, source: str, name: str | None, options: dict[str, Any], owner: str) -> None:

@@ -14,6 +14,7 @@ from transformers import AutoModel, AutoTokenizer, PreTrainedConfig, PreTrainedM
 from transformers import initialization as init
 
 from hf_rlae.errors import ConfigError, PolicyError
+from hf_rlae.hub_revisions import resolved
 from hf_rlae.members.model_files import load_whole, readable, tokenizer_failures
 from hf_rlae.policies.actions import Actions, DirichletActions, LogisticNormalActions
 from hf_rlae.policies.configuration_policy import PolicyConfig, readable_tokens
@@ -95,7 +96,13 @@ class PolicyModel(PreTrainedModel):
 
     @classmethod
     def from_encoder(
-        cls, encoder: Any, members: Sequence[Any], *, observation: str = "text", **settings: Any
+        cls,
+        encoder: Any,
+        members: Sequence[Any],
+        *,
+        observation: str = "text",
+        revision: str | None = None,
+        **settings: Any,
     ) -> PolicyModel:
         """A policy with a pretrained text encoder, in float32 for any dtype of the encoder's files.
 
@@ -104,6 +111,7 @@ class PolicyModel(PreTrainedModel):
                 `(model, tokenizer)` pair. Any encoder of transformers' `AutoModel` works.
             members: as in [`PolicyConfig.for_members`].
             observation (`str`, defaults to `"text"`): `"text"` or `"both"`.
+            revision (`str`, *optional*): the encoder's commit, branch or tag on the Hub.
             settings: other fields of `PolicyConfig`. `max_text_tokens` defaults to 512, or to the encoder's maximum if
                 that is smaller.
 
@@ -126,9 +134,10 @@ class PolicyModel(PreTrainedModel):
             # transformers' default is the dtype of the files; in half precision Adam's small steps would be lost
             owner = f"encoder {encoder}"
             with readable(encoder, owner, ConfigError), tokenizer_failures(owner):
-                options: dict[str, Any] = {"may_miss": ("pooler.",), "dtype": torch.float32}
+                revision = resolved(encoder, revision, {})
+                options: dict[str, Any] = {"may_miss": ("pooler.",), "dtype": torch.float32, "revision": revision}
                 model, _ = load_whole(AutoModel.from_pretrained, encoder, owner, ConfigError, **options)
-                tokenizer = AutoTokenizer.from_pretrained(encoder, trust_remote_code=False)
+                tokenizer = AutoTokenizer.from_pretrained(encoder, trust_remote_code=False, revision=revision)
         encoder_config = copy.deepcopy(model.config)
         encoder_config.dtype = torch.float32
         encoder_config.name_or_path = ""  # may be a local folder, which must not be published
@@ -158,6 +167,7 @@ class PolicyModel(PreTrainedModel):
             return super(PolicyModel, cls).from_pretrained(name, *args, **options)
 
         with readable(source, owner, PolicyError), tokenizer_failures(owner):
+            kwargs["revision"] = resolved(source, kwargs.get("revision"), kwargs)  # of weights and tokenizer alike
             policy, info = load_whole(load, source, owner, PolicyError, replaced=FORMER_CRITIC, **kwargs)
             if policy.config.observes_text and policy.tokenizer is None:
                 options = {name: kwargs[name] for name in _HUB_OPTIONS if name in kwargs}
