@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+
 from huggingface_hub.utils import HFValidationError, validate_repo_id
 
 
@@ -24,3 +26,14 @@ def is_repo_id(name: str) -> bool:
     except HFValidationError:
         return False
     return True
+
+
+def is_hub_id(name: object) -> bool:
+    """Whether a model's or dataset's name can be a Hub id: it has the form of one, and is no path on this machine.
+
+    Example:
+
+    >>> is_hub_id("owner/name"), is_hub_id("/tmp"), is_hub_id("my data: v2")
+    (True, False, False)
+    """
+    return is_repo_id(str(name)) and not os.path.exists(str(name))

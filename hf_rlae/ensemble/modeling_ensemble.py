@@ -8,6 +8,7 @@ from os import PathLike
 from typing import Any, Literal, Unpack, overload
 
 import torch
+from huggingface_hub import ModelCard
 from torch import nn
 from transformers import (
     GenerationConfig,
@@ -17,8 +18,10 @@ from transformers import (
 )
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
+from hf_rlae.cards import CardedPush
 from hf_rlae.ensemble import loading, saving
 from hf_rlae.ensemble.cache_ensemble import EnsembleCache
+from hf_rlae.ensemble.card import ensemble_card
 from hf_rlae.ensemble.chats.member_chats import MemberChats
 from hf_rlae.ensemble.configuration_ensemble import EnsembleConfig
 from hf_rlae.ensemble.custom_generate import make_custom_generate
@@ -43,7 +46,7 @@ from hf_rlae.policies import GivenPolicy, Policy, UniformPolicy, observed_tokens
 from hf_rlae.vocabulary import UnionVocabulary
 
 
-class EnsembleForCausalLM(PreTrainedModel, GenerationMixin):
+class EnsembleForCausalLM(CardedPush, PreTrainedModel, GenerationMixin):
     """Several causal language models that decode one text together.
 
     Every next token comes from the weighted mixture of the members' distributions over the union vocabulary. A policy
@@ -471,6 +474,14 @@ class EnsembleForCausalLM(PreTrainedModel, GenerationMixin):
                 without members that nobody else has.
         """
         saving.save(self, save_directory, **kwargs)
+
+    def model_card(self, name: str | None = None) -> ModelCard:
+        """The model card that `save_pretrained` and `push_to_hub` write, unless there is one of a user.
+
+        Args:
+            name (`str`, *optional*): the repository or folder that the card's code loads.
+        """
+        return ensemble_card(self, self.config, name or "ensemble").render()
 
     def push_to_hub(self, repo_id: str, *, save_members: bool = False, **kwargs: Any) -> Any:  # type: ignore[override]
         """As in transformers; with `save_members=True` together with the members that are not on the Hub.

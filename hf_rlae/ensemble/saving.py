@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING, Any
 from huggingface_hub import HfApi
 from transformers import PreTrainedModel
 
+from hf_rlae.cards import keep_published_card, write_card
+from hf_rlae.ensemble.card import ensemble_card
 from hf_rlae.ensemble.member_places import MEMBERS_FOLDER, is_folder, place_of, warn_of_places
 from hf_rlae.errors import ConfigError
 from hf_rlae.members import Member
@@ -69,6 +71,7 @@ def save(
             os.replace(path, final)
         if not isinstance(policy, PreTrainedModel):  # remove the policy of an ensemble that was saved here before
             shutil.rmtree(target / POLICY_FOLDER, ignore_errors=True)
+    write_card(target, ensemble_card(ensemble, config, target.name).render())
     if not push_to_hub:
         warn_of_places([place for place in config.members if place])
         return
@@ -85,10 +88,12 @@ def push_with_members(ensemble: EnsembleForCausalLM, repo_id: str, **options: An
     if unknown:
         raise ConfigError(f"{unknown[0]} is not an option of a push with save_members=True; give {_PUSH_OPTIONS}")
     api = HfApi(token=options.pop("token", None))
-    options.pop("tags", None)
+    tags = options.pop("tags", None)
     repository = api.create_repo(repo_id, private=options.pop("private", None), exist_ok=True).repo_id
     with tempfile.TemporaryDirectory() as folder:
         save(ensemble, folder, save_members=True)
+        write_card(folder, ensemble.model_card(repository))
+        keep_published_card(folder, repository, api.token, tags)
         return api.upload_folder(repo_id=repository, folder_path=folder, **options)
 
 

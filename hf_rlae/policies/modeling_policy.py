@@ -8,15 +8,18 @@ from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import torch
+from huggingface_hub import ModelCard
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 from transformers import AutoModel, AutoTokenizer, PreTrainedConfig, PreTrainedModel
 from transformers import initialization as init
 
+from hf_rlae.cards import CardedPush
 from hf_rlae.errors import ConfigError, PolicyError
 from hf_rlae.hub_revisions import resolved
 from hf_rlae.members.model_files import load_whole, readable, tokenizer_failures
 from hf_rlae.policies.actions import Actions, DirichletActions, LogisticNormalActions
+from hf_rlae.policies.card import policy_card
 from hf_rlae.policies.configuration_policy import PolicyConfig, readable_tokens
 from hf_rlae.policies.heads import MAX_SCORE_AT_START, Heads, Score
 from hf_rlae.policies.state import PolicyOutput, PolicyState
@@ -29,7 +32,7 @@ FORMER_CRITIC = {"heads.critic.": "heads.critic.0."}
 _HUB_OPTIONS = ("cache_dir", "force_download", "local_files_only", "token", "revision", "subfolder")
 
 
-class PolicyModel(PreTrainedModel):
+class PolicyModel(CardedPush, PreTrainedModel):
     """A learned policy that observes the members, the text or both; an actor returns weights, a critic values.
 
     With random heads the weights are within 2% of 1/M. Weights are deterministic (the softmax of the actor's scores),
@@ -188,6 +191,14 @@ class PolicyModel(PreTrainedModel):
             wanted = ("push_to_hub", "repo_id", "token", "private", "commit_message", "revision", "create_pr")
             options = {name: kwargs[name] for name in wanted if name in kwargs}
             self.tokenizer.save_pretrained(save_directory, **options)
+
+    def model_card(self, name: str | None = None) -> ModelCard:
+        """The model card that `push_to_hub` publishes, unless the repository has one of a user.
+
+        Args:
+            name (`str`, *optional*): the repository or folder that the card's code loads.
+        """
+        return policy_card(self.config, name or "policy").render()
 
     @property
     def num_members(self) -> int:

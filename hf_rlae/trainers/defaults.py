@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import fields
 from typing import Any
 
 import torch
@@ -25,6 +26,23 @@ def default_bf16(fp16: bool, use_cpu: bool) -> bool:
     return not fp16 and not use_cpu and torch.cuda.is_available() and torch.cuda.is_bf16_supported()
 
 
+def keep_unset(args: Any) -> None:
+    """Notes which fields are `None` before they are filled in; call it at the start of `__post_init__`.
+
+    A model card shows the settings that a user made, and not what follows from them (see `unset_fields`).
+
+    Args:
+        args (`TrainingArguments`): gets an attribute that is no field.
+    """
+    if "_unset_fields" not in vars(args):  # configurations that inherit call it more than once
+        args._unset_fields = {entry.name for entry in fields(args) if getattr(args, entry.name) is None}
+
+
+def unset_fields(args: Any) -> frozenset[str]:
+    """The fields that the user left to be filled in."""
+    return frozenset(getattr(args, "_unset_fields", ()))
+
+
 def set_defaults(args: Any) -> None:
     """Fills in fields that the user left out; call it before the `__post_init__` of `TrainingArguments`.
 
@@ -35,6 +53,7 @@ def set_defaults(args: Any) -> None:
     Args:
         args (`TrainingArguments`): changed in place.
     """
+    keep_unset(args)
     if args.bf16 is None:
         args.bf16 = default_bf16(bool(args.fp16), bool(args.use_cpu))
     if args.load_best_model_at_end and args.metric_for_best_model is None:

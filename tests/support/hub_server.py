@@ -27,6 +27,8 @@ from urllib.parse import parse_qs, unquote
 
 import yaml
 
+from tests.support.card_rules import faults_of_card
+
 USER, TOKEN = "me", "hf_token_of_the_local_hub"
 _DATE = "2026-01-01T00:00:00.000Z"
 _SHA = re.compile(r"[0-9a-f]{40}\Z")
@@ -316,13 +318,8 @@ class _Handler(BaseHTTPRequestHandler):
         self._send(200, {"type": "user", "name": USER, "fullname": USER, "orgs": [], "auth": auth})
 
     def _validate(self) -> None:
-        text = str(json.loads(self.body)["content"])
-        try:
-            head = yaml.safe_load(text.split("---\n")[1]) if text.startswith("---\n") else {}
-            fault = None if isinstance(head, dict | None) else "the YAML metadata is not an object"
-        except yaml.YAMLError as error:
-            fault = str(error)
-        self._send(400 if fault else 200, {"errors": [{"message": fault}] if fault else [], "warnings": []})
+        faults = faults_of_card(str(json.loads(self.body)["content"]))
+        self._send(400 if faults else 200, {"errors": [{"message": fault} for fault in faults], "warnings": []})
 
     def _create(self) -> None:
         asked = json.loads(self.body)

@@ -17,6 +17,7 @@ from peft import LoraConfig, get_peft_model
 from peft.tuners.tuners_utils import BaseTunerLayer
 from transformers import Cache, GenerationMixin, PreTrainedModel, PreTrainedTokenizerFast, Trainer
 from transformers.cache_utils import CacheLayerMixin
+from transformers.utils.hub import PushToHubMixin
 from trl import GRPOTrainer
 
 import hf_rlae
@@ -51,6 +52,10 @@ BORROWED = {
     (GenerationMixin, "_get_logits_processor"): [
         "self", "generation_config", "input_ids_seq_length", "encoder_input_ids", "prefix_allowed_tokens_fn",
         "logits_processor", "device", "model_kwargs", "negative_prompt_ids", "negative_prompt_attention_mask",
+    ],
+    (PushToHubMixin, "_upload_modified_files"): [
+        "self", "working_dir", "repo_id", "files_timestamps", "commit_message", "token", "create_pr", "revision",
+        "commit_description",
     ],
     (Trainer, "_save_checkpoint"): ["self", "model", "trial"],
     (Trainer, "_load_optimizer_and_scheduler"): ["self", "checkpoint"],

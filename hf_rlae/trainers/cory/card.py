@@ -11,13 +11,22 @@ from typing import Any, ClassVar
 
 from transformers.utils.hub import hf_api
 
+from hf_rlae.cards import CORY, PPO, Card, CardMember
 from hf_rlae.checks import check_choice
 from hf_rlae.files import write_whole
 from hf_rlae.trainers.cory.agents import FIRST, AgentAdapters
 from hf_rlae.trainers.cory.checks import check_published_base
 from hf_rlae.trainers.cory.roles import role_labels
 from hf_rlae.trainers.durable.private_saves import PrivateSaves, hide_base
-from hf_rlae.trainers.model_cards import all_tags, is_hub_id, model_card
+from hf_rlae.trainers.run_cards import (
+    ADAPTER_LIMITS,
+    published_base,
+    run_evaluations,
+    run_tags,
+    shown_dataset,
+    training_settings,
+    training_text,
+)
 
 
 class AgentPublisher(PrivateSaves):
@@ -33,7 +42,7 @@ class AgentPublisher(PrivateSaves):
     exchange_steps: int
     _name: ClassVar[str]
     _tag_names: ClassVar[list[str]]
-    _paper: ClassVar[dict[str, str]]
+    reward_func_names: list[str]
 
     def set_base_model_id(self) -> None:
         """Writes `base_model_id` into the adapters' configurations."""
@@ -141,38 +150,43 @@ class AgentPublisher(PrivateSaves):
         """The model card of all agents, or of one that is published alone; `source` is the repository."""
         folder = os.path.basename(os.path.abspath(str(self.args.output_dir)))
         source = source or self.hub_model_id or self.args.hub_model_id or folder
-        base = self.agents.model.peft_config[FIRST].base_model_name_or_path
-        base = base if base and is_hub_id(base) else None
+        model = self.agents.model
+        base = published_base(model, FIRST)
         own_tags = {tag for owner in type(self).__mro__ for tag in vars(owner).get("_tag_names", ())}
-        data = {
-            "library_name": "peft",
-            "pipeline_tag": "text-generation",
-            "base_model": base,
-            "tags": all_tags(own_tags, tags),
-        }
-        return model_card(data, name or folder, self._card_body(agent, source, base), self._paper, dataset_name)
+        names, dataset = self.agents.names, shown_dataset(dataset_name)
+        card = Card(
+            title=name or folder,
+            description=self._description(agent, base),
+            use=_loading(source, base.name if base else None, [agent] if agent else names),
+            tags=run_tags(own_tags, tags),
+            library_name="peft",
+            datasets=[dataset] if dataset else [],
+            base=base,
+            training=training_text(self, dataset, self.reward_func_names, self._name),
+            settings=training_settings(self.args),
+            evaluations=run_evaluations(self, dataset),
+            limits=[
+                *ADAPTER_LIMITS,
+                "Each agent answers alone. Agents that were trained as observers also saw answers of other agents; in "
+                "that role they need a prompt of the same form.",
+            ],
+            citations=[CORY, PPO] if "ppo" in own_tags else [CORY],
+        )
+        return str(card.render())
 
-    def _card_body(self, agent: str | None, source: str, base: str | None) -> str:
+    def _description(self, agent: str | None, base: CardMember | None) -> str:
         names, args = self.agents.names, self.args
         listed = ", ".join(f"`{name}`" for name in names)
         what = f"The LoRA adapter `{agent}`" if agent else f"LoRA adapters, one per agent ({listed}),"
-        base_model = f"`{base}`" if base else "one base model"
         exchange = f"every {self.exchange_steps} updates" if self.exchange_steps else "never"
         reading = (
             "later ones after reading earlier answers" if args.knowledge_transfer else "without reading another answer"
         )
         roles = ", ".join(role_labels(args.role_names))
         return f"""
-{what} on {base_model}, trained by reinforcement learning with `{type(self).__name__}` of `hf_rlae`
-({self.state.global_step} updates). {len(names)} agents answered every prompt, {reading}.
-Their roles: {roles}. Roles were exchanged: {exchange}. Rewards: `{args.credit}`. The base model was not
-trained.
-
-## Use
-
-```python
-{_loading(source, base, [agent] if agent else names)}
-```
+{what} on {f"`{base.name}`" if base else "one base model"}. {len(names)} agents were trained together (CORY) and
+answered every prompt, {reading}. Their roles: {roles}. Roles were exchanged: {exchange}. Rewards:
+`{args.credit}`. The base model was not trained.
 """
 
 

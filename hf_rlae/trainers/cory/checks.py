@@ -14,11 +14,11 @@ from torch import nn
 from transformers import PreTrainedTokenizerBase
 
 from hf_rlae.errors import ConfigError
+from hf_rlae.hub_ids import is_hub_id
 from hf_rlae.members.member import context_length_of
 from hf_rlae.trainers.adapter_checks import LORA_HINT, check_adapter
 from hf_rlae.trainers.cory.configuration_cory import CoryArguments
 from hf_rlae.trainers.cory.prompts import fills_text
-from hf_rlae.trainers.model_cards import is_hub_id
 from hf_rlae.trainers.prompt_datasets import (
     check_chat_template,
     check_prompts,

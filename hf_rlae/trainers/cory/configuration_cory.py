@@ -12,12 +12,12 @@ from trl import GRPOConfig, RLOOConfig
 
 from hf_rlae.checks import NOT_NEGATIVE, OPTIONAL_COUNT, SHARE, Bounds, check_choice, check_fields, check_list
 from hf_rlae.errors import ConfigError
+from hf_rlae.hub_ids import is_hub_id
 from hf_rlae.trainers.constraints import ConstraintArguments
 from hf_rlae.trainers.cory.credit import CREDITS, OBSERVER_GROUPS
 from hf_rlae.trainers.cory.prompts import check_template
 from hf_rlae.trainers.cory.roles import OBSERVER, PIONEER, Role, check_roles, role_of
 from hf_rlae.trainers.defaults import option, set_defaults
-from hf_rlae.trainers.model_cards import is_hub_id
 
 _BOUNDS = {
     "num_agents": Bounds(

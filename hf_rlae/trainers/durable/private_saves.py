@@ -17,7 +17,7 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, HubStrategy, SaveS
 from transformers.utils.hub import PushInProgress, hf_api
 
 from hf_rlae.files import explained_if_full, write_whole
-from hf_rlae.trainers.model_cards import is_hub_id
+from hf_rlae.hub_ids import is_hub_id
 
 TRAINING_STATE = ("*.pt", "*.pth", "trainer_state.json", "hf_rlae_checkpoint.json")
 """Files of a checkpoint that are no part of the model."""

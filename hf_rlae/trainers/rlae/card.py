@@ -4,19 +4,23 @@ from __future__ import annotations
 
 import copy
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from transformers import Trainer
 from transformers.trainer_utils import HubStrategy
 
+from hf_rlae.cards import Card, CardMember, member_of, write_card
 from hf_rlae.ensemble import EnsembleForCausalLM
 from hf_rlae.errors import ConfigError
 from hf_rlae.files import explained_if_full, write_whole
 from hf_rlae.policies import PolicyModel
+from hf_rlae.policies.card import policy_card
 from hf_rlae.reports import short_names
-from hf_rlae.trainers.model_cards import all_tags, is_hub_id, model_card
+from hf_rlae.rewards.calls.resolve import RewardCalls
 from hf_rlae.trainers.rlae.configuration_rlae import RLAEConfig
+from hf_rlae.trainers.run_cards import run_evaluations, run_tags, shown_dataset, training_settings, training_text
 
 
 class PolicyPublisher(Trainer):
@@ -35,7 +39,8 @@ class PolicyPublisher(Trainer):
     ensemble: EnsembleForCausalLM
     policy: Any
     _tag_names: Sequence[str]
-    _paper: Mapping[str, str]
+    reward_calls: RewardCalls
+    _card_names: tuple[str | None, str | None, str | list[str] | None] = (None, None, None)
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -52,57 +57,48 @@ class PolicyPublisher(Trainer):
         is_checkpoint = _internal_call and output_dir is not None
         if is_checkpoint or isinstance(policy, PolicyModel):
             super().save_model(output_dir, _internal_call)
-            return
-        if self.args.should_save:
+        elif self.args.should_save:
             folder = str(output_dir or self.args.output_dir)
             merged = copy.deepcopy(policy).merge_and_unload()
             with explained_if_full(folder, "the policy", lambda: sum(value.nbytes for value in merged.parameters())):
                 merged.save_pretrained(folder)
-        if self.args.push_to_hub and not _internal_call:
+        if self.args.should_save:
+            folder = str(output_dir or self.args.output_dir)
+            write_card(folder, self._card(folder).render())
+        if self.args.push_to_hub and not _internal_call and not isinstance(policy, PolicyModel):
             self.push_to_hub(commit_message="Model save", revision=self.args.hub_revision)
 
     def create_model_card(  # type: ignore[override]  # as in TRL
         self, model_name: str | None = None, dataset_name: str | None = None, tags: str | list[str] | None = None
     ) -> None:
-        """Writes `README.md` into `output_dir`: the policy's members, its training, and how to load it."""
+        """Writes `README.md` into `output_dir`: the policy's members, its training, its results, and how to load it."""
         if not self.is_world_process_zero():
             return
-        folder = os.path.abspath(str(self.args.output_dir))
-        name = model_name or os.path.basename(folder)
-        members = [str(member.name) for member in self.ensemble.members]
-        on_hub = [member for member in members if "/" in member and is_hub_id(member)]
-        data = {"library_name": "hf_rlae", "base_model": on_hub or None, "tags": all_tags(self._tag_names, tags)}
-        shown = [
-            member if member in on_hub else short for member, short in zip(members, short_names(members), strict=True)
-        ]
-        card = model_card(data, name, self._card_body(shown, name), self._paper, dataset_name)
+        self._card_names = model_name, dataset_name, tags
+        folder = str(self.args.output_dir)
         os.makedirs(folder, exist_ok=True)
-        write_whole(os.path.join(folder, "README.md"), card)
+        write_whole(os.path.join(folder, "README.md"), str(self._card(folder).render()))
 
-    def _card_body(self, members: list[str], name: str) -> str:
-        config = self.policy.config
-        span = config.span_length
-        unit = "the whole text, from the prompt" if span is None else f"each span of {span} tokens"
-        setting = 'select="prompt"' if span is None else f"span_length={span}"
-        listed = "\n".join(f"{number}. `{member}`" for number, member in enumerate(members, 1))
-        return f"""
-A policy for an ensemble of language models that decode one completion together: it gives every member a weight for
-{unit}. It was trained by reinforcement learning with `RLAETrainer` of `hf_rlae`
-(objective `{self.args.objective}`, {self.state.global_step} updates). The members were not trained.
+    def _card(self, folder: str) -> Card:
+        name, dataset_name, tags = self._card_names
+        name = name or os.path.basename(os.path.abspath(str(self.args.output_dir)))
+        dataset = shown_dataset(dataset_name)
+        card = policy_card(self.policy.config, self.hub_model_id or name, self._card_members())
+        card.title = name
+        card.tags = run_tags(self._tag_names, tags)
+        card.datasets = [dataset] if dataset else []
+        rewards = self.reward_calls.names
+        card.training = training_text(self, dataset, rewards, f"objective `{self.args.objective}`")
+        card.settings = training_settings(self.args)
+        card.evaluations = run_evaluations(self, dataset)
+        pictures = sorted(Path(folder, "weighting").glob("weights_over_training.*"))
+        card.picture = f"weighting/{pictures[0].name}" if pictures else None
+        card.picture_text = "the mean weight of each member over training"
+        return card
 
-It observes `{config.observation}` and has an actor of kind `{config.actor}`. It works with these members, in this
-order:
-
-{listed}
-
-## Use
-
-```python
-from hf_rlae import EnsembleForCausalLM, PolicyModel
-
-policy = PolicyModel.from_pretrained("{self.hub_model_id or name}")
-ensemble = EnsembleForCausalLM.from_members({members!r}, policy=policy, {setting})
-inputs = ensemble.tokenizer(["..."], return_tensors="pt")
-ids = ensemble.generate(**inputs, max_new_tokens=64)
-```
-"""
+    def _card_members(self) -> list[CardMember]:
+        """The members; those from a folder by a short name."""
+        members = self.ensemble.members
+        names = short_names(member.name for member in members)
+        found = [member_of(member.source or member.name, member.revision) for member in members]
+        return [one if one.is_on_hub else CardMember(name) for one, name in zip(found, names, strict=True)]

@@ -97,7 +97,7 @@ class RLAETrainer(PolicyPublisher, RolloutTrainer, ResumablePolicy, FiniteTraine
         NonFiniteError: NaN or infinity in rewards, members' logits, gradients or parameters.
     """
 
-    _tag_names = ["rlae", "hf_rlae"]  # noqa: RUF012
+    _tag_names = ["rlae", "trl", "hf_rlae"]  # noqa: RUF012
     _name = "RLAE"
     _paper = {  # noqa: RUF012
         "title": "RLAE: Reinforcement Learning-Assisted Ensemble for LLMs",

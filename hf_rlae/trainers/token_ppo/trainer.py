@@ -24,8 +24,8 @@ from hf_rlae.rewards.weighted_sums import total_rewards
 from hf_rlae.trainers.adapter_checks import check_adapter
 from hf_rlae.trainers.context_check import ContextCheck
 from hf_rlae.trainers.durable.finite import FiniteTrainer, check_finite
-from hf_rlae.trainers.durable.private_saves import PrivateSaves
 from hf_rlae.trainers.rewards import RewardFunc
+from hf_rlae.trainers.token_ppo.card import AdapterPublisher
 from hf_rlae.trainers.token_ppo.configuration_token_ppo import TokenPPOArguments, TokenPPOConfig
 from hf_rlae.trainers.token_ppo.full_kl import full_kls_of
 from hf_rlae.trainers.trl_generation import TRLGeneration
@@ -52,7 +52,7 @@ class _Rollout:
     old_values: torch.Tensor | None = None
 
 
-class TokenPPOTrainer(PrivateSaves, FiniteTrainer, ContextCheck, TRLGeneration, GRPOTrainer):
+class TokenPPOTrainer(AdapterPublisher, FiniteTrainer, ContextCheck, TRLGeneration, GRPOTrainer):
     """PPO with a value head on the last hidden state of the adapted model; generation, rewards and surrogate are TRL's.
 
     Each token has the reward `-kl_coef * KL_t`, where `KL_t` is `log pi - log pi_base` of the token or, with

@@ -13,6 +13,7 @@ from peft import AutoPeftModelForCausalLM, PeftModel
 from transformers import AutoModelForCausalLM
 
 from hf_rlae.errors import ConfigError
+from tests.support.card_rules import faults_of_card
 from tests.support.cory import base, lora, trainer_of
 
 
@@ -104,6 +105,7 @@ def test_one_repository_of_all_agents(team, hub, local_base):
     card = ModelCard.load(f"{repository}/README.md")
     assert card.data.base_model == "me/base"
     assert card.data.library_name == "peft"
+    assert card.data.base_model_relation == "adapter"
     assert {"cory", "grpo", "hf_rlae", "trl"} <= set(card.data.tags)
     for piece in ("`agent-1`", "`agent-2`", "`agent-3`", 'subfolder="agent-2"', "2410.06101", "me/team", "CoryTrainer"):
         assert piece in card.text, piece
@@ -198,7 +200,15 @@ def test_the_card_of_a_base_without_a_name(tmp_path):
     assert card.data.base_model is None
     assert card.data.datasets == ["me/data"]
     assert "extra" in card.data.tags
-    assert card.text.lstrip().startswith("# mine")
+    assert "\n# mine\n" in card.text
     assert "exchanged: never" in " ".join(card.text.split())
     assert "without reading another answer" in card.text
     assert str(tmp_path) not in trainer._card()
+    assert faults_of_card(str(card)) == []
+    for piece in (
+        "Reward: `vowels`",
+        "| `role_exchange_steps` | `0` |",
+        "| `knowledge_transfer` | `False` |",
+        "## Limits",
+    ):
+        assert piece in card.text, piece

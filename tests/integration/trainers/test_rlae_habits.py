@@ -20,6 +20,7 @@ from hf_rlae.objectives import objectives
 from hf_rlae.rewards import weighted_sum
 from hf_rlae.trainers import RLAEConfig, RLAETrainer
 from hf_rlae.trainers.constraints import ConstraintArguments
+from tests.support.card_rules import faults_of_card
 from tests.support.rlae import (
     CHAT_TEMPLATES,
     assert_same,
@@ -334,12 +335,14 @@ def test_pushed_with_a_card_that_names_no_folder_of_this_machine(tmp_path, hub):
     card = (tmp_path / "my-policy" / "README.md").read_text()
     for wanted in (
         "base_model:\n- owner/first-member\n", "datasets:\n- owner/data\n", "- rlae\n", "- arithmetic\n",
-        "`ppo`, 2 updates", 'PolicyModel.from_pretrained("me/my-policy")', "['owner/first-member', 'second']",
+        "objective `ppo`), for 2 updates on `owner/data`. Reward: `vowels`.", "| `max_steps` | `2` |", "- trl\n",
+        'PolicyModel.from_pretrained("me/my-policy")', '["owner/first-member", "second"]',
         "span_length=2", "2506.00439",
     ):  # fmt: skip
-        assert wanted in card, wanted
+        assert wanted in card or wanted in card.replace("\n", " "), wanted
     for name in ("README.md", "config.json"):
         assert str(tmp_path) not in (tmp_path / "my-policy" / name).read_text()
+    assert faults_of_card(card) == []
     assert PolicyModel.from_pretrained(tmp_path / "my-policy").config.span_length == 2
 
 

@@ -49,6 +49,7 @@ BORROWED = {
     (trl.trainer.utils, "disable_dropout_in_model"): ["model"],
     (trl.trainer.utils, "get_config_model_id"): ["config"],
     (trl.trainer.utils, "shuffle_sequence_dict"): ["seq_dict"],
+    (trl.trainer.utils, "get_trackio_space_url"): [],
     (trl.trainer.utils, "split_tensor_dict"): ["tensor_dict", "num_chunks"],
     (Trainer, "evaluate"): ["self", "eval_dataset", "ignore_keys", "metric_key_prefix"],
     (Trainer, "create_optimizer"): ["self", "model"],
@@ -139,7 +140,7 @@ def test_what_the_mixin_overrides_is_there_to_be_overridden():
     own = {
         "_take_turn", "_observed", "_credited", "_shown", "_rows", "_rewards_of_teams", "_metrics_aside",
         "_share_rollouts", "_source_of", "_logps_after", "_shared_loss", "_log_shared", "_backward", "_metrics_of",
-        "_widen_logs", "_check_base", "_card", "_card_body", "_load_logs",
+        "_widen_logs", "_check_base", "_card", "_description", "_load_logs",
     }  # fmt: skip
     assert private - own <= known
     assert own <= private
