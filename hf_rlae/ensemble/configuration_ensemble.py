@@ -11,7 +11,7 @@ from transformers import PreTrainedConfig
 from hf_rlae.checks import COUNT, OPTIONAL_COUNT, Bounds, check_choice, check_fields
 from hf_rlae.ensemble.draws import SCOPES, UNITS
 from hf_rlae.ensemble.faults import ACTIONS
-from hf_rlae.ensemble.mixing import mixings
+from hf_rlae.ensemble.mixing import has_trait, make_mixing, mixings
 from hf_rlae.ensemble.spans import WHOLE_TEXT
 from hf_rlae.ensemble.warping import WARPS
 from hf_rlae.errors import ConfigError
@@ -19,7 +19,7 @@ from hf_rlae.vocabulary.grain import AUTO_GRAIN, GRAINS, TOKEN
 from hf_rlae.vocabulary.round_trip import AUTO, FORMS
 
 if TYPE_CHECKING:
-    MixingName: TypeAlias = Literal["linear", "log", "power"]
+    MixingName: TypeAlias = Literal["linear", "log", "power", "contrast", "guidance"]
 else:
     MixingName = str  # mixings that a user registers are accepted too
 
@@ -54,7 +54,10 @@ class EnsembleConfig(PreTrainedConfig):
             members that are given by name are loaded when they first run. The policy must not observe the members
             (ours).
         mixing (`str`, defaults to `"linear"`): `"linear"` (mixture of probabilities), `"log"` (product of
-            experts) or `"power"` (between them, see [`PowerMixing`]).
+            experts), `"power"` (between them, see [`PowerMixing`]), `"contrast"` (a strong member minus weak ones, see
+            [`ContrastMixing`]) or `"guidance"` (one model with and without its prompt, see [`GuidanceMixing`]).
+        mixing_kwargs (`dict`, *optional*): settings of the mixing, such as `{"alpha": 0.1}`: the arguments of its
+            class.
         warp (`str`, defaults to `"mixture"`): where temperature, top-k, top-p and the like act in sampling.
             `"mixture"`: on the mixture. `"members"`: on each member's distribution, before they are mixed, as with
             `draw` (ours).
@@ -64,8 +67,9 @@ class EnsembleConfig(PreTrainedConfig):
             weights are renormalised (ours).
         grain (`str`, defaults to `"token"`): if tokenizers differ, the byte strings that are written: `"token"` (the
             tokens of all members), `"character"`, `"byte"`, `"common"` (the tokens that every member has, and bytes),
-            or `"auto"`: characters for `mixing="log"`, else tokens. Spans, `max_new_tokens`, `min_new_tokens` and
-            draws count these strings. See "The grain" in docs/concepts.md (ours).
+            or `"auto"`: characters for `mixing="log"`, `"contrast"` and `"guidance"`, else tokens. Spans,
+            `max_new_tokens`, `min_new_tokens` and draws count these strings. See "The grain" in docs/concepts.md
+            (ours).
         min_weight (`float`, defaults to 0.0): weights below it become 0; a member with weight 0 does not run in the
             span.
         max_active_members (`int`, *optional*): maximum number of members with weight in a span.
@@ -105,6 +109,7 @@ class EnsembleConfig(PreTrainedConfig):
     span_length: int = 8
     select: str = "span"
     mixing: MixingName = "linear"
+    mixing_kwargs: dict[str, Any] | None = None
     warp: str = "mixture"
     weight_unit: str = "token"
     grain: str = TOKEN
@@ -131,13 +136,15 @@ class EnsembleConfig(PreTrainedConfig):
         check_fields(self, _BOUNDS)
         check_choice("select", self.select, SELECTIONS)
         check_choice("mixing", self.mixing, mixings)
+        compares = has_trait(make_mixing(self.mixing, self.mixing_kwargs), "compares_members")
         check_choice("warp", self.warp, WARPS)
         check_choice("weight_unit", self.weight_unit, WEIGHT_UNITS)
         check_choice("grain", self.grain, (*GRAINS, AUTO_GRAIN))
-        try:
-            json.dumps(self.policy)
-        except (TypeError, ValueError, RecursionError) as error:
-            raise ConfigError(f"policy must be a dict of JSON values: {error}") from error
+        for name in ("policy", "mixing_kwargs"):
+            try:
+                json.dumps(getattr(self, name))
+            except (TypeError, ValueError, RecursionError) as error:
+                raise ConfigError(f"{name} must be a dict of JSON values: {error}") from error
         check_choice("draw_scope", self.draw_scope, SCOPES)
         check_choice("on_non_finite", self.on_non_finite, ACTIONS)
         if self.draw is not None:
@@ -148,6 +155,11 @@ class EnsembleConfig(PreTrainedConfig):
             raise ConfigError(
                 f"draw={self.draw!r} with mixing={self.mixing!r}: drawing a member and sampling from it is linear "
                 "mixing; leave draw out, or set mixing='linear'"
+            )
+        if self.warp == "members" and compares:
+            raise ConfigError(
+                f"warp='members' with mixing={self.mixing!r}: top-p and the like give tokens of members the "
+                "probability 0, whose logarithm cannot be subtracted; leave warp out"
             )
 
     @property

@@ -14,6 +14,7 @@ from hf_rlae.ensemble.engines.protocol import Engine
 from hf_rlae.ensemble.engines.states import StateReader
 from hf_rlae.ensemble.faults import MemberFaults
 from hf_rlae.ensemble.inputs import check_declared_prompt, check_member_inputs
+from hf_rlae.ensemble.negative_prompts import default_prompts
 from hf_rlae.ensemble.spans import SpanQuery
 from hf_rlae.policies import Policy, PolicyState, ask, cut, rescaled
 
@@ -49,6 +50,8 @@ def begin_spans(
     if not cache.in_generate:
         check_declared_prompt(model, starts, labels, member_ids is not None, is_known)
     check_member_inputs(model, member_ids, member_mask, len(firsts))
+    if member_ids is None:
+        member_ids, member_mask = default_prompts(model, cache, starts, is_known)
     if member_ids is not None:
         kept = torch.ones_like(member_ids) if member_mask is None else member_mask.long()
         cache.call.set_prompts(cache, starts, member_ids.long(), kept)

@@ -12,6 +12,7 @@ from hf_rlae.ensemble.end_watch import EndWatch
 from hf_rlae.ensemble.faults import MemberFaults
 from hf_rlae.ensemble.generation_inputs import check_chat, check_draws, check_generate_inputs, check_prompt_lengths
 from hf_rlae.ensemble.inputs import check_cached_states
+from hf_rlae.ensemble.negative_prompts import add_negative_prompt
 from hf_rlae.ensemble.trace import BeamWatch
 from hf_rlae.ensemble.warping import check_warping
 
@@ -39,6 +40,7 @@ def begin_call(
     if cache is None:
         cache = kwargs["past_key_values"] = model.new_cache(settings.use_cache is not False, record=wants_dict)
     check_cached_states(model.engine, cache, cache.policy_or(model.policy))
+    add_negative_prompt(model, cache, ids, settings, kwargs)
     if not cache.is_continued:
         check_chat(cache, kwargs)
         check_prompt_lengths(model, cache, ids, kwargs)

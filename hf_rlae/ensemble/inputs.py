@@ -107,20 +107,19 @@ def check_ids(model: EnsembleForCausalLM, ids: Any, name: str) -> list[Check]:
     return [Check(((ids >= 0) & (ids < size)).all(), message)]
 
 
-def mask_checks(ids: torch.Tensor, mask: Any, columns: int) -> list[Check]:
+def mask_checks(ids: torch.Tensor, mask: Any, columns: int, prefix: str = "") -> list[Check]:
     """Raises `InputError` for a mask of a wrong kind or shape; returns the checks of its values."""
+    name, of_ids = f"{prefix}attention_mask", f"{prefix or 'input_'}ids"
     if not _has_values(mask, 2) or mask.shape[0] != ids.shape[0]:
         raise InputError(
-            f"attention_mask must be 2-D with one row per row of input_ids ({ids.shape[0]}), got {_given(mask)}; use "
-            "the mask that the tokenizer returns with input_ids"
+            f"{name} must be 2-D with one row per row of {of_ids} ({ids.shape[0]}), got {_given(mask)}; use the mask "
+            f"that the tokenizer returns with {of_ids}"
         )
     if mask.shape[1] not in (ids.shape[1], columns):
-        raise InputError(
-            f"attention_mask has {mask.shape[1]} columns, the text has {columns}; it must cover the whole text"
-        )
+        raise InputError(f"{name} has {mask.shape[1]} columns, the text has {columns}; it must cover the whole text")
     return [
-        Check(((mask == 0) | (mask == 1)).all(), lambda: _wrong_mask("attention_mask", mask)),
-        Check((mask != 0).any(1).all(), lambda: _empty_row(mask)),
+        Check(((mask == 0) | (mask == 1)).all(), lambda: _wrong_mask(name, mask)),
+        Check((mask != 0).any(1).all(), lambda: _empty_row(name, mask)),
     ]
 
 
@@ -129,9 +128,9 @@ def _wrong_mask(name: str, mask: torch.Tensor) -> str:
     return f"{name} has the value {wrong}; give 1 for tokens and 0 for padding"
 
 
-def _empty_row(mask: torch.Tensor) -> str:
+def _empty_row(name: str, mask: torch.Tensor) -> str:
     return (
-        f"attention_mask masks all of row {int((~(mask != 0).any(1)).nonzero()[0])}, and an empty prompt cannot be "
+        f"{name} masks all of row {int((~(mask != 0).any(1)).nonzero()[0])}, and an empty prompt cannot be "
         "continued; give the row at least one token"
     )
 

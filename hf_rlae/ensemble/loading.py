@@ -19,7 +19,7 @@ from hf_rlae.ensemble.engines.readings import ReadingsEngine
 from hf_rlae.ensemble.engines.shared_tokenizer import SharedTokenizerEngine
 from hf_rlae.ensemble.generation_defaults import generation_config_of, saved_generation_config
 from hf_rlae.ensemble.member_places import find_members
-from hf_rlae.ensemble.mixing import LogMixing, mixings
+from hf_rlae.ensemble.mixing import Mixing, has_trait, make_mixing
 from hf_rlae.ensemble.options import BuildOptions, EnsembleOptions, GivenMember, LoadOptions
 from hf_rlae.ensemble.saved_config import load_config
 from hf_rlae.ensemble.tokenizer_ensemble import EnsembleTokenizer, shared_tokenizer
@@ -86,22 +86,29 @@ def build(
     if active is not None and active > len(members):
         raise ConfigError(f"max_active_members={active}: there are only {len(members)} members; leave it out")
     policy = resolve_policy(policy, policy_revision, check_files=check_files)
-    built = [
-        _member(
-            given,
-            index,
-            dtype=dtype,
-            device_map=device_map,
-            revision=options["revisions"][index],
-            base_revision=options["base_revisions"][index],
-            end_token_ids=options["end_token_ids"][index],
-            adapter_name=options["adapter_names"][index],
-            check_files=check_files,
-            is_lazy=config.select == "prompt",
-            kwargs=member_kwargs[index] or {},
+    built: list[Member] = []
+    asked: list[tuple[Any, ...]] = []
+    for index, member in enumerate(members):
+        asked.append((member, *(options[name][index] for name in _PER_MEMBER), member_kwargs[index] or {}))
+        first = asked.index(asked[-1]) if isinstance(member, (str, os.PathLike)) else index
+        if first < index:  # the same model again, such as for guidance, is not loaded again
+            built.append(built[first])
+            continue
+        built.append(
+            _member(
+                member,
+                index,
+                dtype=dtype,
+                device_map=device_map,
+                revision=options["revisions"][index],
+                base_revision=options["base_revisions"][index],
+                end_token_ids=options["end_token_ids"][index],
+                adapter_name=options["adapter_names"][index],
+                check_files=check_files,
+                is_lazy=config.select == "prompt",
+                kwargs=member_kwargs[index] or {},
+            )
         )
-        for index, given in enumerate(members)
-    ]
     ends = [list(member.end_ids) if member.has_given_ends else None for member in built]
     config.end_token_ids = ends if any(own is not None for own in ends) else None
     config.adapter_names = options["adapter_names"] if any(options["adapter_names"]) else None
@@ -187,12 +194,18 @@ def assemble(config: EnsembleConfig, members: Sequence[Member]) -> Parts:
     """Checks that members fit together, and builds the parts of an ensemble."""
     tables = [member.tokenizer.get_vocab() for member in members]
     _check_end_ids(members)
+    mixing = make_mixing(config.mixing, config.mixing_kwargs)
+    if len(members) == 1 and has_trait(mixing, "compares_members"):
+        raise ConfigError(
+            f"mixing={config.mixing!r} compares the first member with the others, and there is only one; give the "
+            "other members (for guidance the same model again), or leave mixing out"
+        )
     if config.grain in (TOKEN, AUTO_GRAIN) and all(same_vocabulary(tables[0], table) for table in tables[1:]):
-        return _assemble_shared(config, members)
-    return _assemble_different(config, members, tables)
+        return _assemble_shared(mixing, members)
+    return _assemble_different(config, mixing, members, tables)
 
 
-def _assemble_shared(config: EnsembleConfig, members: Sequence[Member]) -> Parts:
+def _assemble_shared(mixing: Mixing, members: Sequence[Member]) -> Parts:
     """The parts of an ensemble whose members share a tokenizer."""
     generation_config = generation_config_of(members)
     tokenizer = shared_tokenizer(
@@ -200,10 +213,12 @@ def _assemble_shared(config: EnsembleConfig, members: Sequence[Member]) -> Parts
         [member.name for member in members],
         generation_config.pad_token_id,
     )
-    return Parts(SharedTokenizerEngine(members, mixings[config.mixing]), generation_config, tokenizer)
+    return Parts(SharedTokenizerEngine(members, mixing), generation_config, tokenizer)
 
 
-def _assemble_different(config: EnsembleConfig, members: Sequence[Member], tables: Sequence[dict[str, int]]) -> Parts:
+def _assemble_different(
+    config: EnsembleConfig, mixing: Mixing, members: Sequence[Member], tables: Sequence[dict[str, int]]
+) -> Parts:
     """The parts of an ensemble whose members have different tokenizers."""
     first = members[0]
     vocabularies: list[ByteVocabulary] = []
@@ -222,14 +237,16 @@ def _assemble_different(config: EnsembleConfig, members: Sequence[Member], table
         vocabularies.append(known)
     names = [member.name for member in members]
     form = choose_normalization(config.normalizes, vocabularies, names)
-    is_product = isinstance(mixings[config.mixing], LogMixing)
-    if config.grain == TOKEN and is_product:
+    needs_common = has_trait(mixing, "needs_common_strings")
+    if config.grain == TOKEN and needs_common:
+        reason = "in a product of experts no token could be written that one member lacks"
+        if has_trait(mixing, "compares_members"):
+            reason = "the probabilities of a token can be compared only if both members can write it in one step"
         raise ConfigError(
-            f"mixing={config.mixing!r} with different tokenizers and grain='token': in a product of experts no token "
-            "could be written that one member lacks; set grain='byte' (or 'character'), where every member can write "
-            "every string, or mixing='power' or 'linear'"
+            f"mixing={config.mixing!r} with different tokenizers and grain='token': {reason}; set grain='byte' (or "
+            "'character'), where every member can write every string, or mixing='power' or 'linear'"
         )
-    grain = choose_grain(is_product) if config.grain == AUTO_GRAIN else config.grain
+    grain = choose_grain(needs_common) if config.grain == AUTO_GRAIN else config.grain
     union = UnionVocabulary(vocabularies, grain)
     with tokenizer_failures(f"member {first.name}"):
         tokenizer = EnsembleTokenizer(union, [member.tokenizer for member in members], names, vocabularies, form)
@@ -238,7 +255,7 @@ def _assemble_different(config: EnsembleConfig, members: Sequence[Member], table
         vocabularies,
         union,
         [LazyRunner if isinstance(member, LazyMember) else choose_runner(member) for member in members],
-        mixings[config.mixing],
+        mixing,
         PromptEncoder(members, vocabularies, union, tokenizer.chats),
         config.max_readings,
         config.min_reading,

@@ -21,7 +21,8 @@ class EnsembleOptions(TypedDict, total=False):
 
     span_length: int
     select: Literal["span", "prompt"]
-    mixing: Literal["linear", "log", "power"]
+    mixing: Literal["linear", "log", "power", "contrast", "guidance"]
+    mixing_kwargs: Mapping[str, Any] | None
     warp: Literal["mixture", "members"]
     weight_unit: Literal["token", "byte"]
     grain: Literal["token", "character", "byte", "common", "auto"]

@@ -15,18 +15,18 @@ GRAINS = (TOKEN, CHARACTER, BYTE, COMMON)
 tokens that every member has, and single bytes."""
 
 
-def choose_grain(is_product: bool) -> str:
+def choose_grain(needs_common_strings: bool) -> str:
     """The grain that `EnsembleConfig(grain="auto")` stands for; logged at the level INFO.
 
-    Tokens, which are cheapest, and in mixtures predict texts about as well as characters; characters for a product of
-    experts, which tokens do not allow.
+    Tokens, which are cheapest, and in mixtures predict texts about as well as characters; characters for mixings that
+    tokens do not allow, such as a product of experts.
 
     Source: ours; measured, see "Across tokenizers" in docs/benchmarks.md.
 
     Args:
-        is_product (`bool`): whether the members are mixed as a product of experts.
+        needs_common_strings (`bool`): whether the mixing needs strings that every member can write.
     """
-    grain = CHARACTER if is_product else TOKEN
+    grain = CHARACTER if needs_common_strings else TOKEN
     logger.info("grain='auto' is grain=%r here", grain)
     return grain
 

@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Protocol
 import torch
 from transformers import GenerationConfig, PreTrainedTokenizerBase
 
+from hf_rlae.ensemble.mixing import Mixing
 from hf_rlae.ensemble.spans import SpanQuery
 from hf_rlae.members import Member
 from hf_rlae.policies import MemberObservation
@@ -118,6 +119,9 @@ class EngineCall(Protocol):
     def prompts(self, cache: EnsembleCache, row: int) -> list[tuple[int, ...]]:
         """The prompt of a row in each member's own ids."""
 
+    def encoded(self, ids: torch.Tensor, mask: torch.Tensor | None) -> list[list[tuple[int, ...]]]:
+        """Prompts `(B, L)` in each member's own ids, without padding: by row and member."""
+
     def prompt_lengths(self, ids: torch.Tensor, mask: torch.Tensor | None) -> list[int]:
         """For each member, the length of the longest prompt of `(B, L)` in its own tokens."""
 
@@ -155,6 +159,10 @@ class Engine(Protocol):
     @property
     def members(self) -> Sequence[Member]:
         """The M members."""
+
+    @property
+    def mixing(self) -> Mixing:
+        """Mixes the members' distributions."""
 
     @property
     def vocab_size(self) -> int:

@@ -217,10 +217,13 @@ class ReadingsCall:
             self._encoded[prompt] = self.engine.encoder(prompt)
         return self._encoded[prompt]
 
+    def encoded(self, ids: torch.Tensor, mask: torch.Tensor | None) -> list[list[tuple[int, ...]]]:
+        """See `EngineCall`."""
+        return [self._encode(prompt) for prompt in rows_of(ids, mask)]
+
     def prompt_lengths(self, ids: torch.Tensor, mask: torch.Tensor | None) -> list[int]:
         """See `EngineCall`."""
-        encoded = [self._encode(prompt) for prompt in rows_of(ids, mask)]
-        return [max(map(len, prompts)) for prompts in zip(*encoded, strict=True)]
+        return [max(map(len, prompts)) for prompts in zip(*self.encoded(ids, mask), strict=True)]
 
     def next_bytes(
         self, observations: Sequence[MemberObservation], best: torch.Tensor, rows: Sequence[int]

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import torch
 from transformers import LogitsProcessorList
 
+from hf_rlae.ensemble.mixing import has_trait
 from hf_rlae.ensemble.spans import SpanQuery
 from hf_rlae.ensemble.trace import MemberScores
 from hf_rlae.ensemble.warping import warped
@@ -271,6 +272,9 @@ class ReadingsStep:
         # the token of this column was chosen with the weights that held after the previous column
         weights = self.cache.spans.as_lists(self._column - 1)
         sums = self._sums(raws, weights)
+        unknown = [None if raw is None else Update(raw) for raw in raws]
+        if has_trait(self.engine.mixing, "compares_members"):  # nobody's token was drawn, so each has its own posterior
+            return ColumnText([list(unknown) for _ in self.runs], sums)
         # by tokenizer and row: weighted mass that its members proposed whole, and as the start of a longer token
         proposals: dict[int, list[list[float]]] = {}
         totals = [0.0] * len(raws)
@@ -285,7 +289,6 @@ class ReadingsStep:
                 proposed[row][1] += weight * unfinished
                 totals[row] += weight * (whole + unfinished)
         # members without sums (no weight, or unread text) get r = q = 0, as does a token that no member proposed
-        unknown = [None if raw is None else Update(raw) for raw in raws]
         updates = [list(unknown) for _ in self.runs]
         for index, known in enumerate(sums):
             for row in () if known is None else known.rows:

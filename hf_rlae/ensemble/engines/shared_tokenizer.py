@@ -11,6 +11,7 @@ from transformers import GenerationConfig, LogitsProcessorList, PreTrainedTokeni
 
 from hf_rlae.ensemble.engines.host_runs import SharedTokenizerHost
 from hf_rlae.ensemble.engines.look_ahead import columns_ahead
+from hf_rlae.ensemble.engines.prompts import rows_of
 from hf_rlae.ensemble.mixing import Mixing
 from hf_rlae.ensemble.spans import SpanQuery, without
 from hf_rlae.ensemble.trace import MemberScores
@@ -198,6 +199,10 @@ class SharedTokenizerCall:
             else shared
             for run in self.runs
         ]
+
+    def encoded(self, ids: torch.Tensor, mask: torch.Tensor | None) -> list[list[tuple[int, ...]]]:
+        """See `EngineCall`."""
+        return [[prompt] * len(self.runs) for prompt in rows_of(ids, mask)]
 
     def prompt_lengths(self, ids: torch.Tensor, mask: torch.Tensor | None) -> list[int]:
         """See `EngineCall`."""

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import torch
 
-from hf_rlae.ensemble.mixing.registry import mixings, shift
+from hf_rlae.ensemble.mixing.registry import mixings, safe_log, shift
 
 
 class LinearMixing:
@@ -20,7 +20,7 @@ class LinearMixing:
     ) -> torch.Tensor:
         """See `Mixing.of_logits`."""
         total_shift = shift(log_z, weights)
-        log_weights = _log(weights) if torch.is_grad_enabled() else weights.log()
+        log_weights = safe_log(weights)
         in_place = not torch.is_grad_enabled()
         terms = []
         for index, (score, z) in enumerate(zip(scores, log_z, strict=True)):
@@ -40,17 +40,11 @@ class LinearMixing:
             mixed = probs[0] * weights[..., 0, None]
             for index, prob in enumerate(probs[1:], 1):
                 mixed = mixed + prob * weights[..., index, None]
-            return _log(mixed) + shift(log_z, weights)[..., None]
+            return safe_log(mixed) + shift(log_z, weights)[..., None]
         mixed = probs[0].mul_(weights[..., 0, None])
         for index, prob in enumerate(probs[1:], 1):
             mixed.add_(prob.mul_(weights[..., index, None]))
         return mixed.log_().add_(shift(log_z, weights)[..., None])
-
-
-def _log(values: torch.Tensor) -> torch.Tensor:
-    """The logarithm, with gradient 0 instead of NaN at 0: a token that no member proposes changes no weight."""
-    is_zero = values == 0
-    return values.masked_fill(is_zero, 1.0).log().masked_fill(is_zero, -torch.inf)
 
 
 def _logaddexp(first: torch.Tensor, second: torch.Tensor) -> torch.Tensor:

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import torch
 
 from hf_rlae.ensemble.mixing.linear import LinearMixing
-from hf_rlae.ensemble.mixing.registry import mixings, shift
+from hf_rlae.ensemble.mixing.registry import mixings, safe_log, shift
 
 logger = logging.getLogger(__name__)
 
@@ -26,6 +26,8 @@ class LogMixing:
 
     Source: products of experts; their use in the weighted ensemble is ours.
     """
+
+    needs_common_strings = True
 
     def of_logits(
         self, scores: Sequence[torch.Tensor], log_z: Sequence[torch.Tensor], weights: torch.Tensor
@@ -52,16 +54,8 @@ class LogMixing:
         floor = torch.where(is_mixed, FLOOR, 0.0)
         mixture = sum(weights[..., index, None] * prob for index, prob in enumerate(probs))
         probs = [prob + floor * mixture for prob in probs]
-        mixed = self.of_logits([_log(prob) for prob in probs], [torch.zeros_like(z) for z in log_z], weights)
+        mixed = self.of_logits([safe_log(prob) for prob in probs], [torch.zeros_like(z) for z in log_z], weights)
         return mixed + shift(log_z, weights)[..., None]
-
-
-def _log(prob: torch.Tensor) -> torch.Tensor:
-    """The logarithm, with gradient 0 where a probability is 0."""
-    if not torch.is_grad_enabled():
-        return prob.log()
-    is_zero = prob == 0
-    return prob.masked_fill(is_zero, 1.0).log().masked_fill(is_zero, -torch.inf)
 
 
 def _weighted(score: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:

@@ -18,6 +18,7 @@ from hf_rlae.ensemble.cache_ensemble import EnsembleCache
 from hf_rlae.ensemble.engines.protocol import HostRun
 from hf_rlae.ensemble.faults import MemberFaults
 from hf_rlae.ensemble.generation_inputs import check_prompt_lengths, check_prompts
+from hf_rlae.ensemble.mixing import has_trait
 from hf_rlae.ensemble.modeling_ensemble import EnsembleForCausalLM
 from hf_rlae.ensemble.options import BuildOptions
 from hf_rlae.ensemble.processor.capture import HostCapture, HostPass
@@ -143,8 +144,8 @@ class EnsembleLogitsProcessor(LogitsProcessor):
             tokenizer, or if the host has the shortest tokens.
 
     Raises:
-        ConfigError: an ensemble that draws members, warps them, picks them from the prompt or has another grain than
-            `"token"`, or an adapter name for the host.
+        ConfigError: an ensemble that draws members, warps them, guides them, picks them from the prompt or has another
+            grain than `"token"`, or an adapter name for the host.
 
     Example:
 
@@ -371,6 +372,11 @@ def _check_ensemble(ensemble: EnsembleForCausalLM) -> None:
         raise ConfigError(
             'warp="members": a plain `generate` has one temperature, top_p and so on, for what the processor returns; '
             "leave warp out, or call the `generate` of `EnsembleForCausalLM`"
+        )
+    if has_trait(ensemble.engine.mixing, "reads_negative_prompt"):
+        raise ConfigError(
+            f"mixing={ensemble.config.mixing!r}: the `generate` of one model has guidance of its own; call it with "
+            "guidance_scale and negative_prompt_ids, without the processor"
         )
     if ensemble.union is not None and ensemble.union.grain != TOKEN:
         raise ConfigError(

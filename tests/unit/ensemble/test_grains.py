@@ -59,7 +59,7 @@ class Dictate(LogitsProcessor):
 
 @pytest.mark.parametrize(
     ("grain", "mixing"),
-    [(CHARACTER, "linear"), (BYTE, "linear"), (COMMON, "linear"), (BYTE, "log"), (COMMON, "power")],
+    [(CHARACTER, "linear"), (BYTE, "linear"), (COMMON, "linear"), (BYTE, "log"), (COMMON, "power"), (BYTE, "contrast")],
 )
 def test_teacher_forcing_equals_sampling(grain, mixing):
     """Law: teacher forcing gives the distributions of sampling; only strings of the grain have probability."""

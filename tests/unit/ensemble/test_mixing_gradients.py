@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from hf_rlae import EnsembleForCausalLM
-from hf_rlae.ensemble.mixing import LinearMixing, LogMixing, PowerMixing
+from hf_rlae.ensemble.mixing import ContrastMixing, GuidanceMixing, LinearMixing, LogMixing, PowerMixing
 from tests.support.ensembles import encode, endless
 from tests.support.models import constant, pair
 from tests.support.tokenizers import byte_level_bpe, raw_bytes
@@ -20,9 +20,8 @@ SCORES = {
 }
 """Logits of two members over four tokens."""
 
-MIXTURES = [
-    (mixing, method) for mixing in (LogMixing(), LinearMixing(), PowerMixing()) for method in ("of_logits", "of_probs")
-]
+MIXINGS = (LogMixing(), LinearMixing(), PowerMixing(), ContrastMixing(), GuidanceMixing())
+MIXTURES = [(mixing, method) for mixing in MIXINGS for method in ("of_logits", "of_probs")]
 
 
 def mixed(mixing, method, logits, weights):
