@@ -21,6 +21,7 @@ from hf_rlae.ensemble.generation_defaults import generation_config_of, saved_gen
 from hf_rlae.ensemble.member_places import find_members
 from hf_rlae.ensemble.mixing import Mixing, has_trait, make_mixing
 from hf_rlae.ensemble.options import BuildOptions, EnsembleOptions, GivenMember, LoadOptions
+from hf_rlae.ensemble.pins import warn_of_unpinned
 from hf_rlae.ensemble.saved_config import load_config
 from hf_rlae.ensemble.tokenizer_ensemble import EnsembleTokenizer, shared_tokenizer
 from hf_rlae.errors import ConfigError, MemberError, nearest
@@ -37,7 +38,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 _FIELDS = tuple(EnsembleOptions.__annotations__)
-_PER_MEMBER = ("revisions", "base_revisions", "end_token_ids", "adapter_names")
+_PER_MEMBER = ("revisions", "base_revisions", "vocabulary_hashes", "end_token_ids", "adapter_names")
 _SHARED_OPTIONS = ("token", "cache_dir", "local_files_only", "force_download")
 """Options of the Hub in `from_pretrained` that hold for members, too."""
 
@@ -102,6 +103,7 @@ def build(
                 device_map=device_map,
                 revision=options["revisions"][index],
                 base_revision=options["base_revisions"][index],
+                vocabulary_hash=options["vocabulary_hashes"][index],
                 end_token_ids=options["end_token_ids"][index],
                 adapter_name=options["adapter_names"][index],
                 check_files=check_files,
@@ -345,7 +347,7 @@ def load(
         {
             **settings,
             **changed,
-            **({} if members is None else {"revisions": None, "base_revisions": None}),
+            **({} if members is None else dict.fromkeys(("revisions", "base_revisions", "vocabulary_hashes"))),
             "dtype": dtype,
             "device_map": device_map,
             "check_files": check_files,
@@ -359,4 +361,6 @@ def load(
         getattr(config, name) == getattr(ensemble.config, name) for name in ("vocab_size", "eos_token_id")
     )
     ensemble.generation_config = saved_generation_config(ensemble, source, options, has_saved_ids=is_same)
+    if members is None:
+        warn_of_unpinned(config, ensemble, source)
     return ensemble

@@ -489,7 +489,7 @@ class EnsembleForCausalLM(CardedPush, PreTrainedModel, GenerationMixin):
         Raises:
             ConfigError: members that are not on the Hub, without `save_members=True`.
         """
-        saving.check_can_be_pushed(self, save_members)
+        saving.check_can_be_pushed(self, save_members, kwargs.get("token"))
         if save_members:
             return saving.push_with_members(self, repo_id, **kwargs)
         return super().push_to_hub(repo_id, **kwargs)  # type: ignore[arg-type]

@@ -44,6 +44,7 @@ class MemberOptions(TypedDict, total=False):
     member_kwargs: Mapping[str, Any] | Sequence[Mapping[str, Any] | None] | None
     revisions: Sequence[str | None] | None
     base_revisions: Sequence[str | None] | None
+    vocabulary_hashes: Sequence[str | None] | None
     end_token_ids: Sequence[Sequence[int] | None] | None
     adapter_names: Sequence[str | None] | None
     check_files: bool

@@ -16,6 +16,7 @@ from transformers import PreTrainedModel
 from hf_rlae.cards import keep_published_card, write_card
 from hf_rlae.ensemble.card import ensemble_card
 from hf_rlae.ensemble.member_places import MEMBERS_FOLDER, is_folder, place_of, warn_of_places
+from hf_rlae.ensemble.pins import pin_to_hub, vocabulary_hashes
 from hf_rlae.errors import ConfigError
 from hf_rlae.members import Member
 from hf_rlae.policies import POLICY_FOLDER, SavedPolicy, policies
@@ -38,7 +39,7 @@ def save(
     target = Path(directory)
     policy = ensemble.policy
     if push_to_hub:
-        check_can_be_pushed(ensemble, save_members)
+        check_can_be_pushed(ensemble, save_members, kwargs.get("token"))
     config.policy = _policy_entry(policy)
     sources = config.members or []
     saved = {index: _folder_name(index, ensemble.members[index]) for index in _local(ensemble) if save_members}
@@ -51,8 +52,10 @@ def save(
         else (place_of(source, target) if source and is_folder(source) else source)
         for index, source in enumerate(sources)
     ]
-    if config.revisions:
-        config.revisions = [None if index in saved else revision for index, revision in enumerate(config.revisions)]
+    for name in ("revisions", "base_revisions"):
+        if values := getattr(config, name):
+            setattr(config, name, [None if index in saved else value for index, value in enumerate(values)])
+    config.vocabulary_hashes = vocabulary_hashes(ensemble)
     config.architectures = [type(ensemble).__name__]
     target.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=target) as scratch:
@@ -97,14 +100,15 @@ def push_with_members(ensemble: EnsembleForCausalLM, repo_id: str, **options: An
         return api.upload_folder(repo_id=repository, folder_path=folder, **options)
 
 
-def check_can_be_pushed(ensemble: EnsembleForCausalLM, save_members: bool) -> None:
-    """Raises if nobody else could load the ensemble, because members are folders of this machine."""
+def check_can_be_pushed(ensemble: EnsembleForCausalLM, save_members: bool, token: Any = None) -> None:
+    """Raises if nobody else could load the ensemble, because members are not on the Hub; writes their commits else."""
     local = [ensemble.members[index].name for index in _local(ensemble)]
     if local and not save_members:
         raise ConfigError(
             f"the members {[Path(name).name for name in local]} are folders or objects of this machine, so nobody else "
             "could load the pushed ensemble; pass save_members=True to push them with it, or build it from Hub ids"
         )
+    pin_to_hub(ensemble, set(_local(ensemble)), token)
 
 
 def _local(ensemble: EnsembleForCausalLM) -> list[int]:

@@ -75,6 +75,7 @@ class LazyMember(Member):
         *,
         revision: str | None = None,
         base_revision: str | None = None,
+        vocabulary_hash: str | None = None,
         adapter_name: str | None = None,
         end_token_ids: Sequence[int] | None = None,
         tokenizer_kwargs: dict[str, Any] | None = None,
@@ -96,12 +97,12 @@ class LazyMember(Member):
         }
         own: dict[str, Any] = {"revision": revision, "base_revision": base_revision, "check_files": check_files}
         skeleton, base_revision = load_skeleton(source, **own, **options)
-        options["base_revision"] = base_revision
+        options.update(base_revision=base_revision, vocabulary_hash=vocabulary_hash)
         whole = {**options, **about, "tokenizer_kwargs": tokenizer_kwargs, "check_files": check_files}
         if getattr(skeleton, "_is_stateful", False):
             return Member.load(source, **whole)
         shared = {name: options[name] for name in TOKENIZER_OPTIONS if name in options}
-        shared.update(revision=revision, base_revision=base_revision)
+        shared.update(revision=revision, base_revision=base_revision, expected_hash=vocabulary_hash)
         tokenizer = load_tokenizer(source, **{**shared, **(tokenizer_kwargs or {})})
         member = cls(skeleton.eval(), tokenizer, source, whole, name=source, **about)
         member.base_commit = commit_of(base_revision)

@@ -17,7 +17,7 @@ from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerB
 from hf_rlae.errors import ConfigError, MemberError, TokenizerError
 from hf_rlae.hub_ids import is_repo_id
 from hf_rlae.hub_revisions import commit_of, resolved
-from hf_rlae.members.model_files import load_model, load_tokenizer, readable, tokenizer_failures
+from hf_rlae.members.model_files import load_model, load_tokenizer, readable, tokenizer_failures, try_tokenizer
 from hf_rlae.members.recurrence import Recurrence, find_recurrence
 from hf_rlae.sharing import SharedInCopies
 from hf_rlae.vocabulary import are_token_ids, token_ids
@@ -26,8 +26,6 @@ logger = logging.getLogger(__name__)
 
 TOKENIZER_OPTIONS = ("trust_remote_code", "token", "cache_dir", "local_files_only", "force_download")
 """Options of the model's loading that hold for its tokenizer, too."""
-
-_RUNS = "ax0 \n.é"
 
 
 class Member(SharedInCopies):
@@ -128,6 +126,7 @@ class Member(SharedInCopies):
         device_map: Any = None,
         revision: str | None = None,
         base_revision: str | None = None,
+        vocabulary_hash: str | None = None,
         adapter_name: str | None = None,
         end_token_ids: Sequence[int] | None = None,
         tokenizer_kwargs: dict[str, Any] | None = None,
@@ -142,6 +141,8 @@ class Member(SharedInCopies):
             dtype, device_map, revision, model_kwargs: passed to `AutoModelForCausalLM.from_pretrained`.
             base_revision (`str`, *optional*): the revision of an adapter's base model; defaults to that of its
                 `adapter_config.json`.
+            vocabulary_hash (`str`, *optional*): what `hf_rlae.vocabulary.vocabulary_hash` gives for the tokenizer that
+                is expected.
             adapter_name, end_token_ids: see the class. In a folder of several adapters, one in a folder of its own has
                 the name of that folder.
             tokenizer_kwargs (`dict`, *optional*): passed to `AutoTokenizer.from_pretrained`, beside
@@ -158,10 +159,11 @@ class Member(SharedInCopies):
         options = dict(model_kwargs, dtype=dtype, revision=revision, base_revision=base_revision)
         if device_map is not None:
             options["device_map"] = device_map
-        model, base_revision = load_model(source, adapter_name=adapter_name, check_files=check_files, **options)
         shared = {name: model_kwargs[name] for name in TOKENIZER_OPTIONS if name in model_kwargs}
-        shared.update(revision=revision, base_revision=base_revision)
+        shared.update(revision=revision, base_revision=base_revision, expected_hash=vocabulary_hash)
+        # first, because a tokenizer that cannot be used is refused before weights are downloaded
         tokenizer = load_tokenizer(source, **{**shared, **(tokenizer_kwargs or {})})
+        model, base_revision = load_model(source, adapter_name=adapter_name, check_files=check_files, **options)
         model.eval()
         member = cls(
             model,
@@ -247,10 +249,8 @@ class Member(SharedInCopies):
             )
 
     def _check_tokenizer(self) -> None:
-        backend = getattr(self.tokenizer, "backend_tokenizer", None)
         with tokenizer_failures(f"member {self.name}"):
-            for character in _RUNS:  # a regular expression that backtracks without end fails on one of these
-                (self.tokenizer.tokenize if backend is None else backend.encode)(64 * character + "!")
+            try_tokenizer(self.tokenizer)
         highest = max(self.tokenizer.get_vocab().values(), default=-1)
         if highest >= self.vocab_size:
             raise TokenizerError(

@@ -17,8 +17,10 @@ from hf_rlae.errors import ConfigError, HfRlaeError, MemberError, TokenizerError
 from hf_rlae.hub_ids import is_repo_id
 from hf_rlae.hub_revisions import resolved
 from hf_rlae.members.file_budget import Fail, check_counts, check_shard_names, parameter_budget, weight_bytes
+from hf_rlae.vocabulary import ByteVocabulary, vocabulary_hash
 
 _HUB_OPTIONS = ("cache_dir", "force_download", "local_files_only", "token", "proxies")
+_RUNS = "ax0 \n.é"
 _REMEDY = "Load the model again from its source, or save it again"
 
 
@@ -98,27 +100,45 @@ def load_skeleton(
     return model, base_revision
 
 
-def load_tokenizer(source: str, *, base_revision: str | None = None, **options: Any) -> Any:
+def load_tokenizer(
+    source: str, *, base_revision: str | None = None, expected_hash: str | None = None, **options: Any
+) -> Any:
     """Loads the tokenizer of a member; one with adapters may have it in the folder of its base model.
 
     Args:
         source (`str`), base_revision (`str`, *optional*): see `load_model`.
+        expected_hash (`str`, *optional*): the `vocabulary_hash` that the tokenizer must have.
         options: for `AutoTokenizer.from_pretrained`.
 
     Raises:
-        TokenizerError: the tokenizer fails on a plain text.
+        TokenizerError: the tokenizer fails on a plain text, or is not the expected one.
         MemberError: the files are missing or damaged.
     """
     options = {"trust_remote_code": False, **options}
     with readable(source, f"member {source}"), tokenizer_failures(f"member {source}"):
         adapter = _find_adapter(source, None, options)
         try:
-            return AutoTokenizer.from_pretrained(source, **options)
+            tokenizer = AutoTokenizer.from_pretrained(source, **options)
         except (OSError, ValueError):
             if adapter is None:
                 raise
-        base, base_revision = _base_of(adapter, source, base_revision, options)
-        return AutoTokenizer.from_pretrained(base, **{**options, "revision": base_revision})
+            base, base_revision = _base_of(adapter, source, base_revision, options)
+            tokenizer = AutoTokenizer.from_pretrained(base, **{**options, "revision": base_revision})
+        try_tokenizer(tokenizer)
+        if expected_hash is not None and vocabulary_hash(ByteVocabulary(tokenizer).pieces) != expected_hash:
+            raise TokenizerError(
+                f"the ids of member {source} stand for other text than when the ensemble was saved: its tokenizer has "
+                "changed, so what the policy and the settings were made for no longer holds. Load the former commit or "
+                "folder of that member, or pass `members=[...]` to use the new one anyway"
+            )
+    return tokenizer
+
+
+def try_tokenizer(tokenizer: Any) -> None:
+    """Encodes short texts with which a tokenizer fails whose regular expression backtracks without an end."""
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    for character in _RUNS:
+        (tokenizer.tokenize if backend is None else backend.encode)(64 * character + "!")
 
 
 def load_whole(

@@ -8,8 +8,9 @@ import time
 import pytest
 import torch
 from huggingface_hub import constants
+from tokenizers import Tokenizer
 
-from hf_rlae import ConfigError, EnsembleForCausalLM, MemberError, PolicyError, PolicyModel
+from hf_rlae import ConfigError, EnsembleForCausalLM, MemberError, PolicyError, PolicyModel, TokenizerError
 from hf_rlae.members import LazyMember, Member
 from tests.support.ensembles import TEXTS, encode
 from tests.support.models import pair, with_adapters
@@ -21,8 +22,8 @@ NOWHERE = "http://127.0.0.1:9"  # nobody listens
 def add(hub, tmp_path):
     """A function that puts a member into a repository, in a new commit."""
 
-    def put(repo_id, seed=0, model=None, **options):
-        own, tokenizer = pair("llama", seed, num_hidden_layers=1)
+    def put(repo_id, seed=0, model=None, tokenizer=None, **options):
+        own, tokenizer = pair("llama", seed, tokenizer, num_hidden_layers=1)
         folder = tmp_path / f"{repo_id.replace('/', '-')}-{len(hub.requests)}-{seed}"
         (own if model is None else model).save_pretrained(folder)
         tokenizer.save_pretrained(folder)
@@ -141,3 +142,49 @@ def test_a_hub_that_answers(hub):
     with pytest.raises(MemberError, match="access a gated repo"):
         Member.load("me/gated", token=False)
     assert hub.downloads() == []
+
+
+def changed(tokenizer):
+    """The same tokenizer after two of its ids have changed their text."""
+    state = json.loads(tokenizer.backend_tokenizer.to_str())
+    table = state["model"]["vocab"]
+    table["a"], table["b"] = table["b"], table["a"]
+    return type(tokenizer)(tokenizer_object=Tokenizer.from_str(json.dumps(state)), eos_token=tokenizer.eos_token)
+
+
+@pytest.mark.parametrize("grain", ["token", "byte"])
+def test_a_tokenizer_that_has_changed(hub, add, tmp_path, grain):
+    """Before the weights are downloaded; `members=` takes the new one."""
+    add("me/a"), add("me/b", 1)
+    ensemble = EnsembleForCausalLM.from_members(["me/a", "me/b"], grain=grain)
+    ensemble.save_pretrained(tmp_path / "ensemble")
+    path = tmp_path / "ensemble" / "config.json"
+    saved = json.loads(path.read_text())
+    assert len(saved["vocabulary_hashes"]) == 2
+    EnsembleForCausalLM.from_pretrained(tmp_path / "ensemble")
+    EnsembleForCausalLM.from_pretrained(tmp_path / "ensemble", grain="byte")
+    add("me/b", 2, tokenizer=changed(pair()[1]))
+    path.write_text(json.dumps({**saved, "revisions": None}))
+    hub.requests.clear()
+    with pytest.raises(TokenizerError, match="ids of member me/b stand for other text than when"):
+        EnsembleForCausalLM.from_pretrained(tmp_path / "ensemble")
+    assert "model.safetensors" not in hub.downloads("me/b")
+    EnsembleForCausalLM.from_pretrained(tmp_path / "ensemble", members=["me/a", "me/b"])
+
+
+def test_members_that_are_not_pinned(hub, add, tmp_path, caplog):
+    """One warning says which; saving again pins them."""
+    commits = add("me/a"), add("me/b", 1)
+    base = with_adapters(Member.load("me/a").model, ["default"])
+    add("me/adapter", model=base)
+    EnsembleForCausalLM.from_members(["me/a", "me/b", "me/adapter"]).save_pretrained(tmp_path)
+    EnsembleForCausalLM.from_pretrained(tmp_path)
+    assert "commits" not in caplog.text
+    path = tmp_path / "config.json"
+    saved = json.loads(path.read_text())
+    path.write_text(json.dumps({**saved, "revisions": ["main", *saved["revisions"][1:]], "base_revisions": None}))
+    EnsembleForCausalLM.from_pretrained(tmp_path).save_pretrained(tmp_path)
+    [told] = [record.getMessage() for record in caplog.records if "which commits of" in record.getMessage()]
+    assert "commits of me/a, the base model of me/adapter it was made with" in told
+    again = json.loads(path.read_text())
+    assert (again["revisions"][:2], again["base_revisions"]) == ([*commits], [None, None, commits[0]])
