@@ -40,8 +40,13 @@ def add_ensemble(parser: argparse.ArgumentParser) -> None:
     ensemble.add_argument("--policy", metavar="NAME", help=policy)
     length = "tokens that share one weight vector (default: 8, or the learned policy's own)"
     ensemble.add_argument("--span-length", type=positive_int, metavar="N", help=length)
-    mixing = "linear (mixture of probabilities), log (product of experts) or power (between them) (default: linear)"
+    mixing = (
+        "linear (mixture of probabilities), log (product of experts), power (between them), contrast (the first member "
+        "minus the others) or guidance (one model, given twice, with and without its prompt) (default: linear)"
+    )
     ensemble.add_argument("--mixing", metavar="NAME", help=mixing)
+    kwargs = "settings of --mixing in JSON, such as '{\"alpha\": 0.1}'"
+    ensemble.add_argument("--mixing-kwargs", type=_settings, metavar="JSON", help=kwargs)
     grain = "what is written if tokenizers differ: token, character, byte, common or auto (default: token)"
     ensemble.add_argument("--grain", metavar="NAME", help=grain)
     warp = "where temperature and top-p act: on the mixture, or on each of the members (default: mixture)"
@@ -114,6 +119,8 @@ def check_shared(args: argparse.Namespace) -> None:
             raise ConfigError(f"{option}: {given}; give one per member, separated by commas")
     if args.weights is not None and args.policy is not None:
         raise ConfigError("--weights and --policy both say who gives the weights; leave one of them out")
+    if args.mixing_kwargs is not None and args.mixing is None:
+        raise ConfigError("--mixing-kwargs are settings of a mixing; add --mixing, or leave them out")
     for option, value in (("--temperature", args.temperature), ("--top-p", args.top_p)):
         if value is not None and not args.sample:
             raise ConfigError(f"{option} has no effect on greedy decoding; add --sample, or leave it out")
@@ -207,6 +214,17 @@ def _weights(text: str) -> list[float]:
     if not any(values):
         raise argparse.ArgumentTypeError(f"{text!r}: at least one weight must be above 0")
     return values
+
+
+def _settings(text: str) -> dict[str, Any]:
+    """A JSON object."""
+    try:
+        found = json.loads(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(f"{text!r} is not JSON: {error}") from error
+    if not isinstance(found, dict):
+        raise argparse.ArgumentTypeError(f'{text!r} is not a JSON object, such as {{"alpha": 0.1}}')
+    return found
 
 
 def _revisions(text: str) -> list[str | None]:

@@ -15,6 +15,7 @@ from hf_rlae.cli.arguments import (
     check_text,
     stay_offline_without_network,
 )
+from hf_rlae.errors import ConfigError
 
 SUMMARY = "generate text with several models together"
 DESCRIPTION = """\
@@ -22,6 +23,7 @@ Continues one or more prompts with several models together. The text of a single
 
   hf-rlae generate MEMBER MEMBER --prompt "Once upon a time" --weights 0.7,0.3 --span-length 8
   hf-rlae generate MEMBER MEMBER --prompt "Once upon a time" --policy POLICY --show-weights
+  hf-rlae generate MEMBER MEMBER --prompt "Once upon a time" --mixing contrast --mixing-kwargs '{"alpha": 0.1}'
   hf-rlae generate ENSEMBLE --chat --prompt "What is 12 + 30?" --sample --temperature 0.7 --seed 1
 """
 
@@ -41,6 +43,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--chat",
         action="store_true",
         help="each prompt is a user's message, rendered with each member's chat template",
+    )
+    parser.add_argument(
+        "--negative-prompt",
+        metavar="TEXT",
+        help="what all members but the first read in place of the prompt, with --mixing guidance or contrast (default: "
+        "for guidance, the last token of the prompt)",
     )
     add_ensemble(parser)
     add_decoding(parser)
@@ -68,11 +76,16 @@ def check(args: argparse.Namespace) -> None:
     """Raises for arguments that do not fit together and for missing folders.
 
     Raises:
-        ConfigError: see `check_shared`; a prompt that is not UTF-8, a trace that cannot be written.
+        ConfigError: see `check_shared`; a prompt that is not UTF-8 or that nobody reads, a trace that cannot be
+            written.
         MemberError: a path that is not a folder.
     """
     for prompt in args.prompts:
         check_text(prompt, "--prompt")
+    if args.negative_prompt is not None:
+        check_text(args.negative_prompt, "--negative-prompt")
+        if args.mixing is None and len(args.members) > 1:
+            raise ConfigError("--negative-prompt has no effect on linear mixing; add --mixing guidance or contrast")
     check_shared(args)
     if args.trace is not None:
         check_output(args.trace, "--trace")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
@@ -45,7 +46,10 @@ def write_texts(args: argparse.Namespace) -> None:
         sys.stdout.reconfigure(errors="replace")  # for terminals without Unicode
     with warnings_after_the_text():
         ensemble = build_ensemble(args)
-        inputs = {name: value.to(ensemble.device) for name, value in _encode(ensemble, args).items()}
+        inputs = {name: value.to(ensemble.device) for name, value in _encode(ensemble, args, args.prompts).items()}
+        if args.negative_prompt is not None:
+            negative = _encode(ensemble, args, [args.negative_prompt])
+            inputs["negative_prompt_ids"] = negative["input_ids"].to(ensemble.device)
         if args.seed is not None:
             set_seed(args.seed)
         write = _stream if len(args.prompts) == 1 else _write_all
@@ -70,10 +74,10 @@ def _report(ensemble: EnsembleForCausalLM, out: Any, columns: int, args: argpars
         write_trace(args.trace, names, args.prompts, rows)
 
 
-def _encode(ensemble: EnsembleForCausalLM, args: argparse.Namespace) -> dict[str, torch.Tensor]:
+def _encode(ensemble: EnsembleForCausalLM, args: argparse.Namespace, prompts: Sequence[str]) -> dict[str, torch.Tensor]:
     if not args.chat:
-        return dict(ensemble.tokenizer(args.prompts, return_tensors="pt", padding=True))
-    return encode_chats(ensemble, [[{"role": "user", "content": prompt}] for prompt in args.prompts], "--chat")
+        return dict(ensemble.tokenizer(list(prompts), return_tensors="pt", padding=True))
+    return encode_chats(ensemble, [[{"role": "user", "content": prompt}] for prompt in prompts], "--chat")
 
 
 def _generate(

@@ -20,7 +20,7 @@ from hf_rlae.errors import ConfigError, first_sentence
 from hf_rlae.members import Member
 from hf_rlae.policies import Policy, PolicyModel, StaticPolicy, policies
 
-_SETTINGS = ("span_length", "mixing", "grain", "warp", "weight_unit")
+_SETTINGS = ("span_length", "mixing", "mixing_kwargs", "grain", "warp", "weight_unit")
 """The options of commands that are fields of `EnsembleConfig`."""
 
 
@@ -152,9 +152,12 @@ def load_members(
     Raises:
         MemberError: a member that cannot be loaded or used.
     """
-    members = []
-    for index, (source, revision) in enumerate(zip(sources, revisions or [None] * len(sources), strict=True)):
+    loaded: dict[tuple[str, str | None], Member] = {}
+    wanted = list(zip(sources, revisions or [None] * len(sources), strict=True))
+    for index, (source, revision) in enumerate(wanted):
+        if (source, revision) in loaded:
+            continue
         if sys.stderr.isatty():
             print(f"loading {source} ({index + 1} of {len(sources)})", file=sys.stderr)
-        members.append(Member.load(source, dtype=dtype, device_map=device_map, revision=revision))
-    return members
+        loaded[source, revision] = Member.load(source, dtype=dtype, device_map=device_map, revision=revision)
+    return [loaded[entry] for entry in wanted]

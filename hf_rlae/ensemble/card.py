@@ -12,7 +12,13 @@ from hf_rlae.ensemble.options import EnsembleOptions
 if TYPE_CHECKING:
     from hf_rlae.ensemble.modeling_ensemble import EnsembleForCausalLM
 
-_MIXINGS = {"linear": "the weighted mean", "log": "the weighted product", "power": "a weighted power mean"}
+_MIXINGS = {
+    "linear": "the weighted mean",
+    "log": "the weighted product",
+    "power": "a weighted power mean",
+    "contrast": "the contrast (contrastive decoding, arXiv 2210.15097: the first member minus the others)",
+    "guidance": "the guidance (classifier-free guidance, arXiv 2306.17806: away from a negative prompt)",
+}
 
 
 def ensemble_card(ensemble: EnsembleForCausalLM, config: EnsembleConfig, name: str) -> Card:

@@ -313,6 +313,8 @@ def load(
             f"{unknown[0]} is not an option of from_pretrained: {nearest(unknown[0], LoadOptions.__annotations__)}"
         )
     changed = {name: options.pop(name) for name in _FIELDS if name in options}
+    if "mixing" in changed:
+        changed.setdefault("mixing_kwargs", None)  # the saved ones are those of another mixing
     trust_remote_code = bool(options.pop("trust_remote_code", False))
     source = os.fspath(source)
     with readable(source, f"ensemble {source}", ConfigError):

@@ -76,6 +76,19 @@ def test_completions_of_characters_and_bytes_are_learned_from(tmp_path, objectiv
     assert any(not torch.equal(value, before[name]) for name, value in parameters_of(trainer.ensemble.policy).items())
 
 
+@pytest.mark.parametrize(("objective", "mixing"), [("ppo", "contrast"), ("mappo", "guidance")])
+def test_a_policy_learns_how_much_members_are_compared(tmp_path, objective, mixing):
+    """The weights of a span are the strength of a contrast; texts that go on after others keep their prompts."""
+    ensemble = ensemble_of(objective, mixing=mixing)
+    before = parameters_of(ensemble.policy)
+    trainer = trainer_of(tmp_path, objective, ensemble=ensemble, max_steps=1)
+    trainer.train()
+    assert logged(trainer, "policy/ratio_max")[0] == pytest.approx(1.0, abs=1e-5)
+    after = parameters_of(ensemble.policy)
+    assert all(bool(value.isfinite().all()) for value in after.values())
+    assert any(not torch.equal(after[name], value) for name, value in before.items())
+
+
 @pytest.mark.parametrize("objective", OBJECTIVES)
 def test_the_first_ratio_is_1_and_gradients_are_those_of_the_whole_update(tmp_path, objective):
     """One update of 8 completions: at once, in micro-batches of 2 and of 1, and with the objective alone."""

@@ -107,6 +107,24 @@ def test_every_mixing_runs(folders, capsys, mixing):
     assert text_of(capsys).startswith(PROMPT)
 
 
+def test_contrast_with_alpha_1_is_the_first_member(folders, capsys):
+    settings = ["--mixing", "contrast", "--mixing-kwargs", '{"alpha": 1.0}']
+    assert generate(*folders, "--prompt", PROMPT, *settings) == 0
+    assert text_of(capsys) == expected(folders, PROMPT, [1.0, 0.0]) + "\n"
+
+
+def test_guidance_of_one_model(folders, capsys):
+    """The model is given twice and loaded once; its text is that of transformers' own guidance."""
+    settings = ["--mixing", "guidance", "--mixing-kwargs", '{"guidance_scale": 2.5}', "--negative-prompt", "They"]
+    assert generate(folders[0], folders[0], "--prompt", PROMPT, *settings) == 0
+    alone = Member.load(folders[0])
+    ids, negative = (alone.tokenizer(text, return_tensors="pt")["input_ids"] for text in (PROMPT, "They"))
+    expected = alone.model.generate(
+        ids, max_new_tokens=12, do_sample=False, guidance_scale=2.5, negative_prompt_ids=negative
+    )
+    assert text_of(capsys).strip() == alone.tokenizer.decode(expected[0], skip_special_tokens=True).strip()
+
+
 @pytest.mark.parametrize("grain", ["character", "byte", "common", "auto"])
 def test_every_grain_runs(folders, capsys, grain):
     assert generate(*folders, "--prompt", PROMPT, "--mixing", "log", "--grain", grain) == 0
@@ -202,6 +220,14 @@ BAD = {
     "temperature without sampling": (["a", "--temperature", "0.5"], "--sample"),
     "an unknown dtype": (["a", "--dtype", "float7"], "float7"),
     "a folder that is not there": (["./not/there"], "./not/there is not a folder"),
+    "settings of a mixing that are no JSON": (["a", "b", "--mixing-kwargs", "alpha=1"], "is not JSON"),
+    "settings of a mixing that are a list": (["a", "b", "--mixing-kwargs", "[1]"], "is not a JSON object"),
+    "settings of no mixing": (["a", "b", "--mixing-kwargs", "{}"], "add --mixing"),
+    "an unknown setting": (
+        ["a", "b", "--mixing", "contrast", "--mixing-kwargs", '{"alhpa": 1}'],
+        "did you mean 'alpha'",
+    ),
+    "a negative prompt that nobody reads": (["a", "b", "--negative-prompt", "no"], "add --mixing guidance"),
     "an unknown mixing": (["a", "b", "--mixing", "liner"], "did you mean 'linear'"),
     "an unknown device": (["a", "--device", "abacus"], "--device abacus"),
     "a device that computes nothing": (["a", "--device", "meta"], "--device meta"),
@@ -357,6 +383,8 @@ def test_help_names_the_command_and_its_options(capsys):
         "--weights",
         "--span-length",
         "--mixing",
+        "--mixing-kwargs",
+        "--negative-prompt",
         "--grain",
         "--sample",
         "--chat",

@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from hf_rlae import EnsembleForCausalLM, EnsembleLogitsProcessor, StaticPolicy
-from hf_rlae.ensemble import EnsembleConfig
 from hf_rlae.ensemble.chats.member_chats import padded
+from hf_rlae.ensemble.mixing import ContrastMixing
 from hf_rlae.errors import ConfigError
 from hf_rlae.vocabulary.grain import AUTO_GRAIN, BYTE, CHARACTER, COMMON
 from tests.support.different_tokenizers import TRACED, encoded, forced, member, stepped
@@ -212,7 +212,11 @@ def test_tokens_of_different_tokenizers_are_not_compared():
         EnsembleForCausalLM.from_members(members, mixing="contrast")
 
 
-def test_settings_are_saved(tmp_path):
-    config = EnsembleConfig(mixing="contrast", mixing_kwargs={"alpha": 0.2, "beta": 0.5})
-    config.save_pretrained(tmp_path)
-    assert EnsembleConfig.from_pretrained(tmp_path).mixing_kwargs == {"alpha": 0.2, "beta": 0.5}
+def test_settings_are_saved_and_belong_to_their_mixing(tmp_path):
+    ensemble = duo(mixing_kwargs={"alpha": 0.2, "beta": 0.5})
+    ensemble.save_pretrained(tmp_path, save_members=True)
+    loaded = EnsembleForCausalLM.from_pretrained(tmp_path)
+    mixing = loaded.engine.mixing
+    assert (type(mixing), mixing.alpha, mixing.beta) == (ContrastMixing, 0.2, 0.5)
+    assert torch.equal(loaded.generate(**encode(TEXTS[0]), **GREEDY), ensemble.generate(**encode(TEXTS[0]), **GREEDY))
+    assert EnsembleForCausalLM.from_pretrained(tmp_path, mixing="log").config.mixing_kwargs is None
