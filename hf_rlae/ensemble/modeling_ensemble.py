@@ -484,15 +484,24 @@ class EnsembleForCausalLM(CardedPush, PreTrainedModel, GenerationMixin):
         return ensemble_card(self, self.config, name or "ensemble").render()
 
     def push_to_hub(self, repo_id: str, *, save_members: bool = False, **kwargs: Any) -> Any:  # type: ignore[override]
-        """As in transformers; with `save_members=True` together with the members that are not on the Hub.
+        """Uploads in one commit what `save_pretrained` saves, without anything of this machine.
+
+        Members are named by id and commit; their weights are not uploaded.
+
+        Args:
+            repo_id (`str`): the repository; it is created if it does not exist.
+            save_members (`bool`, defaults to `False`): whether to upload the members that are not on the Hub, too.
+            kwargs: `private`, `token`, `commit_message`, `commit_description`, `revision`, `create_pr`, `tags` and
+                `max_shard_size`, as in transformers.
+
+        Returns:
+            `huggingface_hub.CommitInfo`: the URL of the commit, a string; `oid` is the commit.
 
         Raises:
-            ConfigError: members that are not on the Hub, without `save_members=True`.
+            ConfigError: an unknown option, members that are folders or objects of this machine (without
+                `save_members=True`), or a member that the Hub does not have. Nothing is uploaded.
         """
-        saving.check_can_be_pushed(self, save_members, kwargs.get("token"))
-        if save_members:
-            return saving.push_with_members(self, repo_id, **kwargs)
-        return super().push_to_hub(repo_id, **kwargs)  # type: ignore[arg-type]
+        return saving.push(self, repo_id, save_members, **kwargs)
 
     @classmethod
     def from_pretrained(  # type: ignore[override]

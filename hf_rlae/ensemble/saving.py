@@ -17,14 +17,16 @@ from hf_rlae.cards import keep_published_card, write_card
 from hf_rlae.ensemble.card import ensemble_card
 from hf_rlae.ensemble.member_places import MEMBERS_FOLDER, is_folder, place_of, warn_of_places
 from hf_rlae.ensemble.pins import pin_to_hub, vocabulary_hashes
-from hf_rlae.errors import ConfigError
+from hf_rlae.errors import ConfigError, nearest
 from hf_rlae.members import Member
 from hf_rlae.policies import POLICY_FOLDER, SavedPolicy, policies
 
 if TYPE_CHECKING:
     from hf_rlae.ensemble.modeling_ensemble import EnsembleForCausalLM
 
-_PUSH_OPTIONS = ("commit_message", "private", "token", "revision", "create_pr", "tags")
+_PUSH_OPTIONS = (
+    "commit_message", "commit_description", "private", "token", "revision", "create_pr", "max_shard_size", "tags",
+)  # fmt: skip
 
 
 def save(
@@ -65,7 +67,7 @@ def save(
             policy.save_pretrained(Path(scratch) / POLICY_FOLDER, **kwargs)
         for index, name in saved.items():
             place, member = Path(scratch, MEMBERS_FOLDER, name), ensemble.members[index]
-            member.model.save_pretrained(place)
+            member.model.save_pretrained(place, **{"max_shard_size": kwargs.get("max_shard_size", "50GB")})
             member.tokenizer.save_pretrained(place)
         for path in sorted(Path(scratch).iterdir()):
             final = target / path.name
@@ -79,25 +81,37 @@ def save(
         warn_of_places([place for place in config.members if place])
         return
     options = {name: kwargs[name] for name in _PUSH_OPTIONS if name in kwargs}
-    if save_members:
-        options["save_members"] = True
-    pushed: Any = ensemble
-    pushed.push_to_hub(str(kwargs.get("repo_id") or target.name), **options)
+    push(ensemble, str(kwargs.get("repo_id") or target.name), save_members, **options)
 
 
-def push_with_members(ensemble: EnsembleForCausalLM, repo_id: str, **options: Any) -> Any:
-    """Uploads an ensemble with its members, as `save_pretrained(save_members=True)` saves it."""
-    unknown = sorted(set(options) - set(_PUSH_OPTIONS))
-    if unknown:
-        raise ConfigError(f"{unknown[0]} is not an option of a push with save_members=True; give {_PUSH_OPTIONS}")
-    api = HfApi(token=options.pop("token", None))
-    tags = options.pop("tags", None)
-    repository = api.create_repo(repo_id, private=options.pop("private", None), exist_ok=True).repo_id
+def push(ensemble: EnsembleForCausalLM, repo_id: str, save_members: bool = False, **options: Any) -> Any:
+    """`EnsembleForCausalLM.push_to_hub`: uploads in one commit what `save_pretrained` saves.
+
+    `policy/` and `members/` of an ensemble that was pushed to this repository before are replaced.
+    """
+    for name in options:
+        if name not in _PUSH_OPTIONS:
+            raise ConfigError(f"{name} is not an option of push_to_hub: {nearest(name, _PUSH_OPTIONS)}")
+    token, revision = options.get("token"), options.get("revision")
+    check_can_be_pushed(ensemble, save_members, token)
+    api = HfApi(token=token, library_name="hf_rlae")
+    repository = api.create_repo(repo_id, private=options.get("private"), exist_ok=True).repo_id
+    if revision is not None and not revision.startswith("refs/pr"):
+        api.create_branch(repository, branch=revision, exist_ok=True)
     with tempfile.TemporaryDirectory() as folder:
-        save(ensemble, folder, save_members=True)
+        sizes = {name: options[name] for name in ("max_shard_size",) if name in options}
+        save(ensemble, folder, save_members=save_members, **sizes)
         write_card(folder, ensemble.model_card(repository))
-        keep_published_card(folder, repository, api.token, tags)
-        return api.upload_folder(repo_id=repository, folder_path=folder, **options)
+        keep_published_card(folder, repository, token, options.get("tags"))
+        return api.upload_folder(
+            repo_id=repository,
+            folder_path=folder,
+            commit_message=options.get("commit_message") or f"Upload {type(ensemble).__name__}",
+            commit_description=options.get("commit_description"),
+            revision=revision,
+            create_pr=options.get("create_pr", False),
+            delete_patterns=[f"{POLICY_FOLDER}/*", f"{MEMBERS_FOLDER}/*"],
+        )
 
 
 def check_can_be_pushed(ensemble: EnsembleForCausalLM, save_members: bool, token: Any = None) -> None:

@@ -14,6 +14,8 @@ from transformers.utils.hub import hf_api
 from hf_rlae.cards import CORY, PPO, Card, CardMember
 from hf_rlae.checks import check_choice
 from hf_rlae.files import write_whole
+from hf_rlae.hub_ids import is_hub_id
+from hf_rlae.hub_revisions import commit_of, resolved
 from hf_rlae.trainers.cory.agents import FIRST, AgentAdapters
 from hf_rlae.trainers.cory.checks import check_published_base
 from hf_rlae.trainers.cory.roles import role_labels
@@ -45,10 +47,14 @@ class AgentPublisher(PrivateSaves):
     reward_func_names: list[str]
 
     def set_base_model_id(self) -> None:
-        """Writes `base_model_id` into the adapters' configurations."""
-        if self.args.base_model_id is not None:
-            for config in self.agents.model.peft_config.values():
-                config.base_model_name_or_path = self.args.base_model_id
+        """Writes `base_model_id` into the adapters' configurations, and the commit of a base model on the Hub."""
+        revision = (getattr(self.args, "model_init_kwargs", None) or {}).get("revision")
+        for config in self.agents.model.peft_config.values():
+            loaded = config.base_model_name_or_path
+            base = self.args.base_model_id or loaded
+            config.base_model_name_or_path = base
+            if config.revision is None and base and base == loaded and is_hub_id(base):
+                config.revision = commit_of(resolved(base, revision, {"local_files_only": True}))
 
     def _check_base(self) -> None:
         check_published_base(self.agents.model.peft_config[FIRST].base_model_name_or_path)

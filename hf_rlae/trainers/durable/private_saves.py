@@ -21,6 +21,13 @@ from hf_rlae.hub_ids import is_hub_id
 
 TRAINING_STATE = ("*.pt", "*.pth", "trainer_state.json", "hf_rlae_checkpoint.json")
 """Files of a checkpoint that are no part of the model."""
+UNPUBLISHED = [
+    "_*", f"{PREFIX_CHECKPOINT_DIR}-*",  # as in transformers
+    "*tfevents*", "runs/*", "wandb/*", "mlruns/*", "*.log",  # names of hosts and paths are in the logs of trackers
+    TRAINING_ARGS_NAME, "*.pt", "*.pth", "*.pkl", "*.pickle",  # a published model has no pickles
+    ".env*", ".git*", ".netrc", ".ipynb_checkpoints/*",
+]  # fmt: skip
+"""Files of an output folder that are not uploaded, except inside a checkpoint."""
 _KEPT = ("checkpoint-", "_")
 _IN_CACHE = re.compile(r"models--([^/\\]+)--([^/\\]+)")
 
@@ -97,6 +104,49 @@ class PrivateSaves(Trainer):
             best = Path(checkpoint).with_name(f"{PREFIX_CHECKPOINT_DIR}-{self.state.best_global_step}")
             self.state.best_model_checkpoint = str(best) if best.is_dir() else None
 
+    def push_to_hub(
+        self,
+        commit_message: str | None = "End of training",
+        blocking: bool = True,
+        token: str | None = None,
+        revision: str | None = None,
+        private: bool | None = None,
+        **kwargs: Any,
+    ) -> Any:
+        """As in transformers, without the logs of trackers, pickles and hidden files of the output folder.
+
+        Args:
+            commit_message, blocking, token, revision, private: as in transformers.
+            kwargs: for `create_model_card`.
+
+        Returns:
+            `huggingface_hub.CommitInfo`, or a `Future` of it if `blocking=False`; `None` in other processes than the
+            first.
+        """
+        args = self.args
+        self.callback_handler.on_push_begin(args, self.state, self.control)
+        token = token if token is not None else args.hub_token
+        if self.hub_model_id is None:
+            self.init_hf_repo(token=token, private=private)
+        self.save_model(_internal_call=True)
+        if not self.is_world_process_zero():
+            return None
+        name = Path(args.hub_model_id or os.path.abspath(args.output_dir)).name
+        given = kwargs.pop("tags", None) or []
+        tags = [*([given] if isinstance(given, str) else given), *(getattr(self.model, "model_tags", None) or ())]
+        self.create_model_card(**{"model_name": name, "tags": list(dict.fromkeys(tags)), **kwargs})
+        self._finish_current_push()
+        upload: Any = hf_api().upload_folder
+        return upload(
+            repo_id=self.hub_model_id,
+            folder_path=args.output_dir,
+            commit_message=commit_message,
+            token=token,
+            run_as_future=not blocking,
+            ignore_patterns=UNPUBLISHED,
+            revision=revision or args.hub_revision,
+        )
+
     def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
         """As in transformers, for all files of the model in a checkpoint (several adapters too), without arguments."""
         args = self.args
@@ -113,7 +163,7 @@ class PrivateSaves(Trainer):
         shared = {"repo_id": self.hub_model_id, "token": args.hub_token, "revision": args.hub_revision}
         message = f"Training in progress, {when}"
         folders: list[dict[str, Any]] = [
-            {"folder_path": args.output_dir, "commit_message": message, "ignore_patterns": ["_*", "checkpoint-*"]}
+            {"folder_path": args.output_dir, "commit_message": message, "ignore_patterns": UNPUBLISHED}
         ]
         if args.hub_strategy in (HubStrategy.CHECKPOINT, HubStrategy.ALL_CHECKPOINTS):
             is_last = args.hub_strategy == HubStrategy.CHECKPOINT

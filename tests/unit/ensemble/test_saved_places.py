@@ -10,7 +10,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from huggingface_hub import HfApi
 
 from hf_rlae import ConfigError, EnsembleConfig, EnsembleForCausalLM, MemberError, PolicyModel, StaticPolicy
 from hf_rlae.ensemble.member_places import place_of
@@ -129,34 +128,6 @@ def test_a_warning_says_how_to_load(folders, tmp_path, caplog):
     assert "loaded with `allow_outside=True`" in caplog.text
     ensemble.save_pretrained(tmp_path / "ensemble")
     assert "load the ensemble with `members=[...]`" in caplog.text
-
-
-def test_pushes_of_local_members(folders, tmp_path, monkeypatch):
-    """Nobody else could load them: they are refused before anything is written, or pushed with their members."""
-    ensemble = EnsembleForCausalLM.from_members(folders)
-    for push in (
-        lambda: ensemble.push_to_hub("me/ensemble"),
-        lambda: ensemble.save_pretrained(tmp_path / "ensemble", push_to_hub=True, repo_id="me/ensemble"),
-    ):
-        with pytest.raises(ConfigError, match=r"\['a', 'b'\] are folders .* pass save_members=True"):
-            push()
-    assert not (tmp_path / "ensemble").exists()
-    uploaded = {}
-
-    def create(api, repo_id, **options):
-        uploaded.update(options, token=api.token)
-        return type("Url", (), {"repo_id": repo_id})
-
-    def upload(api, *, repo_id, folder_path, **options):
-        shutil.copytree(folder_path, tmp_path / repo_id)
-        uploaded.update(options)
-
-    monkeypatch.setattr(HfApi, "create_repo", create)
-    monkeypatch.setattr(HfApi, "upload_folder", upload)
-    options = {"private": True, "token": "t", "commit_message": "m"}
-    ensemble.save_pretrained(tmp_path / "e", push_to_hub=True, repo_id="me/ensemble", save_members=True, **options)
-    assert uploaded == {"private": True, "exist_ok": True, "token": "t", "commit_message": "m"}
-    assert len(from_pretrained(tmp_path / "me" / "ensemble").members) == 2
 
 
 @pytest.mark.parametrize("save_members", [False, True])
