@@ -4,6 +4,7 @@ from .ensemble import EnsembleForCausalLM as EnsembleForCausalLM
 from .ensemble import EnsembleGenerateBeamOutput as EnsembleGenerateBeamOutput
 from .ensemble import EnsembleGenerateOutput as EnsembleGenerateOutput
 from .ensemble import EnsembleLogitsProcessor as EnsembleLogitsProcessor
+from .ensemble import EnsembleTokenizer as EnsembleTokenizer
 from .errors import CheckpointError as CheckpointError
 from .errors import ConfigError as ConfigError
 from .errors import DiskFullError as DiskFullError

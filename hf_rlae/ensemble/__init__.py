@@ -5,6 +5,7 @@ from hf_rlae.ensemble.configuration_ensemble import EnsembleConfig
 from hf_rlae.ensemble.modeling_ensemble import EnsembleForCausalLM
 from hf_rlae.ensemble.outputs import EnsembleGenerateBeamOutput, EnsembleGenerateOutput
 from hf_rlae.ensemble.processor.processor import EnsembleLogitsProcessor
+from hf_rlae.ensemble.tokenizer_ensemble import EnsembleTokenizer
 
 __all__ = [
     "EnsembleCache",
@@ -13,4 +14,5 @@ __all__ = [
     "EnsembleGenerateBeamOutput",
     "EnsembleGenerateOutput",
     "EnsembleLogitsProcessor",
+    "EnsembleTokenizer",
 ]

@@ -6,7 +6,7 @@ import json
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeAlias
 
 from huggingface_hub.dataclasses import strict
-from transformers import PreTrainedConfig
+from transformers import AutoConfig, PreTrainedConfig
 
 from hf_rlae.checks import COUNT, OPTIONAL_COUNT, Bounds, check_choice, check_fields
 from hf_rlae.ensemble.draws import SCOPES, UNITS
@@ -15,6 +15,7 @@ from hf_rlae.ensemble.mixing import has_trait, make_mixing, mixings
 from hf_rlae.ensemble.spans import WHOLE_TEXT
 from hf_rlae.ensemble.warping import WARPS
 from hf_rlae.errors import ConfigError
+from hf_rlae.remote_code import ConfigWithCode
 from hf_rlae.vocabulary.grain import AUTO_GRAIN, GRAINS, TOKEN
 from hf_rlae.vocabulary.round_trip import AUTO, FORMS
 
@@ -36,7 +37,7 @@ _BOUNDS = {
 
 
 @strict
-class EnsembleConfig(PreTrainedConfig):
+class EnsembleConfig(ConfigWithCode, PreTrainedConfig):
     r"""The settings with which several members decode one text together.
 
     Args:
@@ -101,6 +102,10 @@ class EnsembleConfig(PreTrainedConfig):
 
     model_type = "hf_rlae_ensemble"
     keys_to_ignore_at_inference: ClassVar[list[str]] = ["past_key_values"]
+    auto_classes: ClassVar[dict[str, str]] = {
+        "AutoConfig": "EnsembleConfig",
+        "AutoModelForCausalLM": "EnsembleForCausalLM",
+    }
 
     members: list[str | None] | None = None
     revisions: list[str | None] | None = None
@@ -162,6 +167,13 @@ class EnsembleConfig(PreTrainedConfig):
                 "probability 0, whose logarithm cannot be subtracted; leave warp out"
             )
 
+    @classmethod
+    def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Any:
+        """As in transformers; `members` and `policy` are left to the model's `from_pretrained`, which replaces them."""
+        given = {name: kwargs.pop(name) for name in ("members", "policy") if name in kwargs}
+        found: Any = super().from_dict(config_dict, **kwargs)
+        return (found[0], {**found[1], **given}) if kwargs.get("return_unused_kwargs") else found
+
     @property
     def span_length_of_policy(self) -> int | None:
         """`span_length`, or `None` with `select="prompt"`; see `PolicyConfig.span_length`."""
@@ -171,3 +183,6 @@ class EnsembleConfig(PreTrainedConfig):
     def tokens_per_weights(self) -> int:
         """Number of tokens that share one weight vector: `span_length`, or `WHOLE_TEXT` with `select="prompt"`."""
         return WHOLE_TEXT if self.select == "prompt" else self.span_length
+
+
+AutoConfig.register(EnsembleConfig.model_type, EnsembleConfig)

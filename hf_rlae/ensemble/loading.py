@@ -22,14 +22,14 @@ from hf_rlae.ensemble.member_places import find_members
 from hf_rlae.ensemble.mixing import Mixing, has_trait, make_mixing
 from hf_rlae.ensemble.options import BuildOptions, EnsembleOptions, GivenMember, LoadOptions
 from hf_rlae.ensemble.pins import warn_of_unpinned
-from hf_rlae.ensemble.saved_config import load_config
-from hf_rlae.ensemble.tokenizer_ensemble import EnsembleTokenizer, shared_tokenizer
+from hf_rlae.ensemble.saved_config import checked_config, load_config
+from hf_rlae.ensemble.tokenizer_ensemble import EnsembleTokenizer, distinct_vocabularies, shared_tokenizer
 from hf_rlae.errors import ConfigError, MemberError, nearest
 from hf_rlae.hub_revisions import resolved
 from hf_rlae.members import LazyMember, LazyRunner, Member, choose_runner
 from hf_rlae.members.model_files import readable, tokenizer_failures
 from hf_rlae.policies import GivenPolicy, resolve_policy, saved_policy
-from hf_rlae.vocabulary import ByteVocabulary, UnionVocabulary, choose_normalization, same_vocabulary
+from hf_rlae.vocabulary import UnionVocabulary, choose_normalization, same_vocabulary
 from hf_rlae.vocabulary.grain import AUTO_GRAIN, TOKEN, choose_grain
 
 if TYPE_CHECKING:
@@ -41,6 +41,8 @@ _FIELDS = tuple(EnsembleOptions.__annotations__)
 _PER_MEMBER = ("revisions", "base_revisions", "vocabulary_hashes", "end_token_ids", "adapter_names")
 _SHARED_OPTIONS = ("token", "cache_dir", "local_files_only", "force_download")
 """Options of the Hub in `from_pretrained` that hold for members, too."""
+_OF_AUTO_CLASSES = ("_from_auto", "_from_pipeline", "_commit_hash", "adapter_kwargs", "code_revision")
+"""What Auto classes and pipelines add to the arguments of `from_pretrained`."""
 
 
 def _per_member(value: Any, count: int, name: str) -> list[Any]:
@@ -204,7 +206,7 @@ def assemble(config: EnsembleConfig, members: Sequence[Member]) -> Parts:
         )
     if config.grain in (TOKEN, AUTO_GRAIN) and all(same_vocabulary(tables[0], table) for table in tables[1:]):
         return _assemble_shared(mixing, members)
-    return _assemble_different(config, mixing, members, tables)
+    return _assemble_different(config, mixing, members)
 
 
 def _assemble_shared(mixing: Mixing, members: Sequence[Member]) -> Parts:
@@ -218,26 +220,12 @@ def _assemble_shared(mixing: Mixing, members: Sequence[Member]) -> Parts:
     return Parts(SharedTokenizerEngine(members, mixing), generation_config, tokenizer)
 
 
-def _assemble_different(
-    config: EnsembleConfig, mixing: Mixing, members: Sequence[Member], tables: Sequence[dict[str, int]]
-) -> Parts:
+def _assemble_different(config: EnsembleConfig, mixing: Mixing, members: Sequence[Member]) -> Parts:
     """The parts of an ensemble whose members have different tokenizers."""
     first = members[0]
-    vocabularies: list[ByteVocabulary] = []
-    for index, member in enumerate(members):
-        known = next(
-            (
-                vocabularies[j]
-                for j in range(index)
-                if members[j].vocab_size == member.vocab_size and same_vocabulary(tables[j], tables[index])
-            ),
-            None,
-        )
-        if known is None:
-            with tokenizer_failures(f"member {member.name}"):
-                known = ByteVocabulary(member.tokenizer, member.vocab_size)
-        vocabularies.append(known)
     names = [member.name for member in members]
+    tokenizers = [member.tokenizer for member in members]
+    vocabularies = distinct_vocabularies(tokenizers, [member.vocab_size for member in members], names)
     form = choose_normalization(config.normalizes, vocabularies, names)
     needs_common = has_trait(mixing, "needs_common_strings")
     if config.grain == TOKEN and needs_common:
@@ -251,7 +239,7 @@ def _assemble_different(
     grain = choose_grain(needs_common) if config.grain == AUTO_GRAIN else config.grain
     union = UnionVocabulary(vocabularies, grain)
     with tokenizer_failures(f"member {first.name}"):
-        tokenizer = EnsembleTokenizer(union, [member.tokenizer for member in members], names, vocabularies, form)
+        tokenizer = EnsembleTokenizer(union, tokenizers, names, vocabularies, form)
     engine = ReadingsEngine(
         members,
         vocabularies,
@@ -307,6 +295,8 @@ def load(
     **options: Any,
 ) -> EnsembleForCausalLM:
     """`EnsembleForCausalLM.from_pretrained`."""
+    is_auto = bool(options.get("_from_auto"))  # then `config` has the fields that were given as arguments
+    options = {name: value for name, value in options.items() if name not in _OF_AUTO_CLASSES}
     unknown = [name for name in options if name not in LoadOptions.__annotations__]
     if unknown:
         raise ConfigError(
@@ -319,7 +309,7 @@ def load(
     source = os.fspath(source)
     with readable(source, f"ensemble {source}", ConfigError):
         options["revision"] = resolved(source, options.get("revision"), options)  # of config, policy and members alike
-    config = config or load_config(source, options)
+    config = load_config(source, options) if config is None else checked_config(config, source)
     given: Sequence[Any] = config.members or [] if members is None else members
     if members is None:
         if len(given) > max_members:
@@ -359,7 +349,7 @@ def load(
             ],
         },
     )
-    is_same = (members is None and not changed) or all(  # another grain has other ids, too
+    is_same = (members is None and not changed and not is_auto) or all(  # another grain has other ids, too
         getattr(config, name) == getattr(ensemble.config, name) for name in ("vocab_size", "eos_token_id")
     )
     ensemble.generation_config = saved_generation_config(ensemble, source, options, has_saved_ids=is_same)

@@ -11,6 +11,7 @@ import torch
 from huggingface_hub import ModelCard
 from torch import nn
 from transformers import (
+    AutoModelForCausalLM,
     GenerationConfig,
     GenerationMixin,
     LogitsProcessorList,
@@ -43,10 +44,11 @@ from hf_rlae.ensemble.warping import split_at_warpers
 from hf_rlae.errors import ConfigError, InputError, present
 from hf_rlae.members import Member
 from hf_rlae.policies import GivenPolicy, Policy, UniformPolicy, observed_tokens, resolve_policy
+from hf_rlae.remote_code import NotRemote
 from hf_rlae.vocabulary import UnionVocabulary
 
 
-class EnsembleForCausalLM(CardedPush, PreTrainedModel, GenerationMixin):
+class EnsembleForCausalLM(NotRemote, CardedPush, PreTrainedModel, GenerationMixin):
     """Several causal language models that decode one text together.
 
     Every next token comes from the weighted mixture of the members' distributions over the union vocabulary. A policy
@@ -522,3 +524,6 @@ class EnsembleForCausalLM(CardedPush, PreTrainedModel, GenerationMixin):
             MemberError, PolicyError: files of a member or the policy that are not whole.
         """
         return loading.load(cls, pretrained_model_name_or_path, **kwargs)
+
+
+AutoModelForCausalLM.register(EnsembleConfig, EnsembleForCausalLM)

@@ -51,6 +51,13 @@ def load_config(source: str, options: dict[str, Any]) -> EnsembleConfig:
     except Exception as error:  # files of others can hold anything
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise ConfigError(f"{source} is no saved ensemble: its config.json cannot be read: {reason}") from error
+    return checked_config(config, source)
+
+
+def checked_config(config: Any, source: str) -> EnsembleConfig:
+    """The config that is given with a saved ensemble; `ConfigError` if it is another's, or names no members."""
+    if not isinstance(config, EnsembleConfig):
+        raise ConfigError(f"config must be an EnsembleConfig, got {type(config).__name__}; leave it out")
     if not config.members:
         raise ConfigError(f"{source} is no saved ensemble: its config.json names no members")
     return config

@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import copy
+import os
 from collections.abc import Callable, Iterable, Sequence
 from functools import cache
 from typing import Any
 
-from transformers import BatchEncoding, PreTrainedTokenizerBase, PreTrainedTokenizerFast
+from transformers import AutoTokenizer, BatchEncoding, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from hf_rlae.ensemble.chats.member_chats import MemberChats
 from hf_rlae.ensemble.chats.parser import Chat
 from hf_rlae.ensemble.chats.reader import ChatReader
+from hf_rlae.ensemble.configuration_ensemble import EnsembleConfig
+from hf_rlae.ensemble.tokenizer_files import SETTINGS, TokenizerParts, read_tokenizer
 from hf_rlae.errors import InputError, TokenizerError
-from hf_rlae.vocabulary import ByteVocabulary, Form, UnionVocabulary
+from hf_rlae.members.model_files import tokenizer_failures
+from hf_rlae.remote_code import NotRemote
+from hf_rlae.vocabulary import ByteVocabulary, Form, UnionVocabulary, same_vocabulary, vocabulary_hash
 from hf_rlae.vocabulary.grain import TOKEN
 from hf_rlae.vocabulary.spelling import byte_level_alphabet
 
@@ -49,10 +54,29 @@ class SharedTokenizer(MemberChats):
         plain_class (`type`): the tokenizer's own class.
     """
 
-    plain_class: type
+    plain_class: Any
 
     def __reduce__(self) -> Any:
         return _restored, (self.plain_class,), self.__dict__
+
+    def parts(self) -> TokenizerParts:
+        """See [`MemberChats`]."""
+        sizes = [len(tokenizer) for tokenizer in self.member_tokenizers]
+        has_bytes = getattr(self.member_tokenizers[0], "backend_tokenizer", None) is not None
+        pieces = ByteVocabulary(self.member_tokenizers[0]).pieces if has_bytes else None
+        return TokenizerParts(
+            list(self.member_tokenizers),
+            list(self.member_names),
+            sizes,
+            settings=own_settings(self),
+            vocabulary_hash=None if pieces is None else vocabulary_hash(pieces),
+        )
+
+    def save_pretrained(self, save_directory: Any, *args: Any, **kwargs: Any) -> Any:
+        """As in [`MemberChats`]; if the members have one chat template, the files of a plain tokenizer."""
+        if self.has_one_template:
+            return self.plain_class.save_pretrained(self, save_directory, *args, **kwargs)
+        return super().save_pretrained(save_directory, *args, **kwargs)
 
 
 def shared_tokenizer(
@@ -73,7 +97,7 @@ def shared_tokenizer(
     return tokenizer
 
 
-class EnsembleTokenizer(MemberChats, PreTrainedTokenizerFast):
+class EnsembleTokenizer(NotRemote, MemberChats, PreTrainedTokenizerFast):
     """Encodes as the first member's tokenizer does and decodes every id of the union vocabulary.
 
     Text is text: the name of a control token in a text stands for its characters (`split_special_tokens=True`), except
@@ -310,18 +334,96 @@ class EnsembleTokenizer(MemberChats, PreTrainedTokenizerFast):
 
     # -- saving -------------------------------------------------------------------------------------------
 
-    def save_pretrained(self, save_directory: Any, *args: Any, **kwargs: Any) -> Any:
-        """Not supported: the union vocabulary is made from the members' tokenizers.
+    def parts(self) -> TokenizerParts:
+        """See [`MemberChats`]."""
+        sizes = [vocabulary.size for vocabulary in self.chats.vocabularies]
+        return TokenizerParts(
+            list(self.member_tokenizers),
+            list(self.member_names),
+            sizes,
+            self.union.grain,
+            self.chats.form,
+            own_settings(self),
+            vocabulary_hash(self.union.pieces),
+        )
+
+    @classmethod
+    def from_pretrained(  # type: ignore[override]
+        cls,
+        pretrained_model_name_or_path: Any,
+        *inputs: Any,
+        members: Any = None,
+        allow_outside: bool = False,
+        **kwargs: Any,
+    ) -> MemberChats:
+        """Loads the tokenizer of a saved ensemble, without its members' weights.
+
+        The members' tokenizers come from the same folder, if they were saved with it, or from the places of the
+        members, at the saved revisions.
+
+        Args:
+            pretrained_model_name_or_path (`str` or `os.PathLike`): a folder, or an id on the Hub.
+            members (`Sequence[str]`, *optional*): folders or Hub ids of the members in place of the saved ones.
+            allow_outside (`bool`, defaults to `False`): whether members may be folders outside of the ensemble's own.
+            kwargs: options of the Hub, `subfolder`, `trust_remote_code`, and attributes such as `padding_side`.
+
+        Returns:
+            `EnsembleTokenizer`, or a tokenizer of the members' own class if they share one: as `ensemble.tokenizer`.
 
         Raises:
-            TokenizerError: always.
+            TokenizerError: no saved tokenizer of an ensemble, or one that no longer matches the saved one: the
+                members' tokenizers have changed.
         """
-        raise TokenizerError(
-            f"the tokenizer of an ensemble with different tokenizers cannot be saved to {save_directory}: its "
-            f"{self.union.size} ids are made from the members' tokenizers, and the files would load as another "
-            "tokenizer. Save the ensemble (`ensemble.save_pretrained(folder)`), whose `from_pretrained` makes the "
-            "tokenizer again, or save the tokenizer of one member (`ensemble.members[0].tokenizer`)"
-        )
+        source = os.fspath(pretrained_model_name_or_path)
+        found = read_tokenizer(source, kwargs, members, allow_outside)
+        wanted = {name: kwargs[name] for name in SETTINGS if kwargs.get(name) is not None}
+        with tokenizer_failures(f"the ensemble {source}"):
+            made = _from_parts(found)
+            now = made.parts().vocabulary_hash
+            if found.vocabulary_hash not in (None, now):
+                raise TokenizerError(
+                    f"the tokenizer of {source} no longer matches: its members' tokenizers give a vocabulary with the "
+                    f"hash {now}, and it was saved with {found.vocabulary_hash}; load the members at the revisions "
+                    "with which the ensemble was saved, or build a new ensemble and save it again"
+                )
+            for name, value in {**found.settings, **wanted}.items():
+                if getattr(made, name) != value:
+                    setattr(made, name, value)
+        return made
+
+
+def own_settings(tokenizer: Any) -> dict[str, Any]:
+    """The attributes of an ensemble's tokenizer that are saved."""
+    settings = {name: getattr(tokenizer, name) for name in SETTINGS}
+    if settings["chat_template"] == tokenizer.first_template:  # else a template for all members
+        del settings["chat_template"]
+    return settings
+
+
+def _from_parts(parts: TokenizerParts) -> MemberChats:
+    if parts.grain is None:
+        return shared_tokenizer(parts.tokenizers, parts.names, None)
+    vocabularies = distinct_vocabularies(parts.tokenizers, parts.sizes, parts.names)
+    union = UnionVocabulary(vocabularies, parts.grain)
+    form: Any = parts.form
+    return EnsembleTokenizer(union, parts.tokenizers, parts.names, vocabularies, form)
+
+
+def distinct_vocabularies(
+    tokenizers: Sequence[Any], sizes: Sequence[int], names: Sequence[str]
+) -> list[ByteVocabulary]:
+    """The vocabulary of each member; equal tokenizers share one."""
+    tables = [tokenizer.get_vocab() for tokenizer in tokenizers]
+    found: list[ByteVocabulary] = []
+    for index, table in enumerate(tables):
+        same = (j for j in range(index) if sizes[j] == sizes[index] and same_vocabulary(tables[j], table))
+        known = next(same, None)
+        if known is not None:
+            found.append(found[known])
+            continue
+        with tokenizer_failures(f"member {names[index]}"):
+            found.append(ByteVocabulary(tokenizers[index], sizes[index]))
+    return found
 
 
 def _mapped(function: Callable[[str], str], given: Any) -> Any:
@@ -329,3 +431,6 @@ def _mapped(function: Callable[[str], str], given: Any) -> Any:
     if isinstance(given, str):
         return function(given)
     return [_mapped(function, entry) for entry in given] if isinstance(given, list | tuple) else given
+
+
+AutoTokenizer.register(EnsembleConfig, tokenizer_class=EnsembleTokenizer)

@@ -11,6 +11,7 @@ from transformers import AutoConfig, PreTrainedConfig
 from hf_rlae.checks import COUNT, OPTIONAL_COUNT, POSITIVE, Bounds, check_choice, check_fields
 from hf_rlae.errors import ConfigError
 from hf_rlae.members import Member
+from hf_rlae.remote_code import ConfigWithCode
 
 OBSERVATIONS = ("members", "text", "both")
 ACTORS = ("joint", "per_member")
@@ -42,7 +43,7 @@ _BOUNDS = {
 
 
 @strict
-class PolicyConfig(PreTrainedConfig):
+class PolicyConfig(ConfigWithCode, PreTrainedConfig):
     r"""What a learned policy observes, and how it computes weights.
 
     Args:
@@ -86,6 +87,7 @@ class PolicyConfig(PreTrainedConfig):
     """
 
     model_type = "hf_rlae_policy"
+    auto_classes: ClassVar[dict[str, str]] = {"AutoConfig": "PolicyConfig", "AutoModel": "PolicyModel"}
 
     num_members: int = 2
     observation: str = "members"

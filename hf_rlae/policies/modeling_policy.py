@@ -23,6 +23,7 @@ from hf_rlae.policies.card import policy_card
 from hf_rlae.policies.configuration_policy import PolicyConfig, readable_tokens
 from hf_rlae.policies.heads import MAX_SCORE_AT_START, Heads, Score
 from hf_rlae.policies.state import PolicyOutput, PolicyState
+from hf_rlae.remote_code import NotRemote
 
 Observation = Mapping[str, torch.Tensor]
 """What a policy observes, as tensors that can be stored; see `PolicyModel.observe`."""
@@ -32,7 +33,7 @@ FORMER_CRITIC = {"heads.critic.": "heads.critic.0."}
 _HUB_OPTIONS = ("cache_dir", "force_download", "local_files_only", "token", "revision", "subfolder")
 
 
-class PolicyModel(CardedPush, PreTrainedModel):
+class PolicyModel(NotRemote, CardedPush, PreTrainedModel):
     """A learned policy that observes the members, the text or both; an actor returns weights, a critic values.
 
     With random heads the weights are within 2% of 1/M. Weights are deterministic (the softmax of the actor's scores),

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 from transformers import BatchEncoding, PreTrainedTokenizerBase
 
+from hf_rlae.ensemble.tokenizer_files import TokenizerParts, write_tokenizer
 from hf_rlae.errors import InputError, TokenizerError
 from hf_rlae.members.chat_template import apply_chat_template
 
 _POSITIONAL = ("tools", "documents", "chat_template", "add_generation_prompt", "continue_final_message", "tokenize")
+_PUSH_OPTIONS = ("commit_message", "private", "token", "revision", "create_pr", "tags")
 _UNUSED = ("tokenize", "return_dict", "return_tensors", "padding", "truncation", "max_length")
 
 if TYPE_CHECKING:
@@ -67,6 +70,11 @@ class MemberChats(_Base):
     member_tokenizers: Sequence[PreTrainedTokenizerBase]
     member_names: Sequence[str]
     first_template: Any
+
+    @property
+    def has_one_template(self) -> bool:
+        """Whether all members render chats with one template."""
+        return all(own.chat_template == self.first_template for own in self.member_tokenizers)
 
     def apply_chat_template(self, conversation: Any, *args: Any, **kwargs: Any) -> Any:
         """Renders conversations with each member's own chat template.
@@ -136,6 +144,29 @@ class MemberChats(_Base):
 
     def remember(self, rows: Sequence[Sequence[int]], conversations: Sequence[Any], options: dict[str, Any]) -> None:
         """Called with the first member's ids of rendered conversations."""
+
+    def parts(self) -> TokenizerParts:
+        """What the tokenizer is made of, for saving."""
+        raise NotImplementedError
+
+    def save_pretrained(self, save_directory: Any, *args: Any, **kwargs: Any) -> Any:
+        """Saves the tokenizer with the tokenizers of all members, for `AutoTokenizer.from_pretrained`.
+
+        An ensemble's own `save_pretrained` saves its tokenizer without theirs, which are then loaded from the places of
+        the members.
+
+        Args:
+            save_directory (`str` or `os.PathLike`): created if it does not exist.
+            args, kwargs: as in transformers; `push_to_hub` uploads the folder.
+
+        Returns:
+            `tuple[str, ...]`: the paths of the files.
+        """
+        files = write_tokenizer(self.parts(), save_directory, with_members=True)
+        if kwargs.pop("push_to_hub", False):
+            repo_id = kwargs.pop("repo_id", None) or Path(save_directory).name
+            self.push_to_hub(repo_id, **{name: kwargs[name] for name in _PUSH_OPTIONS if name in kwargs})
+        return tuple(files)
 
     def _cut(self, rows: list[list[list[int]]], max_length: int | None) -> list[list[list[int]]]:
         """Truncates the ids of each member; refuses if this would leave different texts."""

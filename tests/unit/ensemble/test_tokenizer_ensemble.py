@@ -13,7 +13,7 @@ from tokenizers import AddedToken
 from transformers import AutoTokenizer, TextStreamer
 
 from hf_rlae import EnsembleForCausalLM
-from hf_rlae.errors import InputError, TokenizerError
+from hf_rlae.errors import InputError
 from tests.support.models import pair
 from tests.support.tokenizers import LOSSLESS, byte_level_bpe, changed, chatml, instruct, raw_bytes, sentencepiece_bpe
 
@@ -161,12 +161,3 @@ def test_with_one_tokenizer_what_is_saved_loads(build, tmp_path):
     texts = ["grand hôtel </s><|im_end|>", "a"]
     assert loaded(texts, padding=True)["input_ids"] == tokenizer(texts, padding=True)["input_ids"]
     assert (loaded.eos_token, loaded.pad_token) == (tokenizer.eos_token, tokenizer.pad_token)
-
-
-def test_with_different_tokenizers_saving_is_refused(tmp_path):
-    ensemble = ensemble_with("chatml")
-    with pytest.raises(
-        TokenizerError, match=rf"cannot be saved.*its {ensemble.union.size} ids.*ensemble.save_pretrain"
-    ):
-        ensemble.tokenizer.save_pretrained(tmp_path / "tokenizer")
-    assert not (tmp_path / "tokenizer").exists()
