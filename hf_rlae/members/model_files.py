@@ -58,6 +58,7 @@ def load_model(
             own["adapter_kwargs"] = {"subfolder": ".none"}
         elif adapter is not None:
             own.update(revision=base_revision, subfolder="")
+        _refuse_ensemble(base, own, owner)
         load = AutoModelForCausalLM.from_pretrained
         model, _ = load_whole(load, base, owner, MemberError, check_files=check_files, **own)
         if adapter is not None:
@@ -85,7 +86,8 @@ def load_skeleton(
     with readable(source, owner):
         adapter = _find_adapter(source, None, options)
         base, base_revision = _base_of(adapter, source, base_revision, options)
-    own = options if base == source else {**options, "revision": base_revision, "subfolder": ""}
+        own = options if base == source else {**options, "revision": base_revision, "subfolder": ""}
+        _refuse_ensemble(base, own, owner)
     hub = {name: own[name] for name in (*_HUB_OPTIONS, "revision", "subfolder") if own.get(name) is not None}
     trust = bool(own.get("trust_remote_code"))
     dtype, later = own.get("dtype"), {**own, "device_map": "meta"}  # the memory counts when the weights are loaded
@@ -227,6 +229,18 @@ def _budget(source: Any, options: dict[str, Any], fail: Fail) -> Iterator[None]:
     checks_memory = options.get("device_map") in (None, "cpu") and torch.get_default_device().type == "cpu"
     with parameter_budget(held, fail, is_packed=is_packed, checks_memory=checks_memory):
         yield
+
+
+def _refuse_ensemble(source: str, options: dict[str, Any], owner: str) -> None:
+    """Raises `MemberError` for a saved ensemble or policy, which Auto classes load too."""
+    hub = {name: options[name] for name in (*_HUB_OPTIONS, "revision", "subfolder") if options.get(name) is not None}
+    folder = Path(source, options.get("subfolder") or "")
+    kind = _read_config(source, folder, hub, _fail(owner, MemberError)).get("model_type")
+    if str(kind).startswith("hf_rlae"):
+        raise MemberError(
+            f"{owner} has model_type={kind!r}, and a member is one language model; give the members of that ensemble, "
+            "one by one"
+        )
 
 
 def _read_config(source: Any, folder: Path, hub: dict[str, Any], fail: Fail) -> dict[str, Any]:
