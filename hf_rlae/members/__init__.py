@@ -7,10 +7,11 @@ from hf_rlae.members.look_ahead import mean_state_ahead, readings_ahead
 from hf_rlae.members.member import Member
 from hf_rlae.members.probe import choose_runner
 from hf_rlae.members.prompt_logps import prompt_logps
-from hf_rlae.members.ragged_run import BatchRunner, RowRunner
+from hf_rlae.members.ragged_run import BatchRunner
 from hf_rlae.members.readings.run import ReadingsRun
 from hf_rlae.members.readings.state import Update
 from hf_rlae.members.readings.update_sums import PendingSums, UpdateSums
+from hf_rlae.members.row_runner import RowRunner
 from hf_rlae.members.shared_run import OwnPromptRun, SeparateRowsRun, SharedRun
 
 __all__ = [

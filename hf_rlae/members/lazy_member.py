@@ -15,8 +15,8 @@ from hf_rlae.errors import MemberError
 from hf_rlae.hub_revisions import commit_of, resolved
 from hf_rlae.members.member import TOKENIZER_OPTIONS, Member
 from hf_rlae.members.model_files import load_skeleton, load_tokenizer, readable
+from hf_rlae.members.paths import MakeRunner, Path, PathOutput, Runner
 from hf_rlae.members.probe import choose_runner
-from hf_rlae.members.ragged_run import MakeRunner, Path, PathOutput, Runner
 
 logger = logging.getLogger(__name__)
 

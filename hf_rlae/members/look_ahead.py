@@ -9,7 +9,7 @@ import torch
 
 from hf_rlae.errors import present
 from hf_rlae.members.member import Member
-from hf_rlae.members.ragged_run import Path
+from hf_rlae.members.paths import Path
 
 if TYPE_CHECKING:
     from hf_rlae.members.readings.run import ReadingsRun

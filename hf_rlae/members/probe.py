@@ -9,8 +9,10 @@ import torch
 
 from hf_rlae.errors import MemberError
 from hf_rlae.members.member import Member
-from hf_rlae.members.ragged_run import BatchRunner, Chain, Path, RowRunner, Runner
+from hf_rlae.members.paths import Chain, Path, Runner
+from hf_rlae.members.ragged_run import BatchRunner
 from hf_rlae.members.recurrence import returned_state
+from hf_rlae.members.row_runner import RowRunner
 
 _PROBE_LENGTHS = (7, 5)
 

@@ -1,102 +1,25 @@
-"""Runs a member on ragged rows, which advance by different numbers of tokens."""
+"""Batched forward passes over ragged rows, which advance by different numbers of tokens."""
 
 from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol, cast
+from typing import Any, cast
 
 import torch
 
-from hf_rlae.members.hidden_states import RaggedStates, with_means
+from hf_rlae.members.hidden_states import RaggedStates
 from hf_rlae.members.member import Member
+from hf_rlae.members.paths import Path, PathOutput
 from hf_rlae.members.ragged_cache import RaggedCache, plan_columns, shared_columns
-from hf_rlae.members.recurrence import returned_state
 from hf_rlae.members.shared_run import accepted_arguments, captured_head_input
 
 _LEAST_SAVED = 128
 """Number of padding cells (one column of one row) that a second pass must save on a CPU. Source: ours, measured."""
 _LEAST_SAVED_ELSEWHERE = 4096
 """The same for other devices, where a pass costs more and a cell less. Source: ours, not measured."""
-
-
-class Chain:
-    """The ids of a row that do not change any more: a linked list that rows share.
-
-    Attributes:
-        before (`Chain` or `None`), ids (`tuple[int, ...]`): the first ids, and the ids after them.
-        length (`int`): total number of ids.
-    """
-
-    __slots__ = ("before", "ids", "length")
-    length: int
-
-    def __init__(self, before: Chain | None = None, ids: tuple[int, ...] = ()) -> None:
-        self.before = before
-        self.ids = ids
-        self.length = len(ids) + (before.length if before is not None else 0)
-
-    def plus(self, ids: tuple[int, ...]) -> Chain:
-        """The chain, extended by `ids`."""
-        return Chain(self, ids) if ids else self
-
-    def after(self, position: int) -> tuple[int, ...]:
-        """The ids from `position` on; the cost is proportional to their number."""
-        parts = []
-        link: Chain | None = self
-        while link is not None and link.length > position:
-            start = link.length - len(link.ids)
-            parts.append(link.ids[max(position - start, 0) :])
-            link = link.before
-        return tuple(i for part in reversed(parts) for i in part)
-
-
-@dataclass(frozen=True)
-class Path:
-    """The ids that one row reads.
-
-    Attributes:
-        settled (`Chain`): the ids that do not change any more.
-        ids (`tuple[int, ...]`): the ids after those.
-        keep (`int`): number of first ids that are in the row's cache already.
-        want (`int`): number of last ids for which logits are returned.
-    """
-
-    settled: Chain
-    ids: tuple[int, ...]
-    keep: int
-    want: int
-
-    @property
-    def length(self) -> int:
-        """Number of all ids of the row."""
-        return self.settled.length + len(self.ids)
-
-    def after(self, position: int) -> tuple[int, ...]:
-        """The ids from `position` on."""
-        inside = position - self.settled.length
-        return self.ids[inside:] if inside >= 0 else self.settled.after(position) + self.ids
-
-
-def rows_of(paths: Sequence[Path | None]) -> list[int]:
-    """The row of each output of the paths."""
-    return [row for row, path in enumerate(paths) if path is not None for _ in range(path.want)]
-
-
-@dataclass(frozen=True)
-class PathOutput:
-    """A model's outputs after the last `want` ids of each path, row by row; R is the sum of all `want`.
-
-    Attributes:
-        logits (`torch.Tensor` of shape `(R, V_m)`): next-token logits.
-        hidden (`torch.Tensor` of shape `(R, H_m)` or `None`): hidden states, if they are kept; of shape `(R, 2 H_m)`,
-            with the means over several tokens, if policies pool them.
-    """
-
-    logits: torch.Tensor
-    hidden: torch.Tensor | None
 
 
 @dataclass(frozen=True)
@@ -117,30 +40,6 @@ class _Pass:
     def places(self) -> dict[int, int]:
         """The index of each row in the tensors."""
         return {row: place for place, row in enumerate(self.rows)}
-
-
-class Runner(Protocol):
-    """Runs one member on ragged rows."""
-
-    @property
-    def forward_calls(self) -> int:
-        """Number of forward passes so far."""
-
-    def run(self, paths: Sequence[Path | None]) -> PathOutput:
-        """Reads each row's path; rows with `None` do not change."""
-
-    def ahead(self) -> Runner:
-        """An independent copy that returns the hidden states of single tokens."""
-
-    def reorder(self, rows: torch.Tensor) -> None:
-        """Row `i` becomes the former row `rows[i]`."""
-
-    def reset(self) -> None:
-        """Drops everything that was read."""
-
-
-MakeRunner = Callable[[Any, int], Runner]
-"""Makes the runner of a member, given its `hidden_tokens`."""
 
 
 class BatchRunner:
@@ -264,108 +163,6 @@ class BatchRunner:
         """Drops everything that was read."""
         self.cache = RaggedCache()
         self.states = RaggedStates(self.hidden_tokens)
-
-
-@dataclass(frozen=True)
-class _RowState:
-    """The state of the model after the first ids of a row.
-
-    Attributes:
-        length (`int`): number of these ids.
-        cache (`dict[str, Any]`): the cache or state that the model continues from; never written to.
-        newest (`torch.Tensor` of shape `(n, H_m)`, *optional*): the newest hidden states, if means are needed.
-    """
-
-    length: int
-    cache: dict[str, Any]
-    newest: torch.Tensor | None
-
-
-class RowRunner:
-    """One forward pass per row, with the model's own cache: for models that do not accept a 4-D mask.
-
-    Recurrent states cannot go back. So the state after every run is kept as long as a later path may start from it:
-    the newest state within the settled ids, and all states after it.
-
-    Args:
-        member (`Member`), hidden_tokens (`int`, defaults to 0): see `BatchRunner`.
-    """
-
-    kind = "rows"
-
-    def __init__(self, member: Member, hidden_tokens: int = 0) -> None:
-        self.member = member
-        self.hidden_tokens = hidden_tokens
-        self.forward_calls = 0
-        self._states: dict[int, tuple[_RowState, ...]] = {}
-
-    def run(self, paths: Sequence[Path | None]) -> PathOutput:
-        """Reads each row's path; rows with `None` do not change (see `BatchRunner.run`)."""
-        logits, states = [], []
-        for row, path in enumerate(paths):
-            if path is None:
-                continue
-            row_logits, row_states = self._run_row(row, path)
-            logits.append(row_logits)
-            if row_states is not None:
-                states.append(row_states)
-        return PathOutput(torch.cat(logits), torch.cat(states) if states else None)
-
-    def _run_row(self, row: int, path: Path) -> tuple[torch.Tensor, torch.Tensor | None]:
-        usable = min(path.keep, path.length - path.want)
-        known = [state for state in self._states.get(row, ()) if state.length <= usable]
-        begin = known[-1] if known else _RowState(0, {}, None)
-        cache = copy.deepcopy(begin.cache)
-        ids = path.after(begin.length)
-        at_once = begin.length == 0 or self.member.recurrence.reads_chunks
-        pieces: list[tuple[torch.Tensor, torch.Tensor | None]] = []
-        for piece in [ids] if at_once else [(i,) for i in ids]:
-            cache, logits, states = self._forward(cache, piece, min(path.want, len(piece)))
-            pieces.append((logits, states))
-        hidden = [states for _, states in pieces if states is not None]
-        newest: torch.Tensor | None = None
-        if self.hidden_tokens > 1 and hidden:
-            together = torch.cat(hidden if begin.newest is None else [begin.newest, *hidden])
-            newest = together[-self.hidden_tokens :]
-            hidden = [with_means(together[None], None, self.hidden_tokens, path.want)[0]]
-        known.append(_RowState(path.length, cache, newest))
-        settled = [state for state in known if state.length <= path.settled.length]
-        self._states[row] = tuple(settled[-1:] + known[len(settled) :])
-        logits = torch.cat([logits for logits, _ in pieces[-path.want :]])[-path.want :]
-        return logits, torch.cat(hidden)[-path.want :] if hidden else None
-
-    def _forward(
-        self, cache: dict[str, Any], ids: Sequence[int], want: int
-    ) -> tuple[dict[str, Any], torch.Tensor, torch.Tensor | None]:
-        member = self.member
-        accepted = accepted_arguments(type(member.model).forward)
-        arguments: dict[str, Any] = {**cache, "use_cache": True}
-        arguments["input_ids"] = torch.tensor([list(ids)], dtype=torch.long, device=member.device)
-        if "logits_to_keep" in accepted:
-            arguments["logits_to_keep"] = len(ids) if self.hidden_tokens > 1 else want
-        num_logits = want if self.hidden_tokens > 1 else 0
-        with captured_head_input(member, self.hidden_tokens > 0, num_logits) as captured:
-            outputs = member.model(**arguments, return_dict=True)
-        self.forward_calls += 1
-        hidden = captured[-1][0] if captured else None
-        if hidden is not None and not num_logits:
-            hidden = hidden[-want:]
-        return returned_state(outputs), outputs.logits[0, -want:], hidden
-
-    def ahead(self) -> RowRunner:
-        """See `Runner`; states are never written to, so that both can share them."""
-        twin = RowRunner(self.member, hidden_tokens=1)
-        twin._states = dict(self._states)
-        return twin
-
-    def reorder(self, rows: torch.Tensor) -> None:
-        """Row `i` becomes the former row `rows[i]`."""
-        # states are never written to, so rows may share one
-        self._states = {i: self._states[row] for i, row in enumerate(rows.tolist()) if row in self._states}
-
-    def reset(self) -> None:
-        """Drops everything that was read."""
-        self._states.clear()
 
 
 def _wanted(wants: Sequence[int], width: int, before: _Pass | None, last: _Pass) -> PathOutput:

@@ -12,7 +12,7 @@ from hf_rlae.ensemble.cache_ensemble import EnsembleCache
 from hf_rlae.ensemble.engines.readings import ReadingsCall, ReadingsEngine
 from hf_rlae.ensemble.spans import SpanQuery
 from hf_rlae.members import Member
-from hf_rlae.members.ragged_run import Chain, Path
+from hf_rlae.members.paths import Chain, Path
 from hf_rlae.vocabulary import Alignment, ByteVocabulary
 
 

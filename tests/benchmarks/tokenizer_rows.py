@@ -39,9 +39,6 @@ ENSEMBLES: tuple[dict[str, str], ...] = (
 )
 """Options of the ensembles that are measured, from coarse to fine."""
 
-TEXT_ROWS = 256
-"""The most rows of a batch."""
-
 
 @dataclass(frozen=True)
 class Row:
@@ -125,7 +122,8 @@ class Measurer:
         passages (`Sequence[Passage]`): what is scored.
         prompts (`Sequence[str]`): texts are sampled from these; the first `cost_texts` of them again for the cost.
         known_words (`set[str]`): the words that are not unknown.
-        num_bytes (`int`), particles (`int`), seed (`int`), cost_texts (`int`): see the options of the command.
+        num_bytes (`int`), particles (`int`), seed (`int`), cost_texts (`int`), batch (`int`): see the options of the
+            command.
     """
 
     def __init__(
@@ -138,6 +136,7 @@ class Measurer:
         particles: int,
         seed: int,
         cost_texts: int,
+        batch: int = 256,
     ) -> None:
         self.members = list(members)
         self.passages = list(passages)
@@ -148,6 +147,7 @@ class Measurer:
         self.particles = particles
         self.seed = seed
         self.cost_prompts = self.prompts[:cost_texts]
+        self.batch = batch
 
     @cached_property
     def exact(self) -> list[list[Predictions]]:
@@ -155,7 +155,7 @@ class Measurer:
         found = []
         for member in self.members:
             vocabulary = ByteVocabulary(member.tokenizer, member.vocab_size)
-            reader = TreeReader(member.model, TEXT_ROWS)
+            reader = TreeReader(member.model, self.batch)
             encode = member.tokenizer.backend_tokenizer.encode
             prompts = [tuple(encode(passage.prompt).ids) for passage in self.passages]
             found.append(ByteMember(vocabulary, member.end_ids, reader.read, MIN_SHARE).predict(prompts, self.texts))
@@ -237,7 +237,7 @@ class Measurer:
         else:
             particles, guides = self.particles, self._guides(row)
         bits: list[float] = []
-        generator, size = self._generator(), max(1, TEXT_ROWS // particles)
+        generator, size = self._generator(), max(1, self.batch // particles)
         for start in range(0, len(self.passages), size):
             part = self.passages[start : start + size]
             prompts, texts = [passage.prompt for passage in part], [passage.text for passage in part]

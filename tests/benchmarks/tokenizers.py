@@ -91,7 +91,7 @@ class Benchmark:
         scored, rest = chosen[: options.lines], chosen[options.lines :]
         self.lengths = [len(passage.text) for passage in scored]
         prompts = [passage.prompt for passage in rest]
-        settings = (options.bytes, options.particles, options.seed, options.cost_texts)
+        settings = (options.bytes, options.particles, options.seed, options.cost_texts, options.batch)
         self.measurer = Measurer(self.members, scored, prompts, words_in(corpus), *settings)
 
     def _load(self, name: str, corpus: str) -> Member:
@@ -164,6 +164,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     add("--lines", type=int, default=24, help="lines that are scored, at least 2")
     add("--bytes", type=int, default=120, help="most bytes scored of a line, and sampled of a text")
     add("--particles", type=int, default=64, help="segmentations of a line that are kept at a time")
+    add("--batch", type=int, default=256, help="the most rows of a forward pass; fewer need less memory")
     add("--samples", type=int, default=32, help="texts sampled per decoder; 0 for none")
     add("--cost-texts", type=int, default=2, help="how many of them are sampled again, one at a time, for the cost")
     add("--seed", type=int, default=0, help="of the choice of lines and of everything drawn")
@@ -178,7 +179,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     options = parser.parse_args(arguments)
     if options.quick:
         vars(options).update(QUICK)
-    for name, least in (("lines", 2), ("bytes", 32), ("particles", 1), ("samples", 0), ("cost_texts", 0)):
+    for name, least in (("lines", 2), ("bytes", 32), ("particles", 1), ("batch", 1), ("samples", 0), ("cost_texts", 0)):
         if getattr(options, name) < least:
             parser.error(f"--{name.replace('_', '-')} is at least {least}")
     for path in (CORPUS, *([SOLUTIONS] if options.solutions else [])):

@@ -8,7 +8,7 @@ import torch
 
 from hf_rlae.errors import present
 from hf_rlae.members import Member, ReadingsRun, SeparateRowsRun, SharedRun, Update, UpdateSums
-from hf_rlae.members.ragged_run import Chain, Path, rows_of
+from hf_rlae.members.paths import Chain, Path, rows_of
 from hf_rlae.members.readings.state import Reading, RowReadings
 from hf_rlae.members.readings.step import ReadingStep
 from hf_rlae.members.shared_run import ReadsSharedColumns
@@ -54,14 +54,7 @@ class SharedTokenizerHost(ReadsSharedColumns):
         self._fed = None
 
 
-class _FedReadings(ReadingsRun):
-    """A `ReadingsRun` that is fed the host's outputs after the generated ids."""
-
-    def _used_entries(self) -> set[int]:
-        return {0} | {reading.entry for row in self.rows for reading in row.readings}
-
-
-class ReadingsHost(_FedReadings):
+class ReadingsHost(ReadingsRun):
     """The host's run if tokenizers differ (see `HostRun`): it never runs the model, and its ids are the generated ids.
 
     `generate` conditions the host on the generated ids, so the path of every update is the generated id, and the mass
@@ -89,7 +82,7 @@ class ReadingsHost(_FedReadings):
             return
         logits, hidden, last_ids = self._fed
         self._fed = None
-        self._entries = self._put(self.cleaned(logits), hidden, self._used_entries(), range(len(last_ids)))
+        self._entries = self._put(self.cleaned(logits), hidden, range(len(last_ids)))
         begins = not self.rows
         if begins:
             self.rows = [RowReadings() for _ in last_ids]
@@ -114,31 +107,14 @@ class ReadingsHost(_FedReadings):
         """See `ReadingsRun`."""
         if sums is None:
             sums = self.measure([None if update is None else update.raw for update in updates]).read()
-        numbers = sums.numbers
         self._keep_fed()
-        for row, update in enumerate(updates):
-            if update is None:
-                continue
-            step = ReadingStep(row, update)
-            for reading, target, scale, at in sums.targets[row]:
-                ends = len(target.ends)
-                step.end_sum += scale * sum(numbers[at : at + ends])
-                stay = scale * numbers[at + ends + 2]
-                if stay > 0:
-                    step.add_stay(reading, stay, scale * numbers[at + ends + 1], False)
-            end, own, others = step.end_weight()
-            found = [Reading((), b"", end, self._entries[row])]
-            found += [
-                Reading((), reading.tail + update.raw, lent * own + value * others, reading.entry)
-                for reading, value, lent, _ in step.stays
-            ]
-            found.sort(key=lambda reading: -reading.weight)
-            kept = [reading for reading in found if reading.weight >= self.min_reading] or found[:1]
-            kept = kept[: self.max_readings]
-            total = sum(reading.weight for reading in kept)
-            for reading in kept:
-                reading.weight = reading.weight / total if len(kept) > 1 else 1.0
-            self.rows[row] = RowReadings(readings=tuple(kept))
+        steps = []
+        for row in sums.rows:
+            step = ReadingStep(row, present(updates[row], "the update of a row with sums"))
+            step.sum_up(sums.targets[row], sums.numbers)
+            step.base = Reading((), b"", 1.0, self._entries[row])  # all ends share the path that `generate` has run
+            steps.append(step)
+        self._renew(steps)
 
     def mark(self, column: int) -> None:
         """See `ReadingsRun`."""
@@ -160,12 +136,8 @@ class ReadingsHost(_FedReadings):
         ids = self._text[row, self._pads[row] :].tolist()
         return Path(Chain(None, tuple(ids)), (), 0, 0), b"", self._entries[row]
 
-    def reorder(self, rows: torch.Tensor) -> None:
-        """See `ReadingsRun`."""
-        self.rows = [self.rows[row] for row in rows.tolist()] if self.rows else []
 
-
-class RereadingHost(_FedReadings):
+class RereadingHost(ReadingsRun):
     """The host's run with its own readings, like every other member (see `HostRun`).
 
     If its path is the generated ids, the outputs of `generate` are used. Only if it reads the text in other tokens, the
@@ -184,7 +156,7 @@ class RereadingHost(_FedReadings):
 
     def admit(self, prompts: Sequence[Sequence[int] | None]) -> None:
         """See `ReadingsRun`; the host has read its prompt already."""
-        entries = self._put(*self._fed, {0}, range(len(prompts)))
+        entries = self._put(*self._fed, range(len(prompts)))
         self.rows = [
             RowReadings(Chain(None, tuple(prompt or ())), (Reading((), b"", 1.0, entry),))
             for prompt, entry in zip(prompts, entries, strict=True)
@@ -204,7 +176,7 @@ class RereadingHost(_FedReadings):
         if not self._served:
             return super()._run(paths)
         logits, hidden = self._merged(paths, *self._fed)
-        return self._put(logits, hidden, self._used_entries(), rows_of(paths))
+        return self._put(logits, hidden, rows_of(paths))
 
     def _merged(
         self, paths: list[Path | None], fed_logits: torch.Tensor, fed_hidden: torch.Tensor | None

@@ -16,7 +16,7 @@ from hf_rlae.ensemble.engines.readings_step import ReadingsStep
 from hf_rlae.ensemble.mixing import Mixing
 from hf_rlae.errors import InputError
 from hf_rlae.members import Member, ReadingsRun
-from hf_rlae.members.ragged_run import MakeRunner
+from hf_rlae.members.paths import MakeRunner
 from hf_rlae.policies import MemberObservation
 from hf_rlae.sharing import SharedInCopies
 from hf_rlae.vocabulary import Alignment, ByteVocabulary, UnionVocabulary, bytes_per_token, token_ids

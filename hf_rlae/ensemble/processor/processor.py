@@ -7,7 +7,6 @@ import logging
 import threading
 import weakref
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, Unpack, cast
 
@@ -15,105 +14,20 @@ import torch
 from transformers import LogitsProcessor
 
 from hf_rlae.ensemble.cache_ensemble import EnsembleCache
-from hf_rlae.ensemble.engines.protocol import HostRun
 from hf_rlae.ensemble.faults import MemberFaults
 from hf_rlae.ensemble.generation_inputs import check_prompt_lengths, check_prompts
 from hf_rlae.ensemble.mixing import has_trait
 from hf_rlae.ensemble.modeling_ensemble import EnsembleForCausalLM
 from hf_rlae.ensemble.options import BuildOptions
 from hf_rlae.ensemble.processor.capture import HostCapture, HostPass
+from hf_rlae.ensemble.processor.host_call import HostCall, ThreadCall
+from hf_rlae.ensemble.processor.host_scores import HostScores
 from hf_rlae.errors import ConfigError, InputError
 from hf_rlae.members import ColumnStates, Member
 from hf_rlae.policies import GivenPolicy, observed_tokens
 from hf_rlae.vocabulary.grain import TOKEN
 
 logger = logging.getLogger(__name__)
-
-SAME_SCORES = 1e-4
-"""Tolerance: scores that differ by more from the host's logits count as changed."""
-
-
-@dataclass
-class _HostScores:
-    """The host's scores at one step, separated from the changes of other processors.
-
-    Attributes:
-        logits (`torch.FloatTensor` of shape `(B, V)`): the host's own logits; the changed ones if `is_changed`.
-        blocked (`torch.BoolTensor` of shape `(B, V)`): the ids that other processors have ruled out.
-        is_normalised (`bool`): whether `generate` uses log-probabilities, as for beams.
-        is_changed (`bool`): whether another processor has changed scores in any other way.
-    """
-
-    logits: torch.Tensor
-    blocked: torch.Tensor
-    is_normalised: bool
-    is_changed: bool
-
-
-@dataclass
-class _Call:
-    """One `generate` call: the ensemble's state, and the data to recognise the next step of the same call."""
-
-    cache: EnsembleCache
-    host: HostRun
-    ids: torch.Tensor
-    mask: torch.Tensor | None  # of the prompts
-    groups: torch.Tensor  # rows with the same number have the same prompt
-    pads: list[int]  # columns of padding in front of each row
-    has_host_cache: bool  # the host has a cache, so it reads one column per step
-    host_cache: Any = None
-    has_warned: bool = False
-    states: ColumnStates | None = None  # of the host, if the policy reads means of them
-
-    @property
-    def start(self) -> int:
-        """The column of the first completion token."""
-        return self.cache.start or 0
-
-    def hidden(self, host_pass: HostPass) -> torch.Tensor | None:
-        """The host's hidden states `(B, H)` after the newest column, as policies observe them."""
-        if host_pass.hidden is None:
-            return None
-        if self.states is None:
-            return host_pass.hidden[:, -1]
-        columns = self.ids.shape[1]
-        is_text: torch.Tensor | None = None
-        if columns - self.states.count < max(self.pads):  # the mean would include padding
-            is_text = torch.arange(columns)[None] >= torch.tensor(self.pads)[:, None]
-        means = self.states.add(host_pass.hidden, columns, 1, is_text)
-        return None if means is None else means[:, 0]
-
-    def parents(self, ids: torch.Tensor, columns: int) -> torch.Tensor | None:
-        """The row of the last step that each row continues; `None` if this is another call."""
-        width = self.ids.shape[1]
-        if ids.shape != (len(self.ids), width + 1) or (self.has_host_cache and columns > 1):
-            return None
-        before = ids[:, :width]
-        own = torch.arange(len(ids), device=ids.device)
-        if torch.equal(before, self.ids):
-            return own
-        if not torch.equal(before[:, : self.start], self.ids[:, : self.start]):
-            return None
-        same = (before[:, None, self.start :] == self.ids[None, :, self.start :]).all(-1)
-        same &= self.groups[:, None] == self.groups[None]
-        if not bool(same.any(1).all()):
-            return None
-        return torch.where(same.diagonal(), own, same.int().argmax(1))
-
-    def reorder(self, parents: torch.Tensor) -> None:
-        """Row `i` becomes the former row `parents[i]`."""
-        self.cache.reorder_cache(parents)
-        if self.mask is not None:
-            self.mask = self.mask[parents.to(self.mask.device)]
-        if self.states is not None:
-            self.states.reorder(parents)
-
-
-@dataclass
-class _ThreadCall:
-    """The current call of one thread, or `None`."""
-
-    call: _Call | None = field(default=None)
 
 
 class EnsembleLogitsProcessor(LogitsProcessor):
@@ -249,7 +163,7 @@ class EnsembleLogitsProcessor(LogitsProcessor):
         call, of_thread.call = of_thread.call, None  # after an exception, the next step starts a new call
         try:
             host_pass = self._newest_pass(input_ids, scores)
-            own = _own_scores(host_pass, scores)
+            own = HostScores.of(host_pass, scores)
             parents = None if call is None else call.parents(input_ids, host_pass.columns)
             if call is None or parents is None:
                 call = self._begin(of_thread, input_ids, host_pass)
@@ -267,10 +181,10 @@ class EnsembleLogitsProcessor(LogitsProcessor):
         of_thread.call = call
         return cast(torch.FloatTensor, self._finished(mixed.to(scores.device), own, scores))
 
-    def _of_thread(self) -> _ThreadCall:
-        of_thread: _ThreadCall | None = getattr(self._local, "call", None)
+    def _of_thread(self) -> ThreadCall:
+        of_thread: ThreadCall | None = getattr(self._local, "call", None)
         if of_thread is None:
-            of_thread = self._local.call = _ThreadCall()
+            of_thread = self._local.call = ThreadCall()
         return of_thread
 
     def _newest_pass(self, ids: torch.Tensor, scores: torch.Tensor) -> HostPass:
@@ -291,7 +205,7 @@ class EnsembleLogitsProcessor(LogitsProcessor):
             )
         return host_pass
 
-    def _begin(self, of_thread: _ThreadCall, ids: torch.Tensor, host_pass: HostPass) -> _Call:
+    def _begin(self, of_thread: ThreadCall, ids: torch.Tensor, host_pass: HostPass) -> HostCall:
         """Starts a new call."""
         mask = self._mask(ids, host_pass)
         check_prompts(self.ensemble, ids, mask)
@@ -304,11 +218,11 @@ class EnsembleLogitsProcessor(LogitsProcessor):
         key = ids if mask is None else torch.cat([ids, mask.to(ids.device, ids.dtype)], dim=1)
         groups = torch.unique(key, dim=0, return_inverse=True)[1]
         pads = [0] * len(ids) if mask is None else (mask == 0).sum(1).tolist()
-        call = _Call(cache, host, ids, mask, groups, pads, host_pass.cache is not None)
+        call = HostCall(cache, host, ids, mask, groups, pads, host_pass.cache is not None)
         if hidden_tokens > 1:
             _check_columns(host_pass, min(hidden_tokens, ids.shape[1]))
             call.states = ColumnStates(hidden_tokens)
-        call.host_cache = _end_with(host_pass.cache, of_thread)
+        call.host_cache = of_thread.reference(host_pass.cache)
         return call
 
     def _mask(self, ids: torch.Tensor, host_pass: HostPass) -> torch.Tensor | None:
@@ -335,7 +249,7 @@ class EnsembleLogitsProcessor(LogitsProcessor):
         mask[:, -1] = 1
         return mask
 
-    def _mixed(self, call: _Call, ids: torch.Tensor) -> torch.Tensor:
+    def _mixed(self, call: HostCall, ids: torch.Tensor) -> torch.Tensor:
         """One step of the ensemble: logits `(B, V)`."""
         mask = call.mask
         if mask is not None and mask.shape[1] < ids.shape[1]:
@@ -346,7 +260,7 @@ class EnsembleLogitsProcessor(LogitsProcessor):
             call.cache.faults.read()
         return logits
 
-    def _finished(self, mixed: torch.Tensor, own: _HostScores, scores: torch.Tensor) -> torch.Tensor:
+    def _finished(self, mixed: torch.Tensor, own: HostScores, scores: torch.Tensor) -> torch.Tensor:
         """The scores that `generate` gets: restricted to the host's ids, normalised for beams, without blocked ids."""
         mixed = self.ensemble.engine.scores_of_first_member(mixed, scores)
         if own.is_normalised:
@@ -403,40 +317,6 @@ def _check_columns(host_pass: HostPass, needed: int) -> None:
             f"prompt has {given}: leave out `prefill_chunk_size`, and pass a shorter cache (`past_key_values`); or "
             "make the policy with `pooled_tokens=1`, or call the `generate` of `EnsembleForCausalLM`"
         )
-
-
-def _end_with(host_cache: Any, of_thread: _ThreadCall) -> Any:
-    """A weak reference to the host's cache that drops the call when the cache is deleted: its `generate` has ended."""
-    reference_to_thread = weakref.ref(of_thread)
-
-    def end(reference: Any) -> None:
-        thread = reference_to_thread()
-        if thread is not None and thread.call is not None and thread.call.host_cache is reference:
-            thread.call = None
-
-    try:
-        return weakref.ref(host_cache, end) if host_cache is not None else None
-    except TypeError:  # a list or a tuple: the call is dropped when the next one begins
-        return None
-
-
-def _own_scores(host_pass: HostPass, scores: torch.Tensor) -> _HostScores:
-    """Compares the scores with the host's logits, raw and normalised, to find the changes of other processors."""
-    raw = host_pass.logits.to(device=scores.device, dtype=torch.float32)
-    ruled_out = scores == -torch.inf
-    # if only one id is left in a row, its score does not matter
-    settled = ruled_out | (ruled_out.sum(1, keepdim=True) >= scores.shape[1] - 1)
-    candidates = []
-    for is_normalised in (False, True):
-        reference = raw.log_softmax(-1) if is_normalised else raw
-        fits = settled | ((scores - reference).abs() <= SAME_SCORES)
-        count = int(fits.sum())
-        if count == fits.numel():
-            return _HostScores(raw, ruled_out & (raw != -torch.inf), is_normalised, False)
-        candidates.append((count, reference, is_normalised))
-    _, reference, is_normalised = max(candidates, key=lambda candidate: candidate[0])
-    changed = torch.where(ruled_out, reference, scores)
-    return _HostScores(changed, ruled_out & (raw != -torch.inf), is_normalised, True)
 
 
 def _warn_of_changes() -> None:

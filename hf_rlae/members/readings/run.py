@@ -10,19 +10,22 @@ import torch
 
 from hf_rlae.errors import present
 from hf_rlae.members.member import Member
-from hf_rlae.members.ragged_run import BatchRunner, Chain, MakeRunner, Path, RowRunner, Runner, rows_of
-from hf_rlae.members.readings.probability_store import ProbabilityStore, flat
-from hf_rlae.members.readings.state import Reading, RowReadings, Update, common_length, taken_back
+from hf_rlae.members.paths import Chain, MakeRunner, Path, Runner, rows_of
+from hf_rlae.members.ragged_run import BatchRunner
+from hf_rlae.members.readings.probability_store import ProbabilityStore
+from hf_rlae.members.readings.rows import ReadingRows
+from hf_rlae.members.readings.state import Reading, RowReadings, Update, common_length
 from hf_rlae.members.readings.step import ReadingStep
 from hf_rlae.members.readings.union_distribution import UnionDistribution
-from hf_rlae.members.readings.update_sums import PendingSums, UpdateSums
-from hf_rlae.vocabulary import Alignment, ByteVocabulary, Lent
+from hf_rlae.members.readings.update_sums import PendingSums, UpdateSums, weigh_inside
+from hf_rlae.members.row_runner import RowRunner
+from hf_rlae.vocabulary import Alignment, ByteVocabulary
 
 FURTHER_END = 0.001
 """At grains other than tokens, ends with other last tokens and at least this probability are read too. Source: ours."""
 
 
-class ReadingsRun:
+class ReadingsRun(ReadingRows):
     """One member's state in one call, where members have different tokenizers (see `MemberRun`).
 
     A member cannot know whether its own token ended where a token of another tokenizer ended. So it keeps at most
@@ -46,7 +49,6 @@ class ReadingsRun:
         hidden_tokens (`int`, defaults to 0): which hidden states are kept with every reading (see `BatchRunner`).
 
     Attributes:
-        rows (`list[RowReadings]`): one per batch row.
         store (`ProbabilityStore`): the member's next-token probabilities after every reading.
         newest (`deque[tuple[Sequence[int], torch.FloatTensor]]`): the last forward passes: the row of every column that
             they read, and the log of its sum of exponentials.
@@ -63,6 +65,7 @@ class ReadingsRun:
         runner: MakeRunner | None = None,
         hidden_tokens: int = 0,
     ) -> None:
+        super().__init__()
         self.member = member
         self.vocabulary = vocabulary
         self.alignment = alignment
@@ -72,7 +75,6 @@ class ReadingsRun:
         if runner is None:
             runner = RowRunner if member.is_recurrent else BatchRunner
         self.runner: Runner = runner(member, hidden_tokens)
-        self.rows: list[RowReadings] = []
         self.device = member.device
         self._excluded = alignment.excluded_ids.to(self.device)
         self.store = ProbabilityStore(vocabulary.size, self.device)
@@ -83,8 +85,6 @@ class ReadingsRun:
             self.max_readings, self._further_end = 2 * max_readings, FURTHER_END
         self._held: set[int] = set()  # store entries of further ends in the present update
         self._warned = False
-        self._history: dict[int, list[RowReadings]] | None = None
-        self._column = -1
 
     @property
     def forward_calls(self) -> int:
@@ -93,30 +93,10 @@ class ReadingsRun:
 
     # -- rows ---------------------------------------------------------------------------------------------
 
-    def admit(self, prompts: Sequence[Sequence[int] | None]) -> None:
-        """Sets prompts, which are read when the member is first needed.
-
-        Args:
-            prompts (`Sequence[Sequence[int] | None]`): the prompt of each row in the member's own ids; rows with `None`
-                do not change.
-        """
-        if not self.rows:
-            self.rows = [RowReadings() for _ in prompts]
-        for row, ids in enumerate(prompts):
-            if ids is not None:
-                self.rows[row] = RowReadings(unread=tuple(ids))
-
     def begin(self, prompts: Sequence[Sequence[int]]) -> None:
         """Sets prompts and reads them (see `admit`)."""
         self.admit(prompts)
         self.catch_up(range(len(self.rows)))
-
-    def defer(self, row: int, raw: bytes) -> None:
-        """Adds the text `raw` to a row, to be read when the member is next needed."""
-        old = self.rows[row]
-        self.rows[row] = RowReadings(
-            old.settled, old.readings, old.pending + raw, old.unread, old.cached, old.kept, old.is_exhausted
-        )
 
     def catch_up(self, rows: Sequence[int] | range) -> None:
         """Reads all pending text of the given rows at once, as text that no member proposed (r = q = 0)."""
@@ -145,60 +125,6 @@ class ReadingsRun:
             found = [([places.index(kind) for kind in rows], log_z) for rows, log_z in self.newest]
             self.newest = deque(found, self.newest.maxlen)
 
-    def readings(self, row: int) -> list[tuple[tuple[int, ...], bytes, float, tuple[Lent, ...]]]:
-        """The readings of a row as `(all ids, tail, a, lent)`, with the largest `a` first; see `Reading`."""
-        state = self.rows[row]
-        return [(state.settled.after(0) + r.ids, r.tail, r.weight, r.lent) for r in state.readings]
-
-    def reorder(self, rows: torch.Tensor) -> None:
-        """See `MemberRun`."""
-        if self.rows:
-            chosen = rows.tolist()
-            self.rows = [self.rows[row] for row in chosen]
-            self.runner.reorder(rows)
-            if self._history is not None:
-                self._history = {at: [past[row] for row in chosen] for at, past in self._history.items()}
-
-    def record(self) -> None:
-        """See `MemberRun`; records the rows after every column of the last step."""
-        if self._history is None:
-            self._history = {self._column: list(self.rows)}
-
-    def forget_before(self, column: int) -> None:
-        """Called when a step begins with `column`: drops the rows recorded before column `column - 1`."""
-        if self._history is not None:
-            self._history = {at: rows for at, rows in self._history.items() if at == column - 1}
-
-    def mark(self, column: int) -> None:
-        """Called when the text up to `column` has been taken in."""
-        self._column = column
-        if self._history is not None:
-            self._history[column] = list(self.rows)
-
-    def crop(self, length: int) -> bool:
-        """See `MemberRun`; `False` if the rows after that column were not recorded."""
-        if length > self._column:
-            return True
-        before = (self._history or {}).get(length - 1)
-        if before is None or len(before) != len(self.rows):
-            return False
-        self.rows = [taken_back(now, then) for now, then in zip(self.rows, before, strict=True)]
-        self._column = length - 1
-        return True
-
-    def reset(self) -> None:
-        """See `MemberRun`."""
-        self.rows = []
-        self.runner.reset()
-        self._column = -1
-        if self._history is not None:
-            self._history = {}
-
-    @property
-    def may_be_empty(self) -> bool:
-        """Whether some row may have no next-token mass (see `RowReadings.may_be_empty`)."""
-        return any(row.may_be_empty for row in self.rows)
-
     def drop_non_finite(self) -> None:
         """Lets rows with probabilities that are NaN drop out, as if the text had outgrown the context."""
         for row, state in enumerate(self.rows):
@@ -206,6 +132,17 @@ class ReadingsRun:
             is_finite = all(math.isfinite(reading.weight) for reading in state.readings)
             if not is_finite or not bool(self.store.log_z[entries].isfinite().all()):
                 self.rows[row] = RowReadings(is_exhausted=True)
+
+    def reorder(self, rows: torch.Tensor) -> None:
+        """See `MemberRun`."""
+        if self.rows:
+            super().reorder(rows)
+            self.runner.reorder(rows)
+
+    def reset(self) -> None:
+        """See `MemberRun`."""
+        super().reset()
+        self.runner.reset()
 
     # -- next tokens --------------------------------------------------------------------------------------
 
@@ -275,7 +212,7 @@ class ReadingsRun:
                 steps.append(step)
         self._read_further(steps)
         self._read(steps, ended)
-        self._weigh_inside(steps)
+        weigh_inside(steps, self.store)
         self._renew(steps)
 
     def _path(self, step: ReadingStep) -> Path | None:
@@ -310,14 +247,11 @@ class ReadingsRun:
         logits = output.logits.float()
         if len(self._excluded):
             logits.index_fill_(-1, self._excluded, -torch.inf)
-        used = {0} | self._held
-        for rows in (self.rows, *(self._history or {}).values()):
-            used.update(reading.entry for row in rows for reading in row.readings)
-        return self._put(logits, output.hidden, used, rows_of(paths))
+        return self._put(logits, output.hidden, rows_of(paths))
 
-    def _put(self, logits: torch.Tensor, hidden: torch.Tensor | None, used: set[int], rows: Sequence[int]) -> list[int]:
-        """See `ProbabilityStore.put`; `rows` has the row of each of the logits."""
-        entries = self.store.put(logits, hidden, used)
+    def _put(self, logits: torch.Tensor, hidden: torch.Tensor | None, rows: Sequence[int]) -> list[int]:
+        """Stores the softmax of logits; `rows` has the row of each of them. Returns their entries."""
+        entries = self.store.put(logits, hidden, {0, *self._held, *self.entries()})
         self.newest.append((rows, self.store.newest))
         return entries
 
@@ -349,14 +283,7 @@ class ReadingsRun:
                 further, old = step.further[rank], self.rows[step.row]
                 further.entry = entry
                 self._held.add(entry)
-                self.rows[step.row] = RowReadings(
-                    old.settled,
-                    old.readings,
-                    old.pending,
-                    old.unread,
-                    further.ids,
-                    old.settled.length + len(further.ids),
-                )
+                self.rows[step.row] = old.cached_to(further.ids, old.settled.length + len(further.ids))
 
     def _read(self, steps: list[ReadingStep], ended: Sequence[tuple[int, tuple[int, ...]]]) -> None:
         """Reads the paths of all rows; rows that no longer fit the model's context are removed from `steps`.
@@ -393,33 +320,6 @@ class ReadingsRun:
             if paths[row] is not None:
                 self.rows[row] = self._settled(row, ids, [Reading(ids, b"", 1.0, entries[begins[row]])])
 
-    def _weigh_inside(self, steps: list[ReadingStep]) -> None:
-        """Follows canonical paths id by id, and computes the weights of their inner boundaries and of their end."""
-        parts: list[torch.Tensor] = []
-        segments: list[int] = []
-        plans: list[tuple[ReadingStep, int, int]] = []
-        for step in steps:
-            canonical = step.canonical
-            if canonical is None:
-                continue
-            if not step.new_ids or (step.first == len(step.new_ids) and canonical.open is None):
-                step.end_sum += step.end
-                continue
-            following = step.new_ids[step.first :]
-            plans.append((step, len(segments), len(following)))
-            parts.append(flat(following, step.entries, self.store.width))
-            segments += [1] * len(following)
-            inner = [boundary for boundary in canonical.boundaries if boundary.after >= step.first]
-            for boundary in [*inner, canonical.open] if canonical.open is not None else inner:
-                parts.append(boundary.stay_ids + step.place(boundary.after) * self.store.width)
-                segments.append(len(boundary.stay_ids))
-        if not plans:
-            return
-        index = torch.repeat_interleave(torch.arange(len(segments)), torch.tensor(segments))
-        sums = self.store.sums(torch.cat(parts), index, len(segments)).tolist()
-        for step, at, count in plans:
-            step.follow(sums[at : at + count], sums[at + count :])
-
     def _renew(self, steps: list[ReadingStep]) -> None:
         """Builds the new rows: keeps the readings with the largest weights and settles the ids that they share."""
         for step in steps:
@@ -438,24 +338,8 @@ class ReadingsRun:
             self.rows[step.row] = self._settled(step.row, read, readings)
 
     def _settled(self, row: int, read: tuple[int, ...], readings: list[Reading]) -> RowReadings:
-        """The row with new readings, whose common ids are settled; `read` are the ids that are now in the cache."""
-        old = self.rows[row]
-        cached, kept = old.cached, old.kept
-        if read:
-            cached = read
-            kept = old.settled.length + len(cached)
-        shared = readings[0].ids
-        for reading in readings[1:]:
-            shared = shared[: common_length(shared, reading.ids)]
-        settled = old.settled.plus(shared)
-        if shared:
-            for reading in readings:
-                reading.ids = reading.ids[len(shared) :]
-            if kept >= old.settled.length:
-                common = len(shared) if cached is shared else common_length(cached, shared)
-                kept = min(kept, settled.length + len(cached)) if common == len(shared) else old.settled.length + common
-            cached = cached[len(shared) :]
-        return RowReadings(settled, tuple(readings), b"", (), cached, kept)
+        """The row with new readings; `read` are the ids that are now in the cache."""
+        return self.rows[row].renewed(read, readings)
 
     def _begin(self, fresh: list[int]) -> None:
         """Reads the prompts of the rows `fresh`, together with their pending text."""
@@ -503,5 +387,5 @@ class ReadingsRun:
             step.entries = own_entries[max(step.first, 1) :]
             if step.new_ids in ((), following):  # else the text stays pending, and `catch_up` reads the other path
                 steps.append(step)
-        self._weigh_inside(steps)
+        weigh_inside(steps, self.store)
         self._renew(steps)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from hf_rlae.members.ragged_run import Chain
+from hf_rlae.members.paths import Chain
 from hf_rlae.vocabulary import Lent
 
 _EMPTY = Chain()
@@ -72,6 +72,47 @@ class RowReadings:
         """Whether the member may have no next-token mass: no reading is without a tail, or there are no readings."""
         return all(reading.tail for reading in self.readings)
 
+    def deferred(self, raw: bytes) -> RowReadings:
+        """The row with more text that the member has not read yet."""
+        return RowReadings(
+            self.settled, self.readings, self.pending + raw, self.unread, self.cached, self.kept, self.is_exhausted
+        )
+
+    def cached_to(self, cached: tuple[int, ...], kept: int) -> RowReadings:
+        """The row after the model has read other ids; its readings are the same."""
+        return RowReadings(self.settled, self.readings, self.pending, self.unread, cached, kept, self.is_exhausted)
+
+    def taken_back(self, now: RowReadings) -> RowReadings:
+        """This earlier state of a row, with the ids that are in the cache `now`."""
+        start = self.settled.length
+        kept = min(now.kept, self.kept)
+        cached: tuple[int, ...] = ()
+        if kept > start:
+            held = (now.settled.after(start) + now.cached)[: now.kept - start]
+            cached = self.cached[: common_length(held, self.cached)]
+            kept = start + len(cached)
+        return self.cached_to(cached, kept)
+
+    def renewed(self, read: tuple[int, ...], readings: list[Reading]) -> RowReadings:
+        """The row with new readings, whose common ids are settled; `read` are the ids that are now in the cache."""
+        cached, kept = self.cached, self.kept
+        if read:
+            cached = read
+            kept = self.settled.length + len(cached)
+        shared = readings[0].ids
+        for reading in readings[1:]:
+            shared = shared[: common_length(shared, reading.ids)]
+        settled = self.settled.plus(shared)
+        if shared:
+            for reading in readings:
+                reading.ids = reading.ids[len(shared) :]
+            if kept >= self.settled.length:
+                common = len(shared) if cached is shared else common_length(cached, shared)
+                most = settled.length + len(cached) if common == len(shared) else self.settled.length + common
+                kept = min(kept, most)
+            cached = cached[len(shared) :]
+        return RowReadings(settled, tuple(readings), b"", (), cached, kept)
+
 
 class Update:
     """New text of a row, and the shares of the members that proposed it; immutable.
@@ -100,15 +141,3 @@ def common_length(first: Sequence[int], second: Sequence[int]) -> int:
                 break
             count += 1
     return count
-
-
-def taken_back(now: RowReadings, then: RowReadings) -> RowReadings:
-    """The earlier row `then`, with the ids that are in the cache now."""
-    start = then.settled.length
-    kept = min(now.kept, then.kept)
-    cached: tuple[int, ...] = ()
-    if kept > start:
-        held = (now.settled.after(start) + now.cached)[: now.kept - start]
-        cached = then.cached[: common_length(held, then.cached)]
-        kept = start + len(cached)
-    return RowReadings(then.settled, then.readings, then.pending, then.unread, cached, kept, then.is_exhausted)

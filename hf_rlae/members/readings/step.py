@@ -89,6 +89,28 @@ class ReadingStep:
         self.entries: list[int] = []  # store entries of the needed columns
         self.further: list[FurtherEnd] = []
 
+    def sum_up(self, targets: Sequence[ReadingTarget], sums: Sequence[float]) -> list[tuple[float, Reading, int]]:
+        """Adds up how the readings end and stay with the new text; returns the ends with their values.
+
+        Args:
+            targets (`Sequence[ReadingTarget]`), sums (`Sequence[float]`): see `choose`.
+        """
+        # The sums of a target (see `Target.parts`): its ends, the first canonical id, the unfinished tokens, the stays.
+        ends: list[tuple[float, Reading, int]] = []
+        for reading, target, scale, at in targets:
+            for offset, i in enumerate(target.ends):
+                value = scale * sums[at + offset]
+                self.end_sum += value
+                if value > 0:
+                    ends.append((value, reading, i))
+            after = at + len(target.ends)
+            stay = scale * sums[after + 2]
+            if stay > 0:
+                self.stays.append((reading, stay, scale * sums[after + 1], not target.lends_all))
+                self.stay_sum += stay
+                self.lent_sum += scale * sums[after + 1]
+        return ends
+
     def choose(
         self, targets: Sequence[ReadingTarget], sums: Sequence[float], min_reading: float, further_end: float = 1.0
     ) -> None:
@@ -101,37 +123,26 @@ class ReadingStep:
             further_end (`float`): ends with at least this probability are read apart; all others share the most likely
                 path.
         """
-        # The sums of a target (see `Target.parts`): its ends, the first canonical id, the unfinished tokens, the stays.
-        ends: list[tuple[float, Reading, int]] = []
-        best_path: tuple[Reading, Canonical] | None = None
-        path_value = 0.0
-        for reading, target, scale, at in targets:
-            for offset, i in enumerate(target.ends):
-                value = scale * sums[at + offset]
-                self.end_sum += value
-                if value > 0:
-                    ends.append((value, reading, i))
-            after = at + len(target.ends)
-            if not target.ends and target.canonical.is_path:
-                value = scale * sums[after]
-                if value > path_value:
-                    path_value, best_path = value, (reading, target.canonical)
-            stay = scale * sums[after + 2]
-            if stay > 0:
-                self.add_stay(reading, stay, scale * sums[after + 1], not target.lends_all)
+        ends = self.sum_up(targets, sums)
         ends.sort(key=lambda entry: -entry[0])
-        update = self.update
-        others = 1.0 - update.r - update.q
         # All ends share the most likely path. Text that was proposed whole (r) ended with a single token, so an end by
         # canonical ids is a choice only if members with other tokenizers proposed more (o > r).
-        if ends and (update.r >= others or path_value <= ends[0][0]):
+        best_path: tuple[Reading, Canonical] | None = None
+        path_value = 0.0
+        if self.update.r < 1.0 - self.update.r - self.update.q:
+            for reading, target, scale, at in targets:
+                if not target.ends and target.canonical.is_path:
+                    value = scale * sums[at]
+                    if value > path_value:
+                        path_value, best_path = value, (reading, target.canonical)
+        if ends and path_value <= ends[0][0]:
             self.base, self.new_ids = ends[0][1], (ends[0][2],)
             end = self.end_weight()[0]
             if self.stays and end < min_reading:
                 self.base, self.new_ids = None, ()  # a dropped end needs no forward pass
             elif len(ends) > 1 and further_end < end:
                 self._choose_further(ends, further_end / end)
-        elif best_path is not None and update.r < others:
+        elif best_path is not None:
             (self.base, self.canonical), self.end = best_path, path_value
             self.new_ids = self.canonical.ids
             self.first = 1
@@ -157,12 +168,6 @@ class ReadingStep:
             if token not in seen:
                 seen.add(token)
                 self.further.append(FurtherEnd(reading, token, share))
-
-    def add_stay(self, reading: Reading, value: float, lent: float, is_restricted: bool) -> None:
-        """Adds the case that the unfinished token of the reading continues past the new text."""
-        self.stays.append((reading, value, lent, is_restricted))
-        self.stay_sum += value
-        self.lent_sum += lent
 
     def _fall_back(self, target: ReadingTarget) -> None:
         """No reading gives the new text any probability: the one with the largest `a` ends by the canonical ids."""

@@ -6,9 +6,9 @@ from collections.abc import Sequence
 
 import torch
 
-from hf_rlae.members.readings.probability_store import ProbabilityStore
+from hf_rlae.members.readings.probability_store import ProbabilityStore, flat
 from hf_rlae.members.readings.state import RowReadings
-from hf_rlae.members.readings.step import ReadingTarget
+from hf_rlae.members.readings.step import ReadingStep, ReadingTarget
 from hf_rlae.members.readings.union_distribution import UnionDistribution
 from hf_rlae.vocabulary import Alignment
 
@@ -128,3 +128,31 @@ class PendingSums:
             self._targets[row][place] = (reading, target, weight / z if z > 0 else 0.0, at)
         self._open = []
         return UpdateSums(numbers, self._targets, self.rows)
+
+
+def weigh_inside(steps: Sequence[ReadingStep], store: ProbabilityStore) -> None:
+    """Follows canonical paths id by id, and computes the weights of their inner boundaries and of their end."""
+    parts: list[torch.Tensor] = []
+    segments: list[int] = []
+    plans: list[tuple[ReadingStep, int, int]] = []
+    for step in steps:
+        canonical = step.canonical
+        if canonical is None:
+            continue
+        if not step.new_ids or (step.first == len(step.new_ids) and canonical.open is None):
+            step.end_sum += step.end
+            continue
+        following = step.new_ids[step.first :]
+        plans.append((step, len(segments), len(following)))
+        parts.append(flat(following, step.entries, store.width))
+        segments += [1] * len(following)
+        inner = [boundary for boundary in canonical.boundaries if boundary.after >= step.first]
+        for boundary in [*inner, canonical.open] if canonical.open is not None else inner:
+            parts.append(boundary.stay_ids + step.place(boundary.after) * store.width)
+            segments.append(len(boundary.stay_ids))
+    if not plans:
+        return
+    index = torch.repeat_interleave(torch.arange(len(segments)), torch.tensor(segments))
+    sums = store.sums(torch.cat(parts), index, len(segments)).tolist()
+    for step, at, count in plans:
+        step.follow(sums[at : at + count], sums[at + count :])

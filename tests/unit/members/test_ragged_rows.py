@@ -9,8 +9,9 @@ import pytest
 import torch
 
 from hf_rlae.members import Member, ragged_run
+from hf_rlae.members.paths import Chain, Path
 from hf_rlae.members.ragged_cache import shared_columns
-from hf_rlae.members.ragged_run import BatchRunner, Chain, Path
+from hf_rlae.members.ragged_run import BatchRunner
 from hf_rlae.members.shared_run import captured_head_input
 from tests.support.models import ARCHITECTURES, RECURRENT, tiny
 from tests.support.tiers import slow

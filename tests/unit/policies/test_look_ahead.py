@@ -7,7 +7,7 @@ import torch
 
 from hf_rlae import EnsembleLogitsProcessor, PolicyConfig, PolicyModel
 from hf_rlae.errors import ConfigError, PolicyError
-from hf_rlae.members.ragged_run import RowRunner
+from hf_rlae.members.row_runner import RowRunner
 from tests.support.ensembles import TEXTS, columns_read, encode, endless
 from tests.support.models import pair, pairs
 from tests.support.policies import assert_same_parameters, random_state

@@ -8,7 +8,7 @@ import torch
 from hf_rlae import EnsembleLogitsProcessor, PolicyConfig, PolicyModel, UniformPolicy
 from hf_rlae.errors import InputError, PolicyError
 from hf_rlae.members.hidden_states import ColumnStates, with_means
-from hf_rlae.members.ragged_run import RowRunner
+from hf_rlae.members.row_runner import RowRunner
 from tests.support.ensembles import TEXTS, encode, endless
 from tests.support.models import pair, pairs
 from tests.support.tiers import slow
