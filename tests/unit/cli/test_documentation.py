@@ -40,7 +40,7 @@ def test_there_are_commands():
 @pytest.mark.parametrize("command", commands())
 def test_commands_are_understood(command):
     arguments = build_parser().parse_args(shlex.split(command)[1:])
-    assert arguments.command == "demo" or arguments.members == ["MEMBER_1", "MEMBER_2"]
+    assert arguments.command in ("demo", "train") or arguments.members == ["MEMBER_1", "MEMBER_2"]
 
 
 def test_the_readme_begins_with_the_demo():
