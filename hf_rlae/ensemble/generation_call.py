@@ -41,6 +41,8 @@ def begin_call(
         cache = kwargs["past_key_values"] = model.new_cache(settings.use_cache is not False, record=wants_dict)
     check_cached_states(model.engine, cache, cache.policy_or(model.policy))
     add_negative_prompt(model, cache, ids, settings, kwargs)
+    if not cache.seen and kwargs.get("member_input_ids") is None:
+        kwargs |= model.tokenizer.own_prompts(ids, kwargs.get("attention_mask"))
     if not cache.is_continued:
         check_chat(cache, kwargs)
         check_prompt_lengths(model, cache, ids, kwargs)

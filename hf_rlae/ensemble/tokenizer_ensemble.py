@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import copy
+import logging
 import os
 from collections.abc import Callable, Iterable, Sequence
 from functools import cache
 from typing import Any
 
+import torch
 from transformers import AutoTokenizer, BatchEncoding, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
-from hf_rlae.ensemble.chats.member_chats import MemberChats
+from hf_rlae.ensemble.chats.member_chats import MemberChats, member_inputs
+from hf_rlae.ensemble.chats.memory import ChatMemory, chat_memory
 from hf_rlae.ensemble.chats.parser import Chat
 from hf_rlae.ensemble.chats.reader import ChatReader
 from hf_rlae.ensemble.configuration_ensemble import EnsembleConfig
+from hf_rlae.ensemble.engines.prompts import rows_of
 from hf_rlae.ensemble.tokenizer_files import SETTINGS, TokenizerParts, read_tokenizer
 from hf_rlae.errors import InputError, TokenizerError
 from hf_rlae.members.model_files import tokenizer_failures
@@ -21,6 +25,8 @@ from hf_rlae.remote_code import NotRemote
 from hf_rlae.vocabulary import ByteVocabulary, Form, UnionVocabulary, same_vocabulary, vocabulary_hash
 from hf_rlae.vocabulary.grain import TOKEN
 from hf_rlae.vocabulary.spelling import byte_level_alphabet
+
+logger = logging.getLogger(__name__)
 
 STOP_TOKEN = "<|stop|>"  # noqa: S105 (a token of the vocabulary)
 """The token string of STOP, which has no bytes."""
@@ -55,6 +61,45 @@ class SharedTokenizer(MemberChats):
     """
 
     plain_class: Any
+
+    @property
+    def memory(self) -> ChatMemory:
+        """The chats that were rendered."""
+        if "chat_memory" not in self.__dict__:
+            self.__dict__["chat_memory"] = chat_memory(self.member_tokenizers[0])
+        return self.__dict__["chat_memory"]  # type: ignore[no-any-return]
+
+    def rendered(self, conversations: Sequence[Any], options: dict[str, Any]) -> list[str]:
+        """See [`MemberChats`]; remembers the ids of the texts."""
+        if not self.has_one_template:
+            self.remember(self.chat_ids(0, conversations, options), conversations, options)
+        return super().rendered(conversations, options)
+
+    def remember(self, rows: Sequence[Sequence[int]], conversations: Sequence[Any], options: dict[str, Any]) -> None:
+        """See [`MemberChats`]."""
+        if not self.has_one_template:
+            self.memory.add_ids(rows, conversations, options)
+
+    def own_prompts(self, ids: torch.Tensor, mask: torch.Tensor | None) -> dict[str, torch.Tensor]:
+        """See [`MemberChats`]."""
+        if self.has_one_template:
+            return {}
+        rows = rows_of(ids, mask)
+        chats = [self.memory.by_ids.get(row) for row in rows]
+        if not any(chats):
+            return {}
+        try:
+            others = [
+                [
+                    row if chat is None else self.chat_ids(index, [chat.messages], chat.options)[0]
+                    for row, chat in zip(rows, chats, strict=True)
+                ]
+                for index in range(1, len(self.member_tokenizers))
+            ]
+        except TokenizerError as error:
+            logger.warning("a chat cannot be rendered for every member (%s): all read it as the first does", error)
+            return {}
+        return member_inputs([rows, *others])
 
     def __reduce__(self) -> Any:
         return _restored, (self.plain_class,), self.__dict__
@@ -247,7 +292,7 @@ class EnsembleTokenizer(NotRemote, MemberChats, PreTrainedTokenizerFast):
             if is_cut and max_length is not None:
                 ids = ids[:max_length] if self.truncation_side == "right" else ids[-max_length:]
             if chat is not None:
-                self.chats.keep(ids, chat)
+                self.chats.memory.keep(ids, chat)
             rows.append(ids)
         return self.pad(
             {"input_ids": rows[0] if is_single and not kwargs.get("return_tensors") else rows},
@@ -262,7 +307,7 @@ class EnsembleTokenizer(NotRemote, MemberChats, PreTrainedTokenizerFast):
     def rendered(self, conversations: Sequence[Any], options: dict[str, Any]) -> list[str]:
         """See [`MemberChats`]; remembers the texts."""
         texts = super().rendered(conversations, options)
-        self.chats.remember_texts([self.chats.normalised(text) for text in texts], conversations, options)
+        self.chats.memory.add_texts([self.chats.normalised(text) for text in texts], conversations, options)
         return texts
 
     def chat_ids(self, index: int, conversations: Sequence[Any], options: dict[str, Any]) -> list[list[int]]:
@@ -271,7 +316,7 @@ class EnsembleTokenizer(NotRemote, MemberChats, PreTrainedTokenizerFast):
 
     def remember(self, rows: Sequence[Sequence[int]], conversations: Sequence[Any], options: dict[str, Any]) -> None:
         """See [`MemberChats`]."""
-        self.chats.remember_ids(rows, conversations, options)
+        self.chats.memory.add_ids(rows, conversations, options)
 
     # -- decoding -----------------------------------------------------------------------------------------
 

@@ -31,6 +31,30 @@ def padded(rows: Sequence[Sequence[int]], pad: int) -> tuple[torch.Tensor, torch
     return ids, mask
 
 
+def member_inputs(rows: Sequence[Sequence[Sequence[int]]]) -> dict[str, torch.Tensor]:
+    """`member_input_ids` and `member_attention_mask` `(B, M, L)` of the ids of M members, each of B rows."""
+    ids, mask = padded([ids for member_rows in rows for ids in member_rows], 0)
+    shape = (len(rows), len(rows[0]), -1)
+    return {
+        "member_input_ids": ids.view(shape).transpose(0, 1).contiguous(),
+        "member_attention_mask": mask.view(shape).transpose(0, 1).contiguous(),
+    }
+
+
+class ChatEncoding(BatchEncoding):
+    """What `apply_chat_template` returns: a `BatchEncoding` that text-generation pipelines of transformers can batch.
+
+    A pipeline adds the entry `prompt_text`, pads all entries to a batch, which it cannot do for `member_input_ids`, and
+    passes `input_ids` and `attention_mask` on to `generate`, where the chat is recognised by these.
+    """
+
+    def __setitem__(self, key: str, value: Any) -> None:
+        if key == "prompt_text":
+            for name in ("member_input_ids", "member_attention_mask"):
+                self.data.pop(name, None)
+        self.data[key] = value
+
+
 def render(tokenizer: Any, name: str, conversations: Sequence[Any], options: dict[str, Any]) -> list[str]:
     """The texts that a member's chat template gives.
 
@@ -104,24 +128,19 @@ class MemberChats(_Base):
             texts = self.rendered(conversations, options)
             return texts[0] if is_single else texts
         rows = [self.chat_ids(index, conversations, options) for index in range(len(self.member_tokenizers))]
+        whole = rows
         if given.get("truncation"):
             rows = self._cut(rows, given.get("max_length"))
-        self.remember(rows[0], conversations, options)
+        if rows[0] == whole[0]:
+            self.remember(rows[0], conversations, options)
         pad = getattr(self, "pad_token_id", None) or 0
         first_ids, first_mask = padded(rows[0], pad)
         if given.get("return_dict") is False:
             found: Any = first_ids if given.get("return_tensors") else rows[0]
             return found[0] if is_single and not given.get("return_tensors") else found
-        ids, mask = padded([ids for member_rows in rows for ids in member_rows], 0)
-        shape = (len(rows), len(conversations), -1)
-        return BatchEncoding(
-            {
-                "input_ids": first_ids,
-                "attention_mask": first_mask,
-                "member_input_ids": ids.view(shape).transpose(0, 1).contiguous(),
-                "member_attention_mask": mask.view(shape).transpose(0, 1).contiguous(),
-            }
-        )
+        encoding = ChatEncoding({"input_ids": first_ids, "attention_mask": first_mask})
+        encoding.update(member_inputs(rows))
+        return encoding
 
     def rendered(self, conversations: Sequence[Any], options: dict[str, Any]) -> list[str]:
         """The first member's texts."""
@@ -144,6 +163,18 @@ class MemberChats(_Base):
 
     def remember(self, rows: Sequence[Sequence[int]], conversations: Sequence[Any], options: dict[str, Any]) -> None:
         """Called with the first member's ids of rendered conversations."""
+
+    def own_prompts(self, ids: torch.Tensor, mask: torch.Tensor | None) -> dict[str, torch.Tensor]:
+        """`member_input_ids` and their mask for prompts that are given as the first member's ids alone.
+
+        Args:
+            ids (`torch.LongTensor` of shape `(B, L)`), mask (`torch.LongTensor`, *optional*): the prompts.
+
+        Returns:
+            `dict[str, torch.Tensor]`: empty if no row is a chat that was rendered in this process, and if the ensemble
+            itself recognises chats.
+        """
+        return {}
 
     def parts(self) -> TokenizerParts:
         """What the tokenizer is made of, for saving."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import logging
 import unicodedata
 from collections.abc import Iterator, Sequence
@@ -12,14 +11,12 @@ from transformers import PreTrainedTokenizerBase
 
 from hf_rlae.ensemble.chats.control_strings import MARK, ControlStrings
 from hf_rlae.ensemble.chats.member_chats import render
+from hf_rlae.ensemble.chats.memory import chat_memory
 from hf_rlae.ensemble.chats.parser import Chat, ChatParser
 from hf_rlae.errors import TokenizerError
 from hf_rlae.vocabulary import ByteVocabulary, Form
 
 logger = logging.getLogger(__name__)
-
-MAX_REMEMBERED = 4096
-"""Number of chats that are remembered; a full memory is cleared."""
 
 
 class ChatReader:
@@ -46,8 +43,7 @@ class ChatReader:
         self.vocabularies = list(vocabularies)
         self.form = form
         self.strings = [ControlStrings(*pair) for pair in zip(tokenizers, vocabularies, strict=True)]
-        self._by_text: dict[str, Chat] = {}
-        self._by_ids: dict[tuple[int, ...], Chat] = {}
+        self.memory = chat_memory(tokenizers[0])
         self._known_parser: tuple[Any, ChatParser] | None = None
         self._marks: tuple[str, ...] = ()  # the control tokens that renderings start with
         self._has_warned = False
@@ -69,20 +65,6 @@ class ChatReader:
         encoded = self.tokenizers[index](texts, add_special_tokens=False, split_special_tokens=False, verbose=False)
         return [list(ids) for ids in encoded["input_ids"]]
 
-    # -- memory -------------------------------------------------------------------------------------------
-
-    def remember_texts(self, texts: Sequence[str], conversations: Sequence[Any], options: dict[str, Any]) -> None:
-        """Remembers the first member's texts of rendered conversations."""
-        for text, conversation in zip(texts, conversations, strict=True):
-            _remember(self._by_text, text, _snapshot(conversation, options))
-
-    def remember_ids(
-        self, rows: Sequence[Sequence[int]], conversations: Sequence[Any], options: dict[str, Any]
-    ) -> None:
-        """Remembers the first member's ids of rendered conversations."""
-        for ids, conversation in zip(rows, conversations, strict=True):
-            _remember(self._by_ids, tuple(ids), _snapshot(conversation, options))
-
     # -- texts --------------------------------------------------------------------------------------------
 
     def recognised(self, text: str) -> Chat | None:
@@ -91,7 +73,7 @@ class ChatReader:
         A text that was not rendered here counts only if it ends with the prompt for an answer, or with the beginning
         of an answer: any other text may be a user's.
         """
-        known = self._by_text.get(text)
+        known = self.memory.by_text.get(text)
         if known is not None:
             return known
         parser = self._parser()
@@ -111,10 +93,6 @@ class ChatReader:
             return None
         return [*self.ids(0, [chat.messages], chat.options)[0], *self._rest_ids(0, chat)]
 
-    def keep(self, ids: Sequence[int], chat: Chat) -> None:
-        """Remembers the ids of a recognised text."""
-        _remember(self._by_ids, tuple(ids), chat)
-
     # -- ids ----------------------------------------------------------------------------------------------
 
     def prompts(self, ids: Sequence[int]) -> list[tuple[int, ...]] | None:
@@ -127,7 +105,7 @@ class ChatReader:
             `list[tuple[int, ...]]` or `None`: `ids` for the first member; `None` if this is no chat, or some member
             cannot render it.
         """
-        chat = self._by_ids.get(tuple(ids)) or self._parsed(tuple(ids))
+        chat = self.memory.by_ids.get(tuple(ids)) or self._parsed(tuple(ids))
         if chat is None:
             return None
         try:
@@ -226,13 +204,3 @@ class ChatReader:
                 "`ensemble.generate(**ensemble.tokenizer.apply_chat_template(messages, add_generation_prompt=True))`",
                 reason,
             )
-
-
-def _snapshot(conversation: Any, options: dict[str, Any]) -> Chat:
-    return Chat(copy.deepcopy(list(conversation)), copy.deepcopy(options))
-
-
-def _remember(memory: dict[Any, Chat], key: Any, chat: Chat) -> None:
-    if len(memory) >= MAX_REMEMBERED:
-        memory.clear()
-    memory[key] = chat

@@ -142,6 +142,18 @@ def test_imports_that_register_the_classes(hostile, tmp_path, name):
     assert "custom code" not in found.stderr
 
 
+HIDDEN = """
+import sys
+
+class Hidden:
+    def find_spec(self, name, path=None, target=None):
+        if name == "hf_rlae":
+            raise ModuleNotFoundError(f"No module named {name!r}")
+
+sys.meta_path.insert(0, Hidden())
+"""
+
+
 @pytest.mark.slow
 def test_without_an_import(folder, tmp_path):
     """transformers says that code is needed; the code is the import, and it says which package is missing."""
@@ -151,8 +163,7 @@ def test_without_an_import(folder, tmp_path):
     environment = {"HF_MODULES_CACHE": str(tmp_path), "PATH": "", "PYTHONPATH": ":".join(filter(None, sys.path))}
     allowed = run("", folder, ", trust_remote_code=True", cwd=tmp_path, env=environment)
     assert allowed.stdout.strip() == NAMES, allowed.stderr
-    hidden = "import sys\nsys.modules['hf_rlae'] = None\n"
-    missing = run(hidden, folder, ", trust_remote_code=True", cwd=tmp_path, env=environment)
+    missing = run(HIDDEN, folder, ", trust_remote_code=True", cwd=tmp_path, env=environment)
     assert "not found in your environment: hf_rlae. Run `pip install hf_rlae`" in missing.stderr
 
 

@@ -176,7 +176,7 @@ def test_names_of_control_tokens_in_messages_are_text(names, content):
     marked = ensemble.tokenizer.apply_chat_template([given], add_generation_prompt=True)
     text = ensemble.tokenizer.apply_chat_template(given, add_generation_prompt=True, tokenize=False)
     again = ensemble.engine.encoder(ensemble.tokenizer(text, add_special_tokens=False)["input_ids"])
-    ensemble.tokenizer.chats._by_ids.clear()
+    ensemble.tokenizer.chats.memory.by_ids.clear()
     parsed = ensemble.engine.encoder(marked["input_ids"][0].tolist())
     for index, vocabulary in enumerate(ensemble.engine.vocabularies):
         own = [
