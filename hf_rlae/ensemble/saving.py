@@ -45,7 +45,8 @@ def save(
         check_can_be_pushed(ensemble, save_members, kwargs.get("token"))
     config.policy = _policy_entry(policy)
     sources = config.members or []
-    saved = {index: _folder_name(index, ensemble.members[index]) for index in _local(ensemble) if save_members}
+    firsts = {index: ensemble.members.index(ensemble.members[index]) for index in _local(ensemble) if save_members}
+    saved = {index: _folder_name(first, ensemble.members[first]) for index, first in firsts.items()}
     for index in saved:
         ensemble.members[index].prepare()
     _check_sources(ensemble, set(saved))
@@ -68,6 +69,8 @@ def save(
         if isinstance(policy, PreTrainedModel):
             policy.save_pretrained(Path(scratch) / POLICY_FOLDER, **kwargs)
         for index, name in saved.items():
+            if firsts[index] < index:  # the same model again
+                continue
             place, member = Path(scratch, MEMBERS_FOLDER, name), ensemble.members[index]
             member.model.save_pretrained(place, **{"max_shard_size": kwargs.get("max_shard_size", "50GB")})
             member.tokenizer.save_pretrained(place)

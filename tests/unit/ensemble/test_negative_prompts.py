@@ -226,6 +226,11 @@ def test_a_model_that_is_given_twice_is_in_memory_once(tmp_path, given):
         ensemble.generate(ids_of(TEXTS[0]), **GREEDY),
         model.generate(ids_of(TEXTS[0]), **GREEDY, guidance_scale=1.5),
     )
+    if given == "name":
+        ensemble.save_pretrained(tmp_path / "saved", save_members=True)
+        assert len(list((tmp_path / "saved" / "members").iterdir())) == 1
+        saved = EnsembleForCausalLM.from_pretrained(tmp_path / "saved")
+        assert saved.members[0].model is saved.members[1].model
     ensemble.to(torch.float64)
     assert first.dtype == second.dtype == torch.float64
 
