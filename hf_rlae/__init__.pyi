@@ -5,6 +5,10 @@ from .ensemble import EnsembleGenerateBeamOutput as EnsembleGenerateBeamOutput
 from .ensemble import EnsembleGenerateOutput as EnsembleGenerateOutput
 from .ensemble import EnsembleLogitsProcessor as EnsembleLogitsProcessor
 from .ensemble import EnsembleTokenizer as EnsembleTokenizer
+from .ensemble import free_ensembles as free_ensembles
+from .ensemble import generate_with_ensemble as generate_with_ensemble
+from .ensemble import push_custom_generate as push_custom_generate
+from .ensemble import save_custom_generate as save_custom_generate
 from .errors import CheckpointError as CheckpointError
 from .errors import ConfigError as ConfigError
 from .errors import DiskFullError as DiskFullError

@@ -75,6 +75,7 @@ class Card:
         members (`Sequence[CardMember]`): of an ensemble; those on the Hub are its `base_model`.
         base (`CardMember`, *optional*): the base model of an adapter.
         training (`str`): Markdown, one paragraph: how it was trained.
+        training_title (`str`): of the section with `training`.
         settings (`Mapping[str, Any]`): see [`changed_settings`].
         evaluations (`Sequence[Evaluation]`): results.
         picture (`str`, *optional*): the place of a picture in the repository.
@@ -94,6 +95,7 @@ class Card:
     members: Sequence[CardMember] = ()
     base: CardMember | None = None
     training: str = ""
+    training_title: str = "Training"
     settings: Mapping[str, Any] = field(default_factory=dict)
     evaluations: Sequence[Evaluation] = ()
     picture: str | None = None
@@ -118,6 +120,7 @@ class Card:
             use=self.use.strip(),
             members=self.members,
             training=_filled(self.training),
+            training_title=self.training_title,
             settings=[(name, code(value)) for name, value in self.settings.items()],
             results=[_table(entry) for entry in self.evaluations],
             picture=self.picture,

@@ -2,6 +2,8 @@
 
 from hf_rlae.ensemble.cache_ensemble import EnsembleCache
 from hf_rlae.ensemble.configuration_ensemble import EnsembleConfig
+from hf_rlae.ensemble.custom_generate_files import push_custom_generate, save_custom_generate
+from hf_rlae.ensemble.hosted_generate import free_ensembles, generate_with_ensemble
 from hf_rlae.ensemble.modeling_ensemble import EnsembleForCausalLM
 from hf_rlae.ensemble.outputs import EnsembleGenerateBeamOutput, EnsembleGenerateOutput
 from hf_rlae.ensemble.processor.processor import EnsembleLogitsProcessor
@@ -15,4 +17,8 @@ __all__ = [
     "EnsembleGenerateOutput",
     "EnsembleLogitsProcessor",
     "EnsembleTokenizer",
+    "free_ensembles",
+    "generate_with_ensemble",
+    "push_custom_generate",
+    "save_custom_generate",
 ]

@@ -43,7 +43,8 @@ def make_custom_generate(ensemble: EnsembleForCausalLM) -> Callable[..., Any]:
         # `generate` has repeated the rows for beams and samples, and the ensemble's `generate` repeats them again
         repeats = max(generation_config.num_beams or 1, generation_config.num_return_sequences or 1)
         mask = model_kwargs.get("attention_mask")
-        settings = _settings(ensemble, generation_config)
+        settings = host_settings(ensemble, generation_config)
+        settings.max_time = None  # its criterion is passed on, because the time runs from the start of the call
         # both lists have entries that `generate` made from its settings; the ensemble's `generate` makes them again for
         # union ids, so only the entries of the user are passed on
         made = first._get_logits_processor(
@@ -62,16 +63,21 @@ def make_custom_generate(ensemble: EnsembleForCausalLM) -> Callable[..., Any]:
                 if not isinstance(criterion, EosTokenCriteria)
             ),
         )
-        columns, pad = input_ids.shape[1], ensemble.generation_config.pad_token_id
-        if isinstance(result, torch.Tensor):
-            return ensemble.engine.to_first_member(result, columns, pad)
-        result.sequences = ensemble.engine.to_first_member(result.sequences, columns, pad)
-        return result
+        return in_host_ids(ensemble, result, input_ids.shape[1])
 
     return decode
 
 
-def _settings(ensemble: EnsembleForCausalLM, given: GenerationConfig) -> GenerationConfig:
+def in_host_ids(ensemble: EnsembleForCausalLM, result: Any, columns: int) -> Any:
+    """What `generate` of an ensemble returned for prompts of `columns` ids, in ids of the first member's tokenizer."""
+    pad = ensemble.generation_config.pad_token_id
+    if isinstance(result, torch.Tensor):
+        return ensemble.engine.to_first_member(result, columns, pad)
+    result.sequences = ensemble.engine.to_first_member(result.sequences, columns, pad)
+    return result
+
+
+def host_settings(ensemble: EnsembleForCausalLM, given: GenerationConfig) -> GenerationConfig:
     """The settings of the call, with the ensemble's special tokens."""
     host, own = ensemble.members[0], ensemble.generation_config
     settings = copy.deepcopy(given)
@@ -81,7 +87,6 @@ def _settings(ensemble: EnsembleForCausalLM, given: GenerationConfig) -> Generat
         settings.max_length = None
     if settings.min_new_tokens is not None:
         settings.min_length = None
-    settings.max_time = None  # its criterion is passed on, because the time runs from the start of the call
     ends = sorted(token_ids(given.eos_token_id))
     if ends == sorted(token_ids(getattr(host.generation_config, "eos_token_id", None))):
         settings.eos_token_id = own.eos_token_id

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -38,7 +38,8 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 _FIELDS = tuple(EnsembleOptions.__annotations__)
-_PER_MEMBER = ("revisions", "base_revisions", "vocabulary_hashes", "end_token_ids", "adapter_names")
+_PINS = ("revisions", "base_revisions", "vocabulary_hashes")
+_PER_MEMBER = (*_PINS, "end_token_ids", "adapter_names")
 _SHARED_OPTIONS = ("token", "cache_dir", "local_files_only", "force_download")
 """Options of the Hub in `from_pretrained` that hold for members, too."""
 _OF_AUTO_CLASSES = ("_from_auto", "_from_pipeline", "_commit_hash", "adapter_kwargs", "code_revision")
@@ -123,6 +124,11 @@ def build(
     ensemble = cls(config, built, policy)
     super(PreTrainedModel, ensemble).train(False)
     return ensemble
+
+
+def _of_kept(values: Sequence[Any] | None, kept: Collection[int]) -> list[Any] | None:
+    """An option per member, for the saved members that are not replaced."""
+    return None if values is None else [value if index in kept else None for index, value in enumerate(values)]
 
 
 def _check_options(
@@ -282,7 +288,7 @@ def load(
     cls: type[EnsembleForCausalLM],
     source: Any,
     *,
-    members: Sequence[GivenMember] | None = None,
+    members: Sequence[GivenMember | None] | None = None,
     policy: Any = None,
     config: EnsembleConfig | None = None,
     dtype: Any = "auto",
@@ -310,19 +316,21 @@ def load(
     with readable(source, f"ensemble {source}", ConfigError):
         options["revision"] = resolved(source, options.get("revision"), options)  # of config, policy and members alike
     config = load_config(source, options) if config is None else checked_config(config, source)
-    given: Sequence[Any] = config.members or [] if members is None else members
-    if members is None:
-        if len(given) > max_members:
-            raise ConfigError(
-                f"the saved ensemble {source} has {len(given)} members, each a whole model; pass "
-                f"max_members={len(given)} if that is intended"
-            )
-        given = find_members(given, source, options.get("subfolder") or "", allow_outside, options)
-    elif config.members and len(given) != len(config.members):
+    saved = config.members or []
+    given: list[Any] = [None] * len(saved) if members is None else list(members)
+    kept = {index: saved[index] for index, one in enumerate(given[: len(saved)]) if one is None}
+    if len(kept) > max_members:
         raise ConfigError(
-            f"members has {len(given)} entries, and the saved ensemble {source} has {len(config.members)} members; "
+            f"the saved ensemble {source} has {len(kept)} members, each a whole model; pass "
+            f"max_members={len(kept)} if that is intended"
+        )
+    if saved and len(given) != len(saved):
+        raise ConfigError(
+            f"members has {len(given)} entries, and the saved ensemble {source} has {len(saved)} members; "
             "give one for each, in their order, or build another ensemble with `EnsembleForCausalLM.from_members`"
         )
+    for index, place in find_members(kept, source, options.get("subfolder") or "", allow_outside, options).items():
+        given[index] = place
     shared = {name: options[name] for name in _SHARED_OPTIONS if name in options}
     shared["trust_remote_code"] = trust_remote_code
     if policy is None and policy_revision is None and config.policy is not None:
@@ -339,7 +347,7 @@ def load(
         {
             **settings,
             **changed,
-            **({} if members is None else dict.fromkeys(("revisions", "base_revisions", "vocabulary_hashes"))),
+            **{name: _of_kept(getattr(config, name), kept) for name in _PINS},
             "dtype": dtype,
             "device_map": device_map,
             "check_files": check_files,

@@ -48,12 +48,13 @@ def place_of(source: str, target: Path) -> str:
 
 
 def find_members(
-    places: Sequence[str | None], source: str, subfolder: str, allow_outside: bool, hub: Mapping[str, Any]
-) -> list[str]:
+    places: Mapping[int, str | None], source: str, subfolder: str, allow_outside: bool, hub: Mapping[str, Any]
+) -> dict[int, str]:
     """The folders and Hub ids of the members of a saved ensemble.
 
     Args:
-        places (`Sequence[str]`): `config.members`. `./x` and `../x` are relative to the ensemble's folder.
+        places (`Mapping[int, str]`): entries of `config.members` by index. `./x` and `../x` are relative to the
+            ensemble's folder.
         source (`str`), subfolder (`str`): where the ensemble is.
         allow_outside (`bool`): whether members may be folders outside of the ensemble's.
         hub: options of the Hub.
@@ -62,11 +63,11 @@ def find_members(
         ConfigError: a member that is not there, or is outside of the ensemble's folder without `allow_outside`.
     """
     folder = Path(source, subfolder)
-    if not folder.is_dir() and any(_is_inside(place) for place in places if place):
+    if not folder.is_dir() and any(_is_inside(place) for place in places.values() if place):
         pattern = f"{subfolder}/{MEMBERS_FOLDER}/*".lstrip("/")
         options = {name: hub[name] for name in _HUB_OPTIONS if name in hub}
         folder = Path(snapshot_download(source, allow_patterns=[pattern], **options), subfolder)
-    return [_find(place or "", index, folder, allow_outside) for index, place in enumerate(places)]
+    return {index: _find(place or "", index, folder, allow_outside) for index, place in places.items()}
 
 
 def _find(place: str, index: int, folder: Path, allow_outside: bool) -> str:

@@ -513,7 +513,8 @@ class EnsembleForCausalLM(NotRemote, CardedPush, PreTrainedModel, GenerationMixi
 
         Args:
             pretrained_model_name_or_path (`str` or `os.PathLike`): a folder, or an id on the Hub.
-            kwargs: `members`, `policy` and `policy_revision` (as in `from_members`) in place of the saved ones;
+            kwargs: `members` (with `None` for those that are kept), `policy` and `policy_revision` (as in
+                `from_members`) in place of the saved ones;
                 `dtype`, `device_map`, `member_kwargs` and `check_files` as in `from_members`; `allow_outside` (`bool`,
                 defaults to `False`): whether members may be folders outside of the ensemble's own; `max_members`
                 (`int`, defaults to 64): the most members to load; `trust_remote_code` (`bool`, defaults to `False`);

@@ -59,7 +59,7 @@ class BuildOptions(EnsembleOptions, MemberOptions, total=False):
 class LoadOptions(EnsembleOptions, total=False):
     """Keyword arguments of [`EnsembleForCausalLM.from_pretrained`]."""
 
-    members: Sequence[GivenMember] | None
+    members: Sequence[GivenMember | None] | None
     policy: GivenPolicy | None
     policy_revision: str | None
     config: Any
