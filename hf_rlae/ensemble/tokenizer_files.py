@@ -128,7 +128,8 @@ def read_tokenizer(
         config = load_config(source, dict(hub))
         if len(config.members or []) != len(entries):
             raise _damaged(source, f"it has {len(entries)} members, and config.json {len(config.members or [])}")
-        places = find_members(config.members or [], source, hub.get("subfolder") or "", allow_outside, hub)
+        named = dict(enumerate(config.members or []))
+        places = find_members(named, source, hub.get("subfolder") or "", allow_outside, hub).values()
         revisions = config.revisions or [None] * len(places)
         tokenizers = [
             load_tokenizer(place, revision=revision, **shared)

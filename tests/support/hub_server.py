@@ -73,7 +73,15 @@ class Repository:
     def commit(self, branch: str, files: Mapping[str, bytes], title: str) -> str:
         """Adds a commit with these files, and none other, at the head of a branch."""
         parent = self.branches.get(branch)
-        text = repr((self.repo_id, self.repo_type, len(self.commits), sorted(files), title))
+        text = repr(
+            (
+                self.repo_id,
+                self.repo_type,
+                len(self.commits),
+                sorted((name, _blob(data)) for name, data in files.items()),
+                title,
+            )
+        )
         sha = hashlib.sha1(text.encode(), usedforsecurity=False).hexdigest()
         self.commits[sha], self.titles[sha], self.parents[sha] = dict(files), title, parent
         self.branches[branch] = sha

@@ -42,7 +42,9 @@ MODES = {
 
 
 @pytest.fixture(autouse=True)
-def forget():
+def forget(monkeypatch, tmp_path):
+    """No ensembles of other tests, and no code that transformers has copied for them."""
+    monkeypatch.setattr("transformers.dynamic_module_utils.HF_MODULES_CACHE", str(tmp_path / "modules"))
     yield
     free_ensembles()
 
