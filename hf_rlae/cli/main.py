@@ -13,10 +13,10 @@ import traceback
 from collections.abc import Sequence
 
 from hf_rlae import __version__
-from hf_rlae.cli import chat, demo, generate, train
+from hf_rlae.cli import chat, demo, generate, serve, train
 from hf_rlae.errors import HfRlaeError, InternalError, one_line, shortened, with_type
 
-COMMANDS = {"demo": demo, "generate": generate, "chat": chat, "train": train}
+COMMANDS = {"demo": demo, "generate": generate, "chat": chat, "serve": serve, "train": train}
 """Modules with `SUMMARY`, `DESCRIPTION`, `add_arguments(parser)` and `run(args)` (the exit code)."""
 
 DEFECT = 1
