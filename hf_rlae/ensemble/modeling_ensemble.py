@@ -39,7 +39,7 @@ from hf_rlae.ensemble.inputs import (
 )
 from hf_rlae.ensemble.options import BuildOptions, GivenMember, LoadOptions
 from hf_rlae.ensemble.outputs import EnsembleGenerateBeamOutput, EnsembleGenerateOutput, attach_trace
-from hf_rlae.ensemble.policy_fit import check_policy_fits
+from hf_rlae.ensemble.policy_fit import check_policy_fits, warn_of_other_members
 from hf_rlae.ensemble.warping import split_at_warpers
 from hf_rlae.errors import ConfigError, InputError, present
 from hf_rlae.members import Member
@@ -102,6 +102,7 @@ class EnsembleForCausalLM(NotRemote, CardedPush, PreTrainedModel, GenerationMixi
         self.word_beginnings = self._find_word_beginnings() if config.draw == "word" else None
         for name in ("pad_token_id", "bos_token_id", "eos_token_id"):
             setattr(self.config, name, getattr(self.generation_config, name))
+        warn_of_other_members(self.policy, self)
 
     def _find_word_beginnings(self) -> torch.Tensor:
         """Whether each id starts with a space, `(V,)`."""
@@ -167,6 +168,8 @@ class EnsembleForCausalLM(NotRemote, CardedPush, PreTrainedModel, GenerationMixi
             self.policy = policy
         else:
             object.__setattr__(self, "policy", policy)
+        if "engine" in self.__dict__:  # else the ensemble is being built
+            warn_of_other_members(policy, self)
 
     def check_policy(self, policy: Policy) -> None:
         """Raises an error if a policy does not fit these members.

@@ -4,13 +4,25 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from torch import nn
 
 from hf_rlae.ensemble.configuration_ensemble import EnsembleConfig
+from hf_rlae.ensemble.member_places import is_folder
+from hf_rlae.ensemble.pins import vocabulary_hashes
 from hf_rlae.errors import ConfigError
 from hf_rlae.members import Member
-from hf_rlae.policies import Policy, check_is_policy, members_of, observed_tokens
+from hf_rlae.policies import MEMBER_FIELDS, Policy, check_is_policy, members_of, observed_tokens
+
+if TYPE_CHECKING:
+    from hf_rlae.ensemble.modeling_ensemble import EnsembleForCausalLM
 
 logger = logging.getLogger(__name__)
+
+_FIELDS = {"id": "ids", "commit": "commits", "vocabulary_hash": "vocabularies"}
+"""The plural of each of `MEMBER_FIELDS`."""
 
 
 def check_policy_fits(policy: Policy, members: Sequence[Member], settings: EnsembleConfig) -> None:
@@ -53,6 +65,46 @@ def check_policy_fits(policy: Policy, members: Sequence[Member], settings: Ensem
             _unit(made_for),
             _unit(used_for),
             'select="prompt"' if made_for is None else f"span_length={made_for}",
+        )
+
+
+def describe_members(ensemble: EnsembleForCausalLM) -> list[dict[str, Any]]:
+    """The members of an ensemble as [`PolicyConfig`] keeps them; paths are private: only names are kept."""
+    described = []
+    for member, hashed in zip(ensemble.members, vocabulary_hashes(ensemble), strict=True):
+        place = member.source and (Path(member.source).name if is_folder(member.source) else member.source)
+        described.append({"id": place or None, "commit": member.commit, "vocabulary_hash": hashed})
+    return described
+
+
+def warn_of_other_members(policy: Policy, ensemble: EnsembleForCausalLM) -> None:
+    """Logs one warning if a policy was trained with other members than those of an ensemble; unknown values are equal.
+
+    Args:
+        policy (`Policy`): the policy; only a [`PolicyModel`] knows its members.
+        ensemble (`EnsembleForCausalLM`): the ensemble that uses it.
+    """
+    trained: Any = getattr(getattr(policy, "config", None), "members", None)
+    if not isinstance(policy, nn.Module) or not trained or len(trained) != len(ensemble.members):
+        return
+    counts = dict.fromkeys(MEMBER_FIELDS, 0)
+    examples = []
+    for index, (old, new) in enumerate(zip(trained, describe_members(ensemble), strict=True)):
+        unlike = [name for name in MEMBER_FIELDS if None not in (old.get(name), new[name]) and old[name] != new[name]]
+        if "id" in unlike and "commit" in unlike:  # commits of different repositories always differ
+            unlike.remove("commit")
+        for name in unlike:
+            counts[name] += 1
+        if unlike:
+            examples.append(f"member {index} is {new['id']}, and was {old.get('id')}" * ("id" in unlike))
+    if examples:
+        found = ", ".join(f"{count} {_FIELDS[name]}" for name, count in counts.items() if count)
+        logger.warning(
+            "the policy was trained with other members: of %d members, %s differ%s; it is used, but its weights may "
+            "not suit these members: train it with them, or build the ensemble with those of its training",
+            len(trained),
+            found,
+            "".join(f" ({example})" for example in filter(None, examples)),
         )
 
 

@@ -17,10 +17,11 @@ from hf_rlae.cards import keep_published_card, write_card
 from hf_rlae.ensemble.card import ensemble_card
 from hf_rlae.ensemble.member_places import MEMBERS_FOLDER, is_folder, place_of, warn_of_places
 from hf_rlae.ensemble.pins import pin_to_hub, vocabulary_hashes
+from hf_rlae.ensemble.policy_fit import describe_members
 from hf_rlae.ensemble.tokenizer_files import write_tokenizer
 from hf_rlae.errors import ConfigError, nearest
 from hf_rlae.members import Member
-from hf_rlae.policies import POLICY_FOLDER, SavedPolicy, policies
+from hf_rlae.policies import POLICY_FOLDER, PolicyModel, SavedPolicy, policies
 
 if TYPE_CHECKING:
     from hf_rlae.ensemble.modeling_ensemble import EnsembleForCausalLM
@@ -66,6 +67,8 @@ def save(
         config.save_pretrained(scratch)
         ensemble.generation_config.save_pretrained(scratch)
         write_tokenizer(ensemble.tokenizer.parts(), scratch, with_members=False)
+        if isinstance(policy, PolicyModel) and policy.config.members is None:
+            policy.config.members = describe_members(ensemble)
         if isinstance(policy, PreTrainedModel):
             policy.save_pretrained(Path(scratch) / POLICY_FOLDER, **kwargs)
         for index, name in saved.items():

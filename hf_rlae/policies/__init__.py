@@ -1,6 +1,6 @@
 """Floor 3: policies, which return one weight per member for each span."""
 
-from hf_rlae.policies.configuration_policy import PolicyConfig
+from hf_rlae.policies.configuration_policy import MEMBER_FIELDS, PolicyConfig
 from hf_rlae.policies.entropy import EntropyPolicy
 from hf_rlae.policies.loading import POLICY_FOLDER, GivenPolicy, resolve_policy, saved_policy
 from hf_rlae.policies.modeling_policy import PolicyModel
@@ -19,6 +19,7 @@ from hf_rlae.policies.static import StaticPolicy, UniformPolicy, policies
 from hf_rlae.policies.weights import ask, cut, rescaled
 
 __all__ = [
+    "MEMBER_FIELDS",
     "POLICY_FOLDER",
     "EntropyPolicy",
     "GivenPolicy",

@@ -34,6 +34,8 @@ ACTIONS = {"joint": ("categorical", "dirichlet", "logistic_normal"), "per_member
 """The kinds of actions for each kind of actor."""
 _DISTRIBUTIONS = {"gaussian": "logistic_normal"}
 """Former values of `distribution`, the former name of `action`, that have another name now."""
+MEMBER_FIELDS = ("id", "commit", "vocabulary_hash")
+"""What a policy knows of a member that it was trained with."""
 _BOUNDS = {
     **dict.fromkeys(("num_members", "pooled_tokens", "hidden_size", "max_text_tokens"), COUNT),
     "span_length": OPTIONAL_COUNT,
@@ -80,6 +82,9 @@ class PolicyConfig(ConfigWithCode, PreTrainedConfig):
             `distribution`, the former name, are read.
         concentration (`float`, defaults to 20.0): initial sum of the Dirichlet's parameters (ours).
         noise (`float`, defaults to 0.5): initial standard deviation of drawn scores, for `"logistic_normal"` (ours).
+        members (`list[dict]`, *optional*): the members that the policy was trained with, written by `RLAETrainer`, and
+            with an ensemble that is saved. Each has `id` (a Hub id, or the name of a folder), `commit` and
+            `vocabulary_hash` (see `hf_rlae.vocabulary.vocabulary_hash`); values that are not known are `None`.
 
     Raises:
         ConfigError: an invalid value; the message names the field.
@@ -103,6 +108,7 @@ class PolicyConfig(ConfigWithCode, PreTrainedConfig):
     action: str = "categorical"
     concentration: float | int = 20.0
     noise: float | int = 0.5
+    members: list[dict[str, Any]] | None = None
 
     sub_configs: ClassVar[dict[str, Any]] = {"encoder_config": AutoConfig}
 
@@ -128,7 +134,18 @@ class PolicyConfig(ConfigWithCode, PreTrainedConfig):
                 f"member_hidden_sizes={sizes} for num_members={self.num_members}: give one width per member, each at "
                 "least 1, or use `PolicyConfig.for_members(members)`, which fills them in"
             )
+        self._check_members()
         self._check_encoder()
+
+    def _check_members(self) -> None:
+        if self.members is None:
+            return
+        values = [entry.get(name) for entry in self.members for name in MEMBER_FIELDS]
+        if len(self.members) != self.num_members or not all(isinstance(value, str | None) for value in values):
+            raise ConfigError(
+                f"members={self.members!r:.200} for num_members={self.num_members}: give one dict per member with "
+                f"{', '.join(MEMBER_FIELDS)}, each a string or None, or leave members out"
+            )
 
     def _check_encoder(self) -> None:
         if not isinstance(self.encoder_config, PreTrainedConfig):

@@ -14,6 +14,7 @@ _VALUES, _PROMPTS = 16, 64
 _MOST_SHOWN, _LONGEST = 6, 80
 _VOLATILE = {
     "architectures", "dtype", "torch_dtype", "transformers_version", "quantization_config", "use_cache", "name_or_path",
+    "auto_map",
 }  # fmt: skip
 """Fields of a model's config that differ between machines, versions and calls, and leave the model as it is."""
 

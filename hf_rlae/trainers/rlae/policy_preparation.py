@@ -11,6 +11,7 @@ from transformers.pytorch_utils import Conv1D
 from trl.trainer.utils import disable_dropout_in_model
 
 from hf_rlae.ensemble import EnsembleForCausalLM
+from hf_rlae.ensemble.policy_fit import describe_members
 from hf_rlae.policies import PolicyModel
 from hf_rlae.trainers.rlae.configuration_rlae import RLAEConfig
 
@@ -19,7 +20,8 @@ def prepare_policy(ensemble: EnsembleForCausalLM, args: RLAEConfig, peft_config:
     """Makes an ensemble and its policy ready for training.
 
     Afterwards the ensemble and the policy have the `span_length` of `args`, and the policy its `encoder_batch_size`,
-    LoRA on its encoder if there is a `peft_config`, and no dropout with `disable_dropout`.
+    the ensemble's members in its config, LoRA on its encoder if there is a `peft_config`, and no dropout with
+    `disable_dropout`.
 
     Args:
         ensemble (`EnsembleForCausalLM`): with a [`PolicyModel`]; changed in place.
@@ -33,6 +35,7 @@ def prepare_policy(ensemble: EnsembleForCausalLM, args: RLAEConfig, peft_config:
         ensemble.config.span_length = args.span_length
     policy: Any = ensemble.policy
     policy.encoder_batch_size = args.encoder_batch_size
+    policy.config.members = describe_members(ensemble)
     if peft_config is not None:
         policy = wrap_policy(ensemble, peft_config)
     policy.config.span_length = ensemble.config.span_length_of_policy

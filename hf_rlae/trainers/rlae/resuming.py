@@ -60,7 +60,8 @@ class ResumablePolicy(DurableTrainer):
             if "encoder." in name and not value.requires_grad
         ]
         policy = describe_model(self.policy.config, encoder)
-        policy["config"].pop("span_length")
+        for name in ("span_length", "members"):  # the members are compared below
+            policy["config"].pop(name, None)
         return {
             **super().run_settings(),
             **{name: getattr(self.args, name) for name in names},
