@@ -23,6 +23,10 @@ help_text = subprocess.run(
     [sys.executable, "-m", "hf_rlae.cli.main", "--help"], capture_output=True, text=True, check=True
 ).stdout
 assert "generate" in help_text, help_text
+listed = subprocess.run(
+    [sys.executable, "-m", "hf_rlae.cli.main", "train", "--list"], capture_output=True, text=True, check=True
+).stdout
+assert "rlae_gsm8k" in listed, "the ready files of `hf-rlae train` are missing from the wheel"
 
 from hf_rlae.zoo import OraclePolicy  # noqa: E402
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -97,7 +96,7 @@ def read_settings(kind: str, arguments: Sequence[str] = (), config: Mapping[str,
     ('gsm8k', 'text', 4, 10)
     """
     check_choice("kind", kind, KINDS)
-    own = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    own = SettingsParser(add_help=False, allow_abbrev=False)
     own.add_argument("--config")
     own.add_argument("--algorithm")
     known, overrides = own.parse_known_args(list(arguments))

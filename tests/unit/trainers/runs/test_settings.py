@@ -32,6 +32,11 @@ def test_bad_files_are_refused(reason, tmp_path):
     assert message in str(raised.value)
 
 
+def test_a_config_without_a_name_is_refused():
+    with pytest.raises(ConfigError, match="--config"):
+        read_settings("rlae", ["--config"])
+
+
 def test_overrides_go_before_the_file_and_the_file_before_defaults(tmp_path, monkeypatch):
     monkeypatch.setenv("A_VARIABLE_OF_THE_FILE", "")
     path = tmp_path / "run.yaml"
