@@ -41,4 +41,5 @@ for kind in ("different", "shared"):
     ids = ensemble.generate(**inputs, max_new_tokens=40, do_sample=False)
     texts.append(ensemble.tokenizer.decode(ids[0], skip_special_tokens=True))
     assert texts[-1] == "7+5*3= 5*3=15; 7+15=22. 22", f"the {kind} members wrote {texts[-1]!r}"
+assert "## Limits" in ensemble.model_card("me/ensemble").text, "the template of cards is missing from the wheel"
 sys.stdout.write(f"wheel: {len(hf_rlae.__all__)} public names, import in {seconds:.3f} s; members write {texts[0]!r}\n")

@@ -110,7 +110,7 @@ class Card:
         Returns:
             `huggingface_hub.ModelCard`: `str(card)` is Markdown.
         """
-        versions = _installed_versions() if self.versions is None else self.versions
+        versions = installed_versions() if self.versions is None else self.versions
         return ModelCard.from_template(
             self._head(),
             template_path=str(TEMPLATE),
@@ -176,7 +176,8 @@ def _cell(text: str) -> str:
     return one_line(text).replace("|", "\\|")
 
 
-def _installed_versions() -> dict[str, str]:
+def installed_versions() -> dict[str, str]:
+    """The versions of [`PACKAGES`] that are installed."""
     found = {}
     for package in PACKAGES:
         try:

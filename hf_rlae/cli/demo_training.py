@@ -54,6 +54,33 @@ def chain_dataset(questions: Sequence[Question]) -> Dataset:
     return Dataset.from_dict({"prompt": [q.prompt for q in questions], "answer": [q.answer for q in questions]})
 
 
+def training_arguments(folder: str, seed: int = 0, rollouts: int = ROLLOUTS) -> RLAEConfig:
+    """The settings of the training.
+
+    Args:
+        folder (`str`): its output folder.
+        seed (`int`, defaults to 0), rollouts (`int`, defaults to 20): see `train_policy`.
+    """
+    return RLAEConfig(
+        folder,
+        objective="mixture",
+        num_generations=8,
+        per_device_train_batch_size=COMPLETIONS // UPDATES,
+        generation_batch_size=COMPLETIONS,
+        num_iterations=ITERATIONS,
+        max_completion_length=70,
+        max_steps=rollouts * UPDATES * ITERATIONS,
+        learning_rate=1e-2,
+        lr_scheduler_type="linear",
+        logging_steps=UPDATES * ITERATIONS,
+        save_strategy="no",
+        report_to="none",
+        disable_tqdm=True,
+        seed=seed,
+        shuffle_dataset=False,
+    )
+
+
 def train_policy(
     kind: str, members: Sequence[Member], console: Console, seed: int = 0, rollouts: int = ROLLOUTS
 ) -> PolicyModel:
@@ -78,24 +105,7 @@ def train_policy(
         count = total - len(questions) if steps == STAGES[-1][0] else round(share * total)
         questions += draw_questions(max(1, count), _SEED, num_steps=(steps,), splits=("train",), is_mixed=False)
     with progress_bar(console) as progress, tempfile.TemporaryDirectory() as folder:
-        args = RLAEConfig(
-            folder,
-            objective="mixture",
-            num_generations=8,
-            per_device_train_batch_size=COMPLETIONS // UPDATES,
-            generation_batch_size=COMPLETIONS,
-            num_iterations=ITERATIONS,
-            max_completion_length=70,
-            max_steps=rollouts * UPDATES * ITERATIONS,
-            learning_rate=1e-2,
-            lr_scheduler_type="linear",
-            logging_steps=UPDATES * ITERATIONS,
-            save_strategy="no",
-            report_to="none",
-            disable_tqdm=True,
-            seed=seed,
-            shuffle_dataset=False,
-        )
+        args = training_arguments(folder, seed, rollouts)
         trainer = RLAETrainer(ensemble, chain_reward, args, chain_dataset(questions), callbacks=[_Bar(progress)])
         trainer.remove_callback(PrinterCallback)
         trainer.train()
