@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+import warnings
 from collections.abc import Sequence
 from dataclasses import asdict
 
@@ -39,7 +40,10 @@ def train(kind: str, arguments: Sequence[str]) -> None:
         sys.stdout.flush()
         # in place of this process, so that signals reach accelerate and its exit code is that of the command
         os.execve(command[0], command, {**os.environ, LAUNCHED: "1"})  # noqa: S606  # nosec B606 (no shell)
-    trainer = run(settings)
+    with warnings.catch_warnings():
+        # transformers' deprecations of its own arguments, which TRL sets
+        warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")
+        trainer = run(settings)
     if trainer.is_world_process_zero():
         print(f"saved in {trainer.args.output_dir}")
     trainer.end()
