@@ -18,7 +18,8 @@ from hf_rlae.errors import ConfigError, MemberError
 
 HUB = "https://huggingface.co"
 ENSEMBLE = "hf_rlae_ensemble"
-"""The `model_type` of saved ensembles, as in `EnsembleConfig`, whose import is slow."""
+KINDS = {ENSEMBLE: "ensemble", "hf_rlae_policy": "policy"}
+"""What is saved in a folder, by the `model_type` of `EnsembleConfig` and `PolicyConfig`, whose imports are slow."""
 
 
 def add_members(parser: argparse.ArgumentParser) -> None:
@@ -141,11 +142,30 @@ def _may_be_saved(args: argparse.Namespace) -> bool:
 
 def saved_ensemble(source: str) -> dict[str, Any] | None:
     """The config of an ensemble that was saved in a folder, or `None` if this is no such folder."""
+    config = _saved_config(source)
+    return config if config.get("model_type") == ENSEMBLE else None
+
+
+def saved_kind(folder: str) -> str:
+    """`"ensemble"` or `"policy"`, by what was saved in a folder.
+
+    Raises:
+        ConfigError: it holds neither.
+    """
+    kind = _saved_config(folder).get("model_type")
+    if kind not in KINDS:
+        raise ConfigError(
+            f"{folder} holds neither a saved ensemble nor a policy; give a folder that `save_pretrained` of one wrote"
+        )
+    return KINDS[kind]
+
+
+def _saved_config(folder: str) -> dict[str, Any]:
     try:
-        config = json.loads(Path(source, "config.json").read_text(encoding="utf-8"))
+        config = json.loads(Path(folder, "config.json").read_text(encoding="utf-8"))
     except (OSError, ValueError):
-        return None
-    return config if isinstance(config, dict) and config.get("model_type") == ENSEMBLE else None
+        return {}
+    return config if isinstance(config, dict) and isinstance(config.get("model_type"), str) else {}
 
 
 def _read_template(path: str) -> str:

@@ -18,7 +18,8 @@ from hf_rlae.cli.arguments import saved_ensemble
 from hf_rlae.ensemble import EnsembleConfig, EnsembleForCausalLM
 from hf_rlae.errors import ConfigError, first_sentence
 from hf_rlae.members import Member
-from hf_rlae.policies import Policy, PolicyModel, StaticPolicy, policies
+from hf_rlae.policies import Policy, StaticPolicy
+from hf_rlae.policies.loading import resolve_policy
 
 _SETTINGS = ("span_length", "mixing", "mixing_kwargs", "grain", "warp", "weight_unit")
 """The options of commands that are fields of `EnsembleConfig`."""
@@ -37,8 +38,8 @@ def build_ensemble(args: argparse.Namespace) -> EnsembleForCausalLM:
     EnsembleConfig(**settings)  # raises before anything is loaded
     device = choose_device(args.device)
     device_map = "auto" if args.device == "auto" else None
-    _log_errors_alone()
-    policy = _policy(args)
+    log_errors_alone()
+    policy = resolve_policy(args.policy) if args.weights is None else StaticPolicy(args.weights)
     if policy is not None and args.span_length is None:
         settings |= _made_for(policy)
     source, revision = args.members[0], (args.revisions or [None])[0]
@@ -69,21 +70,6 @@ def member_names(args: argparse.Namespace, ensemble: EnsembleForCausalLM) -> lis
     return given if len(given) == len(ensemble.members) else [str(member.name) for member in ensemble.members]
 
 
-def _policy(args: argparse.Namespace) -> Policy | None:
-    if args.weights is not None:
-        return StaticPolicy(args.weights)
-    name: str | None = args.policy
-    if name is None:
-        return None
-    if os.path.isdir(name) or "/" in name:
-        policy: Policy = PolicyModel.from_pretrained(name)
-        return policy
-    try:
-        return policies[name]()
-    except TypeError as error:
-        raise ConfigError(f"--policy {name} needs settings; give --weights, or another policy") from error
-
-
 def _made_for(policy: Policy) -> dict[str, Any]:
     """The settings with which a learned policy was trained."""
     config = getattr(policy, "config", None)
@@ -103,7 +89,7 @@ def _is_saved_ensemble(source: str, revision: str | None) -> bool:
     return found.get("model_type") == EnsembleConfig.model_type
 
 
-def _log_errors_alone() -> None:
+def log_errors_alone() -> None:
     """Leaves one line about an error, without reports of other packages beside it."""
     logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # no logs of retries
     set_verbosity_error()  # no reports of many lines beside the one-line error

@@ -13,10 +13,21 @@ import traceback
 from collections.abc import Sequence
 
 from hf_rlae import __version__
-from hf_rlae.cli import chat, demo, generate, serve, train
+from hf_rlae.cli import chat, demo, generate, policies, pull, push, serve, tasks, train, version
 from hf_rlae.errors import HfRlaeError, InternalError, one_line, shortened, with_type
 
-COMMANDS = {"demo": demo, "generate": generate, "chat": chat, "serve": serve, "train": train}
+COMMANDS = {
+    "demo": demo,
+    "generate": generate,
+    "chat": chat,
+    "serve": serve,
+    "train": train,
+    "push": push,
+    "pull": pull,
+    "tasks": tasks,
+    "policies": policies,
+    "version": version,
+}
 """Modules with `SUMMARY`, `DESCRIPTION`, `add_arguments(parser)` and `run(args)` (the exit code)."""
 
 DEFECT = 1

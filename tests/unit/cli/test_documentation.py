@@ -40,7 +40,7 @@ def test_there_are_commands():
 @pytest.mark.parametrize("command", commands())
 def test_commands_are_understood(command):
     arguments = build_parser().parse_args(shlex.split(command)[1:])
-    assert arguments.command in ("demo", "train") or arguments.members == ["MEMBER_1", "MEMBER_2"]
+    assert getattr(arguments, "members", ["ENSEMBLE"]) in (["MEMBER_1", "MEMBER_2"], ["ENSEMBLE"])
 
 
 def test_the_readme_begins_with_the_demo():
@@ -84,3 +84,19 @@ def test_the_picture_shows_what_its_command_prints(shared, capsys):
     shown -= {"0.55"}  # an opacity
     assert shown <= printed
     assert {"0.11", "0.89", "0.23", "0.77"} <= shown
+
+
+def test_the_page_of_the_command_line_has_every_command_and_option():
+    page = (ROOT / "docs" / "cli.md").read_text()
+    (subparsers,) = [action for action in build_parser()._actions if action.dest == "command"]
+    for name, command in subparsers.choices.items():
+        assert re.search(rf"^hf-rlae {name}\b", page, re.MULTILINE), name
+        for action in command._actions:
+            for option in action.option_strings:
+                assert option in ("-h", "--help") or re.search(rf"{option}(?![\w-])", page), f"{name} {option}"
+
+
+def test_every_command_has_examples_in_its_help():
+    (subparsers,) = [action for action in build_parser()._actions if action.dest == "command"]
+    for name, command in subparsers.choices.items():
+        assert name == "demo" or f"\n  hf-rlae {name}" in command.description
