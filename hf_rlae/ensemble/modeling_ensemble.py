@@ -19,7 +19,6 @@ from transformers import (
 )
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
-from hf_rlae.cards import CardedPush
 from hf_rlae.ensemble import loading, saving
 from hf_rlae.ensemble.cache_ensemble import EnsembleCache
 from hf_rlae.ensemble.card import ensemble_card
@@ -48,7 +47,7 @@ from hf_rlae.remote_code import NotRemote
 from hf_rlae.vocabulary import UnionVocabulary
 
 
-class EnsembleForCausalLM(NotRemote, CardedPush, PreTrainedModel, GenerationMixin):
+class EnsembleForCausalLM(NotRemote, PreTrainedModel, GenerationMixin):
     """Several causal language models that decode one text together.
 
     Every next token comes from the weighted mixture of the members' distributions over the union vocabulary. A policy

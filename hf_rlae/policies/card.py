@@ -63,11 +63,10 @@ def _use(config: PolicyConfig, name: str, members: Sequence[CardMember]) -> str:
     commits = [member.commit for member in members]
     pinned = f", revisions={json.dumps(commits)}".replace("null", "None") if any(commits) else ""
     return f"""
-from hf_rlae import EnsembleForCausalLM, PolicyModel
+from hf_rlae import EnsembleForCausalLM
 
-policy = PolicyModel.from_pretrained({json.dumps(name)})
 members = {json.dumps(listed)}
-ensemble = EnsembleForCausalLM.from_members(members, policy=policy, {options}{pinned})
+ensemble = EnsembleForCausalLM.from_members(members, policy={json.dumps(name)}, {options}{pinned})
 inputs = ensemble.tokenizer(["Once upon a time"], return_tensors="pt")
 print(ensemble.tokenizer.batch_decode(ensemble.generate(**inputs, max_new_tokens=32), skip_special_tokens=True))
 """

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 
 import pytest
+import torch
 
 from hf_rlae import EnsembleForCausalLM, PolicyConfig, PolicyModel, push_custom_generate
 from hf_rlae.trainers import RLAEConfig, RLAETrainer
@@ -48,10 +50,12 @@ def test_one_text_in_three_ways(hub, tmp_path):
         hub.add_repo(names[number], tmp_path / str(number))
     ensemble = EnsembleForCausalLM.from_members(names, span_length=2)
     policy = PolicyModel(PolicyConfig.for_members(ensemble.members, span_length=2, hidden_size=16))
+    with torch.no_grad():
+        policy.heads.scores[0].bias[1] = 3.0  # the text is not that of the first member alone
     ensemble.set_policy(policy)
     args = RLAEConfig(
         str(tmp_path / "policy"), hub_model_id="me/policy", max_steps=4, per_device_train_batch_size=8,
-        num_generations=4, max_completion_length=6, learning_rate=0.3, use_cpu=True, report_to="none",
+        num_generations=4, max_completion_length=6, learning_rate=0.01, use_cpu=True, report_to="none",
         disable_tqdm=True, save_strategy="no",
     )  # fmt: skip
     trainer = RLAETrainer(ensemble, vowels, args, data(8))
@@ -70,7 +74,18 @@ def test_one_text_in_three_ways(hub, tmp_path):
     assert kind == "EnsembleForCausalLM"
     assert texts == [expected] * 3
     assert alone != expected
-    for name in ("policy", "ensemble", "ensemble-generate"):
+    names = ("policy", "ensemble", "ensemble-generate")
+    cards = [hub.files(f"me/{name}")["README.md"].decode() for name in names]
+    codes = [code for card in cards for code in re.findall(r"```python\n(.*?)```", card, re.DOTALL)]
+    run = subprocess.run(
+        [sys.executable, "-c", "\n".join(codes)],
+        env=hub.environment(), capture_output=True, text=True, timeout=600, cwd=tmp_path,
+    )  # fmt: skip
+    assert run.returncode == 0, run.stderr
+    printed = [line for line in run.stdout.splitlines() if line.startswith("[")]
+    assert len(printed) == 3
+    assert len(set(printed)) == 1, printed
+    for name in names:
         files = hub.files(f"me/{name}")
         assert faults_of_card(files["README.md"].decode()) == []
         assert not [path for path in files if path.endswith((".bin", ".pt", ".pkl"))]

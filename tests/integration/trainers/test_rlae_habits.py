@@ -336,7 +336,7 @@ def test_pushed_with_a_card_that_names_no_folder_of_this_machine(tmp_path, hub):
     for wanted in (
         "base_model:\n- owner/first-member\n", "datasets:\n- owner/data\n", "- rlae\n", "- arithmetic\n",
         "objective `ppo`), for 2 updates on `owner/data`. Reward: `vowels`.", "| `max_steps` | `2` |", "- trl\n",
-        'PolicyModel.from_pretrained("me/my-policy")', '["owner/first-member", "second"]',
+        'policy="me/my-policy", span_length=2', '["owner/first-member", "second"]',
         "span_length=2", "2506.00439",
     ):  # fmt: skip
         assert wanted in card or wanted in card.replace("\n", " "), wanted
