@@ -17,7 +17,7 @@ from transformers.utils import is_psutil_available
 
 from hf_rlae.errors import HfRlaeError
 
-_WEIGHT_FILES = (".safetensors", ".bin", ".gguf", ".pt", ".pth")
+WEIGHT_FILES = (".safetensors", ".bin", ".gguf", ".pt", ".pth")
 _COUNTS = re.compile(r"(^(num|n)_|layers?$|depth$)")
 _BYTES_PER_COUNT = 64
 """What is counted in a config (layers, experts, members) has at least this many bytes of weights each."""
@@ -26,6 +26,8 @@ _MOST_UNSEEN = 10**6
 _ELEMENTS_PER_BYTE = 2
 """Weights have a byte or more per element; tied weights are declared twice."""
 _PACKED_ELEMENTS_PER_BYTE = 16
+_MOST_BYTES_PER_LOADED = 4
+"""Files in float64 can be loaded in half precision."""
 
 _UNREADABLE = (ValueError, KeyError, AttributeError, TypeError, RecursionError)
 
@@ -35,7 +37,7 @@ Fail = Callable[[str], HfRlaeError]
 
 def weight_bytes(folder: Path) -> int:
     """The size of the weight files in a folder, and of those in its subfolders that an index of shards names."""
-    names = {path.name for path in folder.iterdir() if path.suffix in _WEIGHT_FILES}
+    names = {path.name for path in folder.iterdir() if path.suffix in WEIGHT_FILES}
     for index in folder.glob("*.index.json"):
         with suppress(*_UNREADABLE):
             names.update(name for name in _shard_names(index) if not leaves_folder(name))
@@ -96,6 +98,21 @@ def check_counts(config: Any, held: int, fail: Fail, where: str = "") -> None:
             raise fail(
                 f"config.json declares {field}={value}, {holds}; they belong to another config, or it was changed"
             )
+
+
+def check_download(on_hub: int, fail: Fail) -> None:
+    """Raises if the weights of a repository, in any dtype in which they can be loaded, are larger than the free memory.
+
+    Args:
+        on_hub (`int`): bytes of the files that would be downloaded.
+        fail (`Fail`): makes the error.
+    """
+    free = free_memory()
+    if free is not None and on_hub > _MOST_BYTES_PER_LOADED * free:
+        raise fail(
+            f"its weight files have {_size(on_hub)}, and {_size(free)} of memory are free; use `device_map`, or a "
+            "machine with more memory"
+        )
 
 
 @contextmanager

@@ -17,7 +17,13 @@ from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerB
 from hf_rlae.errors import ConfigError, MemberError, TokenizerError
 from hf_rlae.hub_ids import is_repo_id
 from hf_rlae.hub_revisions import commit_of, resolved
-from hf_rlae.members.model_files import load_model, load_tokenizer, readable, tokenizer_failures, try_tokenizer
+from hf_rlae.members.model_files import (
+    load_model,
+    load_tokenizer,
+    readable,
+    tokenizer_failures,
+    try_tokenizer,
+)
 from hf_rlae.members.recurrence import Recurrence, find_recurrence
 from hf_rlae.sharing import SharedInCopies
 from hf_rlae.vocabulary import are_token_ids, token_ids

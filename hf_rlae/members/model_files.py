@@ -10,13 +10,22 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from huggingface_hub import HfApi, constants, try_to_load_from_cache
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 from transformers.utils import cached_file, find_adapter_config_file
 
 from hf_rlae.errors import ConfigError, HfRlaeError, MemberError, TokenizerError, first_sentence
 from hf_rlae.hub_ids import is_repo_id
-from hf_rlae.hub_revisions import resolved
-from hf_rlae.members.file_budget import Fail, check_counts, check_shard_names, parameter_budget, weight_bytes
+from hf_rlae.hub_revisions import commit_of, resolved
+from hf_rlae.members.file_budget import (
+    WEIGHT_FILES,
+    Fail,
+    check_counts,
+    check_download,
+    check_shard_names,
+    parameter_budget,
+    weight_bytes,
+)
 from hf_rlae.vocabulary import ByteVocabulary, vocabulary_hash
 
 _HUB_OPTIONS = ("cache_dir", "force_download", "local_files_only", "token", "proxies")
@@ -59,6 +68,9 @@ def load_model(
         elif adapter is not None:
             own.update(revision=base_revision, subfolder="")
         _refuse_ensemble(base, own, owner)
+    if check_files and _bytes_on_hub(base, own):  # before they are downloaded
+        load_skeleton(base, as_loaded=True, **own)
+    with readable(source, owner):
         load = AutoModelForCausalLM.from_pretrained
         model, _ = load_whole(load, base, owner, MemberError, check_files=check_files, **own)
         if adapter is not None:
@@ -67,13 +79,19 @@ def load_model(
 
 
 def load_skeleton(
-    source: str, *, base_revision: str | None = None, check_files: bool = True, **options: Any
+    source: str,
+    *,
+    base_revision: str | None = None,
+    check_files: bool = True,
+    as_loaded: bool = False,
+    **options: Any,
 ) -> tuple[Any, str | None]:
     """The modules of a causal language model without its weights, on the meta device; no weight file is read.
 
     Args:
         source (`str`), base_revision (`str`, *optional*), check_files (`bool`, defaults to `True`): see `load_model`.
             Of adapters, it is their base model.
+        as_loaded (`bool`, defaults to `False`): whether the memory must hold the weights, because they come next.
         options: as for `AutoModelForCausalLM.from_pretrained`; those of the weights are ignored.
 
     Returns:
@@ -90,7 +108,8 @@ def load_skeleton(
         _refuse_ensemble(base, own, owner)
     hub = {name: own[name] for name in (*_HUB_OPTIONS, "revision", "subfolder") if own.get(name) is not None}
     trust = bool(own.get("trust_remote_code"))
-    dtype, later = own.get("dtype"), {**own, "device_map": "meta"}  # the memory counts when the weights are loaded
+    dtype = own.get("dtype")
+    later = own if as_loaded else {**own, "device_map": "meta"}  # the memory counts when the weights are loaded
     with readable(source, owner), _budget(base, later, _fail(owner, MemberError)) if check_files else nullcontext():
         config = own.get("config") or AutoConfig.from_pretrained(base, trust_remote_code=trust, **hub)
         with torch.device("meta"):
@@ -118,6 +137,8 @@ def load_tokenizer(
     """
     options = {"trust_remote_code": False, **options}
     with readable(source, f"member {source}"), tokenizer_failures(f"member {source}"):
+        if os.path.isdir(source) or is_repo_id(source):
+            _refuse_ensemble(source, options, f"member {source}")
         adapter = _find_adapter(source, None, options)
         try:
             tokenizer = AutoTokenizer.from_pretrained(source, **options)
@@ -214,19 +235,22 @@ def _budget(source: Any, options: dict[str, Any], fail: Fail) -> Iterator[None]:
     config = _read_config(source, folder, hub, fail)
     if folder.is_dir():
         check_shard_names(folder, fail)
-        check_counts(config, weight_bytes(folder), fail)
-    else:
-        check_counts(config, 0, fail)
+    on_hub = 0 if folder.is_dir() else _bytes_on_hub(source, options)
+    check_counts(config, weight_bytes(folder) if folder.is_dir() else on_hub, fail)
 
     def held() -> int:  # the files of a Hub id have been downloaded when the first parameter is made
         if folder.is_dir():
             return weight_bytes(folder)
         path = cached_file(str(source), "config.json", **{**hub, "local_files_only": True, "force_download": False})
-        return 0 if path is None else weight_bytes(Path(path).parent)
+        return (0 if path is None else weight_bytes(Path(path).parent)) or on_hub
 
     is_packed = bool(options.get("gguf_file")) or "quantization_config" in config
     is_packed = is_packed or getattr(options.get("config"), "quantization_config", None) is not None
     checks_memory = options.get("device_map") in (None, "cpu") and torch.get_default_device().type == "cpu"
+    # of weights that are not there yet, the dtype may be unknown, and quantised ones take less
+    checks_memory = checks_memory and not (on_hub and (is_packed or not _tells_dtype(config, options)))
+    if checks_memory:
+        check_download(on_hub, fail)
     with parameter_budget(held, fail, is_packed=is_packed, checks_memory=checks_memory):
         yield
 
@@ -241,6 +265,27 @@ def _refuse_ensemble(source: str, options: dict[str, Any], owner: str) -> None:
             f"{owner} has model_type={kind!r}, and a member is one language model; give the members of that ensemble, "
             "one by one"
         )
+
+
+def _tells_dtype(config: Mapping[str, Any], options: Mapping[str, Any]) -> bool:
+    return options.get("dtype") not in (None, "auto") or bool(config.get("dtype") or config.get("torch_dtype"))
+
+
+def _bytes_on_hub(source: Any, options: Mapping[str, Any]) -> int:
+    """The size of a repository's weight files that are not in the cache yet; 0 if they are, or the Hub does not say."""
+    commit, where = commit_of(options.get("revision")), options.get("subfolder") or ""
+    if commit is None or os.path.exists(source) or constants.is_offline_mode() or options.get("local_files_only"):
+        return 0
+    try:
+        info = HfApi(token=options.get("token")).model_info(str(source), revision=commit, files_metadata=True)
+        files = [(Path(entry.rfilename), entry.size or 0) for entry in info.siblings or []]
+        found = [(path, size) for path, size in files if path.suffix in WEIGHT_FILES and path.parent == Path(where)]
+        found = [entry for entry in found if entry[0].suffix == ".safetensors"] or found  # what transformers takes
+        cache = options.get("cache_dir")
+        known = [try_to_load_from_cache(str(source), str(path), cache, commit) for path, _ in found]
+    except Exception:  # the download that follows says more
+        return 0
+    return 0 if any(isinstance(path, str) for path in known) else sum(size for _, size in found)
 
 
 def _read_config(source: Any, folder: Path, hub: dict[str, Any], fail: Fail) -> dict[str, Any]:
