@@ -150,7 +150,7 @@ def _loaded(source: str, kind: Any, options: dict[str, Any]) -> Policy:
             f"{owner} is no policy but a model (model_type={kind!r}); build a policy from an encoder with "
             "`PolicyModel.from_encoder(encoder, members)`"
         )
-    policy: Policy = load_whole(
-        AutoModel.from_pretrained, source, owner, PolicyError, replaced=FORMER_CRITIC, **options
-    )[0]
+    policy: Policy
+    with readable(source, owner, PolicyError):
+        policy, _ = load_whole(AutoModel.from_pretrained, source, owner, PolicyError, replaced=FORMER_CRITIC, **options)
     return policy

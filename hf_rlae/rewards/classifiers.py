@@ -11,6 +11,9 @@ from torch.nn.utils.rnn import pad_sequence
 from transformers import AutoModelForSequenceClassification, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from hf_rlae.errors import ConfigError, nearest
+from hf_rlae.hub_revisions import resolved
+
+_HUB_OPTIONS = ("token", "cache_dir", "local_files_only", "force_download", "subfolder")
 
 
 def load_classifier(
@@ -29,8 +32,11 @@ def load_classifier(
     if isinstance(model, str | Path):
         # where it is not given, transformers asks on standard input
         trusted = bool(model_kwargs.get("trust_remote_code"))
-        tokenizer = AutoTokenizer.from_pretrained(model, trust_remote_code=trusted) if tokenizer is None else tokenizer
-        options = {**model_kwargs, "trust_remote_code": trusted}
+        pinned = {"trust_remote_code": trusted, "revision": resolved(model, model_kwargs.get("revision"), model_kwargs)}
+        if tokenizer is None:  # from the same commit as the model
+            hub = {name: model_kwargs[name] for name in _HUB_OPTIONS if name in model_kwargs}
+            tokenizer = AutoTokenizer.from_pretrained(model, **hub, **pinned)
+        options = {**model_kwargs, **pinned}
         return AutoModelForSequenceClassification.from_pretrained(model, **options), tokenizer
     if model_kwargs:
         raise ConfigError(

@@ -93,7 +93,7 @@ MEMBERS = {
     "wider than its files": (lambda f: config(f, hidden_size=2**20), "weight files hold only", False),
     "shards above": (shards("../climbed.txt"), "'../climbed.txt'", False),
     "shards by an absolute path": (shards("/etc/passwd"), "'/etc/passwd'", False),
-    "an ensemble": (lambda f: config(f, model_type="hf_rlae_ensemble", members=["me/bad"]), "a member is one language model", False),
+    "an ensemble": (lambda f: config(f, model_type="hf_rlae_ensemble"), "a member is one language model", False),
     "a policy": (lambda f: config(f, model_type="hf_rlae_policy"), "a member is one language model", False),
     "a pickle that runs code": (
         lambda f: {**{name: data for name, data in f.items() if name != WEIGHTS}, "pytorch_model.bin": PICKLE},

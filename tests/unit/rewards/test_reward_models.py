@@ -146,3 +146,14 @@ def test_folders_and_pickles(tmp_path):
 def test_arguments_that_are_refused(arguments, message):
     with pytest.raises(ConfigError, match=message):
         reward_model(**{"model": classifier("llama"), "tokenizer": tokenizer_of(), **arguments})
+
+
+def test_a_revision_of_a_repository(hub, tmp_path):
+    """Model and tokenizer are of the same commit, whatever is pushed later."""
+    for number, side in enumerate(("left", "right")):
+        classifier("bert", num_labels=1 + number).save_pretrained(tmp_path)
+        tokenizer_of(padding_side=side).save_pretrained(tmp_path)
+        hub.add_repo("me/reward", tmp_path, revision="main")
+        hub.repository("me/reward").tags[f"v{number}"] = hub.commit("me/reward")
+    reward = reward_model("me/reward", revision="v0")
+    assert (reward.model.config.num_labels, reward.tokenizer.padding_side) == (1, "left")
