@@ -9,6 +9,7 @@ from transformers import CONFIG_MAPPING, AutoModel, PreTrainedConfig
 
 from hf_rlae.errors import ConfigError, PolicyError, nearest
 from hf_rlae.hub_ids import is_repo_id
+from hf_rlae.hub_revisions import resolved
 from hf_rlae.members.model_files import load_whole, readable
 from hf_rlae.policies.modeling_policy import FORMER_CRITIC
 from hf_rlae.policies.protocol import Policy
@@ -122,8 +123,10 @@ def _without_revision(policy: Any, revision: str | None) -> Any:
 
 
 def _from_files(source: str, options: dict[str, Any]) -> Policy:
-    hub = {name: options[name] for name in _HUB_OPTIONS if options.get(name) is not None}
     with readable(source, f"policy {source}", PolicyError):
+        # of the config and of the weights alike
+        options = {**options, "revision": resolved(source, options.get("revision"), options)}
+        hub = {name: options[name] for name in _HUB_OPTIONS if options.get(name) is not None}
         config = PreTrainedConfig.get_config_dict(source, **hub)[0]
     kind = config.get("model_type")
     if kind is None:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from huggingface_hub import HfApi
 from transformers import BatchEncoding, PreTrainedTokenizerBase
 
 from hf_rlae.ensemble.tokenizer_files import TokenizerParts, write_tokenizer
@@ -14,7 +16,7 @@ from hf_rlae.errors import InputError, TokenizerError
 from hf_rlae.members.chat_template import apply_chat_template
 
 _POSITIONAL = ("tools", "documents", "chat_template", "add_generation_prompt", "continue_final_message", "tokenize")
-_PUSH_OPTIONS = ("commit_message", "private", "token", "revision", "create_pr", "tags")
+_PUSH_OPTIONS = ("commit_message", "private", "token", "revision", "create_pr")
 _UNUSED = ("tokenize", "return_dict", "return_tensors", "padding", "truncation", "max_length")
 
 if TYPE_CHECKING:
@@ -194,10 +196,35 @@ class MemberChats(_Base):
             `tuple[str, ...]`: the paths of the files.
         """
         files = write_tokenizer(self.parts(), save_directory, with_members=True)
-        if kwargs.pop("push_to_hub", False):
-            repo_id = kwargs.pop("repo_id", None) or Path(save_directory).name
-            self.push_to_hub(repo_id, **{name: kwargs[name] for name in _PUSH_OPTIONS if name in kwargs})
+        if kwargs.get("push_to_hub"):
+            options = {name: kwargs[name] for name in _PUSH_OPTIONS if name in kwargs}
+            self.push_to_hub(str(kwargs.get("repo_id") or Path(save_directory).name), **options)
         return tuple(files)
+
+    def push_to_hub(  # type: ignore[override]  # transformers would upload no folders
+        self,
+        repo_id: str,
+        *,
+        commit_message: str = "Upload tokenizer",
+        private: bool | None = None,
+        token: str | bool | None = None,
+        revision: str | None = None,
+        create_pr: bool = False,
+    ) -> Any:
+        """Uploads what `save_pretrained` saves, in one commit; the arguments are those of transformers."""
+        api = HfApi(token=token, library_name="hf_rlae")
+        repository = api.create_repo(repo_id, private=private, exist_ok=True).repo_id
+        if revision is not None and not revision.startswith("refs/pr"):
+            api.create_branch(repository, branch=revision, exist_ok=True)
+        with tempfile.TemporaryDirectory() as folder:
+            self.save_pretrained(folder)
+            return api.upload_folder(
+                repo_id=repository,
+                folder_path=folder,
+                commit_message=commit_message,
+                revision=revision,
+                create_pr=create_pr,
+            )
 
     def _cut(self, rows: list[list[list[int]]], max_length: int | None) -> list[list[list[int]]]:
         """Truncates the ids of each member; refuses if this would leave different texts."""
