@@ -23,7 +23,8 @@ from hf_rlae.ensemble.mixing import Mixing, has_trait, make_mixing
 from hf_rlae.ensemble.options import BuildOptions, EnsembleOptions, GivenMember, LoadOptions
 from hf_rlae.ensemble.pins import warn_of_unpinned
 from hf_rlae.ensemble.saved_config import checked_config, load_config
-from hf_rlae.ensemble.tokenizer_ensemble import EnsembleTokenizer, distinct_vocabularies, shared_tokenizer
+from hf_rlae.ensemble.tokenizer_ensemble import EnsembleTokenizer, distinct_vocabularies
+from hf_rlae.ensemble.tokenizer_shared import shared_tokenizer
 from hf_rlae.errors import ConfigError, MemberError, nearest
 from hf_rlae.hub_revisions import resolved
 from hf_rlae.members import LazyMember, LazyRunner, Member, choose_runner

@@ -62,6 +62,14 @@ class TokenizerParts:
     vocabulary_hash: str | None = None
 
 
+def own_settings(tokenizer: Any) -> dict[str, Any]:
+    """The attributes of an ensemble's tokenizer that are saved."""
+    settings = {name: getattr(tokenizer, name) for name in SETTINGS}
+    if settings["chat_template"] == tokenizer.first_template:  # else a template for all members
+        del settings["chat_template"]
+    return settings
+
+
 def write_tokenizer(parts: TokenizerParts, folder: Any, *, with_members: bool) -> list[str]:
     """Saves the tokenizer of an ensemble.
 
