@@ -318,7 +318,8 @@ class Hub:
 @pytest.fixture
 def hub(monkeypatch):
     found = Hub()
-    monkeypatch.setattr("transformers.trainer.hf_api", lambda *_, **__: found)
+    for module in ("transformers.trainer", "hf_rlae.trainers.durable.private_saves"):
+        monkeypatch.setattr(f"{module}.hf_api", lambda *_, **__: found)
     return found
 
 
