@@ -4,6 +4,7 @@ from .ensemble import EnsembleForCausalLM as EnsembleForCausalLM
 from .ensemble import EnsembleGenerateBeamOutput as EnsembleGenerateBeamOutput
 from .ensemble import EnsembleGenerateOutput as EnsembleGenerateOutput
 from .ensemble import EnsembleLogitsProcessor as EnsembleLogitsProcessor
+from .ensemble import EnsembleProcessor as EnsembleProcessor
 from .ensemble import EnsembleTokenizer as EnsembleTokenizer
 from .ensemble import free_ensembles as free_ensembles
 from .ensemble import generate_with_ensemble as generate_with_ensemble

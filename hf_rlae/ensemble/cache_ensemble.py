@@ -13,6 +13,7 @@ from hf_rlae.ensemble.engines.protocol import EngineCall, MemberRun
 from hf_rlae.ensemble.faults import MemberFaults
 from hf_rlae.ensemble.spans import SpanWeights
 from hf_rlae.ensemble.trace import Trace
+from hf_rlae.members import GivenImages
 from hf_rlae.policies import Policy
 
 
@@ -40,6 +41,8 @@ class EnsembleCache(Cache):
         given (`list[int]` or `None`): in the first forward pass outside of `generate`, the column of the last special
             token that begins each row; see `given_columns`.
         ended (`torch.BoolTensor` of shape `(B,)` or `None`): rows that no member can continue after the newest column.
+        images (`GivenImages` or `None`): the images in the prompts of the call.
+        has_images (`bool`): whether prompts have images, also where a plain `generate` gives them to the host.
         prompt_logps (`dict`): by member and prompt, the log-probabilities of the prompt's tokens, once they are
             computed.
     """
@@ -69,6 +72,8 @@ class EnsembleCache(Cache):
         self.faults: MemberFaults | None = None
         self.ended: torch.Tensor | None = None
         self.given: list[int] | None = None
+        self.images: GivenImages | None = None
+        self.has_images = False
         self.prompt_logps: dict[tuple[int, tuple[int, ...]], list[float]] = {}
         self._ids: torch.Tensor | None = None
         self._mask: torch.Tensor | None = None

@@ -93,6 +93,7 @@ class EnsembleConfig(ConfigWithCode, PreTrainedConfig):
             files.
         end_token_ids (`list[list[int] | None]`, *optional*): each member's end ids, if they are set by the user.
         adapter_names (`list[str | None]`, *optional*): each member's adapter.
+        sees (`list[bool | None]`, *optional*): whether each member sees images; `None` for text models.
         vocab_size (`int`, defaults to 0): size of the union vocabulary, V; filled in from the members.
 
     Raises:
@@ -129,6 +130,7 @@ class EnsembleConfig(ConfigWithCode, PreTrainedConfig):
     policy: dict[str, Any] | None = None
     end_token_ids: list[list[int] | None] | None = None
     adapter_names: list[str | None] | None = None
+    sees: list[bool | None] | None = None
     vocab_size: int = 0
     use_cache: bool = True
     pad_token_id: int | None = None

@@ -40,6 +40,11 @@ def make_custom_generate(ensemble: EnsembleForCausalLM) -> Callable[..., Any]:
                 f"custom_generate: the ensemble's first member is {host.name}, but `generate` was called on another "
                 f"model ({getattr(model, 'name_or_path', '') or type(model).__name__}); call it on the first member"
             )
+        if (model_kwargs.get("mm_encoder_outputs") or {}).get("image") is not None:
+            raise InputError(
+                "custom_generate: the prompt has images, which `generate` has encoded already; pass "
+                "`logits_processor=[EnsembleLogitsProcessor(ensemble)]`, or call the ensemble's own `generate`"
+            )
         # `generate` has repeated the rows for beams and samples, and the ensemble's `generate` repeats them again
         repeats = max(generation_config.num_beams or 1, generation_config.num_return_sequences or 1)
         mask = model_kwargs.get("attention_mask")

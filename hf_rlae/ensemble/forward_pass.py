@@ -13,6 +13,7 @@ from hf_rlae.ensemble.configuration_ensemble import EnsembleConfig
 from hf_rlae.ensemble.engines.protocol import Engine
 from hf_rlae.ensemble.engines.states import StateReader
 from hf_rlae.ensemble.faults import MemberFaults
+from hf_rlae.ensemble.images import prompts_with_images, show_images
 from hf_rlae.ensemble.inputs import check_declared_prompt, check_member_inputs
 from hf_rlae.ensemble.negative_prompts import default_prompts
 from hf_rlae.ensemble.spans import SpanQuery
@@ -52,10 +53,15 @@ def begin_spans(
     check_member_inputs(model, member_ids, member_mask, len(firsts))
     if member_ids is None:
         member_ids, member_mask = default_prompts(model, cache, starts, is_known)
+    if cache.images is not None and member_ids is None:
+        own = prompts_with_images(model, cache, cache.images, starts, is_known or cache.in_generate)
+        member_ids, member_mask = own.get("member_input_ids"), own.get("member_attention_mask")
     if member_ids is not None:
         kept = torch.ones_like(member_ids) if member_mask is None else member_mask.long()
         cache.call.set_prompts(cache, starts, member_ids.long(), kept)
     cache.begin_spans(model.config.tokens_per_weights, starts)
+    if cache.images is not None:
+        show_images(model, cache, cache.images)
     if not cache.in_generate and not model.engine.has_prompt_logits:
         cache.given = given_columns(cache, model.engine.pieces, starts)
 

@@ -11,6 +11,7 @@ from hf_rlae.ensemble.draws import MemberDraws
 from hf_rlae.ensemble.end_watch import EndWatch
 from hf_rlae.ensemble.faults import MemberFaults
 from hf_rlae.ensemble.generation_inputs import check_chat, check_draws, check_generate_inputs, check_prompt_lengths
+from hf_rlae.ensemble.images import set_images, take_images
 from hf_rlae.ensemble.inputs import check_cached_states
 from hf_rlae.ensemble.negative_prompts import add_negative_prompt
 from hf_rlae.ensemble.trace import BeamWatch
@@ -29,17 +30,20 @@ def begin_call(
         model (`EnsembleForCausalLM`): the ensemble.
         given (`torch.LongTensor` of shape `(B, L)`): the prompts.
         settings (`GenerationConfig`): the generation settings of the call.
-        kwargs (`dict`): the other arguments; `past_key_values`, `logits_processor` and `stopping_criteria` are changed.
+        kwargs (`dict`): the other arguments; `past_key_values`, `logits_processor` and `stopping_criteria` are changed,
+            images are taken out.
 
     Returns:
         `EnsembleCache`: the cache of the call; its `end_generate` must be called in the end.
     """
+    images = take_images(model, given, kwargs)
     ids = check_generate_inputs(model, given, settings, kwargs)
     wants_dict = bool(settings.return_dict_in_generate)
     cache: EnsembleCache | None = kwargs.get("past_key_values")
     if cache is None:
         cache = kwargs["past_key_values"] = model.new_cache(settings.use_cache is not False, record=wants_dict)
     check_cached_states(model.engine, cache, cache.policy_or(model.policy))
+    set_images(cache, images)
     add_negative_prompt(model, cache, ids, settings, kwargs)
     if not cache.seen and kwargs.get("member_input_ids") is None:
         kwargs |= model.tokenizer.own_prompts(ids, kwargs.get("attention_mask"))

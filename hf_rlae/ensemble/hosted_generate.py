@@ -145,13 +145,16 @@ def _built(
     model: Any, source: str, config: EnsembleConfig, known: EnsembleForCausalLM | None, dtype: Any, options: Any
 ) -> EnsembleForCausalLM:
     if known is not None:  # another object of the same first member
-        members: list[Any] = [(model, known.members[0].tokenizer), *known.members[1:]]
+        host = known.members[0]
+        members: list[Any] = [(model, host.processor or host.tokenizer), *known.members[1:]]
         return EnsembleForCausalLM.from_pretrained(source, members=members, policy=known.policy, **options)
     first, pins = (config.members or [""])[0] or "", config.revisions or [None]
     folder = Path(source, first)
     place = str(folder) if folder.is_dir() else first if is_hub_id(first) else str(model.name_or_path)
-    shared = {name: options[name] for name in _LOADING if name in options}
-    tokenizer = load_tokenizer(place, **shared, **({"revision": pins[0]} if pins[0] else {}))
+    shared: dict[str, Any] = {name: options[name] for name in _LOADING if name in options}
+    if pins[0]:
+        shared["revision"] = pins[0]
+    tokenizer = load_tokenizer(place, **shared)
     entries = list(zip(config.members or [], config.revisions or pins * len(config.members or []), strict=False))
     members = [(model, tokenizer) if entry == entries[0] else None for entry in entries]  # guidance has it twice
     given: dict[str, Any] = {"dtype": dtype} if None in members else {}

@@ -40,7 +40,7 @@ logger = logging.getLogger(__name__)
 
 _FIELDS = tuple(EnsembleOptions.__annotations__)
 _PINS = ("revisions", "base_revisions", "vocabulary_hashes")
-_PER_MEMBER = (*_PINS, "end_token_ids", "adapter_names")
+_PER_MEMBER = (*_PINS, "end_token_ids", "adapter_names", "sees")
 _SHARED_OPTIONS = ("token", "cache_dir", "local_files_only", "force_download")
 """Options of the Hub in `from_pretrained` that hold for members, too."""
 _OF_AUTO_CLASSES = ("_from_auto", "_from_pipeline", "_commit_hash", "adapter_kwargs", "code_revision")
@@ -111,6 +111,7 @@ def build(
                 end_token_ids=options["end_token_ids"][index],
                 adapter_name=options["adapter_names"][index],
                 check_files=check_files,
+                sees=options["sees"][index],
                 is_lazy=config.select == "prompt",
                 kwargs=member_kwargs[index] or {},
             )
@@ -118,6 +119,7 @@ def build(
     ends = [list(member.end_ids) if member.has_given_ends else None for member in built]
     config.end_token_ids = ends if any(own is not None for own in ends) else None
     config.adapter_names = options["adapter_names"] if any(options["adapter_names"]) else None
+    config.sees = _sight(built, options["sees"])
     config.revisions = [member.commit or member.revision for member in built]
     bases = [member.base_commit or options["base_revisions"][index] for index, member in enumerate(built)]
     config.base_revisions = bases if any(bases) else None
@@ -130,6 +132,18 @@ def build(
 def _of_kept(values: Sequence[Any] | None, kept: Collection[int]) -> list[Any] | None:
     """An option per member, for the saved members that are not replaced."""
     return None if values is None else [value if index in kept else None for index, value in enumerate(values)]
+
+
+def _sight(members: Sequence[Member], wanted: Sequence[bool | None]) -> list[bool | None] | None:
+    """`EnsembleConfig.sees` of members; raises `ConfigError` for members that were made otherwise than is wanted."""
+    for index, (member, sees) in enumerate(zip(members, wanted, strict=True)):
+        if sees not in (None, member.sees):
+            raise ConfigError(
+                f"sees[{index}]={sees}: member {index} is loaded already, {'with' if member.sees else 'without'} a "
+                "processor; give (model, processor) for a member that sees, else (model, tokenizer)"
+            )
+    found = [member.sees if member.image_ids else None for member in members]
+    return None if all(entry is None for entry in found) else found
 
 
 def _check_options(
@@ -348,7 +362,7 @@ def load(
         {
             **settings,
             **changed,
-            **{name: _of_kept(getattr(config, name), kept) for name in _PINS},
+            **{name: _of_kept(getattr(config, name), kept) for name in (*_PINS, "sees")},
             "dtype": dtype,
             "device_map": device_map,
             "check_files": check_files,

@@ -29,6 +29,8 @@ from hf_rlae.ensemble.engines.states import StateReader
 from hf_rlae.ensemble.forward_pass import begin_spans, label_loss, mixed_logits
 from hf_rlae.ensemble.generation_call import begin_call
 from hf_rlae.ensemble.generation_inputs import check_kinds
+from hf_rlae.ensemble.image_prompts import EnsembleProcessor
+from hf_rlae.ensemble.images import set_images, take_images
 from hf_rlae.ensemble.inputs import (
     check_cached_states,
     check_flag,
@@ -132,7 +134,8 @@ class EnsembleForCausalLM(NotRemote, PreTrainedModel, GenerationMixin):
             dtype (defaults to `"auto"`), device_map, revisions (`list`), member_kwargs (`dict`, or a `list` with one
                 `dict` per member), check_files (defaults to `True`): options for loading members that are given by
                 name; see [`Member.load`].
-            end_token_ids (`list[list[int] | None]`), adapter_names (`list[str | None]`): one entry per member.
+            end_token_ids (`list[list[int] | None]`), adapter_names (`list[str | None]`), sees (`list[bool | None]`):
+                one entry per member; see [`Member.load`].
             settings: fields of `EnsembleConfig`, such as `span_length`, `mixing`, `min_weight`.
 
         Returns:
@@ -147,6 +150,15 @@ class EnsembleForCausalLM(NotRemote, PreTrainedModel, GenerationMixin):
     def tokenizer(self) -> MemberChats:
         """The ensemble's tokenizer: encodes prompts as the first member's does, and decodes every union id."""
         return self._tokenizer
+
+    @property
+    def processor(self) -> EnsembleProcessor:
+        """Makes inputs from images and text, for ensembles with a member that sees (see [`EnsembleProcessor`]).
+
+        Raises:
+            InputError: no member sees, or several do.
+        """
+        return EnsembleProcessor(self.members, self.engine, self._tokenizer)
 
     def set_policy(self, policy: GivenPolicy | None) -> None:
         """Replaces the policy.
@@ -298,7 +310,8 @@ class EnsembleForCausalLM(NotRemote, PreTrainedModel, GenerationMixin):
             member_input_ids, member_attention_mask (`torch.LongTensor` of shape `(B, M, L)`, *optional*): each
                 member's own rendering of the prompt, from `tokenizer.apply_chat_template`.
             return_dict (`bool`, *optional*): `False` returns a tuple of the values that are not `None`.
-            kwargs: `num_items_in_batch` as in transformers: the loss is the sum divided by it.
+            kwargs: `num_items_in_batch` as in transformers: the loss is the sum divided by it. Images
+                for the member that sees (`pixel_values` and so on, from `processor`), with the first columns.
 
         Returns:
             `CausalLMOutputWithPast`: `logits` of shape `(B, n, V)`. With one member, they are its own logits; else the
@@ -319,7 +332,9 @@ class EnsembleForCausalLM(NotRemote, PreTrainedModel, GenerationMixin):
         starts = None
         if not (isinstance(cache, EnsembleCache) and cache.in_generate):  # `generate` has checked its arguments
             logits_to_keep = kept_columns(logits_to_keep)
+            images = take_images(self, input_ids, kwargs)
             check_forward_inputs(self, input_ids, attention_mask, cache, labels, logits_to_keep, kwargs)
+            set_images(cache, images)
             check_cached_states(self.engine, cache, cache.policy_or(self.policy))
             if prompt_length is not None:
                 starts = prompt_starts(prompt_length, cache, input_ids)
@@ -399,7 +414,7 @@ class EnsembleForCausalLM(NotRemote, PreTrainedModel, GenerationMixin):
 
         Args:
             inputs, generation_config, kwargs: as in `transformers.GenerationMixin.generate`. Prompts are padded on
-                the left.
+                the left. Images (`pixel_values` and so on, from `processor`) are for the member that sees.
 
         Returns:
             `torch.LongTensor` of shape `(B, L)`, or with `return_dict_in_generate=True` transformers' output with three

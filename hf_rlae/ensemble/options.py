@@ -47,6 +47,7 @@ class MemberOptions(TypedDict, total=False):
     vocabulary_hashes: Sequence[str | None] | None
     end_token_ids: Sequence[Sequence[int] | None] | None
     adapter_names: Sequence[str | None] | None
+    sees: Sequence[bool | None] | None
     check_files: bool
 
 

@@ -76,7 +76,7 @@ def save(
                 continue
             place, member = Path(scratch, MEMBERS_FOLDER, name), ensemble.members[index]
             member.model.save_pretrained(place, **{"max_shard_size": kwargs.get("max_shard_size", "50GB")})
-            member.tokenizer.save_pretrained(place)
+            (member.processor or member.tokenizer).save_pretrained(place)
         for path in sorted(Path(scratch).iterdir()):
             final = target / path.name
             if path.is_dir():

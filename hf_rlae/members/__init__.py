@@ -2,6 +2,7 @@
 
 from hf_rlae.members.chosen_rows import ChosenRowsRun
 from hf_rlae.members.hidden_states import ColumnStates
+from hf_rlae.members.images import GivenImages, PromptImages, encode_images, encoder_arguments
 from hf_rlae.members.lazy_member import LazyMember, LazyRunner
 from hf_rlae.members.look_ahead import mean_state_ahead, readings_ahead
 from hf_rlae.members.member import Member
@@ -18,11 +19,13 @@ __all__ = [
     "BatchRunner",
     "ChosenRowsRun",
     "ColumnStates",
+    "GivenImages",
     "LazyMember",
     "LazyRunner",
     "Member",
     "OwnPromptRun",
     "PendingSums",
+    "PromptImages",
     "ReadingsRun",
     "RowRunner",
     "SeparateRowsRun",
@@ -30,6 +33,8 @@ __all__ = [
     "Update",
     "UpdateSums",
     "choose_runner",
+    "encode_images",
+    "encoder_arguments",
     "mean_state_ahead",
     "prompt_logps",
     "readings_ahead",

@@ -26,6 +26,7 @@ class ChosenRowsRun(ReadsSharedColumns):
     def __init__(self, run: SharedRun | SeparateRowsRun) -> None:
         self.inner = run
         self.rows: list[int] | None = None
+        self._images = run.images if isinstance(run, SharedRun) else None  # of all rows
 
     @property
     def forward_calls(self) -> int:
@@ -36,12 +37,14 @@ class ChosenRowsRun(ReadsSharedColumns):
         """Chooses the rows to read from now on, in ascending order."""
         known = self.rows
         self.rows = list(rows)
-        if known is None or known == self.rows:
+        if known == self.rows:
             return
-        if set(self.rows) <= set(known):
+        if known is not None and set(self.rows) <= set(known):
             self.inner.reorder(torch.tensor([known.index(row) for row in self.rows], dtype=torch.long))
-        else:
+        elif known is not None:
             self.inner.reset()
+        if self._images is not None and isinstance(self.inner, SharedRun):
+            self.inner.images = self._images.select(self.rows)
 
     def read(self, input_ids: torch.Tensor, attention_mask: torch.Tensor | None, keep: int, hidden: bool) -> Scores:
         """See `SharedRun.read`."""
@@ -62,6 +65,8 @@ class ChosenRowsRun(ReadsSharedColumns):
         """See `MemberRun`."""
         if self.rows is None:
             return self.inner.reorder(rows)
+        if self._images is not None:
+            self._images = self._images.select(rows.tolist())
         places = {row: place for place, row in enumerate(self.rows)}
         wanted = rows.tolist()
         self.rows = [at for at, row in enumerate(wanted) if row in places]

@@ -14,7 +14,7 @@ import torch
 from hf_rlae.errors import MemberError
 from hf_rlae.hub_revisions import commit_of, resolved
 from hf_rlae.members.member import TOKENIZER_OPTIONS, Member
-from hf_rlae.members.model_files import load_skeleton, load_tokenizer, readable
+from hf_rlae.members.model_files import always_sees, load_skeleton, load_tokenizer, readable
 from hf_rlae.members.paths import MakeRunner, Path, PathOutput, Runner
 from hf_rlae.members.probe import choose_runner
 
@@ -80,6 +80,7 @@ class LazyMember(Member):
         end_token_ids: Sequence[int] | None = None,
         tokenizer_kwargs: dict[str, Any] | None = None,
         check_files: bool = True,
+        sees: bool | None = None,
         **options: Any,
     ) -> Member:
         """As [`Member.load`], without the weights.
@@ -96,13 +97,14 @@ class LazyMember(Member):
             "end_token_ids": end_token_ids,
         }
         own: dict[str, Any] = {"revision": revision, "base_revision": base_revision, "check_files": check_files}
-        skeleton, base_revision = load_skeleton(source, **own, **options)
+        skeleton, base_revision = load_skeleton(source, sees=sees, **own, **options)
+        sees = always_sees(skeleton.config.model_type) if sees is None else sees
         options.update(base_revision=base_revision, vocabulary_hash=vocabulary_hash)
-        whole = {**options, **about, "tokenizer_kwargs": tokenizer_kwargs, "check_files": check_files}
+        whole = {**options, **about, "tokenizer_kwargs": tokenizer_kwargs, "check_files": check_files, "sees": sees}
         if getattr(skeleton, "_is_stateful", False):
             return Member.load(source, **whole)
         shared = {name: options[name] for name in TOKENIZER_OPTIONS if name in options}
-        shared.update(revision=revision, base_revision=base_revision, expected_hash=vocabulary_hash)
+        shared.update(revision=revision, base_revision=base_revision, expected_hash=vocabulary_hash, sees=sees)
         tokenizer = load_tokenizer(source, **{**shared, **(tokenizer_kwargs or {})})
         member = cls(skeleton.eval(), tokenizer, source, whole, name=source, **about)
         member.base_commit = commit_of(base_revision)

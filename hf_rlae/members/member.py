@@ -3,27 +3,23 @@
 from __future__ import annotations
 
 import copy
+import inspect
 import logging
 import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from numbers import Integral
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import nn
-from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase, ProcessorMixin
 
 from hf_rlae.errors import ConfigError, MemberError, TokenizerError
 from hf_rlae.hub_ids import is_repo_id
 from hf_rlae.hub_revisions import commit_of, resolved
-from hf_rlae.members.model_files import (
-    load_model,
-    load_tokenizer,
-    readable,
-    tokenizer_failures,
-    try_tokenizer,
-)
+from hf_rlae.members.images import encoder_arguments, image_ids_of
+from hf_rlae.members.model_files import load_model, load_tokenizer, readable, tokenizer_failures, try_tokenizer
 from hf_rlae.members.recurrence import Recurrence, find_recurrence
 from hf_rlae.sharing import SharedInCopies
 from hf_rlae.vocabulary import are_token_ids, token_ids
@@ -40,8 +36,10 @@ class Member(SharedInCopies):
     `requires_grad`, the training mode and the generation config of the model do not change.
 
     Args:
-        model (`PreTrainedModel` or `PeftModel`): any decoder-only model for causal language modelling.
-        tokenizer (`PreTrainedTokenizerBase`): the tokenizer that the model was trained with.
+        model (`PreTrainedModel` or `PeftModel`): any decoder-only model for causal language modelling, or for images
+            and text (`AutoModelForImageTextToText`).
+        tokenizer (`PreTrainedTokenizerBase` or `ProcessorMixin`): the tokenizer that the model was trained with; of a
+            member that sees images, its processor.
         name (`str`, *optional*): the name in messages and tables; defaults to the model's path or class.
         revision (`str`, *optional*): the commit, branch or tag that the model was loaded from, for saving.
         adapter_name (`str`, *optional*): the adapter that this member uses, of a PEFT model or of a model with
@@ -58,6 +56,8 @@ class Member(SharedInCopies):
         commit (`str` or `None`): the commit of the repository that the model was loaded from, if that is known.
         base_commit (`str` or `None`): if the files are an adapter's, the same of the repository of its base model.
         vocab_size (`int`): width of the model's logits, V_m.
+        processor (`ProcessorMixin` or `None`): the processor of a member that sees.
+        image_ids (`frozenset[int]`): the ids that stand for images in prompts; empty for text models.
         context_length (`int` or `None`): the maximum number of tokens of the model; `None` for recurrent models and
             models in which every layer has a sliding window.
         is_recurrent (`bool`): whether the model has a recurrent state, which cannot be cropped.
@@ -65,7 +65,7 @@ class Member(SharedInCopies):
 
     Raises:
         MemberError: an encoder-decoder model, an object that is not a causal language model, a recurrent model that
-            does not return its state, or parameters that are not finite.
+            does not return its state, parameters that are not finite, or a processor for a model that cannot see.
         TokenizerError: no tokenizer, one that fails, or one with more tokens than the model, which belongs to another.
         ConfigError: an unknown adapter or end ids outside the vocabulary.
     """
@@ -73,7 +73,7 @@ class Member(SharedInCopies):
     def __init__(
         self,
         model: Any,
-        tokenizer: PreTrainedTokenizerBase,
+        tokenizer: PreTrainedTokenizerBase | ProcessorMixin,
         *,
         name: str | None = None,
         revision: str | None = None,
@@ -86,6 +86,9 @@ class Member(SharedInCopies):
                 f"a member must be a transformers model for causal language modelling, got {type(model).__name__}; "
                 "load it with `AutoModelForCausalLM.from_pretrained(...)`"
             )
+        self.processor = tokenizer if isinstance(tokenizer, ProcessorMixin) else None
+        if isinstance(tokenizer, ProcessorMixin):
+            tokenizer = cast(PreTrainedTokenizerBase, getattr(tokenizer, "tokenizer", None))
         if not isinstance(tokenizer, PreTrainedTokenizerBase):
             raise TokenizerError(
                 f"a member needs a tokenizer of transformers, got {type(tokenizer).__name__}; load it with "
@@ -116,6 +119,8 @@ class Member(SharedInCopies):
         head = self.model.get_output_embeddings()
         self.vocab_size: int = int(head.weight.shape[0]) if _is_linear(head) else int(self.config.vocab_size)
         self._check_tokenizer()
+        self.image_ids = image_ids_of(self.model, tokenizer)
+        self._check_sight()
         self._check_parameters()
         self.has_given_ends = end_token_ids is not None
         self.end_ids, self.declared_text_end_ids = self._find_end_ids(end_token_ids)
@@ -137,6 +142,7 @@ class Member(SharedInCopies):
         end_token_ids: Sequence[int] | None = None,
         tokenizer_kwargs: dict[str, Any] | None = None,
         check_files: bool = True,
+        sees: bool | None = None,
         **model_kwargs: Any,
     ) -> Member:
         """Loads a model and its tokenizer from a folder or the Hub.
@@ -155,6 +161,9 @@ class Member(SharedInCopies):
                 `trust_remote_code` and the options of the Hub in `model_kwargs`.
             check_files (`bool`, defaults to `True`): whether to refuse a config that declares more than the files and
                 the free memory can hold, before anything is allocated.
+            sees (`bool`, *optional*): `True` loads the model with `AutoModelForImageTextToText` and its processor, so
+                that the member sees images; `False` uses it for text alone. `None` is `True` for models of images and
+                text that are no `AutoModelForCausalLM`.
 
         Raises:
             MemberError: files that are missing, damaged or too large, or that do not hold every tensor of the model.
@@ -162,11 +171,11 @@ class Member(SharedInCopies):
         """
         with readable(source, f"member {source}"):
             revision = resolved(source, revision, model_kwargs)
-        options = dict(model_kwargs, dtype=dtype, revision=revision, base_revision=base_revision)
+        options = dict(model_kwargs, dtype=dtype, revision=revision, base_revision=base_revision, sees=sees)
         if device_map is not None:
             options["device_map"] = device_map
         shared = {name: model_kwargs[name] for name in TOKENIZER_OPTIONS if name in model_kwargs}
-        shared.update(revision=revision, base_revision=base_revision, expected_hash=vocabulary_hash)
+        shared.update(revision=revision, base_revision=base_revision, expected_hash=vocabulary_hash, sees=sees)
         # first, because a tokenizer that cannot be used is refused before weights are downloaded
         tokenizer = load_tokenizer(source, **{**shared, **(tokenizer_kwargs or {})})
         model, base_revision = load_model(source, adapter_name=adapter_name, check_files=check_files, **options)
@@ -189,6 +198,11 @@ class Member(SharedInCopies):
     def move(self, fn: Callable[[torch.Tensor], torch.Tensor]) -> None:
         """Applies a function that moves or casts tensors, as `torch.nn.Module._apply` does."""
         self.wrapper._apply(fn)
+
+    @property
+    def sees(self) -> bool:
+        """Whether the member has a processor for images."""
+        return self.processor is not None
 
     @property
     def device(self) -> torch.device:
@@ -252,6 +266,18 @@ class Member(SharedInCopies):
             raise MemberError(
                 f"member {self.name} ({type(self.model).__name__}) has no language-model head; load it with "
                 "`AutoModelForCausalLM`, not `AutoModel`"
+            )
+
+    def _check_sight(self) -> None:
+        """Raises `MemberError` for a processor of a model that does not read encoded images at its placeholders."""
+        if self.processor is None:
+            return
+        takes = "mm_encoder_outputs" in inspect.signature(type(self.model).forward).parameters
+        if not self.image_ids or not takes or "pixel_values" not in encoder_arguments(self.model):
+            raise MemberError(
+                f"member {self.name} ({type(self.model).__name__}) cannot see: members that see have placeholders for "
+                "images in their prompts (`config.image_token_id`), and a `forward` that takes `mm_encoder_outputs`. "
+                "Pass its tokenizer instead of its processor (or sees=False) to use it for text alone"
             )
 
     def _check_tokenizer(self) -> None:

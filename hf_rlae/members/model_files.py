@@ -11,7 +11,19 @@ from typing import Any
 
 import torch
 from huggingface_hub import HfApi, constants, try_to_load_from_cache
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GenerationConfig
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoModelForImageTextToText,
+    AutoProcessor,
+    AutoTokenizer,
+    GenerationConfig,
+    ProcessorMixin,
+)
+from transformers.models.auto.modeling_auto import (
+    MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
+    MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES,
+)
 from transformers.utils import cached_file, find_adapter_config_file
 
 from hf_rlae.errors import ConfigError, HfRlaeError, MemberError, TokenizerError, first_sentence
@@ -33,12 +45,20 @@ _RUNS = "ax0 \n.é"
 _REMEDY = "Load the model again from its source, or save it again"
 
 
+def always_sees(model_type: str | None) -> bool:
+    """Whether models of this type read images and text, and are no `AutoModelForCausalLM`."""
+    return model_type in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES and (
+        model_type not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+    )
+
+
 def load_model(
     source: str,
     *,
     adapter_name: str | None = None,
     base_revision: str | None = None,
     check_files: bool = True,
+    sees: bool | None = None,
     **options: Any,
 ) -> tuple[Any, str | None]:
     """Loads a causal language model, or an adapter with its base model, as a member.
@@ -49,7 +69,9 @@ def load_model(
         adapter_name (`str`, *optional*): the adapter to load; `None` or `"default"` = the one at the root.
         base_revision (`str`, *optional*): of the adapter's base model; defaults to that of `adapter_config.json`.
         check_files (`bool`, defaults to `True`): whether to compare the config with the files and the free memory.
-        options: for `AutoModelForCausalLM.from_pretrained`.
+        sees (`bool`, *optional*): whether it is an `AutoModelForImageTextToText`; `None` for those that are no
+            `AutoModelForCausalLM`.
+        options: for `from_pretrained`.
 
     Returns:
         The model, and of an adapter the revision of its base model (see `hub_revisions.resolved`).
@@ -67,11 +89,11 @@ def load_model(
             own["adapter_kwargs"] = {"subfolder": ".none"}
         elif adapter is not None:
             own.update(revision=base_revision, subfolder="")
-        _refuse_ensemble(base, own, owner)
+        auto_class = _auto_class(base, own, owner, sees)
     if check_files and _bytes_on_hub(base, own):  # before they are downloaded
-        load_skeleton(base, as_loaded=True, **own)
+        load_skeleton(base, as_loaded=True, sees=sees, **own)
     with readable(source, owner):
-        load = AutoModelForCausalLM.from_pretrained
+        load = auto_class.from_pretrained
         model, _ = load_whole(load, base, owner, MemberError, check_files=check_files, **own)
         if adapter is not None:
             _load_adapter(model, source, adapter_name, options, owner)
@@ -84,13 +106,14 @@ def load_skeleton(
     base_revision: str | None = None,
     check_files: bool = True,
     as_loaded: bool = False,
+    sees: bool | None = None,
     **options: Any,
 ) -> tuple[Any, str | None]:
     """The modules of a causal language model without its weights, on the meta device; no weight file is read.
 
     Args:
-        source (`str`), base_revision (`str`, *optional*), check_files (`bool`, defaults to `True`): see `load_model`.
-            Of adapters, it is their base model.
+        source (`str`), base_revision (`str`, *optional*), check_files (`bool`, defaults to `True`), sees (`bool`,
+            *optional*): see `load_model`. Of adapters, it is their base model.
         as_loaded (`bool`, defaults to `False`): whether the memory must hold the weights, because they come next.
         options: as for `AutoModelForCausalLM.from_pretrained`; those of the weights are ignored.
 
@@ -105,7 +128,7 @@ def load_skeleton(
         adapter = _find_adapter(source, None, options)
         base, base_revision = _base_of(adapter, source, base_revision, options)
         own = options if base == source else {**options, "revision": base_revision, "subfolder": ""}
-        _refuse_ensemble(base, own, owner)
+        auto_class = _auto_class(base, own, owner, sees)
     hub = {name: own[name] for name in (*_HUB_OPTIONS, "revision", "subfolder") if own.get(name) is not None}
     trust = bool(own.get("trust_remote_code"))
     dtype = own.get("dtype")
@@ -113,7 +136,7 @@ def load_skeleton(
     with readable(source, owner), _budget(base, later, _fail(owner, MemberError)) if check_files else nullcontext():
         config = own.get("config") or AutoConfig.from_pretrained(base, trust_remote_code=trust, **hub)
         with torch.device("meta"):
-            model = AutoModelForCausalLM.from_config(
+            model = auto_class.from_config(
                 config, trust_remote_code=trust, **({} if dtype in (None, "auto") else {"dtype": dtype})
             )
         with suppress(OSError):  # many models have no generation config
@@ -122,14 +145,20 @@ def load_skeleton(
 
 
 def load_tokenizer(
-    source: str, *, base_revision: str | None = None, expected_hash: str | None = None, **options: Any
+    source: str,
+    *,
+    base_revision: str | None = None,
+    expected_hash: str | None = None,
+    sees: bool | None = None,
+    **options: Any,
 ) -> Any:
     """Loads the tokenizer of a member; one with adapters may have it in the folder of its base model.
 
     Args:
         source (`str`), base_revision (`str`, *optional*): see `load_model`.
         expected_hash (`str`, *optional*): the `vocabulary_hash` that the tokenizer must have.
-        options: for `AutoTokenizer.from_pretrained`.
+        sees (`bool`, *optional*): whether to load its processor, which has the tokenizer; see `load_model`.
+        options: for `from_pretrained`.
 
     Raises:
         TokenizerError: the tokenizer fails on a plain text, or is not the expected one.
@@ -137,16 +166,23 @@ def load_tokenizer(
     """
     options = {"trust_remote_code": False, **options}
     with readable(source, f"member {source}"), tokenizer_failures(f"member {source}"):
+        kind = None
         if os.path.isdir(source) or is_repo_id(source):
-            _refuse_ensemble(source, options, f"member {source}")
-        adapter = _find_adapter(source, None, options)
+            kind = _model_type(source, options, f"member {source}")
+        base, adapter = source, _find_adapter(source, None, options)
+        if adapter is not None:
+            base, base_revision = _base_of(adapter, source, base_revision, options)
+        if base != source and sees is None:
+            kind = _model_type(base, {**options, "revision": base_revision}, f"member {source}")
+        sees = always_sees(kind) if sees is None else sees
+        load: Any = (AutoProcessor if sees else AutoTokenizer).from_pretrained
         try:
-            tokenizer = AutoTokenizer.from_pretrained(source, **options)
+            loaded = load(source, **options)
         except (OSError, ValueError):
             if adapter is None:
                 raise
-            base, base_revision = _base_of(adapter, source, base_revision, options)
-            tokenizer = AutoTokenizer.from_pretrained(base, **{**options, "revision": base_revision})
+            loaded = load(base, **{**options, "revision": base_revision})
+        tokenizer: Any = getattr(loaded, "tokenizer", None) if isinstance(loaded, ProcessorMixin) else loaded
         try_tokenizer(tokenizer)
         if expected_hash is not None and vocabulary_hash(ByteVocabulary(tokenizer).pieces) != expected_hash:
             raise TokenizerError(
@@ -154,7 +190,7 @@ def load_tokenizer(
                 "changed, so what the policy and the settings were made for no longer holds. Load the former commit or "
                 "folder of that member, or pass `members=[...]` to use the new one anyway"
             )
-    return tokenizer
+    return loaded
 
 
 def try_tokenizer(tokenizer: Any) -> None:
@@ -255,8 +291,14 @@ def _budget(source: Any, options: dict[str, Any], fail: Fail) -> Iterator[None]:
         yield
 
 
-def _refuse_ensemble(source: str, options: dict[str, Any], owner: str) -> None:
-    """Raises `MemberError` for a saved ensemble or policy, which Auto classes load too."""
+def _auto_class(source: str, options: dict[str, Any], owner: str, sees: bool | None) -> Any:
+    """The Auto class of a member."""
+    kind = _model_type(source, options, owner)
+    return AutoModelForImageTextToText if sees or always_sees(kind) else AutoModelForCausalLM
+
+
+def _model_type(source: str, options: dict[str, Any], owner: str) -> str | None:
+    """The type in `config.json`; raises `MemberError` for a saved ensemble or policy, which Auto classes load too."""
     hub = {name: options[name] for name in (*_HUB_OPTIONS, "revision", "subfolder") if options.get(name) is not None}
     folder = Path(source, options.get("subfolder") or "")
     kind = _read_config(source, folder, hub, _fail(owner, MemberError)).get("model_type")
@@ -265,6 +307,7 @@ def _refuse_ensemble(source: str, options: dict[str, Any], owner: str) -> None:
             f"{owner} has model_type={kind!r}, and a member is one language model; give the members of that ensemble, "
             "one by one"
         )
+    return getattr(options.get("config"), "model_type", kind)
 
 
 def _tells_dtype(config: Mapping[str, Any], options: Mapping[str, Any]) -> bool:

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from hf_rlae.members.hidden_states import with_means
+from hf_rlae.members.images import PromptImages
 from hf_rlae.members.member import Member
 from hf_rlae.members.paths import Path, PathOutput
 from hf_rlae.members.recurrence import returned_state
@@ -39,13 +40,15 @@ class RowRunner:
 
     Args:
         member (`Member`), hidden_tokens (`int`, defaults to 0): see `BatchRunner`.
+        images (`PromptImages`, *optional*): the images in the prompts of all rows.
     """
 
     kind = "rows"
 
-    def __init__(self, member: Member, hidden_tokens: int = 0) -> None:
+    def __init__(self, member: Member, hidden_tokens: int = 0, images: PromptImages | None = None) -> None:
         self.member = member
         self.hidden_tokens = hidden_tokens
+        self.images = images
         self.forward_calls = 0
         self._states: dict[int, tuple[_RowState, ...]] = {}
 
@@ -68,10 +71,14 @@ class RowRunner:
         cache = copy.deepcopy(begin.cache)
         ids = path.after(begin.length)
         at_once = begin.length == 0 or self.member.recurrence.reads_chunks
+        images = None if self.images is None else self.images.of_row(row)
+        done = begin.length
         pieces: list[tuple[torch.Tensor, torch.Tensor | None]] = []
         for piece in [ids] if at_once else [(i,) for i in ids]:
-            cache, logits, states = self._forward(cache, piece, min(path.want, len(piece)))
+            more = {} if images is None else images.arguments(done + len(piece), done)
+            cache, logits, states = self._forward({**cache, **more}, piece, min(path.want, len(piece)))
             pieces.append((logits, states))
+            done += len(piece)
         hidden = [states for _, states in pieces if states is not None]
         newest: torch.Tensor | None = None
         if self.hidden_tokens > 1 and hidden:
@@ -85,11 +92,11 @@ class RowRunner:
         return logits, torch.cat(hidden)[-path.want :] if hidden else None
 
     def _forward(
-        self, cache: dict[str, Any], ids: Sequence[int], want: int
+        self, given: dict[str, Any], ids: Sequence[int], want: int
     ) -> tuple[dict[str, Any], torch.Tensor, torch.Tensor | None]:
         member = self.member
         accepted = accepted_arguments(type(member.model).forward)
-        arguments: dict[str, Any] = {**cache, "use_cache": True}
+        arguments: dict[str, Any] = {**given, "use_cache": True}
         arguments["input_ids"] = torch.tensor([list(ids)], dtype=torch.long, device=member.device)
         if "logits_to_keep" in accepted:
             arguments["logits_to_keep"] = len(ids) if self.hidden_tokens > 1 else want
@@ -104,12 +111,14 @@ class RowRunner:
 
     def ahead(self) -> RowRunner:
         """See `Runner`; states are never written to, so that both can share them."""
-        twin = RowRunner(self.member, hidden_tokens=1)
+        twin = RowRunner(self.member, hidden_tokens=1, images=self.images)
         twin._states = dict(self._states)
         return twin
 
     def reorder(self, rows: torch.Tensor) -> None:
         """Row `i` becomes the former row `rows[i]`."""
+        if self.images is not None:
+            self.images = self.images.select(rows.tolist())
         # states are never written to, so rows may share one
         self._states = {i: self._states[row] for i, row in enumerate(rows.tolist()) if row in self._states}
 

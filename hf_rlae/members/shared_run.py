@@ -15,6 +15,7 @@ from transformers import DynamicCache
 
 from hf_rlae.errors import present
 from hf_rlae.members.hidden_states import ColumnStates
+from hf_rlae.members.images import PromptImages
 from hf_rlae.members.member import Member
 from hf_rlae.members.recurrence import returned_state
 
@@ -90,6 +91,7 @@ class SharedRun(ReadsSharedColumns):
 
     Attributes:
         seen (`int`): number of columns that the member has read.
+        images (`PromptImages` or `None`): the images in its prompts.
     """
 
     def __init__(
@@ -107,6 +109,7 @@ class SharedRun(ReadsSharedColumns):
         self.hidden_tokens = hidden_tokens
         self.states = ColumnStates(hidden_tokens) if hidden_tokens > 1 else None
         self.seen = 0
+        self.images: PromptImages | None = None
         self.forward_calls = 0
         self._recording = False
         self._cache: dict[str, Any] = {}
@@ -125,11 +128,13 @@ class SharedRun(ReadsSharedColumns):
         """
         self.member.prepare()
         shared = (
-            distinct_rows(input_ids, attention_mask)
+            distinct_rows(input_ids, attention_mask, None if self.images is None else self.images.rows)
             if self.shares_prompts and self.seen == 0 and self.use_cache
             else None
         )
         if shared is not None:
+            if self.images is not None:
+                self.images = self.images.select(shared[0].tolist())
             return read_distinct(self, *shared, input_ids, attention_mask, keep, hidden)
         device = self.member.device
         ids = input_ids.to(device)
@@ -167,6 +172,8 @@ class SharedRun(ReadsSharedColumns):
                 arguments["position_ids"] = arguments["position_ids"].clamp(max=member.context_length - 1)
         if "logits_to_keep" in accepted:
             arguments["logits_to_keep"] = num_columns
+        if self.images is not None:
+            arguments.update(self.images.arguments(total, self.seen))
         inputs = model.prepare_inputs_for_generation(
             ids,
             next_sequence_length=total - self.seen if self.use_cache else None,
@@ -191,6 +198,8 @@ class SharedRun(ReadsSharedColumns):
         """Row `i` becomes the former row `rows[i]`; the number of rows may change."""
         if self.states is not None:
             self.states.reorder(rows)
+        if self.images is not None:
+            self.images = self.images.select(rows.tolist())
         for name, cache in self._cache.items():
             if name == "state":
                 self._cache[name] = [tensor.index_select(0, rows.to(tensor.device)) for tensor in cache]
@@ -235,6 +244,7 @@ class SharedRun(ReadsSharedColumns):
     def ahead(self, length: int) -> SharedRun:
         """A copy for reading on after the first `length` columns; it returns the hidden states of single tokens."""
         twin = SharedRun(self.member, use_cache=True, drops_out=True)
+        twin.images = self.images
         cache = self._cache.get("past_key_values")
         removes = self.seen > length
         if not removes or (cache is not None and cache.is_croppable and not any(cache.is_sliding)):
@@ -249,11 +259,14 @@ class SharedRun(ReadsSharedColumns):
                 getattr(cache, method)()
 
 
-def distinct_rows(ids: torch.Tensor, mask: torch.Tensor | None) -> tuple[torch.Tensor, torch.Tensor] | None:
+def distinct_rows(
+    ids: torch.Tensor, mask: torch.Tensor | None, images: Sequence[tuple[int, ...]] | None = None
+) -> tuple[torch.Tensor, torch.Tensor] | None:
     """Finds equal rows, so that samples or beams of one prompt read it once.
 
     Args:
         ids (`torch.LongTensor` of shape `(B, L)`), mask (`torch.LongTensor` of shape `(B, L)`, *optional*): 1 = keep.
+        images (`Sequence[tuple[int, ...]]`, *optional*): the images of each row.
 
     Returns:
         `tuple[torch.LongTensor, torch.LongTensor]` or `None`: the first occurrence of each of the U distinct rows, of
@@ -268,6 +281,8 @@ def distinct_rows(ids: torch.Tensor, mask: torch.Tensor | None) -> tuple[torch.T
     if len(ids) < 2:
         return None
     rows = ids.tolist() if mask is None else torch.cat([ids * mask.to(ids.device), mask.to(ids.device)], 1).tolist()
+    if images is not None:
+        rows = [[*row, *own] for row, own in zip(rows, images, strict=True)]  # equal ids have equally many images
     kinds: dict[tuple[int, ...], int] = {}
     firsts, places = [], []
     for at, row in enumerate(map(tuple, rows)):

@@ -36,8 +36,8 @@ def prompts_by_dataset(train_dataset: Any = None, eval_dataset: Any = None) -> d
         eval_dataset (`datasets.Dataset` or a mapping of names to these, *optional*): the same.
 
     Raises:
-        ConfigError: not a `datasets.Dataset` (a streamed one, for example), an empty one, no column `prompt`, or
-            prompts that are neither all strings nor all lists of messages.
+        ConfigError: not a `datasets.Dataset` (a streamed one, for example), an empty one, no column `prompt`, one
+            with images, or prompts that are neither all strings nor all lists of messages.
     """
     return {name: _prompts(name, dataset) for name, dataset in named_datasets(train_dataset, eval_dataset).items()}
 
@@ -59,6 +59,9 @@ def _prompts(name: str, dataset: Any) -> list[Any]:
         )
     if not len(dataset):
         raise ConfigError(f"{name} is empty; give at least one example")
+    images = sorted({"image", "images"}.intersection(dataset.column_names))
+    if images:
+        raise ConfigError(f"{name} has a column {images[0]!r}, but the trainers support text only; remove it")
     prompts = list(dataset["prompt"])
     kinds = {type(prompt) for prompt in prompts}
     if kinds not in ({str}, {list}):

@@ -92,11 +92,11 @@ def tiny(architecture: str, vocab_size: int, seed: int = 0, **overrides: Any) ->
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
-        _enlarge(model)
+        enlarge(model)
     return model.eval()
 
 
-def _enlarge(model: PreTrainedModel) -> None:
+def enlarge(model: PreTrainedModel) -> None:
     embeddings = model.get_input_embeddings().weight
     head = model.get_output_embeddings().weight
     with torch.no_grad():

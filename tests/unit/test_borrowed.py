@@ -57,6 +57,8 @@ BORROWED = {
         "self", "working_dir", "repo_id", "files_timestamps", "commit_message", "token", "create_pr", "revision",
         "commit_description",
     ],
+    (GenerationMixin, "_prepare_position_ids_for_generation"): ["self", "inputs_tensor", "model_kwargs"],
+    (GenerationMixin, "_prepare_multimodal_encoder_kwargs_for_generation"): ["self", "model_kwargs"],
     (Trainer, "_save_checkpoint"): ["self", "model", "trial"],
     (Trainer, "_load_optimizer_and_scheduler"): ["self", "checkpoint"],
     (Trainer, "_get_output_dir"): ["self", "trial"],

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -55,6 +55,19 @@ class ChatEncoding(BatchEncoding):
             for name in ("member_input_ids", "member_attention_mask"):
                 self.data.pop(name, None)
         self.data[key] = value
+
+
+def parts_of(messages: Any) -> Iterator[Any]:
+    """The parts of the messages of a conversation whose contents are lists of parts."""
+    for message in messages:
+        content = message.get("content") if isinstance(message, dict) else None
+        if isinstance(content, list):
+            yield from content
+
+
+def is_media(part: Any) -> bool:
+    """Whether a part of a message is an image, a video or audio, and no text."""
+    return isinstance(part, dict) and part.get("type") in ("image", "image_url", "video", "audio")
 
 
 def render(tokenizer: Any, name: str, conversations: Sequence[Any], options: dict[str, Any]) -> list[str]:
@@ -126,6 +139,11 @@ class MemberChats(_Base):
             options.setdefault("chat_template", self.chat_template)
         is_single = bool(conversation) and isinstance(conversation[0], dict)
         conversations = [conversation] if is_single else list(conversation)
+        if any(is_media(part) for messages in conversations for part in parts_of(messages)):
+            raise InputError(
+                "the messages have images or other media, which a tokenizer does not read; make the inputs with "
+                "`ensemble.processor.apply_chat_template(messages)`"
+            )
         if given.get("tokenize") is False:
             texts = self.rendered(conversations, options)
             return texts[0] if is_single else texts

@@ -24,7 +24,7 @@ from transformers import GenerationConfig, PreTrainedTokenizerBase
 
 from hf_rlae.ensemble.mixing import Mixing
 from hf_rlae.ensemble.spans import SpanQuery
-from hf_rlae.members import Member
+from hf_rlae.members import Member, PromptImages
 from hf_rlae.policies import MemberObservation
 from hf_rlae.vocabulary import ByteVocabulary, UnionVocabulary
 
@@ -110,6 +110,16 @@ class EngineCall(Protocol):
 
         Raises:
             InputError: the completions of the rows begin at different columns, which the engine does not support.
+        """
+
+    def own_prompts(self, cache: EnsembleCache, index: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """Ids and mask `(B, L)` of the columns that member `index` reads first, in its own ids."""
+
+    def set_images(self, index: int, images: PromptImages) -> None:
+        """Sets the images in the prompts of member `index`, before it reads them.
+
+        Raises:
+            InputError: the member reads in a way in which it cannot see.
         """
 
     @property
@@ -203,6 +213,9 @@ class Engine(Protocol):
     @property
     def prompt_tokenizers(self) -> Sequence[PreTrainedTokenizerBase]:
         """The tokenizer that encodes each member's prompts."""
+
+    def encode_prompt(self, ids: Sequence[int]) -> list[tuple[int, ...]]:
+        """A prompt without padding, in each member's own ids."""
 
     def new_call(self, use_cache: bool, hidden_tokens: int) -> EngineCall:
         """New runs for one call.

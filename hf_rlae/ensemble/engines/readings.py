@@ -9,13 +9,14 @@ from typing import TYPE_CHECKING, TypeVar
 import torch
 from transformers import GenerationConfig, PreTrainedTokenizerBase
 
+from hf_rlae.ensemble.chats.member_chats import padded
 from hf_rlae.ensemble.engines.host_runs import ReadingsHost, RereadingHost
 from hf_rlae.ensemble.engines.host_vocabulary import HostVocabulary
 from hf_rlae.ensemble.engines.prompts import PromptEncoder, member_prompts, rows_of
 from hf_rlae.ensemble.engines.readings_step import ReadingsStep
 from hf_rlae.ensemble.mixing import Mixing
 from hf_rlae.errors import InputError
-from hf_rlae.members import Member, ReadingsRun
+from hf_rlae.members import Member, PromptImages, ReadingsRun, RowRunner
 from hf_rlae.members.paths import MakeRunner
 from hf_rlae.policies import MemberObservation
 from hf_rlae.sharing import SharedInCopies
@@ -100,6 +101,10 @@ class ReadingsEngine(SharedInCopies):
             self.runners[index],
             hidden_tokens,
         )
+
+    def encode_prompt(self, ids: Sequence[int]) -> list[tuple[int, ...]]:
+        """See `Engine`."""
+        return self.encoder(ids)
 
     def new_call(self, use_cache: bool, hidden_tokens: int) -> ReadingsCall:
         """See `Engine`; `hidden_tokens` is passed to `BatchRunner`."""
@@ -205,6 +210,15 @@ class ReadingsCall:
     def set_prompts(self, cache: EnsembleCache, starts: torch.Tensor, ids: torch.Tensor, mask: torch.Tensor) -> None:
         """See `EngineCall`."""
         self._own_prompts = member_prompts(ids, mask)
+
+    def own_prompts(self, cache: EnsembleCache, index: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """See `EngineCall`."""
+        return padded([self.prompts(cache, row)[index] for row in range(len(cache.ids))], 0)
+
+    def set_images(self, index: int, images: PromptImages) -> None:
+        """See `EngineCall`; the member then reads row by row, with the masks of its own model."""
+        run = self.runs[index]
+        run.runner = RowRunner(run.member, self.hidden_tokens, images)
 
     def prompts(self, cache: EnsembleCache, row: int) -> list[tuple[int, ...]]:
         """See `EngineCall`."""

@@ -14,7 +14,7 @@ from hf_rlae.ensemble.engines.prompts import rows_of
 from hf_rlae.ensemble.engines.shared_tokenizer_step import SharedTokenizerStep
 from hf_rlae.ensemble.mixing import Mixing
 from hf_rlae.errors import InputError
-from hf_rlae.members import ChosenRowsRun, Member, OwnPromptRun, SeparateRowsRun, SharedRun
+from hf_rlae.members import ChosenRowsRun, Member, OwnPromptRun, PromptImages, SeparateRowsRun, SharedRun
 from hf_rlae.policies import MemberObservation
 from hf_rlae.sharing import SharedInCopies
 from hf_rlae.vocabulary import ByteVocabulary, UnionVocabulary
@@ -67,6 +67,10 @@ class SharedTokenizerEngine(SharedInCopies):
     def pieces(self) -> list[bytes | None]:
         """See `Engine`."""
         return self.vocabularies[0].pieces
+
+    def encode_prompt(self, ids: Sequence[int]) -> list[tuple[int, ...]]:
+        """See `Engine`; all members have the same ids."""
+        return [tuple(ids)] * len(self.members)
 
     def new_call(self, use_cache: bool, hidden_tokens: int) -> SharedTokenizerCall:
         """See `Engine`."""
@@ -172,6 +176,28 @@ class SharedTokenizerCall:
                 continue
             if isinstance(run, SharedRun | SeparateRowsRun | ChosenRowsRun):
                 self.runs[index] = OwnPromptRun(run, own, own_mask, start)
+
+    def own_prompts(self, cache: EnsembleCache, index: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """See `EngineCall`; the whole text if the completions of its rows begin at different columns, or with it."""
+        run = self.runs[index]
+        if isinstance(run, OwnPromptRun):
+            return run.ids, run.mask
+        mask = torch.ones_like(cache.ids) if cache.mask is None else cache.mask
+        starts, firsts = cache.spans.starts, cache.spans.firsts
+        is_prompt = bool((starts == starts[0]).all()) and bool((starts > firsts).all())
+        columns = int(starts[0]) if is_prompt else cache.ids.shape[1]
+        return cache.ids[:, :columns], mask[:, :columns]
+
+    def set_images(self, index: int, images: PromptImages) -> None:
+        """See `EngineCall`."""
+        run = self.runs[index]
+        reader: Any = run.inner if isinstance(run, OwnPromptRun) else run
+        if not isinstance(reader, SharedRun):
+            raise InputError(
+                f"pixel_values: member {self.engine.members[index].name} reads each row separately, because its model "
+                "mixes the rows of a batch, and cannot see; leave the images out"
+            )
+        reader.images = images
 
     def choose_rows(self, index: int, rows: Sequence[int]) -> None:
         """Lets a member read only the rows `rows` from now on (see `ChosenRowsRun`)."""

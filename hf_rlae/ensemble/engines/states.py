@@ -86,6 +86,11 @@ class _QueryView:
                 f"look_ahead({num_tokens}): the policy has `observes_members = False`, so members that have no weight "
                 "do not run; a policy that lets them look ahead observes them, so leave that attribute out"
             )
+        if self.cache.has_images and self.cache.images is None:
+            raise PolicyError(
+                f"look_ahead({num_tokens}): the prompt has images, which a plain `generate` gave to its own model, and "
+                "the look-ahead would read it again without them; call the `generate` of `EnsembleForCausalLM`"
+            )
         return self.step.look_ahead(self.query, num_tokens)
 
     def next_bytes(
@@ -102,6 +107,11 @@ class _QueryView:
 
     def prompt_scores(self) -> PromptScores:
         self._check_may_run()
+        if self.cache.has_images:
+            raise PolicyError(
+                "the policy reads the members' log-probabilities of the prompt (`prompt_logps`), which would be scored "
+                "without its images; use another policy, or leave the images out"
+            )
         prompts = [self.cache.call.prompts(self.cache, row) for row in self.rows]
         known = self.cache.prompt_logps
         for index, member in enumerate(self.engine.members):

@@ -24,6 +24,7 @@ class HostCall:
     mask: torch.Tensor | None  # of the prompts
     groups: torch.Tensor  # rows with the same number have the same prompt
     pads: list[int]  # columns of padding in front of each row
+    own_prompts: dict[str, torch.Tensor]  # the members' own, if the host's have images
     has_host_cache: bool  # the host has a cache, so it reads one column per step
     host_cache: Any = None
     has_warned: bool = False

@@ -16,6 +16,7 @@ from transformers import LogitsProcessor
 from hf_rlae.ensemble.cache_ensemble import EnsembleCache
 from hf_rlae.ensemble.faults import MemberFaults
 from hf_rlae.ensemble.generation_inputs import check_prompt_lengths, check_prompts
+from hf_rlae.ensemble.images import without_images
 from hf_rlae.ensemble.mixing import has_trait
 from hf_rlae.ensemble.modeling_ensemble import EnsembleForCausalLM
 from hf_rlae.ensemble.options import BuildOptions
@@ -209,21 +210,35 @@ class EnsembleLogitsProcessor(LogitsProcessor):
         """Starts a new call."""
         mask = self._mask(ids, host_pass)
         check_prompts(self.ensemble, ids, mask)
+        own_prompts = self._own_prompts(ids, mask)
         hidden_tokens = observed_tokens(self.ensemble.policy)
         engine_call, host = self.ensemble.engine.new_host_call(hidden_tokens, self.host_rereads)
         cache = EnsembleCache(engine_call)
-        check_prompt_lengths(self.ensemble, cache, ids, {"attention_mask": mask})
+        cache.has_images = bool(own_prompts)
+        check_prompt_lengths(self.ensemble, cache, ids, {"attention_mask": mask, **own_prompts})
         faults = MemberFaults(self.ensemble.members, ids.shape[1], drops=self.ensemble.config.on_non_finite == "drop")
         cache.begin_generate(ids.shape[1], self.ensemble.policy, faults=faults)
         key = ids if mask is None else torch.cat([ids, mask.to(ids.device, ids.dtype)], dim=1)
         groups = torch.unique(key, dim=0, return_inverse=True)[1]
         pads = [0] * len(ids) if mask is None else (mask == 0).sum(1).tolist()
-        call = HostCall(cache, host, ids, mask, groups, pads, host_pass.cache is not None)
+        call = HostCall(cache, host, ids, mask, groups, pads, own_prompts, host_pass.cache is not None)
         if hidden_tokens > 1:
             _check_columns(host_pass, min(hidden_tokens, ids.shape[1]))
             call.states = ColumnStates(hidden_tokens)
         call.host_cache = of_thread.reference(host_pass.cache)
         return call
+
+    def _own_prompts(self, ids: torch.Tensor, mask: torch.Tensor | None) -> dict[str, torch.Tensor]:
+        """The other members' prompts without images, if the host's prompts have some; `generate` gives them to it."""
+        images = self.host.image_ids
+        if not images or not bool(torch.isin(ids, torch.tensor(sorted(images), device=ids.device)).any()):
+            return {}
+        if self.host_rereads:
+            raise InputError(
+                "the prompt has images, and with host_rereads=True the host would read it again without them; leave "
+                "host_rereads out, or call the `generate` of `EnsembleForCausalLM`"
+            )
+        return without_images(self.ensemble.engine, 0, ids, mask)
 
     def _mask(self, ids: torch.Tensor, host_pass: HostPass) -> torch.Tensor | None:
         """The mask of the prompts, 1 = keep; `None` without padding."""
@@ -255,7 +270,8 @@ class EnsembleLogitsProcessor(LogitsProcessor):
         if mask is not None and mask.shape[1] < ids.shape[1]:
             mask = torch.cat([mask, mask.new_ones(len(mask), ids.shape[1] - mask.shape[1])], dim=1)
         inputs = self.ensemble.prepare_inputs_for_generation(ids, past_key_values=call.cache, attention_mask=mask)
-        logits = self.ensemble(**inputs, logits_to_keep=1).logits[:, -1].float()
+        own_prompts = {} if call.cache.has_spans else call.own_prompts
+        logits = self.ensemble(**inputs, **own_prompts, logits_to_keep=1).logits[:, -1].float()
         if call.cache.faults is not None:  # here, because the processor does not know when the call ends
             call.cache.faults.read()
         return logits

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections import deque
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 
@@ -114,10 +115,18 @@ class ReadingsRun(ReadingRows):
 
     def _begin_distinct(self) -> None:
         """Reads the prompts of all rows; equal prompts are read once."""
-        kinds: dict[tuple[tuple[int, ...], bytes], int] = {}
-        places = [kinds.setdefault((row.unread, row.pending), len(kinds)) for row in self.rows]
+        images = getattr(self.runner, "images", None)
+        of_rows = [()] * len(self.rows) if images is None else images.rows
+        kinds: dict[tuple[Any, ...], int] = {}
+        places = [
+            kinds.setdefault((row.unread, row.pending, own), len(kinds))
+            for row, own in zip(self.rows, of_rows, strict=True)
+        ]
         if len(kinds) < len(places):
-            self.rows = [self.rows[places.index(kind)] for kind in range(len(kinds))]
+            firsts = [places.index(kind) for kind in range(len(kinds))]
+            self.rows = [self.rows[first] for first in firsts]
+            if images is not None:
+                self.runner.reorder(torch.tensor(firsts))
         self._begin(list(range(len(self.rows))))
         if len(kinds) < len(places):
             self.rows = [self.rows[kind] for kind in places]

@@ -127,8 +127,8 @@ def check_cory_datasets(args: Any, train_dataset: Any, eval_dataset: Any) -> dic
     """Raises for datasets that cannot be used; returns the prompts of each dataset by its name.
 
     Raises:
-        ConfigError: a dataset that `check_prompts` refuses, one with images, with a column that the trainer adds for
-            reward functions, or with messages that the template cannot fill; or a `metric_for_best_model` that does
+        ConfigError: a dataset that `check_prompts` refuses, one with a column that the trainer adds for reward
+            functions, or with messages that the template cannot fill; or a `metric_for_best_model` that does
             not say which of several datasets it belongs to.
     """
     found = check_prompts(args, train_dataset, eval_dataset)
@@ -146,9 +146,6 @@ def check_evaluated(args: Any, eval_dataset: Any) -> None:
 def _check_columns(args: Any, datasets: Mapping[str, Any], found: Mapping[str, list[Any]]) -> None:
     for name, dataset in datasets.items():
         prompts, columns = found[name], dataset.column_names
-        images = {"image", "images"}.intersection(columns)
-        if images:
-            raise ConfigError(f"{name} has a column {images.pop()!r}, but CORY trainers support text only; remove it")
         taken = [column for column in REWARD_COLUMNS if column in columns]
         if taken:
             raise ConfigError(

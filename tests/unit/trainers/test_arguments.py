@@ -117,3 +117,12 @@ def test_token_ppo_reads_streams(tmp_path):
     trainer.train()
     assert trainer.state.global_step == 1
     assert trainer.evaluate()["eval_reward"] >= 0
+
+
+@pytest.mark.parametrize("make", [rlae.trainer_of, cory.trainer_of], ids=["rlae", "cory"])
+@pytest.mark.parametrize("column", ["image", "images"])
+def test_images_are_refused_in_words(column, make, tmp_path):
+    with pytest.raises(ConfigError, match=f"train_dataset has a column '{column}'.*text only"):
+        make(tmp_path, train=data(6, **{column: ["x"] * 6}))
+    with pytest.raises(ConfigError, match=f"eval_dataset has a column '{column}'.*text only"):
+        make(tmp_path, eval_dataset=data(2, **{column: ["x"] * 2}))
