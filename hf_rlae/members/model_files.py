@@ -301,7 +301,14 @@ def _model_type(source: str, options: dict[str, Any], owner: str) -> str | None:
     """The type in `config.json`; raises `MemberError` for a saved ensemble or policy, which Auto classes load too."""
     hub = {name: options[name] for name in (*_HUB_OPTIONS, "revision", "subfolder") if options.get(name) is not None}
     folder = Path(source, options.get("subfolder") or "")
-    kind = _read_config(source, folder, hub, _fail(owner, MemberError)).get("model_type")
+    fail = _fail(owner, MemberError)
+    config = _read_config(source, folder, hub, fail)
+    try:
+        check_counts(config, 0, fail)  # tokenizers are loaded with a config, too
+    except MemberError:
+        check_counts(config, weight_bytes(folder) if folder.is_dir() else 0, fail)
+        raise
+    kind = config.get("model_type")
     if str(kind).startswith("hf_rlae"):
         raise MemberError(
             f"{owner} has model_type={kind!r}, and a member is one language model; give the members of that ensemble, "
