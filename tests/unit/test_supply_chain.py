@@ -14,7 +14,7 @@ import hf_rlae
 from tests.support.tiers import show_figure
 
 PACKAGE = Path(hf_rlae.__file__).parent
-TEXTS = {".py", ".pyi", ".json", ".jsonl", ".txt", ".csv", ".typed"}
+TEXTS = {".py", ".pyi", ".json", ".jsonl", ".txt", ".csv", ".typed", ".jinja", ".yaml"}
 NAMES = """
 import socket, sys, urllib.request
 

@@ -139,8 +139,11 @@ def test_options_of_a_push(hub, members):
 
 def test_save_pretrained_pushes_too(hub, members, tmp_path):
     ensemble = EnsembleForCausalLM.from_members(members("hub", SHARED))
-    ensemble.save_pretrained(tmp_path / "folder", push_to_hub=True, repo_id="me/one")
+    options = {"private": True, "commit_message": "first"}
+    ensemble.save_pretrained(tmp_path / "folder", push_to_hub=True, repo_id="me/one", **options)
     ensemble.push_to_hub("me/two")
+    assert [hub.repository(f"me/{name}").private for name in ("one", "two")] == [True, False]
+    assert HfApi().list_repo_commits("me/one")[0].title == "first"
     one, two = hub.files("me/one"), hub.files("me/two")
     assert one.keys() == two.keys()
     assert one["config.json"] == two["config.json"] == (tmp_path / "folder" / "config.json").read_bytes()

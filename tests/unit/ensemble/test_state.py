@@ -550,16 +550,3 @@ def test_the_mask_of_a_second_turn_counts():
     second = ensemble.generate(whole, attention_mask=mask, **options, past_key_values=cache)
     plain = ensemble.generate(torch.cat([first, further], dim=1), **options)
     assert second[0, -6:].tolist() == plain[0, -6:].tolist()
-
-
-def test_options_of_a_push_are_handed_on(folders, tmp_path, monkeypatch):
-    """A push that is asked to be private is private."""
-    pushed = []
-    monkeypatch.setattr(
-        EnsembleForCausalLM, "push_to_hub", lambda self, repo, **options: pushed.append((repo, options))
-    )
-    ensemble = EnsembleForCausalLM.from_members(folders)
-    ensemble.config.members = ["me/a", "me/b"]
-    options = {"private": True, "token": "t", "commit_message": "m"}
-    ensemble.save_pretrained(tmp_path / "ensemble", push_to_hub=True, repo_id="me/x", **options)
-    assert pushed == [("me/x", options)]
