@@ -86,9 +86,9 @@ def check(args: argparse.Namespace) -> None:
         check_text(args.negative_prompt, "--negative-prompt")
         if args.mixing is None and len(args.members) > 1:
             raise ConfigError("--negative-prompt has no effect on linear mixing; add --mixing guidance or contrast")
-    check_shared(args)
     if args.trace is not None:
         check_output(args.trace, "--trace")
+    check_shared(args)
 
 
 def run(args: argparse.Namespace) -> int:

@@ -104,6 +104,7 @@ def watched(monkeypatch):
 def test_rlae(watched, tmp_path):
     options = {"generation_kwargs": {"stop_strings": ["e"], "min_new_tokens": 2}, "span_length": 3, "max_steps": 1}
     ensemble = rlae.ensemble_of("mixture", "different", "text")
+    ensemble.tokenizer(["a"])  # it keeps what it finds out about its template
     trainer = rlae.trainer_of(tmp_path, "mixture", vowels, ensemble, eval_dataset={"a": data(2)}, **options)
     assert ensemble.config.span_length == 3
     trainer.evaluate(data(2))
