@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from huggingface_hub import HfApi, constants, try_to_load_from_cache
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
@@ -28,9 +27,8 @@ from transformers.utils import cached_file, find_adapter_config_file
 
 from hf_rlae.errors import ConfigError, HfRlaeError, MemberError, TokenizerError, first_sentence
 from hf_rlae.hub_ids import is_repo_id
-from hf_rlae.hub_revisions import commit_of, resolved
+from hf_rlae.hub_revisions import resolved
 from hf_rlae.members.file_budget import (
-    WEIGHT_FILES,
     Fail,
     check_counts,
     check_download,
@@ -38,6 +36,7 @@ from hf_rlae.members.file_budget import (
     parameter_budget,
     weight_bytes,
 )
+from hf_rlae.members.hub_weights import bytes_on_hub, check_shards_on_hub
 from hf_rlae.vocabulary import ByteVocabulary, vocabulary_hash
 
 _HUB_OPTIONS = ("cache_dir", "force_download", "local_files_only", "token", "proxies")
@@ -90,7 +89,7 @@ def load_model(
         elif adapter is not None:
             own.update(revision=base_revision, subfolder="")
         auto_class = _auto_class(base, own, owner, sees)
-    if check_files and _bytes_on_hub(base, own):  # before they are downloaded
+    if check_files and bytes_on_hub(base, own):  # before they are downloaded
         load_skeleton(base, as_loaded=True, sees=sees, **own)
     with readable(source, owner):
         load = auto_class.from_pretrained
@@ -269,9 +268,11 @@ def _budget(source: Any, options: dict[str, Any], fail: Fail) -> Iterator[None]:
     hub = {name: options[name] for name in (*_HUB_OPTIONS, "revision", "subfolder") if options.get(name) is not None}
     folder = Path(source, options.get("subfolder") or "")
     config = _read_config(source, folder, hub, fail)
+    on_hub = 0 if folder.is_dir() else bytes_on_hub(source, options)
     if folder.is_dir():
         check_shard_names(folder, fail)
-    on_hub = 0 if folder.is_dir() else _bytes_on_hub(source, options)
+    elif on_hub:
+        check_shards_on_hub(source, hub, fail)
     check_counts(config, weight_bytes(folder) if folder.is_dir() else on_hub, fail)
 
     def held() -> int:  # the files of a Hub id have been downloaded when the first parameter is made
@@ -319,23 +320,6 @@ def _model_type(source: str, options: dict[str, Any], owner: str) -> str | None:
 
 def _tells_dtype(config: Mapping[str, Any], options: Mapping[str, Any]) -> bool:
     return options.get("dtype") not in (None, "auto") or bool(config.get("dtype") or config.get("torch_dtype"))
-
-
-def _bytes_on_hub(source: Any, options: Mapping[str, Any]) -> int:
-    """The size of a repository's weight files that are not in the cache yet; 0 if they are, or the Hub does not say."""
-    commit, where = commit_of(options.get("revision")), options.get("subfolder") or ""
-    if commit is None or os.path.exists(source) or constants.is_offline_mode() or options.get("local_files_only"):
-        return 0
-    try:
-        info = HfApi(token=options.get("token")).model_info(str(source), revision=commit, files_metadata=True)
-        files = [(Path(entry.rfilename), entry.size or 0) for entry in info.siblings or []]
-        found = [(path, size) for path, size in files if path.suffix in WEIGHT_FILES and path.parent == Path(where)]
-        found = [entry for entry in found if entry[0].suffix == ".safetensors"] or found  # what transformers takes
-        cache = options.get("cache_dir")
-        known = [try_to_load_from_cache(str(source), str(path), cache, commit) for path, _ in found]
-    except Exception:  # the download that follows says more
-        return 0
-    return 0 if any(isinstance(path, str) for path in known) else sum(size for _, size in found)
 
 
 def _read_config(source: Any, folder: Path, hub: dict[str, Any], fail: Fail) -> dict[str, Any]:

@@ -218,7 +218,7 @@ class LocalHub:
 def connect(hub: LocalHub, monkeypatch: Any) -> None:
     """Turns this process to a local Hub: what `huggingface_hub`, transformers and datasets read when imported."""
     import transformers.utils.hub
-    from huggingface_hub import constants, hf_api
+    from huggingface_hub import constants, hf_api, repocard
 
     for name, value in hub.variables().items():
         monkeypatch.setenv(name, value)
@@ -236,6 +236,19 @@ def connect(hub: LocalHub, monkeypatch: Any) -> None:
         monkeypatch.setattr(constants, name, value, raising=False)  # some names are newer than our lowest version
     monkeypatch.setattr(hf_api.api, "endpoint", hub.endpoint)
     monkeypatch.setattr(transformers.utils.hub, "_hf_api", None)
+    monkeypatch.setattr(repocard, "get_session", lambda: _CardSession(hub.endpoint))
+
+
+class _CardSession:
+    """What validates cards; its address is a constant in our lowest version of `huggingface_hub`."""
+
+    def __init__(self, endpoint: str) -> None:
+        self.endpoint = endpoint
+
+    def post(self, url: str, **options: Any) -> Any:
+        from huggingface_hub.utils import get_session
+
+        return get_session().post(url.replace("https://huggingface.co", self.endpoint), **options)
 
 
 @contextmanager

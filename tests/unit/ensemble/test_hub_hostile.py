@@ -91,8 +91,8 @@ MEMBERS = {
     "more layers than any model": (lambda f: config(f, num_hidden_layers=10**12), "declares num_hidden_layers", False),
     "more layers than its files hold": (lambda f: config(f, num_hidden_layers=5000), "weight files hold only", False),
     "wider than its files": (lambda f: config(f, hidden_size=2**20), "weight files hold only", False),
-    "shards above": (shards("../climbed.txt"), "'../climbed.txt'", False),
-    "shards by an absolute path": (shards("/etc/passwd"), "'/etc/passwd'", False),
+    "shards above": (shards("../climbed.txt"), "index.json names '../climbed.txt', a file outside", False),
+    "shards by an absolute path": (shards("/etc/passwd"), "index.json names '/etc/passwd', a file outside", False),
     "an ensemble": (lambda f: config(f, model_type="hf_rlae_ensemble"), "a member is one language model", False),
     "a policy": (lambda f: config(f, model_type="hf_rlae_policy"), "a member is one language model", False),
     "a pickle that runs code": (
