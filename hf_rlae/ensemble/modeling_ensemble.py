@@ -4,24 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
-from os import PathLike
-from typing import Any, Literal, Unpack, overload
+from typing import Any, Literal, overload
 
 import torch
-from huggingface_hub import ModelCard
 from torch import nn
 from transformers import (
     AutoModelForCausalLM,
     GenerationConfig,
     GenerationMixin,
     LogitsProcessorList,
-    PreTrainedModel,
 )
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
-from hf_rlae.ensemble import loading, saving
+from hf_rlae.ensemble import loading
 from hf_rlae.ensemble.cache_ensemble import EnsembleCache
-from hf_rlae.ensemble.card import ensemble_card
 from hf_rlae.ensemble.chats.member_chats import MemberChats
 from hf_rlae.ensemble.configuration_ensemble import EnsembleConfig
 from hf_rlae.ensemble.custom_generate import make_custom_generate
@@ -38,18 +34,17 @@ from hf_rlae.ensemble.inputs import (
     kept_columns,
     prompt_starts,
 )
-from hf_rlae.ensemble.options import BuildOptions, GivenMember, LoadOptions
 from hf_rlae.ensemble.outputs import EnsembleGenerateBeamOutput, EnsembleGenerateOutput, attach_trace
 from hf_rlae.ensemble.policy_fit import check_policy_fits, warn_of_other_members
+from hf_rlae.ensemble.saved_ensemble import SavedEnsemble
 from hf_rlae.ensemble.warping import split_at_warpers
 from hf_rlae.errors import ConfigError, InputError, present
 from hf_rlae.members import Member
 from hf_rlae.policies import GivenPolicy, Policy, UniformPolicy, observed_tokens, resolve_policy
-from hf_rlae.remote_code import NotRemote
 from hf_rlae.vocabulary import UnionVocabulary
 
 
-class EnsembleForCausalLM(NotRemote, PreTrainedModel, GenerationMixin):
+class EnsembleForCausalLM(SavedEnsemble, GenerationMixin):
     """Several causal language models that decode one text together.
 
     Every next token comes from the weighted mixture of the members' distributions over the union vocabulary. A policy
@@ -118,33 +113,6 @@ class EnsembleForCausalLM(NotRemote, PreTrainedModel, GenerationMixin):
     def pieces(self) -> list[bytes | None]:
         """The bytes of every id, `V` entries; `None` for ids without text, such as STOP."""
         return self.engine.pieces
-
-    @classmethod
-    def from_members(
-        cls, members: Sequence[GivenMember], policy: GivenPolicy | None = None, **settings: Unpack[BuildOptions]
-    ) -> EnsembleForCausalLM:
-        """Builds an ensemble from folders, Hub ids or models.
-
-        Args:
-            members: folders, Hub ids, `(model, tokenizer)` pairs or `Member` objects.
-            policy (`Policy`, `str` or `os.PathLike`, *optional*): an object (see the class), a registered name such as
-                `"entropy"`, a folder, or a Hub id: `"user/repo"` or `"user/repo@revision"`, of a policy or of an
-                ensemble. `None` = uniform weights.
-            policy_revision (`str`, *optional*): the commit, branch or tag of a policy on the Hub.
-            dtype (defaults to `"auto"`), device_map, revisions (`list`), member_kwargs (`dict`, or a `list` with one
-                `dict` per member), check_files (defaults to `True`): options for loading members that are given by
-                name; see [`Member.load`].
-            end_token_ids (`list[list[int] | None]`), adapter_names (`list[str | None]`), sees (`list[bool | None]`):
-                one entry per member; see [`Member.load`].
-            settings: fields of `EnsembleConfig`, such as `span_length`, `mixing`, `min_weight`.
-
-        Returns:
-            `EnsembleForCausalLM`: in eval mode.
-
-        Raises:
-            ConfigError: an unknown option, or lists of another length than `members`.
-        """
-        return loading.build(cls, members, policy, settings)
 
     @property
     def tokenizer(self) -> MemberChats:
@@ -474,74 +442,6 @@ class EnsembleForCausalLM(NotRemote, PreTrainedModel, GenerationMixin):
             `stop_strings`) on; use the ensemble's own `generate` for these.
         """
         return make_custom_generate(self)
-
-    def save_pretrained(self, save_directory: Any, **kwargs: Any) -> None:  # type: ignore[override]
-        """Saves config, generation config and policy, and the members or their places.
-
-        A member from the Hub is saved as its id and revision. One in a folder is saved as a relative path, if the
-        folder is inside `save_directory`, beside it, or beside a folder that contains it; else only by its name, so
-        that no path of this machine is published.
-
-        Args:
-            save_directory (`str` or `os.PathLike`): created if it does not exist.
-            kwargs: `save_members` (`bool`, defaults to `False`): whether to save members that are not on the Hub in
-                `members/`, so that the folder can be loaded anywhere. `push_to_hub` (`bool`) and its options as in
-                transformers.
-
-        Raises:
-            ConfigError: a policy that cannot be saved, a member that was given as an object and is not saved, or a push
-                without members that nobody else has.
-        """
-        saving.save(self, save_directory, **kwargs)
-
-    def model_card(self, name: str | None = None) -> ModelCard:
-        """The model card that `save_pretrained` and `push_to_hub` write, unless there is one of a user.
-
-        Args:
-            name (`str`, *optional*): the repository or folder that the card's code loads.
-        """
-        return ensemble_card(self, self.config, name or "ensemble").render()
-
-    def push_to_hub(self, repo_id: str, *, save_members: bool = False, **kwargs: Any) -> Any:  # type: ignore[override]
-        """Uploads in one commit what `save_pretrained` saves, without anything of this machine.
-
-        Members are named by id and commit; their weights are not uploaded.
-
-        Args:
-            repo_id (`str`): the repository; it is created if it does not exist.
-            save_members (`bool`, defaults to `False`): whether to upload the members that are not on the Hub, too.
-            kwargs: `private`, `token`, `commit_message`, `commit_description`, `revision`, `create_pr`, `tags` and
-                `max_shard_size`, as in transformers.
-
-        Returns:
-            `huggingface_hub.CommitInfo`: the URL of the commit, a string; `oid` is the commit.
-
-        Raises:
-            ConfigError: an unknown option, members that are folders or objects of this machine (without
-                `save_members=True`), or a member that the Hub does not have. Nothing is uploaded.
-        """
-        return saving.push(self, repo_id, save_members, **kwargs)
-
-    @classmethod
-    def from_pretrained(  # type: ignore[override]
-        cls, pretrained_model_name_or_path: str | PathLike[str], **kwargs: Unpack[LoadOptions]
-    ) -> EnsembleForCausalLM:
-        """Loads an ensemble: its members from where they are, its policy from the folder or repository.
-
-        Args:
-            pretrained_model_name_or_path (`str` or `os.PathLike`): a folder, or an id on the Hub.
-            kwargs: `members` (with `None` for those that are kept), `policy` and `policy_revision` (as in
-                `from_members`) in place of the saved ones;
-                `dtype`, `device_map`, `member_kwargs` and `check_files` as in `from_members`; `allow_outside` (`bool`,
-                defaults to `False`): whether members may be folders outside of the ensemble's own; `max_members`
-                (`int`, defaults to 64): the most members to load; `trust_remote_code` (`bool`, defaults to `False`);
-                fields of `EnsembleConfig` in place of the saved values; options of the Hub, such as `revision`.
-
-        Raises:
-            ConfigError: no saved ensemble, an unknown option, or members that are missing or outside of the folder.
-            MemberError, PolicyError: files of a member or the policy that are not whole.
-        """
-        return loading.load(cls, pretrained_model_name_or_path, **kwargs)
 
 
 AutoModelForCausalLM.register(EnsembleConfig, EnsembleForCausalLM)

@@ -157,7 +157,7 @@ def next_bytes(ensemble, text):
 @pytest.mark.parametrize(("mixing", "settings"), [("contrast", {"alpha": 0.05}), ("guidance", {"guidance_scale": 1.7})])
 @pytest.mark.parametrize("tokenizers", [(sentencepiece_bpe, sentencepiece_bpe), (byte_level_bpe, raw_bytes)])
 def test_bytes_are_compared_as_each_member_alone_predicts_them(tokenizers, mixing, settings):
-    """Law: a member's distribution in a contrast is its own, whoever proposed the text, also with one tokenizer."""
+    """Law: which member proposed the text does not change a member's own distribution, also with one tokenizer."""
     members = [member("llama", tokenizers[0]), member("gpt2", tokenizers[1], 1)]
     options = {"grain": BYTE, "max_readings": 8, "min_reading": 0.0}
     strong, weak = (next_bytes(EnsembleForCausalLM.from_members([m], **options), "there them") for m in members)
