@@ -24,8 +24,8 @@ def resolved(source: Any, revision: str | None, options: Mapping[str, Any]) -> s
         options (`Mapping`): of the Hub, such as `token`, `cache_dir` and `local_files_only`.
 
     Returns:
-        `huggingface_hub.ResolvedRevision`, a string equal to `revision`. It is `revision` itself if the Hub answers
-        that there is no such repository or revision: whoever loads it says so.
+        `huggingface_hub.ResolvedRevision`, a string equal to `revision`. If the Hub does not know the repository or
+        the revision, `revision` unchanged: the error of the load that follows says more.
 
     Raises:
         OSError: the Hub cannot be reached, and the repository is not in the cache.
@@ -45,7 +45,7 @@ def resolved(source: Any, revision: str | None, options: Mapping[str, Any]) -> s
             f"the Hub ({constants.ENDPOINT}) cannot be reached ({type(cause).__name__}: {cause}), and {source} is not "
             "in the cache"
         ) from error
-    except Exception:  # the error of the load that follows says more
+    except Exception:
         return revision
 
 

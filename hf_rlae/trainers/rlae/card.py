@@ -100,5 +100,5 @@ class PolicyPublisher(Trainer):
         """The members; those from a folder by a short name."""
         members = self.ensemble.members
         names = short_names(member.name for member in members)
-        found = [member_of(member.source or member.name, member.revision) for member in members]
+        found = [member_of(member.source or member.name, member.commit or member.revision) for member in members]
         return [one if one.is_on_hub else CardMember(name) for one, name in zip(found, names, strict=True)]

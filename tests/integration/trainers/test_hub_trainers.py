@@ -130,6 +130,10 @@ def test_a_policy_from_the_trainer_is_pulled(hub, home):
     trainer = rlae_trainer(home, hub_model_id="me/run")
     trainer.train()
     first = trainer.push_to_hub()
+    commits = [hub.commit("me/one"), hub.commit("me/two")]
+    card = hub.files("me/run")["README.md"].decode()
+    assert f"revisions={json.dumps(commits)})" in card
+    assert all(f"| `{commit}` |" in card for commit in commits)
     ensemble = EnsembleForCausalLM.from_members(
         ["me/one", "me/two"], PolicyModel.from_pretrained("me/run", revision=first.oid), span_length=2
     )
@@ -137,7 +141,7 @@ def test_a_policy_from_the_trainer_is_pulled(hub, home):
     torch.testing.assert_close(ensemble(IDS).logits, expected)
     trainer.ensemble.push_to_hub("me/ensemble")
     config = json.loads(hub.files("me/ensemble")["config.json"])
-    assert config["revisions"] == [hub.commit("me/one"), hub.commit("me/two")]
+    assert config["revisions"] == commits
     rlae.unsettle(trainer.policy, 9.0)
     assert trainer.push_to_hub().oid != first.oid
     hub.add_repo("me/one", {"config.json": "{}"})
