@@ -8,7 +8,7 @@ from typing import Any
 
 from trl.trainer.utils import get_trackio_space_url
 
-from hf_rlae.cards import CardMember, Evaluation, changed_settings, code
+from hf_rlae.cards import Card, CardMember, Evaluation, changed_settings, code
 from hf_rlae.hub_ids import is_hub_id
 from hf_rlae.trainers.defaults import unset_fields
 
@@ -30,6 +30,30 @@ def run_tags(own: Iterable[str], added: str | Iterable[str] | None) -> list[str]
     if url is not None:
         tags = {tag for tag in tags if not tag.startswith("trackio:")} | {f"trackio:{url}"}
     return sorted(tags)
+
+
+def add_training(
+    card: Card,
+    trainer: Any,
+    rewards: Iterable[str],
+    algorithm: str,
+    dataset_name: str | None = None,
+    tags: str | Iterable[str] | None = None,
+) -> None:
+    """Adds to a card what any training tells: tags, data, settings and results.
+
+    Args:
+        card (`Card`): its `tags` are the trainer's own.
+        trainer (`Trainer`): after or during its training.
+        rewards (`Iterable[str]`), algorithm (`str`): names.
+        dataset_name (`str`, *optional*), tags (`str` or `Iterable[str]`, *optional*): of `create_model_card`.
+    """
+    dataset = shown_dataset(dataset_name)
+    card.tags = run_tags(card.tags, tags)
+    card.datasets = [dataset] if dataset else []
+    card.training = training_text(trainer, dataset, rewards, algorithm)
+    card.settings = training_settings(trainer.args)
+    card.evaluations = run_evaluations(trainer, dataset)
 
 
 def training_settings(args: Any) -> dict[str, Any]:

@@ -20,15 +20,7 @@ from hf_rlae.trainers.cory.agents import FIRST, AgentAdapters
 from hf_rlae.trainers.cory.checks import check_published_base
 from hf_rlae.trainers.cory.roles import role_labels
 from hf_rlae.trainers.durable.private_saves import PrivateSaves, hide_base
-from hf_rlae.trainers.run_cards import (
-    ADAPTER_LIMITS,
-    published_base,
-    run_evaluations,
-    run_tags,
-    shown_dataset,
-    training_settings,
-    training_text,
-)
+from hf_rlae.trainers.run_cards import ADAPTER_LIMITS, add_training, published_base
 
 
 class AgentPublisher(PrivateSaves):
@@ -159,18 +151,13 @@ class AgentPublisher(PrivateSaves):
         model = self.agents.model
         base = published_base(model, FIRST)
         own_tags = {tag for owner in type(self).__mro__ for tag in vars(owner).get("_tag_names", ())}
-        names, dataset = self.agents.names, shown_dataset(dataset_name)
         card = Card(
             title=name or folder,
             description=self._description(agent, base),
-            use=_loading(source, base.name if base else None, [agent] if agent else names),
-            tags=run_tags(own_tags, tags),
+            use=_loading(source, base.name if base else None, [agent] if agent else self.agents.names),
+            tags=sorted(own_tags),
             library_name="peft",
-            datasets=[dataset] if dataset else [],
             base=base,
-            training=training_text(self, dataset, self.reward_func_names, self._name),
-            settings=training_settings(self.args),
-            evaluations=run_evaluations(self, dataset),
             limits=[
                 *ADAPTER_LIMITS,
                 "Each agent answers alone. Agents that were trained as observers also saw answers of other agents; in "
@@ -178,6 +165,7 @@ class AgentPublisher(PrivateSaves):
             ],
             citations=[CORY, PPO] if "ppo" in own_tags else [CORY],
         )
+        add_training(card, self, self.reward_func_names, self._name, dataset_name, tags)
         return str(card.render())
 
     def _description(self, agent: str | None, base: CardMember | None) -> str:

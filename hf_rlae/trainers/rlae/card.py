@@ -20,7 +20,7 @@ from hf_rlae.policies.card import policy_card
 from hf_rlae.reports import short_names
 from hf_rlae.rewards.calls.resolve import RewardCalls
 from hf_rlae.trainers.rlae.configuration_rlae import RLAEConfig
-from hf_rlae.trainers.run_cards import run_evaluations, run_tags, shown_dataset, training_settings, training_text
+from hf_rlae.trainers.run_cards import add_training
 
 
 class PolicyPublisher(Trainer):
@@ -82,15 +82,10 @@ class PolicyPublisher(Trainer):
     def _card(self, folder: str) -> Card:
         name, dataset_name, tags = self._card_names
         name = name or os.path.basename(os.path.abspath(str(self.args.output_dir)))
-        dataset = shown_dataset(dataset_name)
         card = policy_card(self.policy.config, self.hub_model_id or name, self._card_members())
         card.title = name
-        card.tags = run_tags(self._tag_names, tags)
-        card.datasets = [dataset] if dataset else []
-        rewards = self.reward_calls.names
-        card.training = training_text(self, dataset, rewards, f"objective `{self.args.objective}`")
-        card.settings = training_settings(self.args)
-        card.evaluations = run_evaluations(self, dataset)
+        card.tags = self._tag_names
+        add_training(card, self, self.reward_calls.names, f"objective `{self.args.objective}`", dataset_name, tags)
         pictures = sorted(Path(folder, "weighting").glob("weights_over_training.*"))
         card.picture = f"weighting/{pictures[0].name}" if pictures else None
         card.picture_text = "the mean weight of each member over training"

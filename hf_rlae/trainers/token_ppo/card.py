@@ -10,15 +10,7 @@ from typing import Any
 from hf_rlae.cards import CORY, PPO, Card
 from hf_rlae.files import write_whole
 from hf_rlae.trainers.durable.private_saves import PrivateSaves
-from hf_rlae.trainers.run_cards import (
-    ADAPTER_LIMITS,
-    published_base,
-    run_evaluations,
-    run_tags,
-    shown_dataset,
-    training_settings,
-    training_text,
-)
+from hf_rlae.trainers.run_cards import ADAPTER_LIMITS, add_training, published_base
 
 
 class AdapterPublisher(PrivateSaves):
@@ -49,7 +41,7 @@ class AdapterPublisher(PrivateSaves):
         self, name: str | None = None, dataset_name: str | None = None, tags: str | list[str] | None = None
     ) -> str:
         folder = os.path.basename(os.path.abspath(str(self.args.output_dir)))
-        base, dataset = published_base(self.peft_model, "default"), shown_dataset(dataset_name)
+        base = published_base(self.peft_model, "default")
         source = json.dumps(self.hub_model_id or self.args.hub_model_id or folder)
         own_tags = {tag for owner in type(self).__mro__ for tag in vars(owner).get("_tag_names", ())}
         own_tags.discard("grpo")  # whose trainer this one is built on
@@ -58,16 +50,13 @@ class AdapterPublisher(PrivateSaves):
             description=f"A LoRA adapter on {f'`{base.name}`' if base else 'a base model'}, trained by PPO over tokens "
             "with a value head and a KL penalty to the base model, which was not trained.",
             use=_use(source, base is not None),
-            tags=run_tags(own_tags, tags),
+            tags=sorted(own_tags),
             library_name="peft",
-            datasets=[dataset] if dataset else [],
             base=base,
-            training=training_text(self, dataset, self.reward_func_names, self._name),
-            settings=training_settings(self.args),
-            evaluations=run_evaluations(self, dataset),
             limits=[*ADAPTER_LIMITS, "The value head of the training is not part of it; generation does not need it."],
             citations=[PPO, CORY],
         )
+        add_training(card, self, self.reward_func_names, self._name, dataset_name, tags)
         return str(card.render())
 
 
