@@ -200,7 +200,7 @@ class EnsembleTokenizer(NotRemote, MemberChats, PreTrainedTokenizerFast):
     def rendered(self, conversations: Sequence[Any], options: dict[str, Any]) -> list[str]:
         """See [`MemberChats`]; remembers the texts."""
         texts = super().rendered(conversations, options)
-        self.chats.memory.add_texts([self.chats.normalised(text) for text in texts], conversations, options)
+        self.chats.memory.add([self.chats.normalised(text) for text in texts], texts, conversations, options)
         return texts
 
     def chat_ids(self, index: int, conversations: Sequence[Any], options: dict[str, Any]) -> list[list[int]]:
@@ -209,7 +209,7 @@ class EnsembleTokenizer(NotRemote, MemberChats, PreTrainedTokenizerFast):
 
     def remember(self, rows: Sequence[Sequence[int]], conversations: Sequence[Any], options: dict[str, Any]) -> None:
         """See [`MemberChats`]."""
-        self.chats.memory.add_ids(rows, conversations, options)
+        self.chats.memory.add(rows, super().rendered(conversations, options), conversations, options)
 
     # -- decoding -----------------------------------------------------------------------------------------
 

@@ -50,14 +50,15 @@ class SharedTokenizer(MemberChats):
 
     def rendered(self, conversations: Sequence[Any], options: dict[str, Any]) -> list[str]:
         """See [`MemberChats`]; remembers the ids of the texts."""
+        texts = super().rendered(conversations, options)
         if not self.has_one_template:
-            self.remember(self.chat_ids(0, conversations, options), conversations, options)
-        return super().rendered(conversations, options)
+            self.memory.add(self.chat_ids(0, conversations, options), texts, conversations, options)
+        return texts
 
     def remember(self, rows: Sequence[Sequence[int]], conversations: Sequence[Any], options: dict[str, Any]) -> None:
         """See [`MemberChats`]."""
         if not self.has_one_template:
-            self.memory.add_ids(rows, conversations, options)
+            self.memory.add(rows, super().rendered(conversations, options), conversations, options)
 
     def own_prompts(self, ids: torch.Tensor, mask: torch.Tensor | None) -> dict[str, torch.Tensor]:
         """See [`MemberChats`]."""

@@ -11,6 +11,7 @@ import torch
 from transformers import pipeline
 
 from hf_rlae import EnsembleForCausalLM, EnsembleLogitsProcessor
+from hf_rlae.ensemble.chats.memory import chat_memory
 from hf_rlae.errors import InputError, TokenizerError
 from tests.support.models import pair
 from tests.support.tokenizers import CHATML, byte_level_bpe, changed, chatml, instruct, raw_bytes, unigram
@@ -31,6 +32,7 @@ TOKENIZERS = {
     "instruct": instruct,
     "plain": lambda: with_template(raw_bytes(), "{% for m in messages %}<{{ m.role }}>{{ m.content }}{% endfor %}>"),
     "contents": lambda: with_template(raw_bytes(), "{{ messages[-1].content }}"),
+    "cannot be parsed": lambda: with_template(raw_bytes(), "{{ messages[-1].content }} ->"),
     "none": raw_bytes,
 }
 
@@ -133,7 +135,7 @@ def test_every_member_reads_its_own_rendering(door, names, chat):
 
 @pytest.mark.parametrize("door", REMEMBERED)
 def test_a_template_that_cannot_be_parsed_is_remembered(door):
-    ensemble = fresh("contents", "chatml")
+    ensemble = fresh("cannot be parsed", "chatml")
     with Reads(ensemble.members[1].model) as reads:
         door(ensemble, QUESTION)
     assert reads.rows[0] == own_rendering(ensemble, 1, QUESTION)
@@ -153,11 +155,44 @@ def test_the_beginning_of_an_answer_follows_in_every_member(names):
 
 
 def test_messages_may_change_after_they_were_rendered():
-    ensemble = fresh("contents", "chatml")
+    ensemble = fresh("cannot be parsed", "chatml")
     messages = copy.deepcopy(QUESTION)
     ids = ensemble.tokenizer.apply_chat_template(messages, add_generation_prompt=True)["input_ids"][0].tolist()
     messages.append({"role": "assistant", "content": "42"})
     assert list(ensemble.engine.encoder(ids)[1]) == own_rendering(ensemble, 1, QUESTION)
+
+
+CONTENTS_ALONE = {
+    "contents": "{{ messages[-1].content }}",
+    "lines": "{% for m in messages %}{{ m.content | trim }}\n{% endfor %}",
+    "a start": "{{ bos_token }} {{ messages[-1].content }}",
+    "parts": "{% for part in messages[-1].content %}{{ part.text }}{% endfor %}",
+}
+
+
+@pytest.mark.parametrize("others", [chatml, lambda: with_template(raw_bytes(), CHATML)], ids=["different", "same"])
+@pytest.mark.parametrize("template", CONTENTS_ALONE)
+@pytest.mark.parametrize("by_text", [False, True], ids=["ids", "text"])
+def test_a_rendering_that_is_the_contents_alone_is_what_a_user_may_write(others, template, by_text):
+    """A plain prompt is not read as the chat of another user of the process."""
+    tokenizers = [with_template(raw_bytes(), CONTENTS_ALONE[template]), others()]
+    ensemble = EnsembleForCausalLM.from_members([pair("llama", i, own) for i, own in enumerate(tokenizers)])
+    content = [{"type": "text", "text": "5 dogs ran"}] if template == "parts" else "5 dogs ran"
+    chat = [{"role": "system", "content": "dogs"}, {"role": "user", "content": content}]
+    text = tokenizers[0].apply_chat_template(chat, tokenize=False)
+
+    def read():
+        plain = ensemble.tokenizer(text, add_special_tokens=False, return_tensors="pt")
+        with Reads(ensemble.members[1].model) as reads:
+            ensemble.generate(**plain, max_new_tokens=1)
+        return reads.rows
+
+    memory = chat_memory(tokenizers[0])  # of all tests
+    memory.by_text.clear()
+    memory.by_ids.clear()
+    before = read()
+    ensemble.tokenizer.apply_chat_template(chat, tokenize=not by_text)
+    assert read() == before
 
 
 # Contents are text
