@@ -6,6 +6,7 @@ from hf_rlae.members.images import GivenImages, PromptImages, encode_images, enc
 from hf_rlae.members.lazy_member import LazyMember, LazyRunner
 from hf_rlae.members.look_ahead import mean_state_ahead, readings_ahead
 from hf_rlae.members.member import Member
+from hf_rlae.members.own_prompt import OwnPromptRun
 from hf_rlae.members.probe import choose_runner
 from hf_rlae.members.prompt_logps import prompt_logps
 from hf_rlae.members.ragged_run import BatchRunner
@@ -13,7 +14,8 @@ from hf_rlae.members.readings.run import ReadingsRun
 from hf_rlae.members.readings.state import Update
 from hf_rlae.members.readings.update_sums import PendingSums, UpdateSums
 from hf_rlae.members.row_runner import RowRunner
-from hf_rlae.members.shared_run import OwnPromptRun, SeparateRowsRun, SharedRun
+from hf_rlae.members.separate_rows import SeparateRowsRun
+from hf_rlae.members.shared_run import SharedRun
 
 __all__ = [
     "BatchRunner",

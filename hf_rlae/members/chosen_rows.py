@@ -6,7 +6,8 @@ from collections.abc import Sequence
 
 import torch
 
-from hf_rlae.members.shared_run import ReadsSharedColumns, Scores, SeparateRowsRun, SharedRun
+from hf_rlae.members.separate_rows import SeparateRowsRun
+from hf_rlae.members.shared_run import ReadsSharedColumns, Scores, SharedRun
 
 
 class ChosenRowsRun(ReadsSharedColumns):
