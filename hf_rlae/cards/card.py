@@ -117,6 +117,7 @@ class Card:
             mark=MARK,
             title=one_line(self.title),
             description=_filled(self.description),
+            library=self.library_name,
             use=self.use.strip(),
             members=self.members,
             training=_filled(self.training),

@@ -83,7 +83,7 @@ def custom_generate_card(config: EnsembleConfig, ensemble: str, revision: str | 
         description=f"""
 Code for `custom_generate` of transformers: a plain model generates with the ensemble {member_of(ensemble).shown}{at},
 whose first member it is. The other members and the policy are loaded at the first call and kept; the model itself is
-used as it is. The ids are those of the model's own tokenizer. It needs `pip install hf_rlae`.
+used as it is. The ids are those of the model's own tokenizer.
 """,
         use=f"""
 from transformers import AutoModelForCausalLM, AutoTokenizer
