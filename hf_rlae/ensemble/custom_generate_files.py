@@ -54,7 +54,8 @@ def save_custom_generate(
         revision (`str`, *optional*): the commit, branch or tag of the ensemble.
 
     Raises:
-        ConfigError: there is no saved ensemble at that place, or `folder` is a model's.
+        ConfigError: there is no saved ensemble at that place, its first member is inside its repository on the Hub, or
+            `folder` is a model's.
 
     Example:
 
@@ -64,7 +65,9 @@ def save_custom_generate(
     if os.path.isdir(source):
         source = os.path.abspath(source)
         logger.warning("%s has the path of the ensemble, %s; to publish it, use push_custom_generate", folder, source)
-    _write(folder, source, revision, load_config(source, {"revision": revision}), os.fspath(folder))
+    config = load_config(source, {"revision": revision})
+    _check_first_member(source, config)
+    _write(folder, source, revision, config, os.fspath(folder))
 
 
 def push_custom_generate(
@@ -89,7 +92,8 @@ def push_custom_generate(
         `huggingface_hub.CommitInfo`: of the upload.
 
     Raises:
-        ConfigError: the ensemble is not on the Hub, or the repository is the ensemble's own.
+        ConfigError: the ensemble is not on the Hub, its first member is inside its repository, or the repository is the
+            ensemble's own.
     """
     if not is_hub_id(ensemble):
         raise ConfigError(
@@ -99,6 +103,7 @@ def push_custom_generate(
     options: dict[str, Any] = {"revision": revision, **({} if token is None else {"token": token})}
     options["revision"] = resolved(ensemble, revision, options)
     config, commit = load_config(ensemble, options), commit_of(options["revision"]) or revision
+    _check_first_member(ensemble, config)
     api = HfApi(token=token)
     repository = api.create_repo(repo_id, private=private, exist_ok=True).repo_id
     if repository == ensemble:
@@ -110,6 +115,17 @@ def push_custom_generate(
         _write(folder, ensemble, commit, config, repository)
         keep_published_card(folder, repository, token)
         return api.upload_folder(repo_id=repository, folder_path=folder, commit_message=commit_message)
+
+
+def _check_first_member(source: str, config: EnsembleConfig) -> None:
+    """Raises if nobody could load the first member by itself, on which `generate` is called."""
+    first = (config.members or [""])[0] or ""
+    if not os.path.isdir(source) and not is_hub_id(first):
+        raise ConfigError(
+            f"the first member of {source} is inside the ensemble's repository ({first}), and users of plain "
+            "transformers load it from its own; push that model to a repository (`model.push_to_hub`, "
+            "`tokenizer.push_to_hub`), and build the ensemble with its id"
+        )
 
 
 def _write(

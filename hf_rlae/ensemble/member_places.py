@@ -27,6 +27,19 @@ def is_folder(source: str) -> bool:
     return os.path.isdir(source) or not is_repo_id(source)
 
 
+def name_of(source: str) -> str:
+    """The own name of a folder, as it is in the names of saved members' folders.
+
+    Example:
+
+    >>> name_of("/home/me/my model"), name_of("ensemble/members/0-my-model")
+    ('my-model', 'my-model')
+    """
+    path = Path(source)
+    own = re.sub(r"^\d+-", "", path.name) if path.parent.name == MEMBERS_FOLDER else path.name
+    return re.sub(r"[^A-Za-z0-9._-]+", "-", own)
+
+
 def place_of(source: str, target: Path) -> str:
     """How the folder of a member is written into an ensemble that is saved in `target`.
 

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
 from hf_rlae.ensemble.configuration_ensemble import EnsembleConfig
-from hf_rlae.ensemble.member_places import is_folder
+from hf_rlae.ensemble.member_places import is_folder, name_of
 from hf_rlae.ensemble.pins import vocabulary_hashes
 from hf_rlae.errors import ConfigError
 from hf_rlae.members import Member
@@ -72,7 +71,7 @@ def describe_members(ensemble: EnsembleForCausalLM) -> list[dict[str, Any]]:
     """The members of an ensemble as [`PolicyConfig`] keeps them; paths are private: only names are kept."""
     described = []
     for member, hashed in zip(ensemble.members, vocabulary_hashes(ensemble), strict=True):
-        place = member.source and (Path(member.source).name if is_folder(member.source) else member.source)
+        place = member.source and (name_of(member.source) if is_folder(member.source) else member.source)
         described.append({"id": place or None, "commit": member.commit, "vocabulary_hash": hashed})
     return described
 

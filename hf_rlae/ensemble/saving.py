@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import os
-import re
 import shutil
 import tempfile
 from pathlib import Path
@@ -15,7 +14,7 @@ from transformers import PreTrainedModel
 
 from hf_rlae.cards import keep_published_card, write_card
 from hf_rlae.ensemble.card import ensemble_card
-from hf_rlae.ensemble.member_places import MEMBERS_FOLDER, is_folder, place_of, warn_of_places
+from hf_rlae.ensemble.member_places import MEMBERS_FOLDER, is_folder, name_of, place_of, warn_of_places
 from hf_rlae.ensemble.pins import pin_to_hub, vocabulary_hashes
 from hf_rlae.ensemble.policy_fit import describe_members
 from hf_rlae.ensemble.tokenizer_files import write_tokenizer
@@ -156,7 +155,7 @@ def _check_sources(ensemble: EnsembleForCausalLM, saved: set[int]) -> None:
 
 
 def _folder_name(index: int, member: Member) -> str:
-    return f"{index}-{re.sub(r'[^A-Za-z0-9._-]+', '-', Path(str(member.name)).name)}"
+    return f"{index}-{name_of(str(member.name))}"
 
 
 def _policy_entry(policy: Any) -> dict[str, Any]:

@@ -272,6 +272,15 @@ def test_over_the_hub_the_code_names_a_commit(published):
     assert torch.equal(model.generate(**inputs, **options, **code), ids)
 
 
+def test_a_first_member_inside_the_ensemble_s_repository_is_refused(published, tmp_path):
+    """`from_pretrained` of a plain model would need its own repository; nothing is created."""
+    EnsembleForCausalLM.from_members([str(tmp_path / "0"), "me/member-1"]).push_to_hub("me/own", save_members=True)
+    for write in (push_custom_generate, save_custom_generate):
+        with pytest.raises(ConfigError, match=r"first member of me/own is inside .*push that model to a repository"):
+            write("me/own-generate", "me/own")
+    assert ("model", "me/own-generate") not in published.repositories
+
+
 def test_the_ensemble_s_own_repository_is_refused(published):
     before = published.files("me/ensemble")
     with pytest.raises(ConfigError, match="give another name, such as 'me/ensemble-generate'"):

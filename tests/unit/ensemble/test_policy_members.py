@@ -50,6 +50,17 @@ def test_what_is_kept_of_members(places, tmp_path):
     assert unnamed[0]["id"] is None
 
 
+def test_members_that_are_saved_with_an_ensemble_are_the_same(tmp_path, caplog):
+    """Saved, loaded and saved again, their folders keep one name, and nobody is told of other members."""
+    places = [save_member(tmp_path / "my model"), save_member(tmp_path / "two", 1, raw_bytes)]
+    ensemble = EnsembleForCausalLM.from_members(places, policy_of(places))
+    for name in ("first", "second"):
+        ensemble.save_pretrained(tmp_path / name, save_members=True)
+        ensemble = EnsembleForCausalLM.from_pretrained(tmp_path / name)
+        assert sorted(path.name for path in (tmp_path / name / "members").iterdir()) == ["0-my-model", "1-two"]
+    assert "trained with other members" not in caplog.text
+
+
 def test_a_saved_ensemble_writes_them_into_its_policy(places, tmp_path):
     policy = PolicyModel(PolicyConfig.for_members(EnsembleForCausalLM.from_members(places).members))
     ensemble = EnsembleForCausalLM.from_members(places, policy)
