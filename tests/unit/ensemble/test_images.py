@@ -141,12 +141,14 @@ def test_one_hot_weights_are_each_member(architecture, kind, place):
 @ENGINES
 @pytest.mark.parametrize("options", [{"num_beams": 2}, *slow({}, {"use_cache": False})], ids=str)
 def test_a_batch_is_its_rows_alone(architecture, kind, options):
-    ensemble, _, _ = with_text_member(architecture, kind, 0)
-    images, text = images_of(architecture, 1, 2), texts_of(architecture)[1]
+    ensemble, _, _ = with_text_member(architecture, kind, 0, policy=StaticPolicy([0.9, 0.1]))
+    images, text = images_of(architecture, 1, 4), texts_of(architecture)[0]
     # equal texts with different images are different prompts
     together = completions(ensemble, ensemble.processor(images=images, text=[text, text]), **options)
     alone = [completions(ensemble, ensemble.processor(images=[one], text=[text]), **options)[0] for one in images]
     assert together == alone
+    if architecture == "qwen2_vl":  # not every random model writes other words
+        assert alone[0] != alone[1]
     if architecture != "gemma3":  # its processor takes no rows without images
         mixed = ensemble.processor(images=images[:1], text=[text, "no picture"])
         without = ensemble.tokenizer(["no picture"], return_tensors="pt")
@@ -216,6 +218,28 @@ def test_chats(kind, place):
         read = found["member_input_ids"][row, 1 - place][mask[row, 1 - place]].tolist()
         assert read == tokenizer(texts, add_special_tokens=False)["input_ids"]
     assert len(completions(ensemble, found)) == 2
+
+
+@ENGINES
+@pytest.mark.parametrize("use_cache", [True, False])
+def test_looking_ahead_sees_the_images(kind, use_cache):
+    """Law: the look-ahead is the mean state over what the member writes by itself."""
+    seen: list[torch.Tensor] = []
+
+    class Looks:
+        lookahead_tokens = 3
+
+        def __call__(self, state):
+            seen.append(state.look_ahead(3)[0])
+            return torch.tensor([[1.0, 0.0]]).expand(len(state.text), -1)
+
+    ensemble, (model, processor), _ = with_text_member("qwen2_vl", kind, 0, policy=Looks())
+    given = images_of("qwen2_vl", 1, 2), texts_of("qwen2_vl")
+    ensemble.generate(**ensemble.processor(*given), max_new_tokens=1, use_cache=use_cache)
+    options = {"max_new_tokens": 4, "return_dict_in_generate": True, "output_hidden_states": True}
+    own = model.generate(**own_inputs(processor, *given), **options, eos_token_id=None)
+    expected = torch.stack([states[-1][:, -1] for states in own.hidden_states[1:]]).mean(0)
+    torch.testing.assert_close(seen[0], expected, atol=1e-4, rtol=1e-4)
 
 
 def test_picked_from_the_prompt():
