@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 
 import pytest
@@ -72,3 +73,12 @@ def test_fields_that_a_config_fills_in_are_not_settings_of_the_user(tmp_path):
 def test_values_that_name_places_are_left_out(value, shown, tmp_path):
     args = GRPOConfig(str(tmp_path), use_cpu=True, bf16=False, report_to="none", chat_template_kwargs={"x": value})
     assert changed_settings(args).get("chat_template_kwargs") == (None if shown is None else {"x": shown})
+
+
+def test_private_entries_of_dicts_are_left_out():
+    @dataclasses.dataclass
+    class Config:
+        model_init_kwargs: dict | None = None
+
+    given = {"token": "secret", "cache_dir": "cache", "api_key": "secret", "attn_implementation": "sdpa"}
+    assert changed_settings(Config(given)) == {"model_init_kwargs": {"attn_implementation": "sdpa"}}

@@ -127,3 +127,10 @@ def test_configs_of_earlier_versions_and_wrong_ones(places, caplog):
     for wrong in ([{"id": "a"}], [{"id": 3}, {"id": "b"}]):
         with pytest.raises(ConfigError, match=r"members=\[.* for num_members=2: give one dict per member with id, com"):
             PolicyConfig(num_members=2, members=wrong)
+
+
+def test_a_policy_without_files_replaces_one_with_files(places, tmp_path):
+    EnsembleForCausalLM.from_members(places, policy_of(places)).save_pretrained(tmp_path / "ensemble")
+    assert (tmp_path / "ensemble" / "policy").is_dir()
+    EnsembleForCausalLM.from_members(places).save_pretrained(tmp_path / "ensemble")
+    assert not (tmp_path / "ensemble" / "policy").exists()
