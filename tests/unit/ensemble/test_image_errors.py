@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from hf_rlae import EnsembleForCausalLM, Member, PerplexityPolicy
+from hf_rlae import EnsembleForCausalLM, EnsembleLogitsProcessor, Member, PerplexityPolicy
 from hf_rlae.errors import InputError, MemberError, PolicyError, TokenizerError
 from tests.support.ensembles import endless
 from tests.support.models import pair
@@ -103,6 +103,16 @@ def test_a_policy_that_scores_prompts():
     inputs = ensemble.processor(images=images_of("llava", 1), text=texts_of("llava")[:1])
     with pytest.raises(PolicyError, match="without its images"):
         ensemble.generate(**inputs, max_new_tokens=2)
+
+
+def test_a_policy_that_looks_ahead_in_the_generate_of_the_member_that_sees():
+    def policy(state):
+        return state.look_ahead(2)[0][:, :2].softmax(-1)
+
+    ensemble, (model, processor), _ = with_text_member("llava", "one_tokenizer", 0, policy=policy)
+    inputs = own_inputs(processor, images_of("llava", 1), texts_of("llava")[:1])
+    with pytest.raises(PolicyError, match="look-ahead would read it again without them"):
+        model.generate(**inputs, max_new_tokens=2, logits_processor=[EnsembleLogitsProcessor(ensemble)])
 
 
 def test_custom_generate_refuses_images():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -9,6 +10,7 @@ import torch
 
 from hf_rlae import EnsembleForCausalLM, EnsembleLogitsProcessor, Member, StaticPolicy
 from hf_rlae.errors import InputError
+from hf_rlae.members import PromptImages
 from hf_rlae.members.images import encode_images
 from hf_rlae.vocabulary import ByteVocabulary
 from tests.support.ensembles import endless
@@ -242,6 +244,15 @@ def test_looking_ahead_sees_the_images(kind, use_cache):
     torch.testing.assert_close(seen[0], expected, atol=1e-4, rtol=1e-4)
 
 
+@ENGINES
+def test_each_of_several_images_has_its_text(kind):
+    ensemble, _, _ = with_text_member("llava", kind, 0)
+    text = 2 * PLACEHOLDERS["llava"] + " dogs"
+    inputs = ensemble.processor([[picture(1), picture(2)]], [text], image_text="P")
+    read = inputs["member_input_ids"][0, 1][inputs["member_attention_mask"][0, 1].bool()]
+    assert ensemble.members[1].tokenizer.decode(read) == "PP dogs"
+
+
 def test_picked_from_the_prompt():
     """Members that are picked per row see the images of their rows."""
 
@@ -318,3 +329,13 @@ def test_rows_of_images():
     later = both.of_row(0).arguments(ids.shape[1] + 2, ids.shape[1] + 1)
     assert later["position_ids"].shape == (4, 1, 1)
     assert "mm_encoder_outputs" not in later
+
+
+def test_every_layer_of_an_image_encoder_follows_its_images():
+    """As of Qwen3-VL, which gives features of several layers per image."""
+    first, second = torch.zeros(2, 3), torch.ones(4, 3)
+    output = SimpleNamespace(pooler_output=(first, second), deepstack_features=[(first + 5, second + 5)])
+    chosen = PromptImages(output, ((0,), (1,)), (9, 9), None, {}).select([1, 0, 1])
+    found = chosen.arguments(9, 0)["mm_encoder_outputs"]["image"]
+    assert [len(features) for features in found.pooler_output] == [4, 2, 4]
+    assert [[int(features[0, 0]) for features in layer] for layer in found.deepstack_features] == [[6, 5, 6]]
