@@ -60,12 +60,14 @@ def _use(config: PolicyConfig, name: str, members: Sequence[CardMember]) -> str:
     span = config.span_length
     options = 'select="prompt"' if span is None else f"span_length={span}"
     listed = [member.name for member in members] or [f"member-{number}" for number in range(1, config.num_members + 1)]
+    is_whole = bool(members) and all(member.is_on_hub for member in members)
+    note = "" if is_whole else "  # give the folders of members that are not on the Hub"
     commits = [member.commit for member in members]
     pinned = f", revisions={json.dumps(commits)}".replace("null", "None") if any(commits) else ""
     return f"""
 from hf_rlae import EnsembleForCausalLM
 
-members = {json.dumps(listed)}
+members = {json.dumps(listed)}{note}
 ensemble = EnsembleForCausalLM.from_members(members, policy={json.dumps(name)}, {options}{pinned})
 inputs = ensemble.tokenizer(["Once upon a time"], return_tensors="pt")
 print(ensemble.tokenizer.batch_decode(ensemble.generate(**inputs, max_new_tokens=32), skip_special_tokens=True))

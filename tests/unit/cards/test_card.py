@@ -7,6 +7,8 @@ from huggingface_hub import ModelCard
 
 from hf_rlae.cards import CORY, RLAE, Card, CardMember, Evaluation, code, member_of, write_eval_results
 from hf_rlae.errors import ConfigError
+from hf_rlae.policies import PolicyConfig
+from hf_rlae.policies.card import policy_card
 from tests.support.card_rules import faults_of_card, faults_of_results, head_of
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
@@ -118,3 +120,10 @@ def test_code_in_cells():
     assert code("a|b") == "`a\\|b`"
     assert code("a`b") == "`` a`b ``"
     assert code(["x", 1]) == "`['x', 1]`"
+
+
+@pytest.mark.parametrize(("names", "is_told"), [(["me/a", "me/b"], False), (["me/a", "b"], True), ([], True)])
+def test_a_policy_s_code_says_which_members_are_missing(names, is_told):
+    config = PolicyConfig(member_hidden_sizes=[8, 8])
+    use = policy_card(config, "me/policy", [CardMember(name) for name in names]).use
+    assert ("# give the folders of members that are not on the Hub" in use) == is_told
