@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import json
 import math
 import os
@@ -211,10 +212,28 @@ def check_output(path: str, option: str) -> None:
         raise ConfigError(f"{option}: the folder {folder} is not writable; give a file in another one")
 
 
+def check_packages(what: str, packages: Sequence[str], extra: str) -> None:
+    """Raises `ConfigError` if optional packages are not installed.
+
+    Args:
+        what (`str`): the command or option that needs them.
+        packages (`Sequence[str]`): by the names under which they are imported.
+        extra (`str`): of `hf_rlae`, which installs them.
+    """
+    missing = [name for name in packages if importlib.util.find_spec(name) is None]
+    if missing:
+        raise ConfigError(f"{what} needs {', '.join(missing)}: pip install 'hf_rlae[{extra}]'")
+
+
 def _looks_like_path(name: str) -> bool:
     """Whether a name cannot be a Hub id."""
     is_path = name.startswith((".", "~", os.sep)) or name.count("/") > 1
     return is_path or not name or os.path.exists(name)
+
+
+def hub_sources(args: argparse.Namespace) -> list[str]:
+    """What the arguments of a command load from folders or the Hub: members, and a learned policy."""
+    return [*args.members, *([args.policy] if "/" in (args.policy or "") else [])]
 
 
 def stay_offline_without_network(sources: Sequence[str]) -> None:

@@ -12,6 +12,7 @@ from hf_rlae.cli.arguments import (
     add_members,
     check_shared,
     check_text,
+    hub_sources,
     stay_offline_without_network,
 )
 
@@ -46,6 +47,6 @@ def run(args: argparse.Namespace) -> int:
     if args.system is not None:
         check_text(args.system, "--system")
     check_shared(args)
-    stay_offline_without_network([*args.members, *([args.policy] if "/" in (args.policy or "") else [])])
+    stay_offline_without_network(hub_sources(args))
     importlib.import_module("hf_rlae.cli.chatting").chat(args)
     return 0

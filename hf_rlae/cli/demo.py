@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import argparse
-import importlib.util
+import importlib
 import os
 import re
 
 from hf_rlae.checks import Bounds
-from hf_rlae.cli.arguments import check_output, number, seed
+from hf_rlae.cli.arguments import check_output, check_packages, number, seed
 from hf_rlae.errors import ConfigError
 
 SUMMARY = "three embedded specialists solve what none of them can alone"
@@ -19,6 +19,9 @@ with every token in the colour of its carrier. Then shows the accuracy of each m
 held-out questions, and draws the weights. With --train the policy is trained first.
 
 Needs no network and no GPU.
+
+  hf-rlae demo
+  hf-rlae demo --chain 7+5*3 --questions 50 --picture weights.svg
 """
 CHAIN = re.compile(r"\d{1,2}(?:[-+*]\d{1,2})+=?", re.ASCII)
 
@@ -54,8 +57,8 @@ def check(args: argparse.Namespace) -> None:
     if os.path.splitext(args.picture)[1].lower() not in (".png", ".svg", ".pdf"):
         raise ConfigError(f"--picture {args.picture}: the name must end with .png, .svg or .pdf")
     check_output(args.picture, "--picture")
-    if args.train and any(importlib.util.find_spec(name) is None for name in ("trl", "datasets")):
-        raise ConfigError("--train needs trl and datasets: pip install 'hf_rlae[train]'")
+    if args.train:
+        check_packages("--train", ("trl", "datasets"), "train")
 
 
 def run(args: argparse.Namespace) -> int:

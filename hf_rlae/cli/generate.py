@@ -13,6 +13,7 @@ from hf_rlae.cli.arguments import (
     check_output,
     check_shared,
     check_text,
+    hub_sources,
     stay_offline_without_network,
 )
 from hf_rlae.errors import ConfigError
@@ -94,7 +95,7 @@ def check(args: argparse.Namespace) -> None:
 def run(args: argparse.Namespace) -> int:
     """Checks the arguments, writes the texts and returns the exit code."""
     check(args)
-    stay_offline_without_network([*args.members, *([args.policy] if "/" in (args.policy or "") else [])])
+    stay_offline_without_network(hub_sources(args))
     # torch and transformers take seconds to import
     importlib.import_module("hf_rlae.cli.generation").write_texts(args)
     return 0

@@ -11,6 +11,7 @@ import os
 import sys
 import traceback
 from collections.abc import Sequence
+from typing import NoReturn
 
 from hf_rlae import __version__
 from hf_rlae.cli import chat, demo, generate, policies, pull, push, serve, tasks, train, version
@@ -36,9 +37,15 @@ INTERRUPTED = 130
 BROKEN_PIPE = 141
 
 
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        """Ends the process with one line; argparse would print the usage first, which hides it."""
+        self.exit(USAGE_ERROR, f"hf-rlae: error: {message}; see `{self.prog} --help`\n")
+
+
 def build_parser() -> argparse.ArgumentParser:
     """The parser of all commands."""
-    parser = argparse.ArgumentParser(prog="hf-rlae", description="Several language models decode one text together.")
+    parser = _Parser(prog="hf-rlae", description="Several language models decode one text together.")
     parser.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
     for name, module in COMMANDS.items():

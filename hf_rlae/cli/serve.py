@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import importlib
-import importlib.util
 import sys
 
 from hf_rlae.checks import POSITIVE, Bounds
@@ -13,12 +12,15 @@ from hf_rlae.cli.arguments import (
     add_ensemble,
     add_loading,
     add_members,
+    check_packages,
     check_shared,
+    hub_sources,
     number,
     positive_int,
     stay_offline_without_network,
 )
 from hf_rlae.errors import ConfigError
+from hf_rlae.serving import LOOPBACK
 
 SUMMARY = "serve several models as one, to OpenAI clients"
 DESCRIPTION = """\
@@ -31,7 +33,6 @@ and /v1/models. `transformers chat` and other clients can talk to it. Needs the 
 
 Decoding options are for requests that do not say how to choose tokens (no temperature and no top_p).
 """
-LOOPBACK = ("127.0.0.1", "localhost", "::1")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -73,9 +74,7 @@ def check(args: argparse.Namespace) -> None:
         )
     if args.model_name is not None and not args.model_name.strip():
         raise ConfigError("--model-name: give a name, or leave it out")
-    missing = [name for name in ("fastapi", "uvicorn", "openai") if importlib.util.find_spec(name) is None]
-    if missing:
-        raise ConfigError(f"hf-rlae serve needs {', '.join(missing)}: pip install 'hf_rlae[serve]'")
+    check_packages("hf-rlae serve", ("fastapi", "uvicorn", "openai"), "serve")
     check_shared(args)
 
 
@@ -84,10 +83,10 @@ def run(args: argparse.Namespace) -> int:
     check(args)
     if args.host not in LOOPBACK:
         print(
-            f"hf-rlae: warning: --host {args.host}: whoever reaches this machine can use the server; it asks for no "
-            "password and encrypts nothing",
+            f"hf-rlae: warning: --host {args.host}: anyone who reaches this machine can use the server: it has no "
+            "password and no encryption",
             file=sys.stderr,
         )
-    stay_offline_without_network([*args.members, *([args.policy] if "/" in (args.policy or "") else [])])
+    stay_offline_without_network(hub_sources(args))
     importlib.import_module("hf_rlae.cli.serving_process").serve(args)
     return 0

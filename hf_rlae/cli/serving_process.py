@@ -12,8 +12,9 @@ from transformers import set_seed
 from hf_rlae.cli.decoding import generation_options
 from hf_rlae.cli.loading import build_ensemble
 from hf_rlae.reports import short_names
+from hf_rlae.serving import LOOPBACK
 from hf_rlae.serving.limits import Limits
-from hf_rlae.serving.server import LOOPBACK, build_app, build_http_server, listen
+from hf_rlae.serving.server import build_app, build_http_server, listen
 
 
 def serve(args: argparse.Namespace) -> None:

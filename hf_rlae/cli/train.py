@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import argparse
 import importlib
-import importlib.util
 from collections.abc import Sequence
 from typing import Any
 
+from hf_rlae.cli.arguments import check_packages
 from hf_rlae.configs import find_config, list_configs
 from hf_rlae.errors import ConfigError
 
@@ -67,9 +67,7 @@ def check(args: argparse.Namespace) -> None:
     named = _config_of(args.overrides)
     if named is not None:
         find_config(named)
-    missing = [name for name in ("trl", "datasets", "peft") if importlib.util.find_spec(name) is None]
-    if missing:
-        raise ConfigError(f"train needs {' and '.join(missing)}: pip install 'hf_rlae[train]'")
+    check_packages("hf-rlae train", ("trl", "datasets", "peft"), "train")
 
 
 def _config_of(overrides: Sequence[str]) -> str | None:

@@ -2,3 +2,6 @@
 
 The modules are imported by name, because FastAPI, uvicorn and openai are optional.
 """
+
+LOOPBACK = ("127.0.0.1", "localhost", "::1")
+"""The hosts that only this machine reaches."""

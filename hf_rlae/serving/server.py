@@ -16,11 +16,11 @@ from transformers.cli.serving.server import build_server
 
 from hf_rlae.ensemble import EnsembleForCausalLM
 from hf_rlae.errors import ConfigError, one_line
+from hf_rlae.serving import LOOPBACK
 from hf_rlae.serving.handlers import ChatHandler, TextHandler, error_body
 from hf_rlae.serving.limits import App, LimitedApp, Limits, limited_protocol
 from hf_rlae.serving.model_manager import EnsembleManager
 
-LOOPBACK = ("127.0.0.1", "localhost", "::1")
 PATHS = ("/v1/completions", "/v1/chat/completions", "/v1/models", "/health", "/load_model")
 """What is left of transformers' endpoints: the others load, unload or need other models."""
 
@@ -54,6 +54,7 @@ def build_app(
     )
     app.router.routes[:] = [route for route in app.router.routes if getattr(route, "path", None) in PATHS]
     if is_local:
+        # starlette reads "[" of "[::1]:8000"
         app.add_middleware(TrustedHostMiddleware, allowed_hosts=[*LOOPBACK, "[::1]", "["])
     _answer_errors_in_words(app)
     return LimitedApp(app, limits or Limits())  # type: ignore[arg-type]

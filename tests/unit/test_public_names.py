@@ -145,4 +145,4 @@ def test_a_missing_extra_is_named_before_any_work(
     with pytest.raises(ImportError, match=r"needs trl and datasets: pip install 'hf_rlae\[train\]'"):
         importlib.import_module("hf_rlae.trainers")
     assert main(["demo", "--train"]) == 2
-    assert "--train needs trl and datasets: pip install 'hf_rlae[train]'" in capsys.readouterr().err
+    assert f"--train needs {missing}: pip install 'hf_rlae[train]'" in capsys.readouterr().err

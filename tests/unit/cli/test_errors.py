@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import os
 import subprocess
@@ -60,6 +61,41 @@ def test_an_accident_is_one_line(capfd, monkeypatch, tmp_path, error, code, line
     written = capfd.readouterr().err
     assert line in written
     assert written.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("given", "line"),
+    [
+        ("trian", "argument COMMAND: invalid choice: 'trian' (choose from "),
+        ("", "the following arguments are required: COMMAND; see `hf-rlae --help`"),
+        ("chat", "the following arguments are required: MEMBER; see `hf-rlae chat --help`"),
+        ("chat a b --weihgts 1,0", "unrecognized arguments: --weihgts 1,0; see `hf-rlae --help`"),
+        ("train ppo", "invalid choice: 'ppo' (choose from 'rlae', 'cory'); see `hf-rlae train --help`"),
+    ],
+)
+def test_what_the_parser_refuses_is_one_line(capsys, given, line):
+    with pytest.raises(SystemExit, match="2"):
+        main(given.split())
+    written = capsys.readouterr().err
+    assert written.startswith("hf-rlae: error: ")
+    assert line in written
+    assert written.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("given", "packages", "line"),
+    [
+        ("serve a b", ["openai"], "hf-rlae serve needs openai: pip install 'hf_rlae[serve]'"),
+        ("serve a b", ["fastapi", "uvicorn"], "hf-rlae serve needs fastapi, uvicorn: pip install 'hf_rlae[serve]'"),
+        ("train rlae", ["trl"], "hf-rlae train needs trl: pip install 'hf_rlae[train]'"),
+        ("train cory --settings", ["trl", "peft"], "hf-rlae train needs trl, peft: pip install 'hf_rlae[train]'"),
+    ],
+)
+def test_a_package_that_is_not_installed_is_named_with_its_extra(capfd, monkeypatch, given, packages, line):
+    found = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name, *rest: None if name in packages else found(name))
+    assert main(given.split()) == 2
+    assert capfd.readouterr().err == f"hf-rlae: error: {line}\n"
 
 
 @pytest.mark.parametrize("how", ["option", "environment"])
