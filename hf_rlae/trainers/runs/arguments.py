@@ -84,6 +84,7 @@ class PolicyArguments:
         action, pooled_tokens, lookahead_tokens, max_text_tokens (*optional*): see `PolicyConfig`.
         policy_hidden_size (`int`, *optional*): width of the heads, `PolicyConfig.hidden_size`.
         encoder (`str`, *optional*): a folder or Hub id of the text encoder; needed to observe the text.
+        encoder_revision (`str`, *optional*): of the encoder, on the Hub.
         use_peft (`bool`, defaults to `False`): whether the encoder is trained by LoRA.
         lora_r, lora_alpha, lora_dropout, lora_target_modules: of that LoRA, with TRL's names and defaults.
     """
@@ -98,6 +99,7 @@ class PolicyArguments:
     max_text_tokens: int | None = option(default=None, help="Newest tokens of the text that the encoder reads.")
     policy_hidden_size: int | None = option(default=None, help="Width of the policy's heads.")
     encoder: str | None = option(default=None, help="Folder or Hub id of the encoder that reads the text.")
+    encoder_revision: str | None = option(default=None, help="Of the encoder, on the Hub.")
     use_peft: bool = option(default=False, help="Whether the policy's encoder is trained by LoRA.")
     lora_r: int = option(default=16, help="Rank of LoRA.")
     lora_alpha: int = option(default=32, help="Alpha of LoRA.")
@@ -108,8 +110,9 @@ class PolicyArguments:
         own = sorted(self.config_fields) + (["encoder"] if self.encoder is not None else [])
         if self.policy is not None and own:
             raise ConfigError(f"{own[0]} belongs to a new policy, but policy={self.policy!r} continues a saved one")
-        if self.policy is None and self.policy_revision is not None:
-            raise ConfigError("policy_revision is given without policy; give both, or neither")
+        for name in ("policy", "encoder"):
+            if getattr(self, name) is None and getattr(self, f"{name}_revision") is not None:
+                raise ConfigError(f"{name}_revision is given without {name}; give both, or neither")
         observation = self.observation or "members"
         if self.policy is None and (self.encoder is None) != (observation == "members"):
             given = "an encoder" if self.encoder is not None else "no encoder"

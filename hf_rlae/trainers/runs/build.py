@@ -98,7 +98,7 @@ def _rlae_trainer(
         **ensemble_args.options,
     )
     if policy_args.policy is None:
-        ensemble.set_policy(_new_policy(ensemble, policy_args.encoder, fields))
+        ensemble.set_policy(_new_policy(ensemble, policy_args, fields))
     return RLAETrainer(ensemble, funcs, args, train_dataset, eval_dataset, peft_config=peft_config)
 
 
@@ -130,10 +130,10 @@ def _check_policy(given: PolicyArguments, args: RLAEConfig, num_members: int) ->
     return fields
 
 
-def _new_policy(ensemble: EnsembleForCausalLM, encoder: str | None, fields: dict[str, Any]) -> PolicyModel:
-    if encoder is None:
+def _new_policy(ensemble: EnsembleForCausalLM, given: PolicyArguments, fields: dict[str, Any]) -> PolicyModel:
+    if given.encoder is None:
         return PolicyModel(PolicyConfig.for_members(ensemble.members, **fields))
-    return PolicyModel.from_encoder(encoder, ensemble.members, **fields)
+    return PolicyModel.from_encoder(given.encoder, ensemble.members, revision=given.encoder_revision, **fields)
 
 
 def _encoder_lora(given: PolicyArguments) -> LoraConfig | None:

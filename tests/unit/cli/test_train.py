@@ -85,6 +85,7 @@ REFUSED = {
     "a policy without parameters": ("rlae --members a --task gsm8k --policy uniform", "no parameters"),
     "fields of a policy that was saved": ("rlae --config rlae_gsm8k --policy a/b", "belongs to a new policy"),
     "a revision of no policy": ("rlae --config rlae_gsm8k --policy_revision v1", "without policy"),
+    "a revision of no encoder": ("rlae --members a --task gsm8k --encoder_revision v1", "without encoder"),
     "a validation set without a size": ("rlae --members a --task gsm8k --eval_split train", "give eval_size"),
     "a size of no validation set": ("rlae --members a --task gsm8k --eval_size 4", "without eval_split"),
     "an unknown algorithm": ("cory --config cory_imdb --algorithm pop", "algorithm='pop'"),
@@ -186,11 +187,14 @@ def test_two_processes_without_a_gpu(folders, tmp_path):
 
 
 def test_what_was_trained_is_published(folders, tmp_path, hub, capsys):
-    """Members of the Hub, pinned by a revision; the pushed policy loads."""
-    commits = [hub.add_repo(f"me/{name}", folders[name]) for name in ("member0", "member1")]
+    """Members and encoder of the Hub, pinned by revisions, after which they changed; the pushed policy loads."""
+    *commits, commit = [hub.add_repo(f"me/{name}", folders[name]) for name in ("member0", "member1", "encoder")]
+    for name in ("member0", "member1", "encoder"):
+        hub.repository(f"me/{name}").commit("main", {"README.md": b"moved"}, "without a model")
     given = arguments("rlae_gsm8k", folders, tmp_path, push_to_hub=True, hub_model_id="me/policy")
     given[given.index("--members") + 1 : given.index("--members") + 3] = ["me/member0", "me/member1"]
-    assert main([*given, "--revisions", *commits]) == 0, capsys.readouterr().err
+    given[given.index("--encoder") + 1] = "me/encoder"
+    assert main([*given, "--revisions", *commits, "--encoder_revision", commit]) == 0, capsys.readouterr().err
     assert PolicyModel.from_pretrained("me/policy").config.span_length == 4
     card = hub.files("me/policy")["README.md"].decode()
     assert "me/member0" in card
