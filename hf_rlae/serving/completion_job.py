@@ -64,7 +64,10 @@ class StopSearch:
         if ends:
             self.is_found, self._held = True, ""
             return text[: min(ends)]
-        keep = max((n for stop in self._stops for n in range(1, len(stop)) if text.endswith(stop[:n])), default=0)
+        keep = max(
+            (n for stop in self._stops for n in range(1, min(len(stop), len(text) + 1)) if text.endswith(stop[:n])),
+            default=0,
+        )
         self._held = text[len(text) - keep :]
         return text[: len(text) - keep]
 

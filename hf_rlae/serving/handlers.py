@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import json
 import time
+from abc import ABC, abstractmethod
 from collections.abc import AsyncIterator, Mapping
 from typing import Any
 
@@ -17,6 +18,7 @@ from starlette.exceptions import HTTPException
 from starlette.responses import JSONResponse, Response, StreamingResponse
 from transformers.cli.serving.chat_completion import ChatCompletionHandler
 from transformers.cli.serving.completion import CompletionHandler
+from transformers.cli.serving.utils import BaseHandler
 
 from hf_rlae.errors import HfRlaeError
 from hf_rlae.serving.completion_job import CompletionJob, Refusal, job_with_queue
@@ -30,7 +32,7 @@ def error_body(status: int, message: str) -> dict[str, Any]:
     return {"error": {"message": message, "type": kind, "param": None, "code": None}}
 
 
-class EnsembleHandler:
+class EnsembleHandler(BaseHandler, ABC):  # type: ignore[misc]
     """What both endpoints share; a mixin for transformers' handlers.
 
     Args:
@@ -43,7 +45,7 @@ class EnsembleHandler:
     is_chat: bool
 
     def __init__(self, manager: EnsembleManager, defaults: Mapping[str, Any], max_new_tokens: int) -> None:
-        super().__init__(manager, manager.state)  # type: ignore[call-arg]
+        super().__init__(manager, manager.state)
         self.manager = manager
         self.defaults = defaults
         self.max_new_tokens = max_new_tokens
@@ -80,13 +82,13 @@ class EnsembleHandler:
     async def _events(self, job: CompletionJob, queue: asyncio.Queue[Any], request_id: str) -> AsyncIterator[str]:
         """The stream of a completion: pieces, the end with the usage, and `[DONE]`."""
         try:
-            yield self.piece(request_id, "", is_first=True)
+            yield self.event(request_id, "", is_first=True)
             while (piece := await queue.get()) is not None:
                 if isinstance(piece, Refusal):
                     yield f"data: {json.dumps(error_body(piece.status, piece.message))}\n\n"
                     return
-                yield self.piece(request_id, piece)
-            yield self.last(request_id, job)
+                yield self.event(request_id, piece)
+            yield self.event(request_id, None, finish_reason=job.finish_reason, usage=self.usage(job))
             yield "data: [DONE]\n\n"
         finally:
             job.cancel()
@@ -104,17 +106,13 @@ class EnsembleHandler:
         """The name of the model."""
         return str(self.manager.force_model)
 
+    @abstractmethod
     def whole(self, request_id: str, text: str, job: CompletionJob) -> dict[str, Any]:
         """A response that is not streamed."""
-        raise NotImplementedError
 
-    def piece(self, request_id: str, text: str, is_first: bool = False) -> str:
-        """An event of a stream."""
-        raise NotImplementedError
-
-    def last(self, request_id: str, job: CompletionJob) -> str:
-        """The last event with content."""
-        raise NotImplementedError
+    @abstractmethod
+    def event(self, request_id: str, text: str | None, is_first: bool = False, **end: Any) -> str:
+        """An event of a stream; the last one has no text, but `finish_reason` and `usage`."""
 
 
 class TextHandler(EnsembleHandler, CompletionHandler):  # type: ignore[misc]
@@ -135,13 +133,9 @@ class TextHandler(EnsembleHandler, CompletionHandler):  # type: ignore[misc]
         )
         return found.model_dump(exclude_none=True)
 
-    def piece(self, request_id: str, text: str, is_first: bool = False) -> str:
+    def event(self, request_id: str, text: str | None, is_first: bool = False, **end: Any) -> str:
         """See [`EnsembleHandler`]."""
-        return self._build_chunk_sse(request_id, self.name, text=text)
-
-    def last(self, request_id: str, job: CompletionJob) -> str:
-        """See [`EnsembleHandler`]."""
-        return self._build_chunk_sse(request_id, self.name, finish_reason=job.finish_reason, usage=self.usage(job))
+        return self._build_chunk_sse(request_id, self.name, text=text or "", **end)
 
 
 class ChatHandler(EnsembleHandler, ChatCompletionHandler):  # type: ignore[misc]
@@ -153,12 +147,7 @@ class ChatHandler(EnsembleHandler, ChatCompletionHandler):  # type: ignore[misc]
         """See [`EnsembleHandler`]."""
         return self._build_completion(request_id, text, self.name, job.finish_reason, usage=self.usage(job))
 
-    def piece(self, request_id: str, text: str, is_first: bool = False) -> str:
+    def event(self, request_id: str, text: str | None, is_first: bool = False, **end: Any) -> str:
         """See [`EnsembleHandler`]."""
         role = "assistant" if is_first else None
-        return self._build_chunk_sse(request_id, content=text, model=self.name, role=role)
-
-    def last(self, request_id: str, job: CompletionJob) -> str:
-        """See [`EnsembleHandler`]."""
-        reason = job.finish_reason
-        return self._build_chunk_sse(request_id, model=self.name, finish_reason=reason, usage=self.usage(job))
+        return self._build_chunk_sse(request_id, content=text, model=self.name, role=role, **end)

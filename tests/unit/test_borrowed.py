@@ -6,6 +6,7 @@ A new release that changes one of these fails here, by name, and not somewhere i
 
 from __future__ import annotations
 
+import argparse
 import ast
 import importlib
 import inspect
@@ -13,9 +14,10 @@ from collections import defaultdict
 from pathlib import Path
 
 import pytest
+import torch
 from peft import LoraConfig, get_peft_model
 from peft.tuners.tuners_utils import BaseTunerLayer
-from transformers import Cache, GenerationMixin, PreTrainedModel, PreTrainedTokenizerFast, Trainer
+from transformers import Cache, GenerationMixin, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerFast, Trainer
 from transformers.cache_utils import CacheLayerMixin
 from transformers.utils.hub import PushToHubMixin
 from trl import GRPOTrainer
@@ -73,6 +75,8 @@ BORROWED = {
         "compute_aux_loss", "pixel_values", "image_grid_thw", "num_images", "pixel_attention_mask", "spatial_shapes",
         "num_tiles", "image_sizes", "token_type_ids", "mm_token_type_ids", "image_position_ids",
     ],
+    (Trainer, "_finish_current_push"): ["self"],
+    (Trainer, "_remove_unused_columns"): ["self", "dataset", "description"],
     (GRPOTrainer, "_compute_loss"): ["self", "model", "inputs"],
 }  # fmt: skip
 
@@ -124,18 +128,56 @@ def test_losses_between_two_logs():
         assert f"{name} = " in source or f"{name} += " in source, name
 
 
+ATTRIBUTES = {
+    "_actions": (argparse, "self._actions = "),
+    "_modules": (torch.nn.Module, '"_modules", '),
+    "_name_or_path": (PreTrainedConfig, "self._name_or_path = "),
+    "_train_batch_size": (Trainer, "self._train_batch_size = "),
+}
+"""Private attributes: where they are set, and how."""
+DOCUMENTED = {"_exit", "_replace"}
+"""Of `os` and of named tuples."""
+
+
+@pytest.mark.parametrize("name", ATTRIBUTES)
+def test_attributes_are_set(name):
+    owner, setting = ATTRIBUTES[name]
+    assert setting in inspect.getsource(owner)
+
+
 def _borrowed_everywhere() -> set[str]:
-    lists = ("tests.unit.trainers.cory.test_borrowed", "tests.unit.trainers.rlae.test_borrowed")
+    lists = ("serving", "trainers.cory", "trainers.rlae")
     found = {name for _, name in BORROWED}
-    for module in map(importlib.import_module, lists):
+    for module in (importlib.import_module(f"tests.unit.{name}.test_borrowed") for name in lists):
         found |= {name for _, name in module.BORROWED}
     return found
 
 
-def test_every_private_method_that_is_called_on_a_base_class_is_on_a_list():
-    """Law: `super()._name(...)` in the package names a method of our own, or one whose signature is tested."""
+@pytest.fixture(scope="module")
+def nodes() -> list[tuple[str, ast.AST]]:
+    """The syntax of the package, with the names of its files."""
     trees = {str(path): ast.parse(path.read_text()) for path in sorted(Path(hf_rlae.__file__).parent.rglob("*.py"))}
-    nodes = [(file, node) for file, tree in trees.items() for node in ast.walk(tree)]
+    return [(file, node) for file, tree in trees.items() for node in ast.walk(tree)]
+
+
+def _is_private(name: str) -> bool:
+    return name.startswith("_") and not name.startswith("__")
+
+
+def test_every_private_name_that_the_package_does_not_define_is_on_a_list(nodes):
+    """Law: `x._name` in the package is defined or set somewhere in it, or is tested here or in a list of a folder."""
+    definitions = (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)
+    own = {node.name for _, node in nodes if isinstance(node, definitions)}
+    own |= {node.attr for _, node in nodes if isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Store)}
+    own |= {node.id for _, node in nodes if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store)}
+    read = {node.attr: file for file, node in nodes if isinstance(node, ast.Attribute) and _is_private(node.attr)}
+    listed = own | _borrowed_everywhere() | ATTRIBUTES.keys() | DOCUMENTED
+    assert not {name: file for name, file in read.items() if name not in listed}
+    assert len(read.keys() - own) > 10
+
+
+def test_every_private_method_that_is_called_on_a_base_class_is_on_a_list(nodes):
+    """Law: `super()._name(...)` in the package names a method of our own, or one whose signature is tested."""
     classes = [node for _, node in nodes if isinstance(node, ast.ClassDef)]
     methods: dict[str, set[str]] = defaultdict(set)
     for node in classes:
@@ -147,8 +189,7 @@ def test_every_private_method_that_is_called_on_a_base_class_is_on_a_list():
         if isinstance(node, ast.Attribute)
         and isinstance(node.value, ast.Call)
         and getattr(node.value.func, "id", "") == "super"
-        and node.attr.startswith("_")
-        and not node.attr.startswith("__")
+        and _is_private(node.attr)
     }
     missing = {name: file for name, file in called.items() if name not in own | _borrowed_everywhere()}
     assert not missing
