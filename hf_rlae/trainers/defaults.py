@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from dataclasses import fields
 from typing import Any
@@ -26,6 +27,22 @@ def default_bf16(fp16: bool, use_cpu: bool) -> bool:
     return not fp16 and not use_cpu and torch.cuda.is_available() and torch.cuda.is_bf16_supported()
 
 
+def set_devices(args: Any) -> None:
+    """Fills in `bf16` (see `default_bf16`) and, for several processes without an accelerator, `use_cpu`.
+
+    Without `use_cpu`, each of several processes on CPUs believes that it is alone: accelerate 1.15 looks for GPUs.
+
+    Args:
+        args (`TrainingArguments`): changed in place, before its own `__post_init__`.
+    """
+    keep_unset(args)
+    if args.bf16 is None:
+        args.bf16 = default_bf16(bool(args.fp16), bool(args.use_cpu))
+    has_others = int(os.environ.get("WORLD_SIZE", "1")) > 1
+    if has_others and not torch.accelerator.is_available() and not (args.bf16 or args.fp16):
+        args.use_cpu = True
+
+
 def keep_unset(args: Any) -> None:
     """Notes which fields are `None` before they are filled in; call it at the start of `__post_init__`.
 
@@ -46,16 +63,14 @@ def unset_fields(args: Any) -> frozenset[str]:
 def set_defaults(args: Any) -> None:
     """Fills in fields that the user left out; call it before the `__post_init__` of `TrainingArguments`.
 
-    * `bf16`: see `default_bf16`;
+    * `bf16`, `use_cpu`: see `set_devices`;
     * `metric_for_best_model`: the reward, because a loss of reinforcement learning does not say which model is best;
     * `ddp_find_unused_parameters`: on, because a backward pass may leave out an inactive adapter or head.
 
     Args:
         args (`TrainingArguments`): changed in place.
     """
-    keep_unset(args)
-    if args.bf16 is None:
-        args.bf16 = default_bf16(bool(args.fp16), bool(args.use_cpu))
+    set_devices(args)
     if args.load_best_model_at_end and args.metric_for_best_model is None:
         args.metric_for_best_model, args.greater_is_better = "reward", True
     if args.ddp_find_unused_parameters is None:

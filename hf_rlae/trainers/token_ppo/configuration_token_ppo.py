@@ -8,7 +8,7 @@ from trl import GRPOConfig
 from hf_rlae.checks import NOT_NEGATIVE, OPTIONAL_POSITIVE, SHARE, Bounds, check_choice, check_fields
 from hf_rlae.errors import ConfigError
 from hf_rlae.objectives.multi_objective import AGGREGATIONS
-from hf_rlae.trainers.defaults import default_bf16, keep_unset, option
+from hf_rlae.trainers.defaults import option, set_devices
 
 LOSS_TYPES = ("bnpo", "dapo", "dr_grpo", "grpo")
 """TRL's ways to average the clipped surrogate over tokens; its other losses are not PPO."""
@@ -102,7 +102,5 @@ class TokenPPOConfig(TokenPPOArguments, GRPOConfig):  # type: ignore[misc]  # a 
     """
 
     def __post_init__(self) -> None:
-        keep_unset(self)
-        if self.bf16 is None:
-            self.bf16 = default_bf16(bool(self.fp16), bool(self.use_cpu))
+        set_devices(self)
         super().__post_init__()
