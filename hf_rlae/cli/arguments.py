@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import importlib.util
 import json
 import math
 import os
@@ -16,6 +15,7 @@ from urllib.request import getproxies
 
 from hf_rlae.checks import COUNT, NOT_NEGATIVE, POSITIVE, Bounds
 from hf_rlae.errors import ConfigError, MemberError
+from hf_rlae.extras import missing_packages
 
 HUB = "https://huggingface.co"
 ENSEMBLE = "hf_rlae_ensemble"
@@ -220,9 +220,8 @@ def check_packages(what: str, packages: Sequence[str], extra: str) -> None:
         packages (`Sequence[str]`): by the names under which they are imported.
         extra (`str`): of `hf_rlae`, which installs them.
     """
-    missing = [name for name in packages if importlib.util.find_spec(name) is None]
-    if missing:
-        raise ConfigError(f"{what} needs {', '.join(missing)}: pip install 'hf_rlae[{extra}]'")
+    if (message := missing_packages(what, packages, extra)) is not None:
+        raise ConfigError(message)
 
 
 def _looks_like_path(name: str) -> bool:

@@ -36,6 +36,7 @@ from hf_rlae.ensemble.inputs import (
 )
 from hf_rlae.ensemble.outputs import EnsembleGenerateBeamOutput, EnsembleGenerateOutput, attach_trace
 from hf_rlae.ensemble.policy_fit import check_policy_fits, warn_of_other_members
+from hf_rlae.ensemble.representation import represented
 from hf_rlae.ensemble.saved_ensemble import SavedEnsemble
 from hf_rlae.ensemble.warping import split_at_warpers
 from hf_rlae.errors import ConfigError, InputError, present
@@ -99,6 +100,9 @@ class EnsembleForCausalLM(SavedEnsemble, GenerationMixin):
         for name in ("pad_token_id", "bos_token_id", "eos_token_id"):
             setattr(self.config, name, getattr(self.generation_config, name))
         warn_of_other_members(self.policy, self)
+
+    def __repr__(self) -> str:
+        return represented(self)
 
     def _find_word_beginnings(self) -> torch.Tensor:
         """Whether each id starts with a space, `(V,)`."""

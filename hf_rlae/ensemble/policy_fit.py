@@ -92,6 +92,8 @@ def warn_of_other_members(policy: Policy, ensemble: EnsembleForCausalLM) -> None
         unlike = [name for name in MEMBER_FIELDS if None not in (old.get(name), new[name]) and old[name] != new[name]]
         if "id" in unlike and "commit" in unlike:  # commits of different repositories always differ
             unlike.remove("commit")
+        if "id" in unlike and _may_be_renamed(new["id"], old, trained):
+            unlike.remove("id")
         for name in unlike:
             counts[name] += 1
         if unlike:
@@ -105,6 +107,13 @@ def warn_of_other_members(policy: Policy, ensemble: EnsembleForCausalLM) -> None
             found,
             "".join(f" ({example})" for example in filter(None, examples)),
         )
+
+
+def _may_be_renamed(name: str, old: dict[str, Any], trained: Sequence[dict[str, Any]]) -> bool:
+    """Whether another name may belong to the same member: folders are copied and renamed, and hashes of vocabularies
+    tell more than their names. The name of another trained member is no new one, but the members' order is."""
+    is_hub = "/" in name and "/" in str(old["id"])
+    return not is_hub and bool(old.get("vocabulary_hash")) and name not in [entry.get("id") for entry in trained]
 
 
 def _unit(span_length: int | None) -> str:

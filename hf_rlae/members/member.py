@@ -128,6 +128,11 @@ class Member(SharedInCopies):
         self.is_recurrent = bool(getattr(self.model, "_is_stateful", False))
         self.recurrence = self._find_recurrence() if self.is_recurrent else Recurrence()
 
+    def __repr__(self) -> str:
+        size = sum(parameter.numel() for parameter in self.model.parameters())
+        what = f"{type(self.model).__name__}, {size:,} parameters, {len(self.tokenizer):,} tokens"
+        return f"Member({str(self.name)!r}, {what}, {self.device})"
+
     @classmethod
     def load(
         cls,

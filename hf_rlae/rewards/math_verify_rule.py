@@ -12,20 +12,20 @@ at least four. A text that takes longer than `timeout_s`, or needs more than 4 G
 killed and replaced, and the reward is `None`. The processes start when they are first needed, and end with the reward
 or with the Python process. They are forked, so the rule needs Linux or macOS.
 
-The package is an extra: `pip install hf_rlae[math]`.
+The package comes with the extra `math` of hf_rlae.
 
 Source: public code (math-verify); the processes are ours.
 """
 
 from __future__ import annotations
 
-import importlib.util
 import os
 import re
 from typing import Any
 
 from hf_rlae.checks import Bounds, check_number
 from hf_rlae.errors import RewardUnavailableError
+from hf_rlae.extras import missing_packages
 from hf_rlae.rewards.answer_part import Graded
 from hf_rlae.rewards.contract import Batch
 from hf_rlae.rewards.math_pool import MathPool
@@ -66,8 +66,8 @@ class MathVerifyReward(AnswerRule):
 
     def check_available(self) -> None:
         """See `Reward.check_available`."""
-        if importlib.util.find_spec("math_verify") is None:
-            raise RewardUnavailableError("math_verify needs the package math-verify: pip install hf_rlae[math]")
+        if (message := missing_packages("the reward math_verify", ["math_verify"], "math")) is not None:
+            raise RewardUnavailableError(message)
         if not hasattr(os, "fork"):
             raise RewardUnavailableError("math_verify needs a system that can fork processes, such as Linux or macOS")
 

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import importlib.util
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hf_rlae.checks import OPTIONAL_COUNT, Bounds, check_number
 from hf_rlae.errors import ConfigError, nearest
+from hf_rlae.extras import missing_packages
 from hf_rlae.tasks.definition import Example, Task, check_prompt, tasks
 from hf_rlae.tasks.few_shot import ShotPool
 from hf_rlae.tasks.reading import Reader
@@ -102,8 +102,8 @@ def load_task(
     '10'
     """
     task = get_task(name)
-    if importlib.util.find_spec("datasets") is None:
-        raise ImportError("load_task needs the package datasets: pip install 'hf_rlae[train]'")
+    if (message := missing_packages("load_task", ["datasets"], "train")) is not None:
+        raise ImportError(message)
     num_shots = task.num_few_shot if num_few_shot is None else num_few_shot
     check_number("seed", seed, Bounds(is_whole=True))
     check_number("num_few_shot", num_shots, Bounds(0, is_whole=True))

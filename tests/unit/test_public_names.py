@@ -142,7 +142,7 @@ def test_a_missing_extra_is_named_before_any_work(
     find_spec = importlib.util.find_spec
     monkeypatch.setattr(importlib.util, "find_spec", lambda name, *args: None if name == missing else find_spec(name))
     monkeypatch.delitem(sys.modules, "hf_rlae.trainers")
-    with pytest.raises(ImportError, match=r"needs trl and datasets: pip install 'hf_rlae\[train\]'"):
+    with pytest.raises(ImportError, match=f"hf_rlae.trainers needs {missing}: install hf_rlae with its extra `train`"):
         importlib.import_module("hf_rlae.trainers")
     assert main(["demo", "--train"]) == 2
-    assert f"--train needs {missing}: pip install 'hf_rlae[train]'" in capsys.readouterr().err
+    assert f"--train needs {missing}: install hf_rlae with its extra `train`" in capsys.readouterr().err

@@ -80,7 +80,7 @@ def test_what_a_card_tells():
         COMMIT, "not pinned", "| 3 | `three` | not on the Hub |", "| `learning_rate` | `0.1` |", "Trained.",
         "| chains, test | accuracy |", "| **this model** | **0.820 ± 0.010** |", "| best member | 0.040 |", "Five.",
         "](weights.png)", "- It is small.", "- hf_rlae: 9.9", "2506.00439", "2410.06101",
-        "`pip install hf_rlae`, then:",
+        "Install `hf_rlae`, then:",
     ):  # fmt: skip
         assert piece in card.text, piece
     assert "/home/me" not in str(card)

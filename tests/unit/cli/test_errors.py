@@ -85,17 +85,27 @@ def test_what_the_parser_refuses_is_one_line(capsys, given, line):
 @pytest.mark.parametrize(
     ("given", "packages", "line"),
     [
-        ("serve a b", ["openai"], "hf-rlae serve needs openai: pip install 'hf_rlae[serve]'"),
-        ("serve a b", ["fastapi", "uvicorn"], "hf-rlae serve needs fastapi, uvicorn: pip install 'hf_rlae[serve]'"),
-        ("train rlae", ["trl"], "hf-rlae train needs trl: pip install 'hf_rlae[train]'"),
-        ("train cory --settings", ["trl", "peft"], "hf-rlae train needs trl, peft: pip install 'hf_rlae[train]'"),
+        ("serve a b", ["openai"], "hf-rlae serve needs openai: install hf_rlae with its extra `serve`"),
+        (
+            "serve a b",
+            ["fastapi", "uvicorn"],
+            "hf-rlae serve needs fastapi, uvicorn: install hf_rlae with its extra `serve`",
+        ),
+        ("train rlae", ["trl"], "hf-rlae train needs trl: install hf_rlae with its extra `train`"),
+        (
+            "train cory --settings",
+            ["trl", "peft"],
+            "hf-rlae train needs trl, peft: install hf_rlae with its extra `train`",
+        ),
     ],
 )
 def test_a_package_that_is_not_installed_is_named_with_its_extra(capfd, monkeypatch, given, packages, line):
     found = importlib.util.find_spec
     monkeypatch.setattr(importlib.util, "find_spec", lambda name, *rest: None if name in packages else found(name))
     assert main(given.split()) == 2
-    assert capfd.readouterr().err == f"hf-rlae: error: {line}\n"
+    written = capfd.readouterr().err
+    assert written.startswith(f"hf-rlae: error: {line} (in a clone: pip install -e ")
+    assert written.count("\n") == 1
 
 
 @pytest.mark.parametrize("how", ["option", "environment"])

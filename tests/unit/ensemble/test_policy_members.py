@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import re
+import shutil
 
 import pytest
 
@@ -58,6 +59,8 @@ def test_members_that_are_saved_with_an_ensemble_are_the_same(tmp_path, caplog):
         ensemble.save_pretrained(tmp_path / name, save_members=True)
         ensemble = EnsembleForCausalLM.from_pretrained(tmp_path / name)
         assert sorted(path.name for path in (tmp_path / name / "members").iterdir()) == ["0-my-model", "1-two"]
+    copies = [shutil.copytree(place, tmp_path / f"copy{index}") for index, place in enumerate(places)]
+    EnsembleForCausalLM.from_members(copies, tmp_path / "first" / "policy")
     assert "trained with other members" not in caplog.text
 
 
@@ -75,10 +78,16 @@ def test_a_saved_ensemble_writes_them_into_its_policy(places, tmp_path):
 
 CHANGES = {
     "nothing": ({}, None),
-    "an id": ({0: {"id": "three"}}, r"of 2 members, 1 ids differ \(member 0 is one, and was three\)"),
-    "two ids and a vocabulary": (
+    "a folder of another name": ({0: {"id": "three"}}, None),
+    "a copy of a repository": ({0: {"id": "owner/three"}}, None),
+    "a folder of another name, and nothing else is known": (
+        {0: {"id": "three", "vocabulary_hash": None}},
+        r"of 2 members, 1 ids differ \(member 0 is one, and was three\)",
+    ),
+    "members in another order": ({0: {"id": "two"}, 1: {"id": "one"}}, "of 2 members, 2 ids differ"),
+    "a folder of another name with another vocabulary": (
         {0: {"id": "three"}, 1: {"id": "four", "vocabulary_hash": "0" * 64}},
-        r"2 ids, 1 vocabularies differ \(member 0 is one, and was three\) \(member 1 is two, and was four\)",
+        r"of 2 members, 1 vocabularies differ; it is used",
     ),
     "a vocabulary": ({1: {"vocabulary_hash": "0" * 64}}, r"of 2 members, 1 vocabularies differ; it is used"),
     "what is not known": ({0: {"id": None, "commit": "a" * 40, "vocabulary_hash": None}}, None),
@@ -114,7 +123,7 @@ def test_other_tokenizers_of_the_same_widths_are_used(places, tmp_path, caplog):
     policy = policy_of(places)
     others = [places[0], save_member(tmp_path / "third", 2, sentencepiece_bpe)]
     ensemble = EnsembleForCausalLM.from_members(others, policy)
-    assert "1 ids, 1 vocabularies differ" in caplog.text
+    assert "of 2 members, 1 vocabularies differ" in caplog.text
     inputs = ensemble.tokenizer(["Once upon"], return_tensors="pt")
     assert ensemble.generate(**inputs, max_new_tokens=2).shape[0] == 1
 
