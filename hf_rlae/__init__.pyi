@@ -23,6 +23,7 @@ from .errors import ObjectiveError as ObjectiveError
 from .errors import PolicyError as PolicyError
 from .errors import RewardError as RewardError
 from .errors import RewardUnavailableError as RewardUnavailableError
+from .errors import SandboxUnavailableError as SandboxUnavailableError
 from .errors import SplitError as SplitError
 from .errors import TaskError as TaskError
 from .errors import TokenizerError as TokenizerError

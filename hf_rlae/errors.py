@@ -67,6 +67,10 @@ class RewardUnavailableError(HfRlaeError, RuntimeError):
     """A reward exists, but something that it needs is not available; the message says what, and how to get it."""
 
 
+class SandboxUnavailableError(RewardUnavailableError):
+    """Code of a model cannot run apart from this machine, or its workers fail too often; the message says what failed."""
+
+
 class ObjectiveError(HfRlaeError, ValueError):
     """Tensors from which no loss or advantage can be computed; the message names the tensor."""
 
