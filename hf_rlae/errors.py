@@ -68,7 +68,7 @@ class RewardUnavailableError(HfRlaeError, RuntimeError):
 
 
 class SandboxUnavailableError(RewardUnavailableError):
-    """Code of a model cannot run apart from this machine, or its workers fail too often; the message says what failed."""
+    """Code of a model cannot run apart from this machine, or workers fail too often; the message says what failed."""
 
 
 class ObjectiveError(HfRlaeError, ValueError):

@@ -1,4 +1,4 @@
-"""The lines of JSON between a caller and a worker. Nothing that a worker sends is trusted: not its length, not its form."""
+"""The lines of JSON between a caller and a worker. Nothing that a worker sends is trusted: no length, no form."""
 
 from __future__ import annotations
 
