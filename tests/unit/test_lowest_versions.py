@@ -11,7 +11,9 @@ from packaging.version import Version
 
 ROOT = Path(__file__).resolve().parents[2]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
-EXTRAS = {name: entries for name, entries in PROJECT["optional-dependencies"].items() if name != "quality"}
+EXTRAS = {
+    name: entries for name, entries in PROJECT["optional-dependencies"].items() if name not in ("quality", "docs")
+}
 REQUIREMENTS = {
     str(requirement): requirement
     for entry in sum(EXTRAS.values(), PROJECT["dependencies"])

@@ -75,7 +75,7 @@ class TokenPPOTrainer(AdapterPublisher, FiniteTrainer, ContextCheck, TRLGenerati
     `value/explained_variance`.
 
     Args:
-        model, reward_funcs, args, train_dataset, and others: as in `GRPOTrainer`, in its order; `args` is a
+        model, reward_funcs, args, train_dataset: as in `GRPOTrainer`, with all others in its order; `args` is a
             `TokenPPOConfig`. Datasets may be streamed (`datasets.IterableDataset`); their prompts are then not checked
             before training.
         peft_config (`peft.LoraConfig`): of the trained adapter; the base model is the model without it.
