@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+Names = Sequence[str] | Any
+"""Names of members, or an ensemble with `members`."""
 
 
 def short_names(names: Iterable[object]) -> list[str]:
@@ -18,3 +22,18 @@ def short_names(names: Iterable[object]) -> list[str]:
     """
     short = [str(name).rstrip("/").split("/")[-1] for name in names]
     return [name if short.count(name) == 1 else f"{name}-{index}" for index, name in enumerate(short)]
+
+
+def names_of(source: Names) -> list[str]:
+    """The names that are given, or the short names of an ensemble's members.
+
+    Args:
+        source (`Sequence[str]` or `EnsembleForCausalLM`): names, or an ensemble.
+
+    Example:
+
+    >>> names_of(("first", "second"))
+    ['first', 'second']
+    """
+    members = getattr(source, "members", None)
+    return list(source) if members is None else short_names(member.name for member in members)

@@ -10,6 +10,7 @@ from rich.table import Column, Table
 
 from hf_rlae.ensemble.outputs import EnsembleGenerateOutput
 from hf_rlae.errors import InputError
+from hf_rlae.reports.member_names import Names, names_of
 
 
 def completion_mask(completions: torch.Tensor, end_ids: Sequence[int]) -> torch.Tensor:
@@ -31,11 +32,11 @@ def completion_mask(completions: torch.Tensor, end_ids: Sequence[int]) -> torch.
     return (is_end.cumsum(1) - is_end.long()) == 0
 
 
-def member_table(names: Sequence[str], out: EnsembleGenerateOutput, mask: torch.Tensor) -> Table:
+def member_table(names: Names, out: EnsembleGenerateOutput, mask: torch.Tensor) -> Table:
     """A table with one line per member.
 
     Args:
-        names (`Sequence[str]`): one per member.
+        names (`Sequence[str]` or `EnsembleForCausalLM`): of the members, or the ensemble.
         out (`EnsembleGenerateOutput`): from `generate(..., return_dict_in_generate=True)`.
         mask (`torch.BoolTensor` of shape `(B, T)`): the tokens to include.
 
@@ -57,7 +58,7 @@ def member_table(names: Sequence[str], out: EnsembleGenerateOutput, mask: torch.
     logps = out.member_logps.cpu()[mask.cpu()]
     numbers = [Column(name, justify="right", no_wrap=True) for name in ("weight", "run", "proposed", "nats/token")]
     table = Table(Column("member", overflow="fold"), *numbers, box=box.SIMPLE_HEAD)
-    for index, name in enumerate(names):
+    for index, name in enumerate(names_of(names)):
         run = logps[:, index][~logps[:, index].isnan()]
         proposed = run[run.isfinite()]
         mean = f"{float(proposed.mean()):.3f}" if len(proposed) else "-"

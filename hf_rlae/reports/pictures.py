@@ -5,9 +5,10 @@ from __future__ import annotations
 import io
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from hf_rlae.files import write_whole
+from hf_rlae.reports.member_names import Names, names_of
 from hf_rlae.reports.tokens import TracedToken
 
 if TYPE_CHECKING:
@@ -26,30 +27,48 @@ def colour_of(member: int) -> str:
     return COLOURS[member % len(COLOURS)]
 
 
-def plot_token_weights(names: Sequence[str], tokens: Sequence[TracedToken], title: str = "") -> Figure:
+def plot_token_weights(names: Names, tokens: Sequence[TracedToken], title: str = "") -> Figure:
     """The weights over the tokens of a completion as stacked bars; thin lines separate the spans.
 
     Below each bar is its token, in the colour of its carrier. Long completions continue on further lines.
 
     Args:
-        names (`Sequence[str]`): of the members.
+        names (`Sequence[str]` or `EnsembleForCausalLM`): of the members, or the ensemble.
         tokens (`Sequence[TracedToken]`): of one completion.
         title (`str`, *optional*): above the picture.
 
     Returns:
-        `matplotlib.figure.Figure`: not registered with pyplot, so it need not be closed.
+        `matplotlib.figure.Figure`: not registered with pyplot, so it need not be closed. As the last line of a
+        notebook's cell it shows itself.
     """
-    from matplotlib.figure import Figure
     from matplotlib.patches import Patch
 
+    names = names_of(names)
     lines = [tokens[start : start + _TOKENS_A_LINE] for start in range(0, max(1, len(tokens)), _TOKENS_A_LINE)]
     width = max(4.0, 1.0 + 0.24 * max(map(len, lines)))
-    figure = Figure(figsize=(width, 1.0 + 1.7 * len(lines)), layout="constrained")
+    figure = _notebook_figure(figsize=(width, 1.0 + 1.7 * len(lines)), layout="constrained")
     for axes, line in zip(figure.subplots(len(lines), squeeze=False)[:, 0], lines, strict=True):
         _plot_line(axes, line, len(names))
     patches = [Patch(color=colour_of(member), label=name) for member, name in enumerate(names)]
     figure.legend(handles=patches, loc="outside upper center", ncols=len(names), frameon=False, title=title or None)
     return figure
+
+
+def _notebook_figure(**options: Any) -> Figure:
+    """A figure that notebooks show without pyplot."""
+    from matplotlib.figure import Figure
+
+    class NotebookFigure(Figure):
+        def _repr_png_(self) -> bytes:
+            return _drawn(self, "png")
+
+    return NotebookFigure(**options)
+
+
+def _drawn(figure: Figure, kind: str) -> bytes:
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format=kind, dpi=130)
+    return buffer.getvalue()
 
 
 def _plot_line(axes: Axes, line: Sequence[TracedToken], num_members: int) -> None:
@@ -81,6 +100,4 @@ def save_figure(figure: Figure, path: str | Path) -> Path:
         ValueError: matplotlib has no such format.
     """
     path = Path(path)
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format=path.suffix[1:].lower() or "png", dpi=130)
-    return write_whole(path, buffer.getvalue())
+    return write_whole(path, _drawn(figure, path.suffix[1:].lower() or "png"))

@@ -9,7 +9,7 @@ from transformers.generation.streamers import BaseStreamer
 
 
 class TokenCounter(BaseStreamer):
-    """A streamer for `generate` that reports each step, for progress bars; batches are supported.
+    """A streamer for `generate` that reports each step, for progress bars; batches and several calls are supported.
 
     Args:
         advance (callable): called after every step.
@@ -26,4 +26,5 @@ class TokenCounter(BaseStreamer):
         self._is_prompt = False
 
     def end(self) -> None:
-        """Does nothing: every step has been reported."""
+        """The next call begins with its prompts."""
+        self._is_prompt = True

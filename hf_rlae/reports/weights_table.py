@@ -9,6 +9,7 @@ from rich import box
 from rich.table import Column, Table
 from rich.text import Text
 
+from hf_rlae.reports.member_names import Names, names_of
 from hf_rlae.reports.tokens import TracedToken
 
 STYLES = ("cyan", "magenta", "yellow", "green", "blue", "red", "bright_cyan", "bright_magenta")
@@ -58,15 +59,16 @@ def carrier_text(tokens: Sequence[TracedToken], escapes: bool = False) -> Text:
     return text
 
 
-def span_table(names: Sequence[str], tokens: Sequence[TracedToken]) -> Table:
+def span_table(names: Names, tokens: Sequence[TracedToken]) -> Table:
     """One line per group of consecutive spans with equal weights: their text, and every member's weight.
 
     Tokens have the colours of their carriers.
 
     Args:
-        names (`Sequence[str]`): of the members.
+        names (`Sequence[str]` or `EnsembleForCausalLM`): of the members, or the ensemble.
         tokens (`Sequence[TracedToken]`): of one completion.
     """
+    names = names_of(names)
     columns = Column("spans", justify="right", no_wrap=True), Column("text", overflow="fold")
     table = Table(*columns, box=box.SIMPLE_HEAD)
     for index, name in enumerate(names):

@@ -103,8 +103,9 @@ def test_nothing_to_write_is_nothing_written():
 def test_steps_are_counted_without_the_prompt():
     steps: list[None] = []
     counter = TokenCounter(lambda: steps.append(None))
-    counter.put(torch.tensor([[1, 2, 3], [4, 5, 6]]))
-    counter.put(torch.tensor([7, 8]))
-    counter.put(torch.tensor([7, 8]))
-    counter.end()
-    assert len(steps) == 2
+    for _ in range(2):  # several calls of `generate`, one after the other
+        counter.put(torch.tensor([[1, 2, 3], [4, 5, 6]]))
+        counter.put(torch.tensor([7, 8]))
+        counter.put(torch.tensor([7, 8]))
+        counter.end()
+    assert len(steps) == 4

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import pytest
 
-from hf_rlae.reports import TracedToken, plot_token_weights, save_figure
+from hf_rlae.reports import TracedToken, plot_token_weights, save_figure, span_table
 
 NAMES = ["first", "second"]
 
@@ -30,6 +32,18 @@ def test_pictures_are_written(ending, tmp_path):
     head = {"png": b"\x89PNG", "svg": b"<?xml", "pdf": b"%PDF"}[ending]
     assert path.read_bytes().startswith(head)
     assert [file.name for file in tmp_path.iterdir()] == [path.name]
+
+
+def test_a_picture_shows_itself_in_a_notebook():
+    """A figure that pyplot does not know is `<Figure ...>` there, unless it says how it looks."""
+    assert plot_token_weights(NAMES, tokens(1))._repr_png_().startswith(b"\x89PNG")
+
+
+def test_names_come_from_an_ensemble():
+    ensemble = SimpleNamespace(members=[SimpleNamespace(name="owner/first"), SimpleNamespace(name="/models/second/")])
+    [legend] = plot_token_weights(ensemble, tokens(1)).legends
+    assert [text.get_text() for text in legend.get_texts()] == NAMES
+    assert [column.header for column in span_table(ensemble, tokens(1)).columns][2:] == NAMES
 
 
 def test_an_unknown_format_leaves_nothing(tmp_path):
