@@ -1,0 +1,171 @@
+"""The zygote: a small Python process that forks a locked-down worker for each session.
+
+`zygote_process` starts it as a program of its own, so that it holds nothing of the caller's memory, environment and
+descriptors. It runs no program of a model itself. It ends when the caller closes its end of the socket or is gone, and
+its workers end with it.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import gc
+import importlib
+import itertools
+import json
+import os
+import select
+import socket
+import sys
+import sysconfig
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from hf_rlae.rewards.sandbox import folders, kernel, landlock, seccomp, worker
+from hf_rlae.rewards.sandbox.channel import Channel
+from hf_rlae.rewards.sandbox.lockdown import Allowance, Cell
+from hf_rlae.rewards.sandbox.outcomes import Outcome
+from hf_rlae.rewards.sandbox.running import Running
+
+# fmt: off
+_PRELOADED = (
+    "array", "abc", "ast", "base64", "bisect", "calendar", "cmath", "collections.abc", "contextlib", "copy", "csv",
+    "dataclasses", "datetime", "decimal", "difflib", "enum", "errno", "fractions", "functools", "hashlib", "heapq",
+    "inspect", "io", "itertools", "json", "keyword", "locale", "math", "numbers", "operator", "pprint", "queue",
+    "random", "re", "secrets", "statistics", "string", "struct", "sys", "textwrap", "threading", "time", "traceback",
+    "types", "typing", "unicodedata", "uuid", "zlib",
+)
+# fmt: on
+_NOT_STANDARD = ("site-packages", "dist-packages", "test", "idlelib", "tkinter", "turtledemo", "ensurepip")
+_REQUEST_BYTES = 4096
+
+
+def readable_paths() -> list[Path]:
+    """What holds the standard library, without the packages that are installed beside it."""
+    folders_of_it = {Path(sysconfig.get_path(name)) for name in ("stdlib", "platstdlib")}
+    entries = [entry for folder in folders_of_it for entry in sorted(folder.iterdir())]
+    return [*(entry for entry in entries if entry.name not in _NOT_STANDARD), Path("/usr/share/zoneinfo")]
+
+
+def _roles() -> dict[str, Callable[[Channel], None]]:
+    """What a worker can do, by name: the function `main` of each module `<name>_role` beside this one."""
+    names = [path.stem for path in Path(__file__).parent.glob("*_role.py")]
+    modules = {name: importlib.import_module(f"hf_rlae.rewards.sandbox.{name}") for name in names}
+    return {name.removesuffix("_role"): module.main for name, module in modules.items()}
+
+
+class Zygote:
+    """Forks workers and watches them until the caller is gone.
+
+    Args:
+        control (`socket.socket`): where the caller asks for workers.
+        caller (`int`): a descriptor that can be read when the caller's process has ended.
+        scratch (`Path`): an empty folder, in which each worker gets one.
+        is_isolated (`bool`): whether landlock and seccomp lock workers down.
+    """
+
+    def __init__(self, control: socket.socket, caller: int, scratch: Path, is_isolated: bool) -> None:
+        self.control, self.caller, self.scratch = control, caller, scratch
+        self.roles = _roles()
+        self._instructions: ctypes.Array | None = seccomp.compiled() if is_isolated else None
+        self._free: list[Cell] = []
+        self._numbers = itertools.count()
+        self._running: dict[int, Running] = {}  # by both descriptors of each
+        self._events = select.poll()
+        for descriptor in (control.fileno(), caller):
+            self._events.register(descriptor, select.POLLIN)
+        self._next_check = 0.0
+
+    def serve(self) -> None:
+        """Works until the caller is gone."""
+        while True:
+            wait_ms = max(0.0, self._next_check - time.monotonic()) * 1000 if self._running else None
+            heard = [descriptor for descriptor, _ in self._events.poll(wait_ms)]
+            for descriptor in heard:
+                self._hear(descriptor)
+            # last, because a new worker may get the descriptors of one that has just ended
+            if self.caller in heard or (self.control.fileno() in heard and not self._accept()):
+                return
+            if self._running and time.monotonic() >= self._next_check:
+                self._check()
+
+    def _hear(self, descriptor: int) -> None:
+        """A worker has ended, or its caller needs it no more."""
+        worker_of_it = self._running.get(descriptor)
+        if worker_of_it is None:
+            return
+        if descriptor != worker_of_it.ended:
+            self._events.unregister(descriptor)
+            worker_of_it.kill(Outcome.CLOSED, "")
+            return
+        for each in (worker_of_it.ended, worker_of_it.status.fileno()):
+            del self._running[each]
+        worker_of_it.finish(self._events)
+        self._free.append(worker_of_it.cell)
+
+    def _check(self) -> None:
+        self._next_check = time.monotonic() + min(each.check() for each in set(self._running.values()))
+
+    def _accept(self) -> bool:
+        """Forks a worker for a request; says whether the caller is still there."""
+        request, descriptors, _, _ = socket.recv_fds(self.control, _REQUEST_BYTES, 2)
+        if not request:
+            return False
+        asked = json.loads(request)
+        channel, status = descriptors
+        allowance = Allowance(**asked["allowance"])
+        cell = self._cell()
+        zygote = os.getpid()
+        try:
+            pid = os.fork()
+        except OSError:  # too many processes, too little memory: the caller sees that the status is closed
+            self._free.append(cell)
+            os.close(status)
+        else:
+            if not pid:
+                worker.run(self.roles[asked["role"]], zygote, channel, cell, allowance)
+            one = Running(pid, socket.socket(fileno=status), cell, allowance)
+            one.listen(self._events)
+            self._running[one.ended] = self._running[status] = one
+            self._next_check = 0.0
+        os.close(channel)
+        return True
+
+    def _cell(self) -> Cell:
+        if self._free:
+            return self._free.pop()
+        folder = self.scratch / str(next(self._numbers))
+        folder.mkdir(mode=0o700)
+        rules = None if self._instructions is None else landlock.ruleset(folder, readable_paths())
+        return Cell(folder, rules, self._instructions)
+
+    def close(self) -> None:
+        """Ends the workers, and removes the folders."""
+        for each in set(self._running.values()):
+            each.kill(Outcome.CLOSED, "")
+            each.finish(self._events)
+        folders.empty(self.scratch)
+
+
+def main(control: int, caller: int, scratch: str, is_isolated: bool) -> None:
+    """The program of a zygote: says that it is ready, and works.
+
+    Args:
+        control (`int`), caller (`int`): descriptors, see `Zygote`.
+        scratch (`str`), is_isolated (`bool`): see `Zygote`.
+    """
+    os.environ.clear()
+    kernel.forbid_new_privileges()
+    kernel.drop_capabilities()
+    for name in _PRELOADED:
+        importlib.import_module(name)
+    zygote = Zygote(socket.socket(fileno=control), caller, Path(scratch), is_isolated)
+    gc.collect()
+    gc.disable()
+    gc.freeze()  # so that workers share this memory
+    zygote.control.send(b"ready")
+    try:
+        zygote.serve()
+    finally:
+        zygote.close()
+    sys.exit(0)
