@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 from hf_rlae.errors import ConfigError, SandboxUnavailableError, nearest
 from hf_rlae.rewards.sandbox import backends
 from hf_rlae.rewards.sandbox.limits import SandboxLimits
-from hf_rlae.rewards.sandbox.outcomes import WorkerEndedError
+from hf_rlae.rewards.sandbox.outcomes import Ended, Outcome, WorkerEndedError
 from hf_rlae.rewards.sandbox.session import Session
 from hf_rlae.rewards.sandbox.zygote_process import ZygoteProcess
 
@@ -102,9 +102,10 @@ class Sandbox:
         """Room for the workers of one grading, which end with this block. It waits while too many others run.
 
         Yields:
-            `Callable[[str], Session]`: starts a worker in a role, see `zygote`. The worker is locked down and waits for its
-            first message. Inside the block, a thread must not ask for another place: threads may wait for one another.
-            It raises `SandboxUnavailableError` if this machine has no isolation, or if workers do not start.
+            `Callable[[str], Session]`: starts a worker in a role, see `zygote`, that is locked down and waits for its
+            first message. It raises `SandboxUnavailableError` if nothing on this machine isolates it, and
+            `WorkerEndedError` with `Outcome.UNAVAILABLE` if it does not start although something does.
+            Inside the block, a thread must not ask for another place: threads may wait for one another.
         """
         with self._places, contextlib.ExitStack() as ends:
             yield lambda role: self._start(role, ends)
@@ -118,7 +119,13 @@ class Sandbox:
     def _start(self, role: str, ends: contextlib.ExitStack) -> Session:
         reason = ""
         for _ in range(_ATTEMPTS):
-            zygote = self._reserve()
+            try:
+                zygote = self._reserve()
+            except SandboxUnavailableError as error:
+                if not self._backend:
+                    raise
+                reason = str(error)
+                continue
             try:
                 session = zygote.session(role, self.limits)
             except (WorkerEndedError, OSError) as error:  # nothing has run, so that another one may be tried
@@ -130,7 +137,7 @@ class Sandbox:
                 ends.callback(self._release, zygote)
                 ends.callback(session.close)
                 return session
-        raise SandboxUnavailableError(f"{self._backend}: workers do not start: {reason}")
+        raise WorkerEndedError(Ended(Outcome.UNAVAILABLE, f"{self._backend}: workers do not start: {reason}"))
 
     def _release(self, zygote: ZygoteProcess) -> None:
         with self._lock:

@@ -15,6 +15,8 @@ from hf_rlae.rewards.sandbox.outcomes import Ended, Outcome, WorkerEndedError
 _CHUNK_BYTES = 2**16
 _GRACE_S = 30.0
 """How long after its time a worker may stay unreported; then its zygote is considered lost."""
+_CLOSING_S = 5.0
+"""How long a worker may live after it closed its channel."""
 
 
 class Session:
@@ -109,9 +111,12 @@ class Session:
 
     def _await_end(self) -> None:
         """The worker's channel is closed: waits for the zygote's word on why."""
+        self._status.settimeout(_CLOSING_S)
         try:
-            self._status.settimeout(max(0.001, self._lost_at - time.monotonic()))
             report = self._status.recv(4096)
+        except TimeoutError:
+            self._end(Ended(Outcome.BROKEN, "it closed its channel"))
+            return
         except OSError:
             report = b""
         if report:

@@ -37,6 +37,9 @@ _PRELOADED = (
 )
 # fmt: on
 _NOT_STANDARD = ("site-packages", "dist-packages", "test", "idlelib", "tkinter", "turtledemo", "ensurepip")
+_LIBRARIES = ("bz2", "crypto", "expat", "ffi", "lzma", "mpdec", "sqlite3", "ssl", "uuid", "z", "zstd")
+"""What modules of the standard library link to, as far as workers can use them."""
+_SHARED_DATA = (Path("/etc/ld.so.cache"), Path("/usr/share/zoneinfo"))
 _REQUEST_BYTES = 4096
 
 
@@ -44,7 +47,14 @@ def readable_paths() -> list[Path]:
     """What holds the standard library, without the packages that are installed beside it."""
     folders_of_it = {Path(sysconfig.get_path(name)) for name in ("stdlib", "platstdlib")}
     entries = [entry for folder in folders_of_it for entry in sorted(folder.iterdir())]
-    return [*(entry for entry in entries if entry.name not in _NOT_STANDARD), Path("/usr/share/zoneinfo")]
+    places = {
+        Path("/lib/x86_64-linux-gnu"),
+        Path("/usr/lib/x86_64-linux-gnu"),
+        Path("/usr/lib64"),
+        Path(sys.base_prefix) / "lib",
+    }
+    libraries = [file for place in places for name in _LIBRARIES for file in place.glob(f"lib{name}.so*")]
+    return [*(entry for entry in entries if entry.name not in _NOT_STANDARD), *libraries, *_SHARED_DATA]
 
 
 def _roles() -> dict[str, Callable[[Channel], None]]:
@@ -68,8 +78,9 @@ class Zygote:
         self.control, self.caller, self.scratch = control, caller, scratch
         self.roles = _roles()
         self._instructions: ctypes.Array | None = seccomp.compiled() if is_isolated else None
-        self._free: list[Cell] = []
         self._numbers = itertools.count()
+        self._free: list[Cell] = []
+        self._free = [self._cell()]
         self._running: dict[int, Running] = {}  # by both descriptors of each
         self._events = select.poll()
         for descriptor in (control.fileno(), caller):

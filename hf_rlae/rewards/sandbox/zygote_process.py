@@ -114,11 +114,6 @@ class ZygoteProcess:
             raise
         return session
 
-    @property
-    def is_gone(self) -> bool:
-        """Whether it has ended."""
-        return self._process.poll() is not None
-
 
 def _environment() -> dict[str, str]:
     """No secrets, and the same order of sets in each zygote; what shared builds of Python need."""
