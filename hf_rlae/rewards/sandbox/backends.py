@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import platform
 import shutil
+import signal
 import sys
 import sysconfig
 from pathlib import Path
@@ -23,6 +24,12 @@ for name in ("hf_rlae", "hf_rlae.rewards", "hf_rlae.rewards.sandbox"):
 sys.modules[name].__path__ = [sys.argv[1]]
 from hf_rlae.rewards.sandbox.zygote import main
 main(int(sys.argv[2]), int(sys.argv[3]), sys.argv[4], sys.argv[5] == "isolated")
+"""
+# bubblewrap waits for the end of its child for ever if its caller ignores SIGCHLD
+_WITH_SIGCHLD = """\
+import os, signal, sys
+signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+os.execvp(sys.argv[1], sys.argv[1:])
 """
 
 
@@ -53,7 +60,10 @@ def command(backend: str, scratch: str, control: int, caller: int) -> list[str]:
     # no user site, no site-packages, no current folder, no compiled files
     program = [python, "-s", "-S", "-P", "-B", "-c", _PROGRAM, str(_PACKAGE), str(control), str(caller), scratch]
     program.append("unsafe" if backend == UNSAFE else "isolated")
-    return [*_bubblewrap(python, scratch), *program] if backend == "bubblewrap" else program
+    if backend != "bubblewrap":
+        return program
+    first = [python, "-E", "-S", "-c", _WITH_SIGCHLD] if signal.getsignal(signal.SIGCHLD) == signal.SIG_IGN else []
+    return [*first, *_bubblewrap(python, scratch), *program]
 
 
 def _bubblewrap(python: str, scratch: str) -> list[str]:

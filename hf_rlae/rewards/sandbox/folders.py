@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 from pathlib import Path
 
 
 def holds_more_than(folder: Path, most: int) -> bool:
-    """Whether there are more files and folders below a folder; it never looks at many more than that."""
+    """Whether there are more files and folders below a folder, or too deep ones. It stops counting there."""
     found = 0
     waiting = [folder]
     while waiting:
@@ -20,8 +21,9 @@ def holds_more_than(folder: Path, most: int) -> bool:
                         return True
                     if entry.is_dir(follow_symlinks=False):
                         waiting.append(Path(entry.path))
-        except OSError:  # it is gone, or its owner closed it: the worker may do both
-            continue
+        except OSError as error:  # it is gone, or its owner closed it: the worker may do both
+            if error.errno == errno.ENAMETOOLONG:  # so deep that nobody can count it
+                return True
     return False
 
 

@@ -14,6 +14,7 @@ import itertools
 import json
 import os
 import select
+import signal
 import socket
 import sys
 import sysconfig
@@ -166,6 +167,8 @@ def main(control: int, caller: int, scratch: str, is_isolated: bool) -> None:
         scratch (`str`), is_isolated (`bool`): see `Zygote`.
     """
     os.environ.clear()
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # the caller's choices are inherited
+    signal.pthread_sigmask(signal.SIG_SETMASK, [])
     kernel.forbid_new_privileges()
     kernel.drop_capabilities()
     for name in _PRELOADED:
