@@ -21,7 +21,8 @@ _INPUTS = """
 Args:
     predictions (`list`): the completions, strings or lists of messages.
     references (`list`): the ground truths, as in the column `answer` of the reward (a string, a number, a list, `None`
-        if a completion cannot be judged), or dicts with the key `answer` and further columns (`choices`, `aliases`).
+        if a completion cannot be judged), or dicts with the columns that the reward reads (`answer`, `choices`,
+        `aliases`, `test_list`).
 Returns:
     `dict`: the mean reward of the judged completions (NaN if there are none), `num_judged`, `num_unjudged`.
 """
@@ -100,13 +101,22 @@ class RewardMetric(evaluate.Metric):
         )
 
     def _compute(self, predictions: Sequence[str], references: Sequence[str]) -> dict[str, Any]:  # type: ignore[override]
-        texts = [json.loads(prediction) for prediction in predictions]
-        rows = [_columns(json.loads(reference)) for reference in references]
-        columns = {name: [row.get(name) for row in rows] for name in {"answer"}.union(*rows)}
-        rewards = self.reward(prompts=[""] * len(texts), completions=texts, **columns)
+        rewards = self._rewards([json.loads(each) for each in predictions], [json.loads(each) for each in references])
         judged = [reward for reward in rewards if reward is not None and not math.isnan(reward)]
         mean = math.fsum(judged) / len(judged) if judged else math.nan
         return {self.measure: mean, "num_judged": len(judged), "num_unjudged": len(rewards) - len(judged)}
+
+    def _rewards(self, completions: Sequence[Any], references: Sequence[Any]) -> list[float | None]:
+        """The reward of each completion with its ground truth."""
+        rows = [self._columns(reference) for reference in references]
+        columns = {name: [row.get(name) for row in rows] for name in {"answer"}.union(*rows)}
+        return list(self.reward(prompts=[""] * len(completions), completions=completions, **columns))
+
+    def _columns(self, reference: Any) -> dict[str, Any]:
+        """A reference as a row of columns: a dict with the key `answer`, or with all that the reward needs, is one."""
+        needed = set(getattr(self.reward, "required_columns", ())) or {"answer"}
+        is_row = isinstance(reference, dict) and ("answer" in reference or needed <= set(reference))
+        return reference if is_row else {"answer": reference}
 
 
 class LetterAccuracy(RewardMetric):
@@ -165,11 +175,6 @@ class MeanSentiment(RewardMetric):
     def __init__(self, lexicon: str | None = None, **kwargs: Any) -> None:
         options = {} if lexicon is None else {"lexicon": lexicon}
         super().__init__(get_reward("sentiment", **options), **kwargs)
-
-
-def _columns(reference: Any) -> dict[str, Any]:
-    """A reference as a row of columns: a dict with the key `answer` is one already."""
-    return reference if isinstance(reference, dict) and "answer" in reference else {"answer": reference}
 
 
 def _to_json(value: Any) -> str:

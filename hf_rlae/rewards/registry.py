@@ -8,17 +8,12 @@ from collections.abc import Callable
 from functools import cache
 from typing import Any
 
-from hf_rlae.errors import RewardError, RewardUnavailableError
+from hf_rlae.errors import RewardError
 from hf_rlae.registry import Registry
 from hf_rlae.rewards.contract import Reward
 
 rewards: Registry[Callable[..., Any]] = Registry("reward")
 """Name -> reward; `@rewards.register("mine")` adds one."""
-
-_LATER = {
-    "mbpp": "there is no rule for MBPP yet: it would run code that a model wrote, which needs a sandbox; register a "
-    "reward of your own under another name, or train on another task"
-}
 
 
 @cache
@@ -53,8 +48,6 @@ def get_reward(name: str, **options: Any) -> Callable[..., Any]:
     [1.0, 0.0]
     """
     _discover()
-    if name in _LATER and name not in rewards:
-        raise RewardUnavailableError(_LATER[name])
     reward = rewards[name]
     if options:
         if not isinstance(reward, Reward):

@@ -37,8 +37,8 @@ def list_tasks() -> list[Task]:
 
     Example:
 
-    >>> [task.name for task in list_tasks() if task.reward is None]
-    ['mbpp']
+    >>> [task.name for task in list_tasks() if task.reward in ("mbpp", "humaneval")]
+    ['humaneval', 'mbpp']
     """
     return [tasks[name] for name in tasks]
 

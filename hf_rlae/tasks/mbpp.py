@@ -31,12 +31,12 @@ def _split_of(row: TaskRow) -> str | None:
         "code": "code",
         "tests": ("test_list", "test"),
         "setup": "test_setup_code",
+        "imports": "test_imports",
         "task_id": "task_id",
     },
-    optional_fields=("setup", "task_id"),
+    optional_fields=("setup", "imports", "task_id"),
     extra_columns={"test_list": ["string"], "test_setup_code": "string"},
-    reward=None,
-    reward_note="a judge has to run code that a model wrote, which needs a sandbox",
+    reward="mbpp",
     message="{question}",
     text="Task: {question}\nPython:",
     num_few_shot=3,
@@ -50,5 +50,7 @@ def mbpp(row: TaskRow) -> Example:
     row.text("code")
     code = row.value("code").strip("\r\n")  # indentation stays
     body = "\n".join([question, "It has to pass these tests:", *tests])
-    columns = {"test_list": tests, "test_setup_code": row.optional_text("setup")}
+    imports = [] if row.value("imports") is None else row.sequence("imports")
+    setup = [*(row.checked_text("imports", line) for line in imports), row.optional_text("setup")]
+    columns = {"test_list": tests, "test_setup_code": "\n".join(filter(None, setup))}
     return Example(question, code, f"```python\n{code}\n```", body, columns)

@@ -84,7 +84,8 @@ class Sandbox:
         self._zygotes: list[ZygoteProcess] = []
         self._backend: str | None = None
         self._cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 1
-        self._places = threading.BoundedSemaphore(max(4, 2 * self._cores))
+        self.num_places = max(4, 2 * self._cores)
+        self._places = threading.BoundedSemaphore(self.num_places)
 
     @property
     def backend(self) -> str:

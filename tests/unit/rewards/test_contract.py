@@ -13,8 +13,8 @@ import numpy as np
 import pytest
 
 import hf_rlae.rewards
-from hf_rlae.errors import ConfigError, HfRlaeError
-from hf_rlae.rewards import Reward, RewardError, RewardUnavailableError, get_reward, list_rewards, rewards
+from hf_rlae.errors import ConfigError
+from hf_rlae.rewards import Reward, RewardError, get_reward, list_rewards, rewards
 from hf_rlae.rewards.contract import completion_text, is_async, name_of
 
 TASKS = {
@@ -91,13 +91,6 @@ def test_unknown_names():
         get_reward("gsm9k")
     with pytest.raises(AttributeError, match="no attribute 'gsm9k'"):
         _ = hf_rlae.rewards.gsm9k
-
-
-def test_mbpp_is_not_there_yet():
-    with pytest.raises(RewardUnavailableError, match="sandbox"):
-        get_reward("mbpp")
-    assert issubclass(RewardUnavailableError, HfRlaeError)
-    assert "mbpp" not in list_rewards()
 
 
 def test_options():
