@@ -1,0 +1,119 @@
+"""Many calls of the sandbox: nothing is left behind, and no call is answered wrongly whatever is killed."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import random
+import signal
+import threading
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+
+from hf_rlae.rewards.sandbox import backends
+from hf_rlae.rewards.sandbox.limits import SandboxLimits
+from hf_rlae.rewards.sandbox.outcomes import Ended
+from hf_rlae.rewards.sandbox.pool import Sandbox
+from tests.support.tiers import draws, show_figure
+from tests.unit.rewards.sandbox.attacks import ATTACKS
+from tests.unit.rewards.sandbox.world import World, available, descendants, has_escaped, run, settles, world
+
+pytestmark = pytest.mark.slow
+
+LIMITS = SandboxLimits(cpu_s=0.1, memory_mb=128)
+HOSTILE = 0.3
+MOST_DESCRIPTORS, MOST_BYTES = 2, 20 * 2**20
+THREADS = 4
+
+
+@pytest.fixture(params=backends.BACKENDS)
+def sandbox(request) -> Iterator[Sandbox]:
+    made = available(request.param, LIMITS)
+    yield made
+    made.close()
+
+
+@pytest.fixture
+def outside(tmp_path) -> Iterator[World]:
+    with world(tmp_path) as made:
+        yield made
+
+
+def call(sandbox: Sandbox, outside: World, number: int) -> str:
+    """One call, hostile or not; what is wrong with its answer."""
+    chosen = random.Random(number)
+    if chosen.random() < HOSTILE:
+        attack = chosen.choice(ATTACKS)
+        answer = run(sandbox, outside.program(attack))
+        ended = answer.outcome if isinstance(answer, Ended) else answer
+        is_right = ended in attack.ends and not has_escaped(answer, outside)
+        return "" if is_right or _is_nobodys_fault(answer) else f"{attack.aim}: {answer}"
+    answer = run(sandbox, f"raise type('answer{number}', (Exception,), {{}})")
+    return "" if answer == f"answer{number}" or _is_nobodys_fault(answer) else f"{number}: {answer}"
+
+
+def _is_nobodys_fault(answer: str | Ended) -> bool:
+    return isinstance(answer, Ended) and answer.outcome.is_infrastructure
+
+
+def calls(sandbox: Sandbox, outside: World, numbers: range) -> list[str]:
+    with ThreadPoolExecutor(THREADS) as threads:
+        return [wrong for wrong in threads.map(lambda number: call(sandbox, outside, number), numbers) if wrong]
+
+
+def held(pid: int) -> tuple[int, int]:
+    """The descriptors and the bytes of memory that a process holds."""
+    pages = int(Path(f"/proc/{pid}/statm").read_text().split()[1])
+    return len(os.listdir(f"/proc/{pid}/fd")), pages * 4096
+
+
+def test_many_calls_leave_nothing_behind(sandbox, outside):
+    count = draws(300, 10_000)
+    assert calls(sandbox, outside, range(-200, 0)) == []  # so that all zygotes, places and caches are there
+    processes = descendants(os.getpid())
+    before = {pid: held(pid) for pid in (os.getpid(), *(each.pid for each in sandbox._zygotes))}
+    assert calls(sandbox, outside, range(count)) == []
+    assert settles(lambda: descendants(os.getpid()) == processes)
+    descriptors, memory = 0, 0
+    for pid, (open_before, bytes_before) in before.items():
+        open_after, bytes_after = held(pid)
+        descriptors, memory = max(descriptors, open_after - open_before), memory + bytes_after - bytes_before
+    assert descriptors <= MOST_DESCRIPTORS
+    assert memory <= MOST_BYTES
+    assert outside.touched() == []
+    show_figure(
+        f"{sandbox.backend}: {count} calls, {HOSTILE:.0%} hostile, by {THREADS} threads: no process left, "
+        f"{descriptors} descriptors, {memory / 2**20:.1f} MiB"
+    )
+
+
+def test_calls_are_answered_right_while_zygotes_and_workers_are_killed(sandbox, outside):
+    count = draws(200, 2_000)
+    is_over = threading.Event()
+    killed = 0
+
+    def kill_some() -> None:
+        nonlocal killed
+        while not is_over.wait(0.2):
+            found = [pid for each in sandbox._zygotes for pid in (each.pid, *descendants(each.pid))]
+            if found:
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(random.choice(found), signal.SIGKILL)
+                    killed += 1
+
+    killer = threading.Thread(target=kill_some)
+    killer.start()
+    try:
+        wrong = calls(sandbox, outside, range(count))
+    finally:
+        is_over.set()
+        killer.join()
+    assert wrong == []
+    assert killed
+    assert run(sandbox, "raise KeyError") == "KeyError"
+    show_figure(
+        f"{sandbox.backend}: {count} calls while {killed} zygotes and workers were killed: none answered wrongly"
+    )
