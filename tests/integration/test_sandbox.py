@@ -76,7 +76,7 @@ def test_many_calls_leave_nothing_behind(sandbox, outside):
     processes = descendants(os.getpid())
     before = {pid: held(pid) for pid in (os.getpid(), *(each.pid for each in sandbox._zygotes))}
     assert calls(sandbox, outside, range(count)) == []
-    assert settles(lambda: descendants(os.getpid()) == processes)
+    assert settles(lambda: descendants(os.getpid()) <= processes)
     descriptors, memory = 0, 0
     for pid, (open_before, bytes_before) in before.items():
         open_after, bytes_after = held(pid)

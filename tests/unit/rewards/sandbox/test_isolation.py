@@ -56,7 +56,7 @@ def reaches_nothing(sandbox: Sandbox, outside: World, attack: Attack) -> None:
     assert not has_escaped(answer, outside)
     assert (answer.outcome if isinstance(answer, Ended) else answer) in attack.ends
     assert run(sandbox, STILL_FINE) == ""  # in an empty folder
-    assert settles(lambda: descendants(os.getpid()) == before)  # by the same zygote
+    assert settles(lambda: descendants(os.getpid()) <= before)  # by the same zygote
     assert outside.touched() == []
 
 
@@ -106,7 +106,7 @@ def test_without_isolation_a_process_that_outlives_its_program_is_seen(outside, 
         assert sandbox.backend == "unsafe"
         before = descendants(os.getpid())
         run(sandbox, "import os, time\nif not os.fork():\n    time.sleep(3)\n    os._exit(0)")
-        assert not settles(lambda: descendants(os.getpid()) == before, 0.3)
+        assert not settles(lambda: descendants(os.getpid()) <= before, 0.3)
     finally:
         sandbox.close()
 
