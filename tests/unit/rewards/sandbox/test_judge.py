@@ -3,20 +3,15 @@
 from __future__ import annotations
 
 import contextlib
-import textwrap
 
 import pytest
 
 from hf_rlae.errors import SandboxUnavailableError
 from hf_rlae.rewards.sandbox.judge import Job, Verdict, judge, judge_all
 from hf_rlae.rewards.sandbox.outcomes import Ended, Outcome, WorkerEndedError
-from hf_rlae.rewards.sandbox.used_names import UsedNames, used_names
+from hf_rlae.rewards.sandbox.used_names import UsedNames
 from tests.support.threads_as_workers import ThreadsSandbox, threads_place
-
-
-def job(program, *tests, reference=None, preludes=()):
-    program, tests = textwrap.dedent(program), tuple(map(textwrap.dedent, tests))
-    return Job((program,), tests, used_names("\n".join(tests), reference), preludes)
+from tests.unit.rewards.sandbox.cheats import CHEATS, FALSE_EQUAL, NEEDS_PROCESSES, job
 
 
 def verdict(program, *tests, **options):
@@ -107,126 +102,6 @@ def test_wrong_programs_fail(case):
     assert verdict(*case).passed is False
 
 
-FALSE_EQUAL = (
-    "class Equal{base}:\n    def __eq__(self, other): return True\n    def __ne__(self, other): return False\n"
-)
-CHEATS = {
-    "an object that equals everything": (FALSE_EQUAL.format(base="") + "def f(x): return Equal()", "assert f(1) == 2"),
-    "it on the right": (FALSE_EQUAL.format(base="") + "def f(x): return Equal()", "assert 2 == f(1)"),
-    "a number that equals everything": (
-        FALSE_EQUAL.format(base="(int)") + "def f(x): return Equal(5)",
-        "assert f(1) == 2",
-    ),
-    "a text that equals everything": (
-        FALSE_EQUAL.format(base="(str)") + "def f(x): return Equal()",
-        "assert f(1) == 'a'",
-    ),
-    "a float that equals everything": (
-        FALSE_EQUAL.format(base="(float)") + "def f(x): return Equal()",
-        "assert f(1) == 2.",
-    ),
-    "a list that equals everything": (
-        FALSE_EQUAL.format(base="(list)") + "def f(x): return Equal()",
-        "assert f(1) == [2]",
-    ),
-    "it in a list": (FALSE_EQUAL.format(base="") + "def f(x): return [Equal()]", "assert f(1) == [2]"),
-    "it as a key": (
-        FALSE_EQUAL.format(base="") + "    def __hash__(self): return hash('a')\ndef f(x): return {Equal(): 1}",
-        "assert f(1) == {'a': 1}",
-    ),
-    "it among the items": (FALSE_EQUAL.format(base="") + "def f(x): return Equal()", "assert f(1) in [1, 2]"),
-    "a class that says it is another": (
-        "class Lies:\n    __class__ = int\n    def __eq__(self, other): return True\ndef f(x): return Lies()",
-        "assert isinstance(f(1), int) and f(1) == 2",
-    ),
-    "a container of everything": (
-        "class All:\n    def __contains__(self, item): return True\ndef f(x): return All()",
-        "assert 2 in f(1)",
-    ),
-    "larger and smaller than anything": (
-        "class Any:\n    __lt__ = __gt__ = __le__ = __ge__ = lambda self, other: True\ndef f(x): return Any()",
-        "assert f(1) < 2",
-    ),
-    "methods that say yes": (
-        "class Text:\n    def startswith(self, text): return True\ndef f(x): return Text()",
-        "assert f(1).startswith('a')",
-    ),
-    "a length as expected": (
-        "class A:\n    def __len__(self): return 2\ndef f(x): return A()",
-        "assert len(f(1)) == 2",
-    ),
-    "a number on demand": (
-        "class A:\n    def __int__(self): return 2\n    __index__ = __float__ = __int__\ndef f(x): return A()",
-        "assert int(f(1)) == 2",
-    ),
-    "a text on demand": (
-        "class A:\n    def __str__(self): return '2'\n    __repr__ = __str__\ndef f(x): return A()",
-        "assert str(f(1)) == '2'",
-    ),
-    "differences that are nothing": (
-        "class A:\n    def __sub__(self, other): return 0\n    __rsub__ = __sub__\ndef f(x): return A()",
-        "assert abs(f(1) - 2) < 1e-6",
-    ),
-    "a replaced builtin": (
-        "import builtins\nbuiltins.abs = lambda x: 0\ndef f(x): return 7",
-        "assert abs(f(1) - 2) < 1",
-    ),
-    "a function called as a builtin of the tests": (
-        "def sorted(x): return 0\ndef set(x): return 0\ndef len(x): return 0\ndef f(x): return 7",
-        "assert sorted(f(1)) == sorted([2])",
-    ),
-    "a module called as one of the tests": (
-        "class math:\n    isclose = staticmethod(lambda a, b: True)\ndef f(x): return 7",
-        "assert math.isclose(f(1), 2)",
-    ),
-    "a replaced module": (
-        "import math\nmath.isclose = lambda *a, **k: True\ndef f(x): return 7",
-        "assert f(1) == 2 or math.isclose(f(1), 2)",
-    ),
-    "an error of asserts": ("def f(x): raise AssertionError", "assert f(1) == 2"),
-    "the end of an iterator": ("def f(x): raise StopIteration", "assert all(map(f, [1, 2]))"),
-    "the end of the process": ("def f(x): raise SystemExit(0)", "assert f(1) == 2"),
-    "an interrupt": ("def f(x): raise KeyboardInterrupt", "assert f(1) == 2"),
-    "the end of a generator": ("def f(x): raise GeneratorExit", "assert f(1) == 2"),
-    "an error that is named as another": (
-        "class ValueError(Exception):\n    pass\nValueError.__name__ = 'no such name'\ndef f(x): raise ValueError",
-        "assert f(1) == 2",
-    ),
-    "not a number": ("def f(x): return float('nan')", "assert f(1) == f(1)"),
-    "not a number, compared": ("def f(x): return float('nan')", "assert f(1) <= 2"),
-    "arguments that it changes": (
-        "def f(x):\n    x.clear()\n    return []",
-        "given = [2, 1]\nassert f(given) == sorted(given)",
-    ),
-    "the expected value in a frame": (
-        """
-        import sys
-        def f(x):
-            frame = sys._getframe()
-            while frame:
-                for value in (*frame.f_locals.values(), *frame.f_globals.values()):
-                    if type(value) in (int, str) and "31337" in str(value):
-                        return 31337
-                frame = frame.f_back
-        """,
-        "assert f(1) == 31337",
-    ),
-    "the expected value in memory": (
-        """
-        import gc
-        def f(x):
-            return next((o for o in gc.get_objects() if type(o) is list and o and o[0] == "secret-value"), None)
-        """,
-        "expected = ['secret' + '-value']\nassert f(1) == expected",
-    ),
-}
-# in threads, the tests are in the same memory, and replaced modules are everybody's
-NEEDS_PROCESSES = (
-    "a replaced builtin",
-    "a replaced module",
-    "the expected value in a frame",
-    "the expected value in memory",
-)
 IN_THREADS = {name: case for name, case in CHEATS.items() if name not in NEEDS_PROCESSES}
 
 
