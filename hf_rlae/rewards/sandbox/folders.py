@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import os
+import secrets
 from pathlib import Path
 
 
@@ -28,27 +28,28 @@ def holds_more_than(folder: Path, most: int) -> bool:
 
 
 def empty(folder: Path) -> None:
-    """Removes everything below a folder, however deep, whatever it allows. No worker may use the folder now."""
+    """Removes everything below a folder, however deep, whatever it allows. No worker may use the folder now.
+
+    Raises:
+        OSError: something cannot be removed.
+    """
+    prefix = secrets.token_hex(16)  # that no worker could have guessed
     moved = 0
-    while folders := [entry for entry in _entries(folder) if _is_removed_or_folder(entry)]:
+    while folders := _left(folder):
         for entry in folders:
-            os.chmod(entry, 0o700)
-            for inner in _entries(entry):
-                if _is_removed_or_folder(inner):  # deeper paths would grow too long: what lies below moves up
-                    os.rename(inner, folder / f"moved-{moved}")
-                    moved += 1
-            with contextlib.suppress(FileNotFoundError):
-                os.rmdir(entry)
+            for inner in _left(entry):  # paths to what is deeper would grow too long: it moves up
+                os.rename(inner, folder / f"{prefix}-{moved}")
+                moved += 1
+            os.rmdir(entry)
 
 
-def _entries(folder: Path) -> list[Path]:
+def _left(folder: Path) -> list[Path]:
+    """The folders in a folder, open to their owner, after its files are removed."""
     with os.scandir(folder) as entries:
-        return [Path(entry.path) for entry in entries]
-
-
-def _is_removed_or_folder(path: Path) -> bool:
-    """Removes a file; says whether it is a folder, which is left."""
-    if path.is_dir() and not path.is_symlink():
-        return True
-    os.unlink(path)
-    return False
+        found = list(entries)
+    for entry in found:
+        if entry.is_dir(follow_symlinks=False):
+            os.chmod(entry.path, 0o700)
+        else:
+            os.unlink(entry.path)
+    return [Path(entry.path) for entry in found if entry.is_dir(follow_symlinks=False)]

@@ -9,10 +9,11 @@ import weakref
 from collections import deque
 from collections.abc import Callable, Iterator
 
-from hf_rlae.errors import ConfigError, SandboxUnavailableError, nearest
+from hf_rlae.errors import ConfigError, InternalError, SandboxUnavailableError, nearest
 from hf_rlae.rewards.sandbox import backends
 from hf_rlae.rewards.sandbox.limits import SandboxLimits
 from hf_rlae.rewards.sandbox.outcomes import Ended, Outcome, WorkerEndedError
+from hf_rlae.rewards.sandbox.roles import ROLES
 from hf_rlae.rewards.sandbox.session import Session
 from hf_rlae.rewards.sandbox.zygote_process import ZygoteProcess
 
@@ -103,7 +104,7 @@ class Sandbox:
         """Room for the workers of one grading, which end with this block. It waits while too many others run.
 
         Yields:
-            `Callable[[str], Session]`: starts a worker in a role, see `zygote`, that is locked down and waits for its
+            `Callable[[str], Session]`: starts a worker in a role, see `roles`, that is locked down and waits for its
             first message. It raises `SandboxUnavailableError` if nothing on this machine isolates it, and
             `WorkerEndedError` with `Outcome.UNAVAILABLE` if it does not start although something does.
             Inside the block, a thread must not ask for another place: threads may wait for one another.
@@ -118,6 +119,8 @@ class Sandbox:
             yield start(role)
 
     def _start(self, role: str, ends: contextlib.ExitStack) -> Session:
+        if role not in ROLES:
+            raise InternalError(f"Sandbox: no worker has the role {role!r}; {nearest(role, ROLES)}")
         reason = ""
         for _ in range(_ATTEMPTS):
             try:

@@ -68,8 +68,12 @@ class Running:
         self._reason = self._reason or (outcome, detail)
         os.kill(self.pid, signal.SIGKILL)
 
-    def finish(self, events: select.poll) -> None:
-        """Reports how it ended, and empties its folder."""
+    def finish(self, events: select.poll) -> bool:
+        """Reports how it ended, and empties its folder.
+
+        Returns:
+            `bool`: whether the folder is empty.
+        """
         _, status, usage = os.wait4(self.pid, 0)
         cpu_s = usage.ru_utime + usage.ru_stime
         outcome, detail = self._outcome(os.waitstatus_to_exitcode(status), cpu_s)
@@ -80,7 +84,11 @@ class Running:
                 events.unregister(descriptor)
         os.close(self.ended)
         self.status.close()
-        folders.empty(self.cell.folder)
+        try:
+            folders.empty(self.cell.folder)
+        except OSError:  # nothing that a worker can do is known to lead here
+            return False
+        return True
 
     def _outcome(self, code: int, cpu_s: float) -> tuple[Outcome, str]:
         if self._reason and code == -signal.SIGKILL:

@@ -7,6 +7,7 @@ its workers end with it.
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import gc
 import importlib
@@ -19,13 +20,12 @@ import socket
 import sys
 import sysconfig
 import time
-from collections.abc import Callable
 from pathlib import Path
 
 from hf_rlae.rewards.sandbox import folders, kernel, landlock, seccomp, worker
-from hf_rlae.rewards.sandbox.channel import Channel
 from hf_rlae.rewards.sandbox.lockdown import Allowance, Cell
 from hf_rlae.rewards.sandbox.outcomes import Outcome
+from hf_rlae.rewards.sandbox.roles import ROLES
 from hf_rlae.rewards.sandbox.running import Running
 
 # fmt: off
@@ -58,13 +58,6 @@ def readable_paths() -> list[Path]:
     return [*(entry for entry in entries if entry.name not in _NOT_STANDARD), *libraries, *_SHARED_DATA]
 
 
-def _roles() -> dict[str, Callable[[Channel], None]]:
-    """What a worker can do, by name: the function `main` of each module `<name>_role` beside this one."""
-    names = [path.stem for path in Path(__file__).parent.glob("*_role.py")]
-    modules = {name: importlib.import_module(f"hf_rlae.rewards.sandbox.{name}") for name in names}
-    return {name.removesuffix("_role"): module.main for name, module in modules.items()}
-
-
 class Zygote:
     """Forks workers and watches them until the caller is gone.
 
@@ -77,7 +70,7 @@ class Zygote:
 
     def __init__(self, control: socket.socket, caller: int, scratch: Path, is_isolated: bool) -> None:
         self.control, self.caller, self.scratch = control, caller, scratch
-        self.roles = _roles()
+        self.roles = {role: importlib.import_module(f"hf_rlae.rewards.sandbox.{role}_role").main for role in ROLES}
         self._instructions: ctypes.Array | None = seccomp.compiled() if is_isolated else None
         self._numbers = itertools.count()
         self._free: list[Cell] = []
@@ -112,8 +105,10 @@ class Zygote:
             return
         for each in (worker_of_it.ended, worker_of_it.status.fileno()):
             del self._running[each]
-        worker_of_it.finish(self._events)
-        self._free.append(worker_of_it.cell)
+        if worker_of_it.finish(self._events):
+            self._free.append(worker_of_it.cell)
+        elif worker_of_it.cell.rules is not None:
+            os.close(worker_of_it.cell.rules)
 
     def _check(self) -> None:
         self._next_check = time.monotonic() + min(each.check() for each in set(self._running.values()))
@@ -125,6 +120,7 @@ class Zygote:
             return False
         asked = json.loads(request)
         channel, status = descriptors
+        role = self.roles[asked["role"]]
         allowance = Allowance(**asked["allowance"])
         cell = self._cell()
         zygote = os.getpid()
@@ -135,7 +131,7 @@ class Zygote:
             os.close(status)
         else:
             if not pid:
-                worker.run(self.roles[asked["role"]], zygote, channel, cell, allowance)
+                worker.run(role, zygote, channel, cell, allowance)
             one = Running(pid, socket.socket(fileno=status), cell, allowance)
             one.listen(self._events)
             self._running[one.ended] = self._running[status] = one
@@ -156,7 +152,8 @@ class Zygote:
         for each in set(self._running.values()):
             each.kill(Outcome.CLOSED, "")
             each.finish(self._events)
-        folders.empty(self.scratch)
+        with contextlib.suppress(OSError):  # the caller tries it as well
+            folders.empty(self.scratch)
 
 
 def main(control: int, caller: int, scratch: str, is_isolated: bool) -> None:

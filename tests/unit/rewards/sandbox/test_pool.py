@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from hf_rlae.errors import ConfigError, SandboxUnavailableError
+from hf_rlae.errors import ConfigError, InternalError, SandboxUnavailableError
 from hf_rlae.rewards.sandbox import backends, pool
 from hf_rlae.rewards.sandbox.limits import SandboxLimits
 from hf_rlae.rewards.sandbox.outcomes import Outcome, WorkerEndedError
@@ -330,6 +330,11 @@ def test_more_than_one_failure_in_a_hundred_stops():
     failures.note("the machine is full again")
     with pytest.raises(SandboxUnavailableError, match=r"2 of the last 100 gradings.*the last one: and again"):
         failures.note("and again")
+
+
+def test_a_role_that_does_not_exist_is_a_defect(locked):
+    with pytest.raises(InternalError, match="did you mean 'program'"), locked.session("programm"):
+        pass
 
 
 def test_a_place_is_waited_for(locked, monkeypatch):
