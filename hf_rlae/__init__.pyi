@@ -1,3 +1,8 @@
+from .baselines import Baseline as Baseline
+from .baselines import BaselineOutput as BaselineOutput
+from .baselines import get_baseline as get_baseline
+from .baselines import list_baselines as list_baselines
+from .baselines import train_pair_ranker as train_pair_ranker
 from .ensemble import EnsembleCache as EnsembleCache
 from .ensemble import EnsembleConfig as EnsembleConfig
 from .ensemble import EnsembleForCausalLM as EnsembleForCausalLM

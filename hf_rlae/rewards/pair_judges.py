@@ -88,7 +88,7 @@ class PairJudge:
         Raises:
             RewardError: messages, and a tokenizer without a chat template.
         """
-        rows = [self._encode(*texts) for texts in zip(prompts, first, second, strict=True)]
+        rows = [self.encode(*texts) for texts in zip(prompts, first, second, strict=True)]
         found: list[float | None] = [None] * len(rows)
         places = [at for at, (ids, _) in enumerate(rows) if ids]
         if not places:
@@ -150,7 +150,7 @@ class PairJudge:
             )
         return room
 
-    def _encode(self, prompt: Any, first: Any, second: Any) -> tuple[list[int], list[int]]:
+    def encode(self, prompt: Any, first: Any, second: Any) -> tuple[list[int], list[int]]:
         """The ids that the model reads, and the segment of each."""
         split: dict[str, Any] = {"split_special_tokens": True}
         filled = {

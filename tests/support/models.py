@@ -152,6 +152,25 @@ def constant(
     return model, tokenizer
 
 
+def bigram(
+    table: torch.Tensor, tokenizer: PreTrainedTokenizerBase | None = None
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """A pair whose model returns the logits `table[i]` after every text that ends with the id `i`; `(V, V)`."""
+    tokenizer = byte_level_bpe() if tokenizer is None else tokenizer
+    model = tiny("llama", len(table), num_hidden_layers=1)
+    read: list[torch.Tensor] = []
+
+    def note(_module: torch.nn.Module, _args: Any, given: dict[str, Any]) -> None:
+        read[:] = [given["input_ids"]]
+
+    def replace(_module: torch.nn.Module, _args: Any, output: torch.Tensor) -> torch.Tensor:
+        return table.to(output)[read[0][:, -output.shape[1] :]]
+
+    model.register_forward_pre_hook(note, with_kwargs=True)
+    model.get_output_embeddings().register_forward_hook(replace)
+    return model, tokenizer
+
+
 def with_adapters(base: PreTrainedModel, names: Sequence[str] = ("one", "two"), seed: int = 0) -> Any:
     """A base model with one LoRA adapter per name; no adapter is zero, and the first one is active."""
     peft = pytest.importorskip("peft")

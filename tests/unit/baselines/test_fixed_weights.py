@@ -6,8 +6,8 @@ import math
 
 import pytest
 
+from hf_rlae.baselines import best_fixed_weights, simplex_grid
 from hf_rlae.errors import ConfigError
-from hf_rlae.evaluation.fixed_weights import best_fixed_weights, simplex_grid
 
 
 @pytest.mark.parametrize(("members", "resolution"), [(1, 3), (2, 10), (3, 5), (4, 4)])
