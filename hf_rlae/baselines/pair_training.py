@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import random
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -94,16 +93,16 @@ def train_pair_ranker(
     steps = num_epochs * -(-len(readings) // batch_size)
     optimizer = torch.optim.AdamW(judge.model.parameters(), lr=learning_rate)
     schedule = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.0, steps)
-    order = random.Random(seed)  # noqa: S311 (an order, no secret)
+    generator = torch.Generator().manual_seed(seed)
     losses = []
     judge.model.train()
     with torch.random.fork_rng(), torch.enable_grad():
         torch.manual_seed(seed)
         for _ in range(num_epochs):
-            order.shuffle(readings)
+            order: list[int] = torch.randperm(len(readings), generator=generator).tolist()
             total = 0.0
             for start in range(0, len(readings), batch_size):
-                part = readings[start : start + batch_size]
+                part = [readings[at] for at in order[start : start + batch_size]]
                 logits = _logits(judge, [encoded for encoded, _ in part])
                 labels = torch.tensor([label for _, label in part], device=logits.device)
                 loss = binary_cross_entropy_with_logits(logits, labels)
