@@ -245,6 +245,54 @@ FAULTS = [
         "        path.write_bytes(raw)\n",
         "tests/unit/test_files.py",
     ),
+    Fault(
+        "rewards/sandbox/lockdown.py",
+        "landlock.restrict(cell.rules)",
+        "pass",
+        "tests/unit/rewards/sandbox/test_isolation.py",
+    ),
+    Fault(
+        "rewards/sandbox/seccomp.py",
+        '"getppid": 110,',
+        '"getppid": 110, "chmod": 90,',
+        "tests/unit/rewards/sandbox/test_isolation.py",
+    ),
+    Fault(
+        "rewards/sandbox/seccomp.py",
+        "_X32 = 0x40000000",
+        "_X32 = 0x7FFFFFFF",
+        "tests/unit/rewards/sandbox/test_seccomp.py",
+    ),
+    Fault(
+        "rewards/sandbox/running.py",
+        "return Outcome.KILLED",
+        "return Outcome.EXITED",
+        "tests/unit/rewards/sandbox/test_pool.py",
+    ),
+    Fault(
+        "rewards/sandbox/zygote.py",
+        "if self.caller in heard or",
+        "if",
+        "tests/unit/rewards/sandbox/test_pool.py",
+    ),
+    Fault(
+        "rewards/sandbox/pool.py",
+        "os.register_at_fork(after_in_child=_after_fork)",
+        "pass",
+        "tests/unit/rewards/sandbox/test_pool.py",
+    ),
+    Fault(
+        "rewards/sandbox/pool.py",
+        "if holes and backend != backends.UNSAFE:",
+        "if False:",
+        "tests/unit/rewards/sandbox/test_pool.py",
+    ),
+    Fault(
+        "rewards/sandbox/folders.py",
+        "prefix = secrets.token_hex(16)",
+        'prefix = "moved"',
+        "tests/unit/rewards/sandbox/test_folders.py",
+    ),
 ]
 
 

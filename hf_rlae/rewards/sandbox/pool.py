@@ -137,6 +137,9 @@ class Sandbox:
                 with self._lock:
                     self._zygotes = [each for each in self._zygotes if each is not zygote]
                 self._release(zygote)
+            except BaseException:
+                self._release(zygote)
+                raise
             else:
                 ends.callback(self._release, zygote)
                 ends.callback(session.close)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import select
 import socket
 import time
@@ -30,6 +31,7 @@ class Session:
 
     def __init__(self, channel: socket.socket, status: socket.socket, wall_s: float) -> None:
         self._channel, self._status = channel, status
+        self._owner = os.getpid()
         self._lines = LineReader()
         self._lost_at = time.monotonic() + wall_s + _GRACE_S
         self._ended: Ended | None = None
@@ -97,16 +99,11 @@ class Session:
             raise WorkerEndedError(self._ended)
 
     def _wait(self) -> None:
-        """Until the channel is ready, or the worker has ended and its channel is empty."""
+        """Until the channel is ready, or the worker has ended."""
         ready = dict(self._either.poll(max(0.0, self._lost_at - time.monotonic()) * 1000))
         if not ready:
             self._end(Ended(Outcome.UNAVAILABLE, "nothing is heard of the zygote"))
-        elif self._channel.fileno() not in ready:
-            # what the worker sent before it ended is still to be read, so the channel decides when it is empty
-            with contextlib.suppress(BlockingIOError):
-                if data := self._channel.recv(_CHUNK_BYTES):
-                    self._lines.feed(data)
-                    return
+        elif self._channel.fileno() not in ready:  # what a worker sends is there before word of its end
             self._await_end()
 
     def _await_end(self) -> None:
@@ -128,8 +125,9 @@ class Session:
     def _end(self, ended: Ended) -> None:
         self._ended = self._ended or ended
         for each in (self._channel, self._status):
-            with contextlib.suppress(OSError):  # also where a forked process holds a copy
-                each.shutdown(socket.SHUT_RDWR)
+            if self._owner == os.getpid():  # a forked process closes only its copies
+                with contextlib.suppress(OSError):
+                    each.shutdown(socket.SHUT_RDWR)
             each.close()
 
     def close(self) -> Ended:

@@ -179,6 +179,16 @@ def test_a_forked_process_has_its_own_zygotes(sandbox):
     assert zygotes(sandbox) == started
 
 
+def test_a_process_that_is_forked_during_a_session_leaves_it_alone(locked):
+    with locked.session("program") as session:
+        pid = os.fork()
+        if not pid:
+            session.close()
+            os._exit(0)
+        os.waitpid(pid, 0)
+        assert session.ask({"sources": ["raise KeyError"]}) == {"loaded": "KeyError"}
+
+
 def test_the_end_leaves_no_process_descriptor_or_folder(sandbox):
     sandbox.close()
     before, open_before = descendants(os.getpid()), len(os.listdir("/proc/self/fd"))
