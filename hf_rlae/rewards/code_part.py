@@ -38,8 +38,8 @@ def find_programs(text: str, answer_delimiters: Delimiters = ANSWER_DELIMITERS) 
 
     >>> find_programs("Like this:\n```python\ndef one():\n    return 1\n```\nDone.")
     ['def one():\n    return 1\n']
-    >>> find_programs("def one(): return 1\n```\nThat's it.")
-    ['def one(): return 1\n```\nThat's it.', 'def one(): return 1\n']
+    >>> find_programs("def one(): return 1\n```\nThat is it.")
+    ['def one(): return 1\n```\nThat is it.', 'def one(): return 1\n']
     """
     fences, outline = _fences(text)
     part = graded_part(outline, (), answer_delimiters, False, _has_fence if fences else bool)

@@ -34,6 +34,11 @@ ROWS = {
         "Correct Answer": "metre",
         **{f"Incorrect Answer {wrong}": f"unit {at}-{wrong}" for wrong in (1, 2, 3)},
     },
+    "mbpp": lambda at: {
+        "text": f"Write a function that adds {at}.",
+        "code": f"def add(x):\n    return x + {at}",
+        "test_list": [f"assert add(1) == {at + 1}"],
+    },
     "imdb": lambda at: {"text": f"Film {at} was a film that one can watch on a rainy day, or not.", "label": at % 2},
 }
 """A row of each dataset, in its schema on the Hub."""

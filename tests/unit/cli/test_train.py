@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import subprocess
 import sys
@@ -14,8 +15,10 @@ from hf_rlae.cli import training
 from hf_rlae.cli.main import main
 from hf_rlae.configs import FOLDER, list_configs
 from hf_rlae.ensemble import EnsembleForCausalLM
-from hf_rlae.trainers.runs import build
+from hf_rlae.tasks import get_task
+from hf_rlae.trainers.runs import build, data
 from tests.support.runs import SMALL, arguments, save_models
+from tests.support.sandboxes import some_sandbox
 
 
 @pytest.fixture(scope="module")
@@ -25,6 +28,8 @@ def folders(tmp_path_factory) -> dict[str, Path]:
 
 @pytest.mark.parametrize("config", list_configs())
 def test_every_ready_file_trains(config, folders, tmp_path, capsys):
+    if config.endswith("mbpp"):
+        some_sandbox()  # or the test is skipped
     assert main(arguments(config, folders, tmp_path)) == 0, capsys.readouterr().err
     out = tmp_path / "out"
     assert f"saved in {out}" in capsys.readouterr().out
@@ -64,7 +69,6 @@ REFUSED = {
     ),
     "an option without a reward": ('cory --config cory_imdb --rewards {"label":1}', "has no name"),
     "options that are not JSON": ("cory --config cory_imdb --task_options many", "task_options='many' is not JSON"),
-    "a task without a reward": ("rlae --config rlae_gsm8k --task mbpp", "the task 'mbpp' has no reward"),
     "an unknown mixing": ("rlae --config rlae_gsm8k --mixing liner", "did you mean 'linear'?"),
     "an unknown option of the ensemble": (
         'rlae --config rlae_gsm8k --ensemble_options {"min_wieght":0.1}',
@@ -115,6 +119,13 @@ def test_bad_settings_are_refused_before_anything_is_loaded(reason, capsys, monk
     assert captured.err.startswith("hf-rlae: error: ")
     assert captured.err.count("\n") == 1
     assert captured.out == ""
+
+
+def test_a_task_without_a_reward_needs_rewards(capsys, monkeypatch):
+    task = dataclasses.replace(get_task("gsm8k"), reward=None, reward_note="nobody can judge it")
+    monkeypatch.setattr(data, "get_task", lambda name: task)
+    assert main(["train", "rlae", "--config", "rlae_gsm8k"]) == 2
+    assert "the task 'gsm8k' has no reward of its own (nobody can judge it); give rewards" in capsys.readouterr().err
 
 
 def test_data_are_checked_before_models_are_loaded(folders, tmp_path, capsys, monkeypatch):
