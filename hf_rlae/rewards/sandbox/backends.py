@@ -10,6 +10,8 @@ import sys
 import sysconfig
 from pathlib import Path
 
+from hf_rlae.rewards.sandbox import landlock
+
 BACKENDS = ("bubblewrap", "landlock")
 """In the order in which they are tried. In both, landlock and seccomp lock workers down."""
 UNSAFE = "unsafe"
@@ -43,6 +45,10 @@ def missing(backend: str) -> str:
         return ""
     if platform.machine() != "x86_64" or sys.maxsize < 2**32:
         return f"it needs x86-64, not {platform.machine()}"
+    try:
+        landlock.version()
+    except OSError as error:
+        return f"the kernel has no landlock: {error.strerror}"
     if backend == "bubblewrap" and not shutil.which("bwrap"):
         return "bwrap is not installed; try `apt-get install bubblewrap`"
     return ""

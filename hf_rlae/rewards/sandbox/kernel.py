@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 import ctypes
+import functools
 import os
 
-_LIBC = ctypes.CDLL(None, use_errno=True)
-_LIBC.syscall.restype = ctypes.c_long
 _PR_SET_PDEATHSIG, _PR_SET_DUMPABLE, _PR_CAPBSET_DROP, _PR_SET_NO_NEW_PRIVS = 1, 4, 24, 38
 _CAPSET = 126
 _CAPABILITY_VERSION_3 = 0x20080522
+
+
+@functools.cache
+def _library() -> ctypes.CDLL:
+    library = ctypes.CDLL(None, use_errno=True)
+    library.syscall.restype = ctypes.c_long
+    return library
 
 
 def call(number: int, *arguments: int | ctypes.Structure | ctypes.Array | None) -> int:
@@ -24,7 +30,7 @@ def call(number: int, *arguments: int | ctypes.Structure | ctypes.Array | None) 
         else ctypes.c_void_p(ctypes.addressof(argument))
         for argument in arguments
     ]
-    result = int(_LIBC.syscall(ctypes.c_long(number), *passed))
+    result = int(_library().syscall(ctypes.c_long(number), *passed))
     if result < 0:
         error = ctypes.get_errno()
         raise OSError(error, os.strerror(error))
@@ -32,7 +38,7 @@ def call(number: int, *arguments: int | ctypes.Structure | ctypes.Array | None) 
 
 
 def _prctl(option: int, value: int) -> None:
-    if _LIBC.prctl(option, ctypes.c_ulong(value), ctypes.c_ulong(0), ctypes.c_ulong(0), ctypes.c_ulong(0)) < 0:
+    if _library().prctl(option, ctypes.c_ulong(value), ctypes.c_ulong(0), ctypes.c_ulong(0), ctypes.c_ulong(0)) < 0:
         error = ctypes.get_errno()
         raise OSError(error, os.strerror(error))
 

@@ -31,7 +31,6 @@ class _Attributes(ctypes.Structure):
 
 
 class _Rule(ctypes.Structure):
-    _pack_ = 1
     _fields_ = [("accesses", ctypes.c_uint64), ("descriptor", ctypes.c_int32)]
 
 

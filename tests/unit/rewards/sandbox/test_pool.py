@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import signal
 import subprocess
@@ -257,6 +258,10 @@ sandbox.close()
     assert (done.stdout, done.stderr) == ("{'loaded': 'KeyError'}\n", "")
 
 
+def no_landlock() -> int:
+    raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))
+
+
 UNAVAILABLE = {
     # what is missing: what is replaced, and what the message says
     "another processor": (
@@ -265,7 +270,12 @@ UNAVAILABLE = {
         "bubblewrap: it needs x86-64, not aarch64; landlock: it",
     ),
     "another system": ("sys.platform", "darwin", "bubblewrap: it needs Linux, not darwin; landlock: it needs Linux"),
-    "the kernel": (
+    "landlock": (
+        "landlock.version",
+        no_landlock,
+        "bubblewrap: the kernel has no landlock: Function not implemented; landlock: the kernel has no landlock: Func",
+    ),
+    "a process": (
         "command",
         lambda backend, *_: [sys.executable, "-c", f"raise OSError('no {backend} here')"],
         "bubblewrap: its process does not start: OSError: no bubblewrap here; landlock: its process does not st",

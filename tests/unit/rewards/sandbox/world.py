@@ -32,7 +32,8 @@ _SETTLES_S = 10.0
 _PR_SET_CHILD_SUBREAPER = 36
 
 
-def _has_landlock() -> bool:
+def has_landlock() -> bool:
+    """Whether this machine can isolate programs by landlock."""
     try:
         return sys.platform == "linux" and platform.machine() == "x86_64" and landlock.version() > 0
     except OSError:
@@ -49,7 +50,7 @@ def available(backend: str, limits: SandboxLimits) -> Sandbox:
     try:
         assert made.backend == backend
     except SandboxUnavailableError as error:
-        if backend == "landlock" and _has_landlock():
+        if backend == "landlock" and has_landlock():
             raise
         pytest.skip(str(error))
     finally:
