@@ -27,6 +27,10 @@ class MemberError(HfRlaeError, ValueError):
     """A model cannot be a member: its files are not whole, its parameters not finite, or it is of another kind."""
 
 
+class MemberLostError(MemberError):
+    """The worker of a remote member has ended or is late; the message names the member and says how to go on."""
+
+
 class InputError(HfRlaeError, ValueError):
     """Invalid arguments of `forward` or `generate`; the message names the argument."""
 

@@ -89,6 +89,8 @@ class EnsembleConfig(ConfigWithCode, PreTrainedConfig):
         on_non_finite (`str`, defaults to `"raise"`): what `generate` does if a member's logits are NaN or infinite:
             `"raise"` a [`NonFiniteError`], or `"drop"` the member out of the row, as if its context had ended (ours).
             On an accelerator, `"drop"` waits for the device at every token.
+        on_lost_member (`str`, defaults to `"raise"`): what `generate` does if the worker of a remote member has ended
+            or is late: `"raise"` a [`MemberLostError`], or `"drop"` the member, as if its context had ended (ours).
         policy (`dict`, *optional*): name and settings of a policy without files, or the `model_type` of a policy with
             files.
         end_token_ids (`list[list[int] | None]`, *optional*): each member's end ids, if they are set by the user.
@@ -127,6 +129,7 @@ class EnsembleConfig(ConfigWithCode, PreTrainedConfig):
     draw_scope: str = "row"
     normalizes: str | None = AUTO
     on_non_finite: str = "raise"
+    on_lost_member: str = "raise"
     policy: dict[str, Any] | None = None
     end_token_ids: list[list[int] | None] | None = None
     adapter_names: list[str | None] | None = None
@@ -154,6 +157,7 @@ class EnsembleConfig(ConfigWithCode, PreTrainedConfig):
                 raise ConfigError(f"{name} must be a dict of JSON values: {error}") from error
         check_choice("draw_scope", self.draw_scope, SCOPES)
         check_choice("on_non_finite", self.on_non_finite, ACTIONS)
+        check_choice("on_lost_member", self.on_lost_member, ACTIONS)
         if self.draw is not None:
             check_choice("draw", self.draw, UNITS)
         if self.normalizes is not None:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 
 import torch
 
-from hf_rlae.errors import NonFiniteError
+from hf_rlae.errors import MemberLostError, NonFiniteError
 from hf_rlae.members import Member
 
 logger = logging.getLogger(__name__)
@@ -34,17 +35,23 @@ class MemberFaults:
         start (`int`): the column of the first completion token.
         repeats (`int`, defaults to 1): number of rows per prompt, for beams and samples.
         drops (`bool`, defaults to `False`): whether a member that fails is left out of the row instead.
+        drops_lost (`bool`, defaults to `False`): whether the call goes on without a remote member that is lost.
 
     Attributes:
         dropped (`set[int]`): the members that were left out of some row.
+        gone (`dict[int, MemberLostError]`): the remote members that were lost.
     """
 
-    def __init__(self, members: Sequence[Member], start: int, repeats: int = 1, drops: bool = False) -> None:
+    def __init__(
+        self, members: Sequence[Member], start: int, repeats: int = 1, drops: bool = False, drops_lost: bool = False
+    ) -> None:
         self.members = members
         self.start = start
         self.repeats = repeats
         self.drops = drops
         self.dropped: set[int] = set()
+        self.drops_lost = drops_lost
+        self.gone: dict[int, MemberLostError] = {}
         self._unread: list[tuple[int, int, torch.Tensor, Sequence[int] | None]] = []
 
     def note(
@@ -106,8 +113,20 @@ class MemberFaults:
             return logits
         return logits.masked_fill(~(logits.amax(-1, keepdim=True) < torch.inf), 0.0)
 
+    @contextmanager
+    def losing(self, index: int) -> Iterator[None]:
+        """Goes on without a remote member that is lost inside, if that is wanted."""
+        try:
+            yield
+        except MemberLostError as error:
+            if not self.drops_lost:
+                raise
+            self.gone[index] = error
+
     def check_left(self, lost: torch.Tensor) -> None:
-        """Raises `NonFiniteError` if every member is lost in some row of `lost` `(..., M)`."""
+        """Raises an error if every member is lost in some row of `lost` `(..., M)`, and not by its context alone."""
+        if self.gone and bool(lost.all(-1).any()):
+            raise next(iter(self.gone.values()))
         if self.dropped and bool(lost.all(-1).any()):
             names = ", ".join(self.members[index].name for index in sorted(self.dropped))
             raise NonFiniteError(
@@ -124,3 +143,8 @@ class MemberFaults:
             f"logits of member {index} ({self.members[index].name}) are NaN or infinite for completion token {token} "
             f"(from 0) of row {row}"
         )
+
+
+def losing(faults: MemberFaults | None, index: int) -> AbstractContextManager[None]:
+    """See `MemberFaults.losing`; outside of `generate`, a lost member is an error."""
+    return nullcontext() if faults is None else faults.losing(index)

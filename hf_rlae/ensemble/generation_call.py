@@ -59,7 +59,9 @@ def begin_call(
         check_warping(settings, kwargs)
     beams = settings.num_beams or 1
     repeats = max(beams, settings.num_return_sequences or 1)
-    faults = MemberFaults(model.members, columns, repeats, config.on_non_finite == "drop")
+    faults = MemberFaults(
+        model.members, columns, repeats, config.on_non_finite == "drop", config.on_lost_member == "drop"
+    )
     cache.begin_generate(columns, model.policy, draws, faults)
     if model.union is not None:
         kwargs["logits_processor"] = LogitsProcessorList([*(kwargs.get("logits_processor") or ()), EndWatch(cache)])

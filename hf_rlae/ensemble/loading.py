@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -22,13 +22,15 @@ from hf_rlae.ensemble.member_places import find_members
 from hf_rlae.ensemble.mixing import Mixing, has_trait, make_mixing
 from hf_rlae.ensemble.options import BuildOptions, EnsembleOptions, GivenMember, LoadOptions
 from hf_rlae.ensemble.pins import warn_of_unpinned
+from hf_rlae.ensemble.placement import PLACEMENT, per_member, remote_loaders
 from hf_rlae.ensemble.saved_config import checked_config, load_config
 from hf_rlae.ensemble.tokenizer_ensemble import EnsembleTokenizer, distinct_vocabularies
 from hf_rlae.ensemble.tokenizer_shared import shared_tokenizer
 from hf_rlae.errors import ConfigError, MemberError, nearest
 from hf_rlae.hub_revisions import resolved
-from hf_rlae.members import LazyMember, LazyRunner, Member, choose_runner
+from hf_rlae.members import LazyMember, LazyRunner, Member, RemoteMember, RemoteRunner, choose_runner
 from hf_rlae.members.model_files import readable, tokenizer_failures
+from hf_rlae.members.paths import MakeRunner
 from hf_rlae.policies import GivenPolicy, resolve_policy, saved_policy
 from hf_rlae.vocabulary import UnionVocabulary, choose_normalization, same_vocabulary
 from hf_rlae.vocabulary.grain import AUTO_GRAIN, TOKEN, choose_grain
@@ -47,19 +49,6 @@ _OF_AUTO_CLASSES = ("_from_auto", "_from_pipeline", "_commit_hash", "adapter_kwa
 """What Auto classes and pipelines add to the arguments of `from_pretrained`."""
 
 
-def _per_member(value: Any, count: int, name: str) -> list[Any]:
-    if value is None:
-        return [None] * count
-    if isinstance(value, Mapping):
-        return [value] * count
-    if isinstance(value, (str, bytes)) or not isinstance(value, Sequence):
-        raise ConfigError(f"{name} must be a list with one entry per member, got {value!r}")
-    entries = list(value)
-    if len(entries) != count:
-        raise ConfigError(f"{name} has {len(entries)} entries for {count} members; give one per member")
-    return entries
-
-
 def build(
     cls: type[EnsembleForCausalLM],
     members: Sequence[GivenMember],
@@ -75,8 +64,9 @@ def build(
     policy_revision = settings.pop("policy_revision", None)
     dtype, device_map = settings.pop("dtype", "auto"), settings.pop("device_map", None)
     check_files = settings.pop("check_files", True)
-    member_kwargs = _per_member(settings.pop("member_kwargs", None), len(members), "member_kwargs")
-    options = {name: _per_member(settings.pop(name, None), len(members), name) for name in _PER_MEMBER}
+    member_kwargs = per_member(settings.pop("member_kwargs", None), len(members), "member_kwargs")
+    remote = remote_loaders(members, settings)
+    options = {name: per_member(settings.pop(name, None), len(members), name) for name in _PER_MEMBER}
     unknown = [name for name in settings if name not in _FIELDS]
     if unknown:
         raise ConfigError(
@@ -112,10 +102,13 @@ def build(
                 adapter_name=options["adapter_names"][index],
                 check_files=check_files,
                 sees=options["sees"][index],
-                is_lazy=config.select == "prompt",
+                load=remote[index] or (LazyMember if config.select == "prompt" else Member).load,
                 kwargs=member_kwargs[index] or {},
             )
         )
+    for member in built:  # workers have begun to load their models at the same time
+        if isinstance(member, RemoteMember):
+            member.connect()
     ends = [list(member.end_ids) if member.has_given_ends else None for member in built]
     config.end_token_ids = ends if any(own is not None for own in ends) else None
     config.adapter_names = options["adapter_names"] if any(options["adapter_names"]) else None
@@ -165,7 +158,7 @@ def _check_options(
             raise ConfigError(f"end_token_ids[{index}] must be a list of ids, got {given!r}")
 
 
-def _member(given: Any, index: int, *, is_lazy: bool, kwargs: dict[str, Any], **options: Any) -> Member:
+def _member(given: Any, index: int, *, load: Callable[..., Member], kwargs: dict[str, Any], **options: Any) -> Member:
     if kwargs and not isinstance(given, (str, os.PathLike)):
         raise ConfigError(
             f"member_kwargs[{index}] has options for loading, but member {index} is loaded already; give None for it"
@@ -185,7 +178,7 @@ def _member(given: Any, index: int, *, is_lazy: bool, kwargs: dict[str, Any], **
                 )
         return given
     if isinstance(given, (str, os.PathLike)):
-        return (LazyMember if is_lazy else Member).load(os.fspath(given), **options, **kwargs)
+        return load(os.fspath(given), **options, **kwargs)
     if isinstance(given, (tuple, list)) and len(given) == 2:
         model, tokenizer = given
         return Member(
@@ -265,7 +258,7 @@ def _assemble_different(config: EnsembleConfig, mixing: Mixing, members: Sequenc
         members,
         vocabularies,
         union,
-        [LazyRunner if isinstance(member, LazyMember) else choose_runner(member) for member in members],
+        [_runner(member) for member in members],
         mixing,
         PromptEncoder(members, vocabularies, union, tokenizer.chats),
         config.max_readings,
@@ -278,6 +271,13 @@ def _assemble_different(config: EnsembleConfig, mixing: Mixing, members: Sequenc
         bos_token_id=bos, pad_token_id=tokenizer.pad_token_id, eos_token_id=union.stop_id
     )
     return Parts(engine, generation_config, tokenizer)
+
+
+def _runner(member: Member) -> MakeRunner:
+    if isinstance(member, RemoteMember):
+        member.check_runner()
+        return RemoteRunner
+    return LazyRunner if isinstance(member, LazyMember) else choose_runner(member)
 
 
 def _check_end_ids(members: Sequence[Member]) -> None:
@@ -353,7 +353,8 @@ def load(
             source, config.policy, {**options, "trust_remote_code": trust_remote_code, "check_files": check_files}
         )
     policy = resolve_policy(policy, policy_revision, **shared, check_files=check_files)
-    own_kwargs = _per_member(member_kwargs, len(given), "member_kwargs")
+    placed = {name: options.pop(name) for name in PLACEMENT if name in options}
+    own_kwargs = per_member(member_kwargs, len(given), "member_kwargs")
     settings: dict[str, Any] = {name: getattr(config, name) for name in (*_FIELDS, *_PER_MEMBER)}
     ensemble = build(
         cls,
@@ -366,6 +367,7 @@ def load(
             "dtype": dtype,
             "device_map": device_map,
             "check_files": check_files,
+            **placed,
             "member_kwargs": [
                 {**shared, **(own or {})} if isinstance(member, (str, os.PathLike)) else own
                 for member, own in zip(given, own_kwargs, strict=True)

@@ -34,6 +34,7 @@ class EnsembleOptions(TypedDict, total=False):
     draw_scope: Literal["row", "batch"]
     normalizes: Literal["auto", "NFC", "NFD", "NFKC", "NFKD"] | None
     on_non_finite: Literal["raise", "drop"]
+    on_lost_member: Literal["raise", "drop"]
 
 
 class MemberOptions(TypedDict, total=False):
@@ -49,6 +50,9 @@ class MemberOptions(TypedDict, total=False):
     adapter_names: Sequence[str | None] | None
     sees: Sequence[bool | None] | None
     check_files: bool
+    placement: str | Sequence[str | None] | None
+    resources: Sequence[Mapping[str, Any] | None] | Mapping[str, Any] | None
+    member_timeout: float
 
 
 class BuildOptions(EnsembleOptions, MemberOptions, total=False):
@@ -69,6 +73,9 @@ class LoadOptions(EnsembleOptions, total=False):
     member_kwargs: Mapping[str, Any] | Sequence[Mapping[str, Any] | None] | None
     allow_outside: bool
     check_files: bool
+    placement: str | Sequence[str | None] | None
+    resources: Sequence[Mapping[str, Any] | None] | Mapping[str, Any] | None
+    member_timeout: float
     max_members: int
     trust_remote_code: bool
     revision: str

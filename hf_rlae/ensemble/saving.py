@@ -140,6 +140,11 @@ def _local(ensemble: EnsembleForCausalLM) -> list[int]:
 def _check_sources(ensemble: EnsembleForCausalLM, saved: set[int]) -> None:
     for index, source in enumerate(ensemble.config.members or []):
         member = ensemble.members[index]
+        if index in saved and member.is_remote:
+            raise ConfigError(
+                f"save_members=True: member {index} ({member.name}) is remote, so its weights are not in this process; "
+                "leave save_members out, or build the ensemble with placement='local'"
+            )
         has_adapter = member.wrapper is not member.model or getattr(member.model, "_hf_peft_config_loaded", False)
         if index in saved and has_adapter:
             raise ConfigError(

@@ -11,10 +11,12 @@ from hf_rlae.members.probe import choose_runner
 from hf_rlae.members.prompt_logps import prompt_logps
 from hf_rlae.members.ragged_run import BatchRunner
 from hf_rlae.members.readings.run import ReadingsRun
-from hf_rlae.members.readings.state import Update
+from hf_rlae.members.readings.state import RowReadings, Update
 from hf_rlae.members.readings.update_sums import PendingSums, UpdateSums
+from hf_rlae.members.remote.remote_member import RemoteMember
+from hf_rlae.members.remote.runs import RemoteRunner, RemoteSharedRun
 from hf_rlae.members.row_runner import RowRunner
-from hf_rlae.members.separate_rows import SeparateRowsRun
+from hf_rlae.members.separate_rows import SeparateRowsRun, new_shared_run
 from hf_rlae.members.shared_run import SharedRun
 
 __all__ = [
@@ -29,6 +31,10 @@ __all__ = [
     "PendingSums",
     "PromptImages",
     "ReadingsRun",
+    "RemoteMember",
+    "RemoteRunner",
+    "RemoteSharedRun",
+    "RowReadings",
     "RowRunner",
     "SeparateRowsRun",
     "SharedRun",
@@ -38,6 +44,7 @@ __all__ = [
     "encode_images",
     "encoder_arguments",
     "mean_state_ahead",
+    "new_shared_run",
     "prompt_logps",
     "readings_ahead",
 ]

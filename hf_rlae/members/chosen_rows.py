@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 import torch
 
+from hf_rlae.members.remote.runs import RemoteSharedRun
 from hf_rlae.members.separate_rows import SeparateRowsRun
 from hf_rlae.members.shared_run import ReadsSharedColumns, Scores, SharedRun
 
@@ -18,13 +19,13 @@ class ChosenRowsRun(ReadsSharedColumns):
     Source: ours.
 
     Args:
-        run (`SharedRun` or `SeparateRowsRun`): reads the chosen rows.
+        run (`SharedRun`, `SeparateRowsRun` or `RemoteSharedRun`): reads the chosen rows.
 
     Attributes:
         rows (`list[int]` or `None`): the chosen rows in ascending order; `None` before the first choice.
     """
 
-    def __init__(self, run: SharedRun | SeparateRowsRun) -> None:
+    def __init__(self, run: SharedRun | SeparateRowsRun | RemoteSharedRun) -> None:
         self.inner = run
         self.rows: list[int] | None = None
         self._images = run.images if isinstance(run, SharedRun) else None  # of all rows
@@ -47,14 +48,24 @@ class ChosenRowsRun(ReadsSharedColumns):
         if self._images is not None and isinstance(self.inner, SharedRun):
             self.inner.images = self._images.select(self.rows)
 
+    def launch(self, input_ids: torch.Tensor, attention_mask: torch.Tensor | None, keep: int, hidden: bool) -> None:
+        """See `SharedRun.launch`."""
+        self.inner.launch(*self._chosen(input_ids, attention_mask), keep, hidden)
+
     def read(self, input_ids: torch.Tensor, attention_mask: torch.Tensor | None, keep: int, hidden: bool) -> Scores:
         """See `SharedRun.read`."""
         count = len(input_ids)
+        logits, states = self.inner.read(*self._chosen(input_ids, attention_mask), keep, hidden)
         if self.rows is None or len(self.rows) == count:
-            return self.inner.read(input_ids, attention_mask, keep, hidden)
-        mask = None if attention_mask is None else attention_mask[self.rows]
-        logits, states = self.inner.read(input_ids[self.rows], mask, keep, hidden)
+            return logits, states
         return self._spread(logits, count), None if states is None else self._spread(states, count)
+
+    def _chosen(
+        self, input_ids: torch.Tensor, attention_mask: torch.Tensor | None
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        if self.rows is None or len(self.rows) == len(input_ids):
+            return input_ids, attention_mask
+        return input_ids[self.rows], None if attention_mask is None else attention_mask[self.rows]
 
     def _spread(self, outputs: torch.Tensor, count: int) -> torch.Tensor:
         """Outputs of the chosen rows as outputs of all `count` rows, 0 in the others."""

@@ -38,6 +38,42 @@ def _first_device(device_map: Any) -> torch.device:
         return torch.device("cpu")
 
 
+def declared_parts(
+    source: str,
+    *,
+    revision: str | None = None,
+    base_revision: str | None = None,
+    vocabulary_hash: str | None = None,
+    adapter_name: str | None = None,
+    end_token_ids: Sequence[int] | None = None,
+    tokenizer_kwargs: dict[str, Any] | None = None,
+    check_files: bool = True,
+    sees: bool | None = None,
+    **options: Any,
+) -> tuple[Any, Any, dict[str, Any], dict[str, Any]]:
+    """What is known of a member without its weights.
+
+    Args:
+        source, revision, ...: as in [`Member.load`].
+
+    Returns:
+        `tuple`: its modules on the meta device, its tokenizer, the arguments with which `Member.load` loads the same
+        member, and the arguments `revision`, `adapter_name` and `end_token_ids` of [`Member`], with `base_revision`.
+    """
+    with readable(source, f"member {source}"):
+        revision = resolved(source, revision, options)
+    about: dict[str, Any] = {"revision": revision, "adapter_name": adapter_name, "end_token_ids": end_token_ids}
+    own: dict[str, Any] = {"revision": revision, "base_revision": base_revision, "check_files": check_files}
+    skeleton, base_revision = load_skeleton(source, sees=sees, **own, **options)
+    sees = always_sees(skeleton.config.model_type) if sees is None else sees
+    options.update(base_revision=base_revision, vocabulary_hash=vocabulary_hash)
+    whole = {**options, **about, "tokenizer_kwargs": tokenizer_kwargs, "check_files": check_files, "sees": sees}
+    shared = {name: options[name] for name in TOKENIZER_OPTIONS if name in options}
+    shared.update(revision=revision, base_revision=base_revision, expected_hash=vocabulary_hash, sees=sees)
+    tokenizer = load_tokenizer(source, **{**shared, **(tokenizer_kwargs or {})})
+    return skeleton.eval(), tokenizer, whole, {**about, "base_revision": base_revision}
+
+
 class LazyMember(Member):
     """A member of which only config, generation config and tokenizer are read, until `prepare` is called.
 
@@ -89,25 +125,15 @@ class LazyMember(Member):
             MemberError, TokenizerError, ConfigError: see `Member.load`. What is wrong with the weights is found when
                 the member first runs.
         """
-        with readable(source, f"member {source}"):
-            revision = resolved(source, revision, options)
-        about: dict[str, Any] = {
-            "revision": revision,
-            "adapter_name": adapter_name,
-            "end_token_ids": end_token_ids,
-        }
-        own: dict[str, Any] = {"revision": revision, "base_revision": base_revision, "check_files": check_files}
-        skeleton, base_revision = load_skeleton(source, sees=sees, **own, **options)
-        sees = always_sees(skeleton.config.model_type) if sees is None else sees
-        options.update(base_revision=base_revision, vocabulary_hash=vocabulary_hash)
-        whole = {**options, **about, "tokenizer_kwargs": tokenizer_kwargs, "check_files": check_files, "sees": sees}
+        given: dict[str, Any] = {"tokenizer_kwargs": tokenizer_kwargs, "check_files": check_files, "sees": sees}
+        given |= {"revision": revision, "base_revision": base_revision, "vocabulary_hash": vocabulary_hash}
+        given |= {"adapter_name": adapter_name, "end_token_ids": end_token_ids}
+        skeleton, tokenizer, whole, about = declared_parts(source, **given, **options)
         if getattr(skeleton, "_is_stateful", False):
             return Member.load(source, **whole)
-        shared = {name: options[name] for name in TOKENIZER_OPTIONS if name in options}
-        shared.update(revision=revision, base_revision=base_revision, expected_hash=vocabulary_hash, sees=sees)
-        tokenizer = load_tokenizer(source, **{**shared, **(tokenizer_kwargs or {})})
-        member = cls(skeleton.eval(), tokenizer, source, whole, name=source, **about)
-        member.base_commit = commit_of(base_revision)
+        found = about.pop("base_revision")
+        member = cls(skeleton, tokenizer, source, whole, name=source, **about)
+        member.base_commit = commit_of(found)
         return member
 
     def prepare(self) -> None:

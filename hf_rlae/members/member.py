@@ -62,6 +62,7 @@ class Member(SharedInCopies):
             models in which every layer has a sliding window.
         is_recurrent (`bool`): whether the model has a recurrent state, which cannot be cropped.
         recurrence (`Recurrence`): how a recurrent model can be run.
+        is_remote (`bool`): whether the model is in another process; see [`RemoteMember`].
 
     Raises:
         MemberError: an encoder-decoder model, an object that is not a causal language model, a recurrent model that
@@ -69,6 +70,8 @@ class Member(SharedInCopies):
         TokenizerError: no tokenizer, one that fails, or one with more tokens than the model, which belongs to another.
         ConfigError: an unknown adapter or end ids outside the vocabulary.
     """
+
+    is_remote = False
 
     def __init__(
         self,

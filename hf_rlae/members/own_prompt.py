@@ -41,13 +41,20 @@ class OwnPromptRun:
         """See `SharedRun.lengths`; counts the member's own prompt instead of the shared one."""
         return columns - self.start + self.mask.sum(1).cpu()[:, None]
 
+    def launch(self, input_ids: torch.Tensor, attention_mask: torch.Tensor | None, keep: int, hidden: bool) -> None:
+        """See `SharedRun.launch`."""
+        self.inner.launch(*self._whole(input_ids, attention_mask), keep, hidden)
+
     def read(self, input_ids: torch.Tensor, attention_mask: torch.Tensor | None, keep: int, hidden: bool) -> Scores:
         """See `SharedRun.read`; `keep` must not reach into the prompt, whose columns differ between members."""
+        return self.inner.read(*self._whole(input_ids, attention_mask), keep, hidden)
+
+    def _whole(self, input_ids: torch.Tensor, attention_mask: torch.Tensor | None) -> tuple[torch.Tensor, torch.Tensor]:
         rest = input_ids[:, self.start :]
         rest_mask = torch.ones_like(rest) if attention_mask is None else attention_mask[:, self.start :]
         ids = torch.cat([self.ids.to(rest.device), rest], dim=1)
         mask = torch.cat([self.mask.to(rest.device), rest_mask.to(self.mask.dtype)], dim=1)
-        return self.inner.read(ids, mask, keep, hidden)
+        return ids, mask
 
     def reorder(self, rows: torch.Tensor) -> None:
         """See `SharedRun.reorder`."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from itertools import groupby
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 
@@ -13,6 +13,14 @@ from hf_rlae.members.shared_run import accepted_arguments
 
 MAX_LOGITS = 2**24
 """Maximum number of logits that are converted to fp32 at once."""
+
+
+@runtime_checkable
+class ScoresPrompts(Protocol):
+    """A member that scores prompts elsewhere."""
+
+    def score_prompts(self, prompts: Sequence[Sequence[int]]) -> list[list[float]]:
+        """See `prompt_logps`."""
 
 
 @torch.no_grad()
@@ -29,6 +37,8 @@ def prompt_logps(member: Member, prompts: Sequence[Sequence[int]]) -> list[list[
     Returns:
         `list[list[float]]`: n - 1 log-probabilities per prompt, in nats; `nan` for ids outside the context.
     """
+    if isinstance(member, ScoresPrompts):
+        return member.score_prompts(prompts)
     member.prepare()
     limit = member.context_length
     kept = [list(prompt) if limit is None else list(prompt)[-limit:] for prompt in prompts]

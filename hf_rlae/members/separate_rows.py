@@ -104,6 +104,15 @@ class SeparateRowsRun(ReadsSharedColumns):
             row.reset()
 
 
+def new_shared_run(
+    member: Member, use_cache: bool, shares_prompts: bool = False, drops_out: bool = False, hidden_tokens: int = 1
+) -> SharedRun | SeparateRowsRun:
+    """The run of a member that shares the tokenizer of the others; the arguments are those of `SharedRun`."""
+    if member.recurrence.reads_batches:
+        return SharedRun(member, use_cache, shares_prompts, drops_out, hidden_tokens)
+    return SeparateRowsRun(member, use_cache, shares_prompts, hidden_tokens)
+
+
 def _with_row(
     together: torch.Tensor | None, own: torch.Tensor, shape: tuple[int, int], row: int, columns: Sequence[int]
 ) -> torch.Tensor:

@@ -62,6 +62,9 @@ class ReadsSharedColumns:
         """The number of columns that the member reads for a text of `total` columns."""
         return total
 
+    def launch(self, input_ids: torch.Tensor, attention_mask: torch.Tensor | None, keep: int, hidden: bool) -> None:
+        """Called for all members before `read`, with its arguments: a remote member begins to read."""
+
     def lengths(self, columns: torch.Tensor, firsts: torch.Tensor) -> torch.Tensor:
         """The number of tokens `(B, n)` that the member has read in each row after the first `columns` `(n,)` columns.
 

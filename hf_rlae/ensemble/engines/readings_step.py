@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING
+from functools import partial
+from typing import TYPE_CHECKING, Any
 
 import torch
 from transformers import LogitsProcessorList
 
+from hf_rlae.ensemble.engines.at_once import at_once
+from hf_rlae.ensemble.faults import losing
 from hf_rlae.ensemble.mixing import has_trait
 from hf_rlae.ensemble.spans import SpanQuery
 from hf_rlae.ensemble.trace import MemberScores
 from hf_rlae.ensemble.warping import warped
-from hf_rlae.members import Update, UpdateSums, readings_ahead
+from hf_rlae.members import RowReadings, Update, UpdateSums, readings_ahead
 from hf_rlae.policies import MemberObservation
 from hf_rlae.vocabulary import UnionVocabulary
 
@@ -101,15 +104,31 @@ class ReadingsStep:
     def observe(self, query: SpanQuery) -> list[MemberObservation]:
         """See `EngineStep`."""
         rows = [row for row, end in enumerate(self.prompt_ends) if end <= self._column]
-        for index in range(len(self.runs)):
-            self._catch_up(index, rows)
-        return [MemberObservation(*run.observation()) for run in self.runs]
+        self._catch_up_all([(index, rows) for index in range(len(self.runs))])
+        gone = () if self.cache.faults is None else self.cache.faults.gone
+        return [
+            self._nothing(index) if index in gone else MemberObservation(*run.observation())
+            for index, run in enumerate(self.runs)
+        ]
+
+    def _nothing(self, index: int) -> MemberObservation:
+        """The observation of a member that is lost, perhaps before it has read anything."""
+        member, pools = self.engine.members[index], self.call.hidden_tokens > 1
+        options: Any = {"dtype": member.dtype, "device": member.device}
+        logits = torch.full((len(self.prompt_ends), member.vocab_size), -torch.inf, **options)
+        return MemberObservation(logits, torch.zeros(len(logits), member.hidden_size * (1 + pools), **options))
 
     def look_ahead(self, query: SpanQuery, num_tokens: int) -> list[torch.Tensor]:
         """See `EngineStep`."""
         self.observe(query)
         rows = range(len(self.prompt_ends)) if query.rows is None else query.rows.tolist()
-        return [readings_ahead(run, rows, num_tokens) for run in self.runs]
+        states = []
+        for index, (run, member) in enumerate(zip(self.runs, self.engine.members, strict=True)):
+            ahead = torch.zeros(len(rows), member.hidden_size, dtype=member.dtype, device=member.device)
+            with losing(self.cache.faults, index):
+                ahead = readings_ahead(run, rows, num_tokens)
+            states.append(ahead)
+        return states
 
     def logits(self) -> torch.Tensor:
         """See `EngineStep`; NaN inside prompts."""
@@ -228,12 +247,14 @@ class ReadingsStep:
         """Lets the members with weight read all unread text, and returns their distributions."""
         weights = self.cache.spans.as_lists(self._column)
         outputs: list[Distribution | None] = [None] * len(self.runs)
-        for index, run in enumerate(self.runs):
+        active = []
+        for index in range(len(self.runs)):
             rows = [row for row, weight in enumerate(weights) if has_begun[row] and weight[index] > 0]
             if rows:
-                self._catch_up(index, rows)
-                if is_wanted:
-                    outputs[index] = run.distribution(self.writes_in_place)
+                active.append((index, rows))
+        self._catch_up_all(active)
+        for index, _ in active if is_wanted else ():
+            outputs[index] = self.runs[index].distribution(self.writes_in_place)
         return outputs
 
     def _run_drawn(self, has_begun: Sequence[bool], draws: MemberDraws) -> list[Distribution | None]:
@@ -320,8 +341,24 @@ class ReadingsStep:
             at += size
         return found
 
+    def _catch_up_all(self, active: Sequence[tuple[int, Sequence[int]]]) -> None:
+        """Lets members read all unread text of the given rows, remote members at the same time as the others."""
+        at_once(
+            [partial(self._catch_up, index, rows) for index, rows in active],
+            [self.engine.members[index].is_remote for index, _ in active],
+        )
+        for index, _ in active:
+            self._look(index)
+
     def _catch_up(self, index: int, rows: Sequence[int]) -> None:
-        """Lets a member read all unread text of the given rows."""
+        """Lets a member read all unread text of the given rows; one that is lost drops out of all rows."""
+        faults = self.cache.faults
+        with losing(faults, index):
+            self._take_in(index, rows)
+        if faults is not None and index in faults.gone:
+            self.runs[index].rows = [RowReadings(is_exhausted=True) for _ in self.prompt_ends]
+
+    def _take_in(self, index: int, rows: Sequence[int]) -> None:
         run, updates = self.runs[index], self._text.updates[index]
         if any(run.rows[row].unread for row in rows):
             for row in rows:
@@ -341,7 +378,6 @@ class ReadingsStep:
         if read:
             sums = self._text.sums[index]
             run.advance(chosen, sums if sums is not None and sums.rows == read else None)
-        self._look(index)
 
     def _look(self, index: int) -> None:
         """Looks at the logits that a member has just returned."""

@@ -14,7 +14,17 @@ from hf_rlae.ensemble.engines.prompts import rows_of
 from hf_rlae.ensemble.engines.shared_tokenizer_step import SharedTokenizerStep
 from hf_rlae.ensemble.mixing import Mixing
 from hf_rlae.errors import InputError
-from hf_rlae.members import ChosenRowsRun, Member, OwnPromptRun, PromptImages, SeparateRowsRun, SharedRun
+from hf_rlae.members import (
+    ChosenRowsRun,
+    Member,
+    OwnPromptRun,
+    PromptImages,
+    RemoteMember,
+    RemoteSharedRun,
+    SeparateRowsRun,
+    SharedRun,
+    new_shared_run,
+)
 from hf_rlae.policies import MemberObservation
 from hf_rlae.sharing import SharedInCopies
 from hf_rlae.vocabulary import ByteVocabulary, UnionVocabulary
@@ -22,7 +32,7 @@ from hf_rlae.vocabulary import ByteVocabulary, UnionVocabulary
 if TYPE_CHECKING:
     from hf_rlae.ensemble.cache_ensemble import EnsembleCache
 
-AnySharedRun = SharedRun | SeparateRowsRun | ChosenRowsRun | OwnPromptRun | SharedTokenizerHost
+AnySharedRun = SharedRun | SeparateRowsRun | RemoteSharedRun | ChosenRowsRun | OwnPromptRun | SharedTokenizerHost
 
 
 class SharedTokenizerEngine(SharedInCopies):
@@ -77,11 +87,11 @@ class SharedTokenizerEngine(SharedInCopies):
         shares_prompts = len(self.members) > 1
         runs: list[AnySharedRun] = []
         for index, member in enumerate(self.members):
-            if member.recurrence.reads_batches:
-                drops_out = index != self.survivor
-                runs.append(SharedRun(member, use_cache, shares_prompts, drops_out, hidden_tokens))
+            options = (use_cache, shares_prompts, index != self.survivor, hidden_tokens)
+            if isinstance(member, RemoteMember):
+                runs.append(RemoteSharedRun(member, *options))
             else:
-                runs.append(SeparateRowsRun(member, use_cache, shares_prompts, hidden_tokens))
+                runs.append(new_shared_run(member, *options))
         return SharedTokenizerCall(self, runs, hidden_tokens)
 
     def new_host_call(self, hidden_tokens: int, rereads: bool) -> tuple[SharedTokenizerCall, SharedTokenizerHost]:
@@ -174,7 +184,7 @@ class SharedTokenizerCall:
             same = own_mask.shape == shared_mask.shape and torch.equal(own_mask.bool().cpu(), shared_mask.bool().cpu())
             if same and torch.equal((own * own_mask).cpu(), (shared * shared_mask).cpu()):
                 continue
-            if isinstance(run, SharedRun | SeparateRowsRun | ChosenRowsRun):
+            if isinstance(run, SharedRun | SeparateRowsRun | RemoteSharedRun | ChosenRowsRun):
                 self.runs[index] = OwnPromptRun(run, own, own_mask, start)
 
     def own_prompts(self, cache: EnsembleCache, index: int) -> tuple[torch.Tensor, torch.Tensor]:

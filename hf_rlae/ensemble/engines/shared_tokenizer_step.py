@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
 from transformers import LogitsProcessorList
 
 from hf_rlae.ensemble.engines.look_ahead import columns_ahead
+from hf_rlae.ensemble.faults import losing
 from hf_rlae.ensemble.spans import SpanQuery, without
 from hf_rlae.ensemble.trace import MemberScores
 from hf_rlae.ensemble.warping import warped
@@ -58,17 +59,38 @@ class SharedTokenizerStep:
     def _output(self, index: int) -> tuple[torch.Tensor, torch.Tensor | None]:
         """Logits and hidden states of a member for the columns from `first` on; the member runs once per step."""
         if index not in self._outputs:
-            cache, run = self.cache, self.call.runs[index]
-            self._outputs[index] = run.read(cache.ids, cache.mask, self.total - self.first, hidden=bool(self._queries))
+            self._outputs[index] = self.call.runs[index].read(*self._arguments)
         return self._outputs[index]
+
+    def _read(self, indices: Sequence[int]) -> list[int]:
+        """Runs members that have not run in this step, remote ones at the same time; returns those that are lost."""
+        faults = self.cache.faults
+        gone = () if faults is None else faults.gone
+        new = [index for index in indices if index not in self._outputs and index not in gone]
+        for index in new if len(new) > 1 else ():
+            with losing(faults, index):
+                self.call.runs[index].launch(*self._arguments)
+        for index in new:
+            with losing(faults, index):
+                self._output(index)
+        return [index for index in indices if index not in self._outputs]
+
+    @property
+    def _arguments(self) -> tuple[torch.Tensor, torch.Tensor | None, int, bool]:
+        """What members read, for `SharedRun.read`."""
+        return self.cache.ids, self.cache.mask, self.total - self.first, bool(self._queries)
 
     def observe(self, query: SpanQuery) -> list[MemberObservation]:
         """See `EngineStep`; logits are -inf and hidden states 0 in rows whose text has outgrown a member's context."""
         column = max(query.column, self.first)
         outgrown = self._outgrown(column, column + 1)
+        members = range(len(self.call.runs))
+        gone = self._read([k for k in members if outgrown is None or not bool(outgrown[:, 0, k].all())])
+        if gone:
+            outgrown = self._with_lost(gone, outgrown, 1)
         return [
             self._observation(index, column - self.first, None if outgrown is None else outgrown[:, 0, index])
-            for index in range(len(self.call.runs))
+            for index in members
         ]
 
     def _observation(self, index: int, at: int, outgrown: torch.Tensor | None) -> MemberObservation:
@@ -91,19 +113,27 @@ class SharedTokenizerStep:
 
     def look_ahead(self, query: SpanQuery, num_tokens: int) -> list[torch.Tensor]:
         """See `EngineStep`."""
-        column = max(query.column, self.first)
-        return [
-            columns_ahead(
-                self.cache, self.call.runs[index], self.engine.members[index], seen, column, query.rows, num_tokens
-            )
-            for index, seen in enumerate(self.observe(query))
-        ]
+        column, states = max(query.column, self.first), []
+        for index, (seen, member) in enumerate(zip(self.observe(query), self.engine.members, strict=True)):
+            rows = len(seen.logits) if query.rows is None else len(query.rows)
+            ahead = torch.zeros(rows, member.hidden_size, dtype=member.dtype, device=member.device)
+            with losing(self.cache.faults, index):
+                ahead = columns_ahead(self.cache, self.call.runs[index], member, seen, column, query.rows, num_tokens)
+            states.append(ahead)
+        return states
 
     def logits(self) -> torch.Tensor:
         """See `EngineStep`; NaN inside the members' own prompts."""
         faults, lost = self.cache.faults, self._outgrown(self.low, self.total)
+        gone: Collection[int] = () if faults is None else faults.gone
         while True:
+            if gone:
+                lost = self._with_lost(gone, lost, self.total - self.low)
+                present(faults, "the faults").check_left(lost)
             weights, active = self._weights(lost)
+            gone = self._read(active)
+            if gone:
+                continue
             logits, log_z = self._scores(active, lost)
             broken = None if faults is None else self._broken(faults, active, log_z)
             if broken is None:
@@ -201,6 +231,13 @@ class SharedTokenizerStep:
                 found[..., index] = broken.cpu()
         faults.look()
         return found
+
+    def _with_lost(self, gone: Collection[int], lost: torch.Tensor | None, columns: int) -> torch.Tensor:
+        """Lost members `(B, columns, M)` with those that cannot be run any more, in all rows."""
+        shape = (self.cache.ids.shape[0], columns, len(self.engine.members))
+        lost = torch.zeros(shape, dtype=torch.bool) if lost is None else lost.clone()
+        lost[..., list(gone)] = True
+        return lost
 
     def _outgrown(self, low: int, high: int) -> torch.Tensor | None:
         """Whether each row's text has outgrown each member's context at the columns `low .. high - 1`.
