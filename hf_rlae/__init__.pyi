@@ -23,6 +23,7 @@ from .errors import HfRlaeError as HfRlaeError
 from .errors import InputError as InputError
 from .errors import InternalError as InternalError
 from .errors import MemberError as MemberError
+from .errors import MemberLostError as MemberLostError
 from .errors import NonFiniteError as NonFiniteError
 from .errors import ObjectiveError as ObjectiveError
 from .errors import PolicyError as PolicyError
@@ -33,6 +34,7 @@ from .errors import SplitError as SplitError
 from .errors import TaskError as TaskError
 from .errors import TokenizerError as TokenizerError
 from .members import Member as Member
+from .members import RemoteMember as RemoteMember
 from .policies import EntropyPolicy as EntropyPolicy
 from .policies import PerplexityPolicy as PerplexityPolicy
 from .policies import Policy as Policy
