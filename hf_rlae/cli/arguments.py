@@ -14,6 +14,7 @@ from urllib.parse import urlsplit
 from urllib.request import getproxies
 
 from hf_rlae.checks import COUNT, NOT_NEGATIVE, POSITIVE, Bounds
+from hf_rlae.embedded import embedded_folder, is_embedded
 from hf_rlae.errors import ConfigError, MemberError
 from hf_rlae.extras import missing_packages
 
@@ -29,7 +30,8 @@ def add_members(parser: argparse.ArgumentParser) -> None:
         "members",
         nargs="+",
         metavar="MEMBER",
-        help="a folder with a model and its tokenizer, or a Hub id; or a single saved ensemble, folder or Hub id",
+        help="a folder with a model and its tokenizer, a Hub id, or demo:NAME (`hf-rlae policies` lists the names); or "
+        "a single saved ensemble, folder or Hub id",
     )
 
 
@@ -38,7 +40,10 @@ def add_ensemble(parser: argparse.ArgumentParser) -> None:
     ensemble = parser.add_argument_group("ensemble", "By default those of a saved ensemble, if one is given.")
     weights = "one number per member, such as 0.7,0.3 (default: equal)"
     ensemble.add_argument("--weights", type=_weights, metavar="W,W", help=weights)
-    policy = "gives the weights: uniform, entropy, perplexity, or the folder or Hub id of a learned policy"
+    policy = (
+        "gives the weights: uniform, entropy, perplexity, or a learned policy: its folder, Hub id, demo:different or "
+        "demo:shared"
+    )
     ensemble.add_argument("--policy", metavar="NAME", help=policy)
     length = "tokens that share one weight vector (default: 8, or the learned policy's own)"
     ensemble.add_argument("--span-length", type=positive_int, metavar="N", help=length)
@@ -57,8 +62,8 @@ def add_ensemble(parser: argparse.ArgumentParser) -> None:
     ensemble.add_argument("--weight-unit", metavar="NAME", help=unit)
 
 
-def add_decoding(parser: argparse.ArgumentParser, max_new_tokens: int = 128) -> None:
-    """Adds how tokens are chosen.
+def add_decoding(parser: argparse.ArgumentParser, max_new_tokens: int = 128) -> argparse._ArgumentGroup:
+    """Adds how tokens are chosen, and returns their group.
 
     Args:
         parser (`argparse.ArgumentParser`): of the command.
@@ -75,7 +80,10 @@ def add_decoding(parser: argparse.ArgumentParser, max_new_tokens: int = 128) -> 
     decoding.add_argument(
         "--top-p", type=number(float, Bounds(above=0, most=1)), metavar="P", help="with --sample (default: 1.0)"
     )
+    top_k = "with --sample, the number of most likely tokens that are kept (default: all)"
+    decoding.add_argument("--top-k", type=positive_int, metavar="K", help=top_k)
     decoding.add_argument("--seed", type=seed, metavar="N", help="makes samples repeatable")
+    return decoding
 
 
 def add_loading(parser: argparse.ArgumentParser) -> None:
@@ -123,14 +131,16 @@ def check_shared(args: argparse.Namespace) -> None:
         raise ConfigError("--weights and --policy both say who gives the weights; leave one of them out")
     if args.mixing_kwargs is not None and args.mixing is None:
         raise ConfigError("--mixing-kwargs are settings of a mixing; add --mixing, or leave them out")
-    for option, value in (("--temperature", args.temperature), ("--top-p", args.top_p)):
+    for option, value in (("--temperature", args.temperature), ("--top-p", args.top_p), ("--top-k", args.top_k)):
         if value is not None and not args.sample:
             raise ConfigError(f"{option} has no effect on greedy decoding; add --sample, or leave it out")
     if args.chat_template is not None:
         args.chat_template = _read_template(args.chat_template)
     for member, revision in zip(args.members, args.revisions or [None] * len(args.members), strict=True):
         _check_member(member, revision)
-    if args.policy is not None and _looks_like_path(args.policy) and not os.path.isdir(args.policy):
+    if args.policy is None or os.path.isdir(embedded_folder(args.policy, "policies")):
+        return
+    if _looks_like_path(args.policy):
         raise ConfigError(
             f"--policy: {args.policy or repr(args.policy)} is not a folder; give the name of a policy, or the folder "
             "or Hub id of a learned one"
@@ -138,7 +148,7 @@ def check_shared(args: argparse.Namespace) -> None:
 
 
 def _may_be_saved(args: argparse.Namespace) -> bool:
-    return len(args.members) == 1 and not os.path.isdir(args.members[0])
+    return len(args.members) == 1 and not os.path.isdir(embedded_folder(args.members[0], "members"))
 
 
 def saved_ensemble(source: str) -> dict[str, Any] | None:
@@ -177,7 +187,7 @@ def _read_template(path: str) -> str:
 
 
 def _check_member(member: str, revision: str | None) -> None:
-    if os.path.isdir(member):
+    if os.path.isdir(embedded_folder(member, "members")):
         if revision:
             raise ConfigError(
                 f"--revisions: {member} is a folder, which has no revisions; leave its entry empty, or give a Hub id"
@@ -232,17 +242,34 @@ def _looks_like_path(name: str) -> bool:
 
 def hub_sources(args: argparse.Namespace) -> list[str]:
     """What the arguments of a command load from folders or the Hub: members, and a learned policy."""
-    return [*args.members, *([args.policy] if "/" in (args.policy or "") else [])]
+    sources = [*args.members, *([args.policy] if "/" in (args.policy or "") else [])]
+    return [source for source in sources if not is_embedded(source)]
 
 
 def stay_offline_without_network(sources: Sequence[str]) -> None:
     """Switches the Hub client to offline mode before its import; otherwise it retries to connect for a minute."""
-    if all(map(os.path.isdir, sources)) or "HF_HUB_OFFLINE" in os.environ or getproxies():
-        return
+    if not all(map(os.path.isdir, sources)) and _has_no_network():
+        os.environ["HF_HUB_OFFLINE"] = "1"
+
+
+def check_hub(what: str) -> None:
+    """Raises `ConfigError` if a command that needs the Hub cannot reach it."""
+    if _has_no_network():
+        raise ConfigError(
+            f"{what}: the Hub ({os.environ.get('HF_ENDPOINT') or HUB}) cannot be reached, because its name has no "
+            "address here; check the network, and HF_ENDPOINT if you have set it"
+        )
+
+
+def _has_no_network() -> bool:
+    """Whether the Hub's name has no address. Not asked if the user is offline on purpose, or behind a proxy."""
+    if "HF_HUB_OFFLINE" in os.environ or getproxies():
+        return False
     try:
         socket.getaddrinfo(urlsplit(os.environ.get("HF_ENDPOINT") or HUB).hostname, None)
     except OSError:
-        os.environ["HF_HUB_OFFLINE"] = "1"
+        return True
+    return False
 
 
 def _weights(text: str) -> list[float]:

@@ -19,10 +19,11 @@ def generation_options(args: argparse.Namespace) -> dict[str, Any]:
         args (`argparse.Namespace`): with the checked arguments of `add_decoding`.
     """
     # a member's own settings may contain beams, which cannot be streamed
-    options: dict[str, Any] = {"max_new_tokens": args.max_new_tokens, "do_sample": args.sample, "num_beams": 1}
+    beams = getattr(args, "num_beams", None) or 1
+    options: dict[str, Any] = {"max_new_tokens": args.max_new_tokens, "do_sample": args.sample, "num_beams": beams}
     if args.sample:
         # transformers' default is top_k=50
-        options |= {"temperature": args.temperature or 1.0, "top_p": args.top_p or 1.0, "top_k": 0}
+        options |= {"temperature": args.temperature or 1.0, "top_p": args.top_p or 1.0, "top_k": args.top_k or 0}
     return options
 
 
@@ -43,5 +44,6 @@ def encode_chats(
         return dict(ensemble.tokenizer.apply_chat_template(list(conversations), add_generation_prompt=True))
     except ValueError as error:
         raise ConfigError(
-            f"{option}: {first_sentence(error)} Give --chat-template FILE, or members that were trained to chat"
+            f"{option}: {first_sentence(error).partition(';')[0].rstrip('.')}. Give --chat-template FILE, or members "
+            "that were trained to chat"
         ) from error

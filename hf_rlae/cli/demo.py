@@ -21,9 +21,10 @@ held-out questions, and draws the weights. With --train the policy is trained fi
 Needs no network and no GPU.
 
   hf-rlae demo
-  hf-rlae demo --chain 7+5*3 --questions 50 --picture weights.svg
+  hf-rlae demo --chain 9-4+2*6 --questions 50 --picture weights.svg
 """
 CHAIN = re.compile(r"\d{1,2}(?:[-+*]\d{1,2})+=?", re.ASCII)
+_LARGEST_OF_LONG = 9
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -49,16 +50,32 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def check(args: argparse.Namespace) -> None:
     """Raises `ConfigError` for arguments that cannot be used."""
-    if not CHAIN.fullmatch(args.chain):
-        raise ConfigError(
-            f"--chain {args.chain!r} is not a chain of numbers from 0 to 99 with +, - and * between them; give one "
-            "like 7+5*3"
-        )
+    _check_chain(args.chain)
     if os.path.splitext(args.picture)[1].lower() not in (".png", ".svg", ".pdf"):
         raise ConfigError(f"--picture {args.picture}: the name must end with .png, .svg or .pdf")
     check_output(args.picture, "--picture")
     if args.train:
         check_packages("--train", ("trl", "datasets"), "train")
+
+
+def _check_chain(chain: str) -> None:
+    """Raises `ConfigError` for what the members were never trained on."""
+    if not CHAIN.fullmatch(chain):
+        raise ConfigError(
+            f"--chain {chain!r} is not a chain of numbers with +, - and * between them; give one like 7+5*3"
+        )
+    chains = importlib.import_module("hf_rlae.tasks.chains")  # imports every task
+    question = chains.parse_question(chain)
+    if len(question.operators) > 1 and not all(1 <= number <= _LARGEST_OF_LONG for number in question.operands):
+        raise ConfigError(
+            f"--chain {chain}: the members were trained on numbers from 1 to {_LARGEST_OF_LONG} in chains of several "
+            "operators, and to 99 with a single one; give such numbers, like 7+5*3 or 12+30"
+        )
+    if not question.is_valid:
+        raise ConfigError(
+            f"--chain {chain}: a result on the way is not between 0 and {chains.LARGEST}, and the members were "
+            "trained on no others; give a chain like 7+5*3"
+        )
 
 
 def run(args: argparse.Namespace) -> int:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import os
 import sys
 import time
 from collections.abc import Sequence
@@ -22,7 +23,7 @@ from hf_rlae.evaluation.fixed_weights import best_fixed_weights, simplex_grid
 from hf_rlae.members import Member
 from hf_rlae.policies import PolicyModel, StaticPolicy
 from hf_rlae.reports import legend, plot_token_weights, save_figure, span_table, trace_tokens
-from hf_rlae.tasks.chains import OPERATORS, Question, draw_questions
+from hf_rlae.tasks.chains import OPERATORS, Question, draw_questions, parse_question
 from hf_rlae.zoo import SPECIALISTS, OraclePolicy, load_demo_members, load_demo_policy
 from hf_rlae.zoo.solving import MAX_NEW_TOKENS, accuracy
 
@@ -79,7 +80,8 @@ def _write_one(console: Console, members: Sequence[Member], policy: PolicyModel,
     names = [member.name for member in members]
     span_length = present(policy.config.span_length, "the span length of the policy")
     ensemble = EnsembleForCausalLM.from_members(members, policy, span_length=span_length)
-    prompt = args.chain.rstrip("=") + "="
+    question = parse_question(args.chain)
+    prompt = question.prompt
     inputs = ensemble.tokenizer([prompt], return_tensors="pt")
     console.print("One text, with every token in the colour of the member that carried it:")
     console.print(legend(names))
@@ -95,9 +97,15 @@ def _write_one(console: Console, members: Sequence[Member], policy: PolicyModel,
     )
     console.print()
     tokens = trace_tokens(ensemble, out, inputs["input_ids"].shape[1])[0]
+    completion = b"".join(token.raw for token in tokens).decode("utf-8", "replace")
+    answer = question.answer
+    said = f"The answer, {answer}, is right." if question.is_solved_by(completion) else None
+    console.print(said or f"The answer is wrong: {question.expression} is {answer}.", style="green" if said else "red")
     console.print(span_table(names, tokens))
     save_figure(plot_token_weights(names, tokens, prompt), args.picture)
-    console.print(f"The picture of the weights is in {args.picture}\n", highlight=False)
+    console.print(
+        f"The picture of the weights is in {os.path.abspath(args.picture)}\n", highlight=False, soft_wrap=True
+    )
 
 
 def _accuracy_table(members: Sequence[Member], policy: PolicyModel, count: int) -> Table:

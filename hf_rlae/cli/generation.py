@@ -26,6 +26,7 @@ from hf_rlae.reports import (
     completion_mask,
     legend,
     member_table,
+    short_names,
     span_table,
     trace_tokens,
     write_trace,
@@ -52,7 +53,7 @@ def write_texts(args: argparse.Namespace) -> None:
             inputs["negative_prompt_ids"] = negative["input_ids"].to(ensemble.device)
         if args.seed is not None:
             set_seed(args.seed)
-        write = _stream if len(args.prompts) == 1 else _write_all
+        write = _stream if len(args.prompts) == 1 and args.num_beams in (None, 1) else _write_all
         out = write(ensemble, inputs, args)
     _report(ensemble, out, inputs["input_ids"].shape[1], args)
 
@@ -60,7 +61,7 @@ def write_texts(args: argparse.Namespace) -> None:
 def _report(ensemble: EnsembleForCausalLM, out: Any, columns: int, args: argparse.Namespace) -> None:
     """Shows and writes the requested reports."""
     console = Console(file=sys.stdout, soft_wrap=False)
-    names = member_names(args, ensemble)
+    names = short_names(member_names(args, ensemble))
     if args.show_weights or args.trace is not None:
         rows = trace_tokens(ensemble, out, columns)
     if args.show_weights:
@@ -71,7 +72,7 @@ def _report(ensemble: EnsembleForCausalLM, out: Any, columns: int, args: argpars
         mask = completion_mask(out.sequences[:, columns:], token_ids(ensemble.generation_config.eos_token_id))
         console.print(member_table(names, out, mask))
     if args.trace is not None:
-        write_trace(args.trace, names, args.prompts, rows)
+        write_trace(args.trace, member_names(args, ensemble), args.prompts, rows)
 
 
 def _encode(ensemble: EnsembleForCausalLM, args: argparse.Namespace, prompts: Sequence[str]) -> dict[str, torch.Tensor]:
@@ -84,7 +85,7 @@ def _generate(
     ensemble: EnsembleForCausalLM,
     inputs: dict[str, Any],
     args: argparse.Namespace,
-    streamer: BaseStreamer,
+    streamer: BaseStreamer | None,
     cache: EnsembleCache | None = None,
 ) -> Any:
     options = generation_options(args)
@@ -113,7 +114,10 @@ def _stream(ensemble: EnsembleForCausalLM, inputs: dict[str, torch.Tensor], args
 def _write_all(ensemble: EnsembleForCausalLM, inputs: dict[str, torch.Tensor], args: argparse.Namespace) -> Any:
     with progress_bar(unit="tokens") as progress:
         task = progress.add_task("writing", total=args.max_new_tokens)
-        out = _generate(ensemble, inputs, args, TokenCounter(lambda: progress.advance(task)))
+        # transformers streams no beams
+        is_counted = args.num_beams in (None, 1)
+        counter = TokenCounter(lambda: progress.advance(task)) if is_counted else None
+        out = _generate(ensemble, inputs, args, counter)
     columns = inputs["input_ids"].shape[1]
     if args.show_weights and sys.stdout.isatty():
         console = Console(file=sys.stdout)

@@ -9,21 +9,31 @@ from rich import box
 from rich.console import Console
 from rich.table import Column, Table
 
+from hf_rlae.embedded import embedded_names
 from hf_rlae.ensemble.mixing import mixings
 from hf_rlae.objectives import objectives
 from hf_rlae.policies import policies
+from hf_rlae.reports.member_names import wrapped_name
 from hf_rlae.rewards import list_rewards
 from hf_rlae.tasks import Task, list_tasks
 from hf_rlae.vocabulary.grain import AUTO_GRAIN, GRAINS
 
+_WIDE = 130
+"""Columns of a terminal in which a task is one line."""
+
 
 def show_tasks() -> None:
-    """Prints a table with one line per task."""
-    columns = [Column(name, overflow="fold") for name in ("source", "licence", "reward", "splits")]
-    table = Table(Column("task", no_wrap=True), *columns, box=box.SIMPLE_HEAD)
+    """Prints a table with one line per task, or, on a narrow terminal, with a few."""
+    console = _console()
+    is_wide = console.width >= _WIDE
+    names = ("source", "licence", "reward", "splits") if is_wide else ("source, licence, reward", "splits")
+    table = Table(Column("task", no_wrap=True), *names, box=box.SIMPLE_HEAD)
     for task in list_tasks():
-        table.add_row(task.name, _source(task), task.licence, task.reward or "-", ", ".join(task.splits))
-    _print(table)
+        row = [_source(task), task.licence, task.reward or "-"]
+        if not is_wide:
+            row = ["\n".join([wrapped_name(row[0], 26), row[1], f"reward: {row[2]}"])]
+        table.add_row(task.name, *row, ", ".join(task.splits))
+    console.print(table)
 
 
 def _source(task: Task) -> str:
@@ -40,13 +50,15 @@ def show_names() -> None:
         "objectives": objectives,
         "rewards": list_rewards(),
         "tasks": [task.name for task in list_tasks()],
+        "embedded members": embedded_names("members"),
+        "embedded policies": embedded_names("policies"),
     }
-    table = Table(Column("kind", no_wrap=True), Column("names", overflow="fold"), box=box.SIMPLE_HEAD)
+    table = Table(Column("kind", no_wrap=True), "names", box=box.SIMPLE_HEAD)
     for kind, known in names.items():
         table.add_row(kind, ", ".join(known))
-    _print(table)
+    _console().print(table)
 
 
-def _print(table: Table) -> None:
+def _console() -> Console:
     # lines of files and pipes are not wrapped, so that they can be searched
-    Console(file=sys.stdout, width=None if sys.stdout.isatty() else 200).print(table)
+    return Console(file=sys.stdout, width=None if sys.stdout.isatty() else 400)

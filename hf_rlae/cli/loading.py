@@ -15,6 +15,7 @@ from transformers import PreTrainedConfig
 from transformers.utils.logging import disable_progress_bar, set_verbosity_error
 
 from hf_rlae.cli.arguments import saved_ensemble
+from hf_rlae.embedded import CHAT_TEMPLATE, PREFIX, embedded_folder, is_embedded
 from hf_rlae.ensemble import EnsembleConfig, EnsembleForCausalLM
 from hf_rlae.errors import ConfigError, first_sentence
 from hf_rlae.members import Member
@@ -39,7 +40,8 @@ def build_ensemble(args: argparse.Namespace) -> EnsembleForCausalLM:
     device = choose_device(args.device)
     device_map = "auto" if args.device == "auto" else None
     log_errors_alone()
-    policy = resolve_policy(args.policy) if args.weights is None else StaticPolicy(args.weights)
+    given = args.policy and embedded_folder(args.policy, "policies")
+    policy = resolve_policy(given) if args.weights is None else StaticPolicy(args.weights)
     if policy is not None and args.span_length is None:
         settings |= _made_for(policy)
     source, revision = args.members[0], (args.revisions or [None])[0]
@@ -66,7 +68,7 @@ def build_ensemble(args: argparse.Namespace) -> EnsembleForCausalLM:
 
 def member_names(args: argparse.Namespace, ensemble: EnsembleForCausalLM) -> list[str]:
     """The names of the members in reports: as they were given, or as the saved ensemble names them."""
-    given: list[str] = args.members
+    given = [source.removeprefix(PREFIX) for source in args.members]
     return given if len(given) == len(ensemble.members) else [str(member.name) for member in ensemble.members]
 
 
@@ -80,7 +82,7 @@ def _made_for(policy: Policy) -> dict[str, Any]:
 
 
 def _is_saved_ensemble(source: str, revision: str | None) -> bool:
-    if os.path.isdir(source):
+    if os.path.isdir(embedded_folder(source, "members")):
         return saved_ensemble(source) is not None
     try:
         found = PreTrainedConfig.get_config_dict(source, revision=revision)[0]
@@ -131,7 +133,7 @@ def load_members(
     """Loads members, and shows progress if stderr is a terminal.
 
     Args:
-        sources (`Sequence[str]`): folders or Hub ids.
+        sources (`Sequence[str]`): folders, Hub ids or `demo:NAME`.
         dtype, device_map: as in `AutoModelForCausalLM.from_pretrained`.
         revisions (`Sequence[str | None]`, *optional*): one per member.
 
@@ -145,5 +147,17 @@ def load_members(
             continue
         if sys.stderr.isatty():
             print(f"loading {source} ({index + 1} of {len(sources)})", file=sys.stderr)
+        if is_embedded(source):
+            loaded[source, revision] = _load_embedded(source, dtype)
+            continue
         loaded[source, revision] = Member.load(source, dtype=dtype, device_map=device_map, revision=revision)
     return [loaded[entry] for entry in wanted]
+
+
+def _load_embedded(source: str, dtype: str) -> Member:
+    """An embedded member, which is saved in fp16 to be small, with a chat template."""
+    folder = embedded_folder(source, "members")
+    member = Member.load(folder, dtype="float32" if dtype == "auto" else dtype)
+    member.name = source
+    member.tokenizer.chat_template = CHAT_TEMPLATE
+    return member

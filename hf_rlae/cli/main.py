@@ -7,15 +7,17 @@ torch.
 from __future__ import annotations
 
 import argparse
+import difflib
 import os
 import sys
 import traceback
 from collections.abc import Sequence
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from hf_rlae import __version__
 from hf_rlae.cli import chat, demo, generate, policies, pull, push, serve, tasks, train, version
-from hf_rlae.errors import HfRlaeError, InternalError, one_line, shortened, with_type
+from hf_rlae.cli.flags import in_flags
+from hf_rlae.errors import HfRlaeError, InternalError, one_line, present, shortened, with_type
 
 COMMANDS = {
     "demo": demo,
@@ -38,12 +40,33 @@ BROKEN_PIPE = 141
 
 
 class _Parser(argparse.ArgumentParser):
+    def parse_args(self, args: Any = None, namespace: Any = None) -> Any:
+        """As in argparse; an option that a command does not have is refused with the nearest one that it has."""
+        parsed, rest = self.parse_known_args(args, namespace)
+        if rest:
+            present(self.command(parsed.command), "the command").refuse(rest)
+        return parsed
+
+    def command(self, name: str | None) -> _Parser | None:
+        """The parser of a command."""
+        (commands,) = (action for action in self._actions if action.dest == "command")
+        return dict(commands.choices or {}).get(name)
+
+    def refuse(self, rest: Sequence[str]) -> NoReturn:
+        """Ends the process for arguments that this command does not have."""
+        option = next((part.partition("=")[0] for part in rest if part.startswith("--")), None)
+        if option is None:
+            self.error(f"unrecognized arguments: {' '.join(rest)}")
+        known = [name for action in self._actions for name in action.option_strings if name.startswith("--")]
+        near = difflib.get_close_matches(option, known, n=1)
+        self.error(f"there is no option {option}{f' (did you mean {near[0]}?)' if near else ''}")
+
     def error(self, message: str) -> NoReturn:
         """Ends the process with one line; argparse would print the usage first, which hides it."""
         self.exit(USAGE_ERROR, f"hf-rlae: error: {message}; see `{self.prog} --help`\n")
 
 
-def build_parser() -> argparse.ArgumentParser:
+def build_parser() -> _Parser:
     """The parser of all commands."""
     parser = _Parser(prog="hf-rlae", description="Several language models decode one text together.")
     parser.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
@@ -74,10 +97,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     # Threads of OpenMP that wait for work spin, and take the cores from other processes; read when torch is imported.
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
-    shows_traceback = bool(os.environ.get("HF_RLAE_DEBUG"))
+    shows_traceback, parser = bool(os.environ.get("HF_RLAE_DEBUG")), build_parser()
+    args = argparse.Namespace(command=None)
     try:
         try:
-            args = build_parser().parse_args(argv)
+            args = parser.parse_args(argv)
             shows_traceback = shows_traceback or args.debug
             return COMMANDS[args.command].run(args)
         finally:
@@ -92,15 +116,15 @@ def main(argv: Sequence[str] | None = None) -> int:
         _drop_output()
         return BROKEN_PIPE
     except BaseException as error:  # panics of extensions in Rust are no Exception
-        return _report(error, shows_traceback)
+        return _report(error, shows_traceback, parser.command(args.command))
 
 
-def _report(error: BaseException, shows_traceback: bool) -> int:
-    """Prints one line about an error and returns the exit code."""
+def _report(error: BaseException, shows_traceback: bool, command: argparse.ArgumentParser | None) -> int:
+    """Prints one line about an error of a command and returns the exit code."""
     if shows_traceback:
         traceback.print_exception(error)
     if isinstance(error, HfRlaeError) and not isinstance(error, InternalError):
-        code, text = USAGE_ERROR, one_line(str(error))
+        code, text = USAGE_ERROR, in_flags(one_line(str(error)), command)
     else:
         code, text = DEFECT, f"{with_type(error, shortened(str(error)))} (--debug shows the traceback)"
     print(f"hf-rlae: error: {text}", file=sys.stderr)

@@ -7,7 +7,7 @@ import importlib
 import os
 from pathlib import Path
 
-from hf_rlae.cli.arguments import stay_offline_without_network
+from hf_rlae.cli.arguments import check_hub
 from hf_rlae.errors import ConfigError
 
 SUMMARY = "download an ensemble or policy from the Hub"
@@ -33,6 +33,6 @@ def run(args: argparse.Namespace) -> int:
     folder = Path(args.folder or args.repo_id.rsplit("/", 1)[-1])
     if folder.exists() and not (folder.is_dir() and not os.listdir(folder)):
         raise ConfigError(f"{folder} exists already; give another folder, or remove it first")
-    stay_offline_without_network([args.repo_id])
+    check_hub(f"pull {args.repo_id}")
     importlib.import_module("hf_rlae.cli.hub_transfer").pull(args.repo_id, folder, args.revision)
     return 0

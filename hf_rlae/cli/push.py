@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import importlib
 
-from hf_rlae.cli.arguments import saved_kind, stay_offline_without_network
+from hf_rlae.cli.arguments import check_hub, saved_kind
 from hf_rlae.errors import ConfigError
 
 SUMMARY = "upload a saved ensemble or policy to the Hub"
@@ -36,6 +36,6 @@ def run(args: argparse.Namespace) -> int:
     kind = saved_kind(args.folder)
     if args.save_members and kind == "policy":
         raise ConfigError(f"--save-members: {args.folder} is a policy, which has no members; leave it out")
-    stay_offline_without_network([args.repo_id])
+    check_hub(f"push to {args.repo_id}")
     importlib.import_module("hf_rlae.cli.hub_transfer").push(args, kind)
     return 0

@@ -3,17 +3,25 @@
 from __future__ import annotations
 
 import os
+import re
 import sys
 import warnings
 from collections.abc import Sequence
 from dataclasses import asdict
+from pathlib import Path
+from typing import Any
 
 import torch
+import yaml
 
 from hf_rlae.configs import find_accelerate_config
+from hf_rlae.errors import ConfigError
 from hf_rlae.trainers.runs import read_settings, run
 from hf_rlae.trainers.runs.arguments import LaunchArguments
 from hf_rlae.trainers.runs.settings import make_parser
+
+_SHOWN = r"eval_reward|eval_(\w+_)?rewards/.*/mean|eval_completions/mean_length"
+"""The figures of an evaluation that are printed."""
 
 LAUNCHED = "HF_RLAE_LAUNCHED"
 """Set in processes that `accelerate launch` starts for this command."""
@@ -45,8 +53,19 @@ def train(kind: str, arguments: Sequence[str]) -> None:
         warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")
         trainer = run(settings)
     if trainer.is_world_process_zero():
+        _show_evaluation(trainer)
         print(f"saved in {trainer.args.output_dir}")
     trainer.end()
+
+
+def _show_evaluation(trainer: Any) -> None:
+    """Prints the rewards of the last evaluation."""
+    last: dict[str, float] = next(
+        (entry for entry in reversed(trainer.state.log_history) if "eval_reward" in entry), {}
+    )
+    figures = [f"{name} {last[name]:.4g}" for name in sorted(last) if re.fullmatch(_SHOWN, name)]
+    if figures:
+        print(f"evaluation: {', '.join(figures)} (all figures: {trainer.args.output_dir}/eval_results.json)")
 
 
 def launch_command(launch: LaunchArguments, kind: str, arguments: Sequence[str]) -> list[str]:
@@ -63,9 +82,28 @@ def launch_command(launch: LaunchArguments, kind: str, arguments: Sequence[str])
     command = [sys.executable, "-m", "accelerate.commands.launch"]
     config = options.pop("accelerate_config", None)
     if config is not None:
-        command += ["--config_file", str(find_accelerate_config(config))]
+        file = find_accelerate_config(config)
+        _check_devices(config, file, launch)
+        command += ["--config_file", str(file)]
     elif options.get("num_processes", 1) > 1 and not torch.accelerator.is_available():
         command += ["--multi_gpu"]  # else accelerate starts one process where there are no GPUs, or needs MPI
     for name, value in options.items():
         command += [f"--{name}", str(value)]
     return [*command, "--module", "hf_rlae.cli.main", "train", kind, *arguments]
+
+
+def _check_devices(config: str, file: Path, launch: LaunchArguments) -> None:
+    """Raises `ConfigError` if a configuration starts more processes on this machine than it has GPUs."""
+    try:
+        values = yaml.safe_load(file.read_text(encoding="utf-8"))
+        processes = launch.num_processes or values.get("num_processes") or 1
+        per_machine = -(-int(processes) // int(launch.num_machines or values.get("num_machines") or 1))
+        uses_cpu = bool(values.get("use_cpu"))
+    except (OSError, ValueError, TypeError, AttributeError, yaml.YAMLError):
+        return  # accelerate says what is wrong with the file
+    found = torch.accelerator.device_count()
+    if per_machine > max(1, found) and not uses_cpu and launch.num_processes is None:
+        raise ConfigError(
+            f"--accelerate_config {config} starts {per_machine} processes on this machine, one per GPU, and it has "
+            f"{found}; add --num_processes with the number that you want, or give another file"
+        )

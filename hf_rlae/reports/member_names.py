@@ -1,7 +1,8 @@
-"""Short names of members, for metrics, pictures and model cards."""
+"""Short names of members, for metrics, tables, pictures and model cards."""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -37,3 +38,23 @@ def names_of(source: Names) -> list[str]:
     """
     members = getattr(source, "members", None)
     return list(source) if members is None else short_names(member.name for member in members)
+
+
+def wrapped_name(name: str, width: int) -> str:
+    """A name with line breaks after its punctuation; tables would break it inside a word.
+
+    Args:
+        name (`str`): of a member.
+        width (`int`): the most characters in a line, if its words are not longer.
+
+    Example:
+
+    >>> wrapped_name("multiplication-pieces", 16)
+    'multiplication-\\npieces'
+    """
+    lines = [""]
+    for part in re.findall(r"[^-_./:]*[-_./:]?", name):
+        if lines[-1] and len(lines[-1]) + len(part) > width:
+            lines.append("")
+        lines[-1] += part
+    return "\n".join(lines)

@@ -10,7 +10,10 @@ from rich.table import Column, Table
 
 from hf_rlae.ensemble.outputs import EnsembleGenerateOutput
 from hf_rlae.errors import InputError
-from hf_rlae.reports.member_names import Names, names_of
+from hf_rlae.reports.member_names import Names, names_of, wrapped_name
+
+_NAME = 30
+"""Characters of a name in a line."""
 
 
 def completion_mask(completions: torch.Tensor, end_ids: Sequence[int]) -> torch.Tensor:
@@ -63,5 +66,5 @@ def member_table(names: Names, out: EnsembleGenerateOutput, mask: torch.Tensor) 
         proposed = run[run.isfinite()]
         mean = f"{float(proposed.mean()):.3f}" if len(proposed) else "-"
         weight = f"{float(weights[:, index].mean()):.3f}"
-        table.add_row(name, weight, str(len(run)), str(len(proposed)), mean)
+        table.add_row(wrapped_name(name, _NAME), weight, str(len(run)), str(len(proposed)), mean)
     return table

@@ -9,11 +9,14 @@ from rich import box
 from rich.table import Column, Table
 from rich.text import Text
 
-from hf_rlae.reports.member_names import Names, names_of
+from hf_rlae.reports.member_names import Names, names_of, wrapped_name
 from hf_rlae.reports.tokens import TracedToken
 
 STYLES = ("cyan", "magenta", "yellow", "green", "blue", "red", "bright_cyan", "bright_magenta")
 """Terminal colours of the members, in their order; they repeat after the last."""
+
+_LINE = 78
+"""Characters in a line of a terminal."""
 
 
 def style_of(member: int) -> str:
@@ -29,7 +32,8 @@ def legend(names: Sequence[str]) -> Text:
     >>> legend(["first", "second"]).plain
     '■ first  ■ second'
     """
-    return Text("  ").join(Text(f"■ {name}", style=style_of(index)) for index, name in enumerate(names))
+    between = "  " if sum(len(name) + 4 for name in names) <= _LINE else "\n"
+    return Text(between).join(Text(f"■ {name}", style=style_of(index)) for index, name in enumerate(names))
 
 
 def carrier_text(tokens: Sequence[TracedToken], escapes: bool = False) -> Text:
@@ -71,7 +75,8 @@ def span_table(names: Names, tokens: Sequence[TracedToken]) -> Table:
     names = names_of(names)
     columns = Column("spans", justify="right", no_wrap=True), Column("text", overflow="fold")
     table = Table(*columns, box=box.SIMPLE_HEAD)
-    for index, name in enumerate(names):
+    width = max(8, _LINE // max(1, len(names)) - 10)
+    for index, name in enumerate(wrapped_name(name, width) for name in names):
         table.add_column(name, justify="right", style=style_of(index), header_style=style_of(index), overflow="fold")
     for weights, group in groupby(tokens, key=lambda token: token.weights):
         part = list(group)

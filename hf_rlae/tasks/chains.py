@@ -174,6 +174,18 @@ class Question:
         return answer_of(completion) == self.answer
 
 
+def parse_question(chain: str) -> Question:
+    """The question of a chain in symbols, with or without `=` at its end.
+
+    Example:
+
+    >>> parse_question("7+5*3=").answer
+    22
+    """
+    parts = re.split(r"([-+*])", chain.rstrip("="))
+    return Question(tuple(map(int, parts[::2])), tuple(parts[1::2]))
+
+
 def answer_of(completion: str) -> int | None:
     """The answer at the end of a completion, or `None` if it has none.
 

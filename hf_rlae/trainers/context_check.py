@@ -11,7 +11,7 @@ from transformers import Trainer
 
 from hf_rlae.errors import InputError
 from hf_rlae.members.member import context_length_of
-from hf_rlae.trainers.prompt_datasets import named_datasets
+from hf_rlae.trainers.prompt_datasets import check_chat_template, named_datasets
 
 logger = logging.getLogger(__name__)
 
@@ -77,6 +77,7 @@ class ContextCheck(Trainer):
         for name, dataset in datasets.items():
             if context is None or not isinstance(dataset, Dataset) or not len(dataset):
                 continue
+            check_chat_template(name, dataset[:1]["prompt"], self.processing_class, "the model's tokenizer")
             room = check_longest(name, self._prompt_lengths(dataset), context, "the model", "remove long prompts")
             if room < (self.args.max_completion_length or 0):
                 logger.warning(

@@ -10,6 +10,7 @@ from transformers import set_seed
 from trl import get_peft_config, get_quantization_config
 
 from hf_rlae.checks import check_choice
+from hf_rlae.embedded import embedded_folder
 from hf_rlae.ensemble import EnsembleConfig, EnsembleForCausalLM
 from hf_rlae.errors import ConfigError
 from hf_rlae.objectives import objectives
@@ -89,7 +90,7 @@ def _rlae_trainer(
     funcs = load_rewards(rewards)
     set_seed(args.seed)
     ensemble = EnsembleForCausalLM.from_members(
-        ensemble_args.members or [],
+        [embedded_folder(source, "members") for source in ensemble_args.members or []],
         policy=policy_args.policy,
         policy_revision=policy_args.policy_revision,
         dtype=ensemble_args.dtype,
@@ -159,7 +160,7 @@ def _cory_trainer(model_args: CoryRunArguments, task_args: TaskArguments, args: 
         **(args.model_init_kwargs or {}),
     }
     return _CORY_TRAINERS[model_args.algorithm](
-        model_args.model_name_or_path,
+        embedded_folder(str(model_args.model_name_or_path), "members"),
         load_rewards(rewards),
         args,
         train_dataset,

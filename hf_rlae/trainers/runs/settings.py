@@ -111,7 +111,7 @@ def read_settings(kind: str, arguments: Sequence[str] = (), config: Mapping[str,
     elif known.algorithm is not None:
         overrides += ["--algorithm", known.algorithm]  # unknown there
     parser = make_parser(kind, algorithm)
-    _check_keys(parser, values, known.config or "config")
+    _check_keys(parser, values, kind, known.config or "config")
     parser.set_defaults_with_config(**values)
     namespace, rest = parser.parse_known_args(overrides)
     if rest:
@@ -145,10 +145,13 @@ def _names(parser: SettingsParser) -> list[str]:
     return sorted({action.dest for action in parser._actions if action.option_strings})
 
 
-def _check_keys(parser: SettingsParser, values: Mapping[str, Any], place: str) -> None:
+def _check_keys(parser: SettingsParser, values: Mapping[str, Any], kind: str, place: str) -> None:
     names = _names(parser)
+    other = next(name for name in KINDS if name != kind)
     for key in values:
         if key not in names:
+            if set(values) - {"algorithm"} <= set(_names(make_parser(other, values.get("algorithm", ALGORITHMS[0])))):
+                raise ConfigError(f"{place} is a file for `hf-rlae train {other}`: {kind} has no setting {key!r}")
             raise ConfigError(f"{place}: there is no setting {key!r}: {_nearest(key, names)}")
 
 

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import re
 import shlex
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 
 from hf_rlae.cli.main import build_parser
+from hf_rlae.embedded import embedded_names
 
 ROOT = Path(__file__).parents[3]
+EMBEDDED = set(embedded_names("members"))
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 
 
@@ -28,9 +31,11 @@ def sections(path: Path) -> set[str]:
     return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
 
 
-def commands() -> list[str]:
-    lines = [line for page in PAGES for block in blocks(page, "bash") for line in block.splitlines()]
-    return [line for line in lines if re.match(r"(\S*/)?hf-rlae ", line)]
+def commands(pages: Sequence[Path] = PAGES) -> list[str]:
+    """Every command of hf-rlae, with what is piped into it."""
+    texts = [block.replace("\\\n", "") for page in pages for block in blocks(page, "bash")]
+    lines = [line for text in texts for line in text.splitlines()]
+    return [line for line in lines if re.match(r"(echo .* \| )?(\S*/)?hf-rlae ", line)]
 
 
 def test_there_are_commands():
@@ -39,8 +44,9 @@ def test_there_are_commands():
 
 @pytest.mark.parametrize("command", commands())
 def test_commands_are_understood(command):
-    arguments = build_parser().parse_args(shlex.split(command)[1:])
-    assert getattr(arguments, "members", ["ENSEMBLE"]) in (["MEMBER_1", "MEMBER_2"], ["ENSEMBLE"])
+    arguments = build_parser().parse_args(shlex.split(command.split("| ")[-1])[1:])
+    members = getattr(arguments, "members", ["ENSEMBLE"])
+    assert members in (["MEMBER_1", "MEMBER_2"], ["ENSEMBLE"], ["pulled"]) or set(members) <= EMBEDDED
 
 
 def test_the_readme_begins_with_the_demo():
@@ -51,7 +57,9 @@ def test_both_readme_commands_use_the_constraints():
     environments = []
     for block in blocks(PAGES[0], "bash"):
         environments += re.findall(
-            r"^python3 -m venv (\S+)\n\1/bin/pip install -c .ci/constraints.txt -e ", block, re.M
+            r"^python3 -m venv (\S+)\n# .*, first: .* torch .*\n\1/bin/pip install -c .ci/constraints.txt -e",
+            block,
+            re.M,
         )
     assert environments == [".venv", ".venv-test"]
     assert (ROOT / ".ci" / "constraints.txt").is_file()

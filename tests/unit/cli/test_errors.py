@@ -69,7 +69,10 @@ def test_an_accident_is_one_line(capfd, monkeypatch, tmp_path, error, code, line
         ("trian", "argument COMMAND: invalid choice: 'trian' (choose from "),
         ("", "the following arguments are required: COMMAND; see `hf-rlae --help`"),
         ("chat", "the following arguments are required: MEMBER; see `hf-rlae chat --help`"),
-        ("chat a b --weihgts 1,0", "unrecognized arguments: --weihgts 1,0; see `hf-rlae --help`"),
+        ("chat a b --weihgts 1,0", "there is no option --weihgts (did you mean --weights?); see `hf-rlae chat --help`"),
+        ("generate a --promt x", "there is no option --promt (did you mean --prompt?); see `hf-rlae generate --help`"),
+        ("pull a/b --zzzzzz", "there is no option --zzzzzz; see `hf-rlae pull --help`"),
+        ("pull a/b c d", "unrecognized arguments: d; see `hf-rlae pull --help`"),
         ("train ppo", "invalid choice: 'ppo' (choose from 'rlae', 'cory'); see `hf-rlae train --help`"),
     ],
 )

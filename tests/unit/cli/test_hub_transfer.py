@@ -65,7 +65,7 @@ def one_line(capsys) -> str:
 def test_members_that_nobody_else_has_are_not_pushed_silently(hub, ensemble, capsys):
     capsys.readouterr()
     assert main(["push", str(ensemble), "me/both"]) == 2
-    assert "save_members=True" in one_line(capsys)
+    assert "pass --save-members to push them" in one_line(capsys)
 
 
 def test_what_cannot_be_moved_is_one_line(hub, ensemble, tmp_path, capsys):

@@ -18,6 +18,7 @@ from hf_rlae.ensemble import EnsembleForCausalLM
 from hf_rlae.tasks import get_task
 from hf_rlae.trainers.runs import build, data
 from tests.support.runs import SMALL, arguments, save_models
+from tests.support.runs import data as rows_of
 from tests.support.sandboxes import some_sandbox
 
 
@@ -32,7 +33,9 @@ def test_every_ready_file_trains(config, folders, tmp_path, capsys):
         some_sandbox()  # or the test is skipped
     assert main(arguments(config, folders, tmp_path)) == 0, capsys.readouterr().err
     out = tmp_path / "out"
-    assert f"saved in {out}" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert f"saved in {out}" in said
+    assert ("evaluation: eval_completions/mean_length " in said and "eval_reward " in said) == ("imdb" not in config)
     state = json.loads((out / "trainer_state.json").read_text())
     assert state["global_step"] == 2
     assert (out / "README.md").is_file()
@@ -55,7 +58,10 @@ REFUSED = {
     "a key of the other kind": ("rlae --config rlae_gsm8k --num_agents 3", "no setting --num_agents"),
     "a value without a key": ("rlae rlae_gsm8k", "'rlae_gsm8k' belongs to no setting"),
     "an unknown file": ("rlae --config rlae_gsm9k", "did you mean 'rlae_gsm8k'?"),
-    "a file of the other kind": ("cory --config rlae_gsm8k", "rlae_gsm8k: there is no setting 'members'"),
+    "a file of the other kind": (
+        "cory --config rlae_gsm8k",
+        "rlae_gsm8k is a file for `hf-rlae train rlae`: cory has no setting",
+    ),
     "no value for --config": ("rlae --config", "--config needs a value"),
     "no kind": ("", "rlae or cory"),
     "a wrong type": ("rlae --config rlae_gsm8k --max_steps many", "invalid int value: 'many'"),
@@ -98,6 +104,10 @@ REFUSED = {
     "agents without adapters": ("cory --config cory_imdb --use_peft false", "LoRA adapters"),
     "two agents too few": ("cory --config cory_imdb --num_agents 1", "num_agents=1"),
     "an option of TRL that CORY has not": ("cory --config cory_imdb --use_vllm", "use_vllm=True"),
+    "more processes than GPUs": (
+        "rlae --config rlae_gsm8k --accelerate_config eight_gpus",
+        "--accelerate_config eight_gpus starts 8 processes on this machine, one per GPU, and it has ",
+    ),
     "an unknown file for accelerate": (
         "rlae --config rlae_gsm8k --accelerate_config three_gpus",
         "accelerate_config='three_gpus' is neither a file nor",
@@ -136,6 +146,21 @@ def test_data_are_checked_before_models_are_loaded(folders, tmp_path, capsys, mo
     assert "line 1, column 'answer'" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    "models",
+    ["rlae --members demo:addition-characters demo:addition-bytes", "cory --model_name_or_path demo:addition-bytes"],
+)
+def test_models_without_chat_templates_need_plain_prompts(models, tmp_path, capsys):
+    """The error names the setting, and with it the run trains: embedded members know no chats."""
+    given = ["train", *models.split(), "--task", "gsm8k", "--task_source", str(rows_of(tmp_path, "rlae_gsm8k"))]
+    small = {**SMALL, "eval_split": "train", "output_dir": tmp_path / "out", "max_steps": 1}
+    given += [text for name, value in small.items() for text in (f"--{name}", str(value))]
+    assert main(given) == 2
+    written = capsys.readouterr().err
+    assert "has no chat template; give --prompt_format standard, or models with chat templates" in written
+    assert main([*given, "--prompt_format", "standard"]) == 0, capsys.readouterr().err
+
+
 def test_a_run_continues_from_its_newest_checkpoint_and_from_a_saved_policy(folders, tmp_path, capsys):
     given = arguments("rlae_gsm8k", folders, tmp_path, save_steps=1)
     assert main(given) == 0
@@ -163,6 +188,7 @@ def test_processes_are_handed_over_to_accelerate(monkeypatch):
         raise SystemExit(0)
 
     monkeypatch.setattr(training.os, "execve", replace_process)
+    monkeypatch.setattr(training.torch.accelerator, "device_count", lambda: 2)
     given = ["train", "rlae", "--config", "rlae_gsm8k", "--accelerate_config", "two_gpus", "--main_process_port", "1"]
     with pytest.raises(SystemExit):
         main(given)
