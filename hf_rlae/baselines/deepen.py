@@ -80,7 +80,7 @@ class DeePEn(TokenwiseBaseline):
         self._relative(ensemble)
 
     def _relative(self, ensemble: EnsembleForCausalLM) -> list[torch.Tensor]:
-        name = f"relative representations {self.num_anchors} {self.temperature} {self.main}"
+        name = f"relative representations {self.num_anchors} {self.temperature} {self.main} on {ensemble.device}"
         return kept(ensemble, name, lambda: relative_matrices(ensemble, self.num_anchors, self.temperature, self.main))
 
     def running(self, relay: Relay) -> list[int]:

@@ -36,6 +36,7 @@ class Relay:
         ids (`list[list[tuple[int, ...]]]`): the completions in each member's ids, by member and row.
         raw (`list[bytes]`): the bytes of the completions.
         open (`list[int]`): the rows that have not ended.
+        ends (`frozenset[int]`): the tokens that end a text.
     """
 
     def __init__(
@@ -59,6 +60,7 @@ class Relay:
         self._samples = bool(settings.do_sample)
         self._warpers = _warpers_of(ensemble, settings)
         stops = settings.stop_strings or ()
+        self.ends = frozenset(self.space.ends.tolist())
         self._stops = [stop.encode() for stop in ([stops] if isinstance(stops, str) else stops)]
         self._last: list[tuple[int, ...]] = [()] * len(prompts)
         self._newest: list[dict[int, tuple[tuple[int, ...], torch.Tensor]]] = [{} for _ in self.readers]
@@ -109,10 +111,10 @@ class Relay:
         tokens = torch.arange(logps.shape[1], device=logps.device) if tokens is None else tokens.to(logps.device)
         tokens = tokens.expand_as(logps)
         counts = self.num_tokens if written is None else written
-        early = torch.tensor([counts[row] < self._least for row in rows], device=logps.device)
-        if bool(early.any()):
+        early = [counts[row] < self._least for row in rows]
+        if any(early):
             is_end = torch.isin(tokens, self.space.ends.to(tokens.device))
-            logps = logps.masked_fill(is_end & early[:, None], -torch.inf)
+            logps = logps.masked_fill(is_end & torch.tensor(early, device=logps.device)[:, None], -torch.inf)
         if bool((logps == -torch.inf).all(-1).any()):
             raise InputError(
                 "no member can continue a text, and min_new_tokens does not let it end; lower min_new_tokens"
@@ -130,7 +132,7 @@ class Relay:
     def append(self, row: int, token: int) -> bool:
         """Hands a token on to all members; returns whether the row goes on."""
         self.num_tokens[row] += 1
-        if token in self.space.ends.tolist():
+        if token in self.ends:
             self._last[row] = (token,)
             return self.end(row)
         former = len(self.raw[row])

@@ -12,7 +12,7 @@ from hf_rlae.baselines.inputs import Prompts
 from hf_rlae.baselines.protocol import Baseline, BaselineOutput, check_member
 from hf_rlae.baselines.registry import baselines
 from hf_rlae.baselines.relay import Relay
-from hf_rlae.baselines.spaces import TokenSpace, space_of
+from hf_rlae.baselines.spaces import NO_TOKEN, TokenSpace, space_of
 from hf_rlae.checks import COUNT, SHARE, check_choice, check_number
 from hf_rlae.ensemble import EnsembleForCausalLM
 
@@ -96,23 +96,23 @@ class Safe(Baseline):
         """Drafts of all open rows; rows whose text the drafter cannot read have none."""
         drafts: dict[int, _Draft] = {}
         reader, own = relay.readers[self.drafter], list(relay.ids[self.drafter])
-        running, ends = list(relay.open), set(relay.space.ends.tolist())
-        written = list(relay.num_tokens)
+        running, written = list(relay.open), list(relay.num_tokens)
+        tokens = relay.space.tokens(self.drafter).to(relay.ensemble.device)
         for _ in range(self.num_draft):
             running = [row for row in running if written[row] < relay.most and reader.fits(row, own[row])]
             if not running:
                 break
             found = reader.read({row: own[row] for row in running}, dict.fromkeys(running, 1))
             logits = torch.cat([found[row] for row in running]).to(relay.ensemble.device)
-            chosen = relay.choose(running, relay.space.spread(self.drafter, logits), written=written)
+            chosen = relay.choose(running, logits.masked_fill(tokens == NO_TOKEN, -torch.inf), tokens, written)
             for row, token, before in zip(running, chosen, logits, strict=True):
                 draft = drafts.setdefault(row, _Draft())
                 draft.tokens.append(token)
                 draft.logits.append(before)
                 written[row] += 1
-                if token not in ends:
+                if token not in relay.ends:
                     own[row] = (*own[row], *relay.space.ids(self.drafter, token))
-            running = [row for row in running if drafts[row].tokens[-1] not in ends]
+            running = [row for row in running if drafts[row].tokens[-1] not in relay.ends]
         return drafts
 
     def _verify(self, relay: Relay, index: int, drafts: dict[int, _Draft]) -> None:
@@ -148,7 +148,7 @@ class Safe(Baseline):
             ids, starts = relay.ids[index][row], []
             for token in draft.tokens:
                 starts.append(len(ids))
-                if token not in space.ends.tolist():
+                if token not in relay.ends:
                     ids = (*ids, *space.ids(index, token))
             return ids, list(starts)
         raw = relay.raw[row] + b"".join(pieces)
@@ -172,15 +172,21 @@ class Safe(Baseline):
 
     def _judged(self, relay: Relay, row: int, token: int, logits: dict[int, torch.Tensor]) -> int:
         """The token that is written where all members have a boundary, from their logits `(V_m,)`."""
-        logps = {index: relay.space.spread(index, own) for index, own in logits.items()}
-        if all(int(own.argmax()) == token for own in logps.values()):
+        if all(_best(relay.space, index, own) == token for index, own in logits.items() if index != self.drafter):
             return token
+        logps = {index: relay.space.spread(index, own) for index, own in logits.items()}
         mean = torch.stack(list(logps.values())).exp().mean(0)
         if float(mean[token]) > 0.5:
             return token
         if self.sharpen == "prefix" and float(mean.max()) <= 0.5:
             mean = sharpened(mean, logps[self.drafter].exp(), self.least_share, relay.space)
         return relay.choose([row], mean.log()[None])[0]
+
+
+def _best(space: TokenSpace, index: int, logits: torch.Tensor) -> int:
+    """The token of a member's most likely id, from its logits `(V_m,)`."""
+    tokens = space.tokens(index).to(logits.device)
+    return int(tokens[logits.masked_fill(tokens == NO_TOKEN, -torch.inf).argmax()])
 
 
 def sharpened(mean: torch.Tensor, drafter: torch.Tensor, least_share: float, space: TokenSpace) -> torch.Tensor:

@@ -118,9 +118,12 @@ class ByteSpace:
     Args:
         members (`Sequence[Member]`): M members.
         vocabularies (`Sequence[ByteVocabulary]`): one per member.
+        device (`torch.device`, *optional*): where mappings are kept.
     """
 
-    def __init__(self, members: Sequence[Member], vocabularies: Sequence[ByteVocabulary]) -> None:
+    def __init__(
+        self, members: Sequence[Member], vocabularies: Sequence[ByteVocabulary], device: torch.device | None = None
+    ) -> None:
         self.vocabularies = vocabularies
         self.union = UnionVocabulary(vocabularies)
         self.end_ids = [member.end_ids for member in members]
@@ -129,7 +132,9 @@ class ByteSpace:
         self.groups: Sequence[int] = [
             next(j for j, other in enumerate(vocabularies) if other is vocabulary) for vocabulary in vocabularies
         ]
-        self._tokens = [self._tokens_of(index) for index in range(len(members))]
+        self._tokens = [self._tokens_of(index).to(device) for index in range(len(members))]
+        self._ids = [(tokens != NO_TOKEN).nonzero()[:, 0] for tokens in self._tokens]
+        self._targets = [tokens[ids] for tokens, ids in zip(self._tokens, self._ids, strict=True)]
 
     def _tokens_of(self, index: int) -> torch.Tensor:
         of_piece = self.union.id_of
@@ -144,11 +149,9 @@ class ByteSpace:
 
     def spread(self, index: int, logits: torch.Tensor) -> torch.Tensor:
         """See [`TokenSpace`]."""
-        tokens = self._tokens[index].to(logits.device)
-        is_token = tokens != NO_TOKEN
-        probs = logits.masked_fill(~is_token, -torch.inf).softmax(-1)
+        probs = logits.index_select(-1, self._ids[index].to(logits.device)).softmax(-1)
         found = probs.new_zeros(*probs.shape[:-1], self.size)
-        return found.index_add_(-1, tokens[is_token], probs[..., is_token]).log_()
+        return found.index_add_(-1, self._targets[index].to(probs.device), probs).log_()
 
     def ids(self, index: int, token: int) -> tuple[int, ...]:
         """See [`TokenSpace`]; the tokenisation of the token's bytes if the member does not have it."""
@@ -180,7 +183,8 @@ class ByteSpace:
         found: set[int] = set()
         for index in set(self.groups):
             lo, hi = self.vocabularies[index].range_of(self.raw(token))
-            found.update(self._tokens[index][self.vocabularies[index].sorted_ids[lo:hi]].tolist())
+            begun = torch.tensor(self.vocabularies[index].sorted_ids[lo:hi], dtype=torch.long)
+            found.update(self._tokens[index][begun.to(self._tokens[index].device)].tolist())
         return sorted(found - {self.union.stop_id})
 
 
@@ -191,6 +195,6 @@ def space_of(ensemble: EnsembleForCausalLM) -> TokenSpace:
     def make() -> TokenSpace:
         if ensemble.union is None:
             return IdSpace(members, token_ids(ensemble.generation_config.eos_token_id))
-        return ByteSpace(members, ensemble.engine.vocabularies)
+        return ByteSpace(members, ensemble.engine.vocabularies, ensemble.device)
 
-    return kept(ensemble, "token space", make)
+    return kept(ensemble, f"token space on {ensemble.device}", make)

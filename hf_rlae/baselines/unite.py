@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 
@@ -45,7 +45,7 @@ class UniTE(TokenwiseBaseline):
     def candidates(self, relay: Relay, rows: list[int]) -> Candidates:
         """See [`TokenwiseBaseline`]."""
         weights = self.weights_of(len(relay.readers))
-        scores: list[list[tuple[int, torch.Tensor]]] = [[] for _ in rows]
+        scores: list[dict[int, torch.Tensor]] = [{} for _ in rows]  # by member, its logits
         unions: list[dict[int, None]] = [{} for _ in rows]  # in the order of the members
         for index, weight in enumerate(weights):
             places, logits = relay.logits(index, rows) if weight else ([], None)
@@ -54,32 +54,37 @@ class UniTE(TokenwiseBaseline):
             tokens = relay.space.tokens(index).to(logits.device)
             logits = logits.masked_fill(tokens == NO_TOKEN, -torch.inf)
             best = logits.topk(min(self.top_k, logits.shape[1]), dim=-1)
-            for place, values, ids in zip(places, best.values.tolist(), tokens[best.indices].tolist(), strict=True):
-                unions[place].update(dict.fromkeys(t for t, v in zip(ids, values, strict=True) if v > -math.inf))
+            for place, values, top in zip(places, best.values.tolist(), tokens[best.indices].tolist(), strict=True):
+                unions[place].update(dict.fromkeys(t for t, v in zip(top, values, strict=True) if v > -math.inf))
             for place, own in zip(places, logits, strict=True):
-                scores[place].append((index, own))
-        found = [self._mean(relay.space, list(union), own, weights) for union, own in zip(unions, scores, strict=True)]
+                scores[place][index] = own
         width = max(map(len, unions))
-        logps = torch.full((len(rows), width), -torch.inf, device=relay.ensemble.device)
+        logps = torch.full((len(rows), width), -torch.inf)
         chosen = torch.full((len(rows), width), NO_TOKEN)
-        for place, (union, own_logps) in enumerate(zip(unions, found, strict=True)):
-            logps[place, : len(union)] = own_logps
-            chosen[place, : len(union)] = torch.tensor(list(union))
-        return logps, chosen
-
-    def _mean(
-        self, space: TokenSpace, union: list[int], scores: list[tuple[int, torch.Tensor]], weights: Sequence[float]
-    ) -> torch.Tensor:
-        """The log-probabilities of the tokens of one row's union."""
-        present = sum(weights[index] for index, _ in scores)
-        parts = []
-        for index, logits in scores:
-            own = torch.stack([_score(space, index, token, logits) for token in union])
-            parts.append(own.log_softmax(-1) + math.log(weights[index] / present))
-        return torch.stack(parts).logsumexp(0)
+        for place, union in enumerate(map(list, unions)):
+            logps[place, : len(union)] = mean_of_union(relay.space, union, scores[place], weights)
+            chosen[place, : len(union)] = torch.tensor(union)
+        return logps.to(relay.ensemble.device), chosen
 
 
-def _score(space: TokenSpace, index: int, token: int, logits: torch.Tensor) -> torch.Tensor:
-    """A member's logit of a token, from its logits `(V_m,)`; -inf if it cannot write the token."""
-    ids = list(space.own_ids(index, token)) or list(space.ids(index, token)[:1])
-    return logits[ids].logsumexp(0) if ids else logits.new_full((), -torch.inf)
+def mean_of_union(
+    space: TokenSpace, union: Sequence[int], scores: Mapping[int, torch.Tensor], weights: Sequence[float]
+) -> torch.Tensor:
+    """The log-probabilities `(U,)` of the tokens of a union.
+
+    Args:
+        space (`TokenSpace`), union (`Sequence[int]`): U tokens.
+        scores (`Mapping[int, torch.Tensor]`): by member, its logits `(V_m,)`.
+        weights (`Sequence[float]`): one per member; those of members without logits do not count.
+    """
+    present = sum(weights[index] for index in scores)
+    parts = []
+    for index, logits in scores.items():
+        ids = [list(space.own_ids(index, token)) or list(space.ids(index, token)[:1]) for token in union]
+        flat = torch.tensor([i for own in ids for i in own], device=logits.device, dtype=torch.long)
+        segments = torch.tensor([at for at, own in enumerate(ids) for _ in own], dtype=torch.long)
+        found = logits[flat].cpu().double()
+        found = found - found.max()  # of at least one token, this member's own most likely one
+        sums = torch.zeros(len(union), dtype=torch.double).index_add_(0, segments, found.exp())
+        parts.append(weights[index] / present * sums / sums.sum())
+    return torch.stack(parts).sum(0).log().float()
