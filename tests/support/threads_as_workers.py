@@ -52,13 +52,13 @@ class ThreadsSandbox:
 
     num_places = 3
 
-    def __init__(self, place: Callable[[], Any] | None = None) -> None:
+    def __init__(self, place: Callable[..., Any] | None = None) -> None:
         self.place = place or threads_place
         self.failures = Failures()
 
 
 @contextlib.contextmanager
-def threads_place() -> Iterator[Callable[[str], CallerSide]]:
+def threads_place(*soon: str) -> Iterator[Callable[[str], CallerSide]]:
     """Room for threads that play roles of the sandbox; they end with the block."""
     with contextlib.ExitStack() as ends:
         yield lambda role: _started(role, ends)

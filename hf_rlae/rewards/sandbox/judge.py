@@ -112,9 +112,10 @@ def judge_all(sandbox: Sandbox, jobs: Sequence[Job]) -> list[Verdict]:
 
 
 def _judged(sandbox: Sandbox, job: Job) -> Verdict:
-    verdict = judge(sandbox.place, job)
+    place = partial(sandbox.place, "program", "tests")
+    verdict = judge(place, job)
     if verdict.passed is None:
-        verdict = judge(sandbox.place, job)
+        verdict = judge(place, job)
     sandbox.failures.note(verdict.reason if verdict.passed is None else "")
     return verdict
 

@@ -22,6 +22,9 @@ _WINDOW = 100
 _MOST_FAILURES = 1
 
 
+_Begun = tuple[Session, ZygoteProcess]
+
+
 class Failures:
     """Counts gradings that failed for reasons that are not the program's. Threads may share it."""
 
@@ -100,8 +103,11 @@ class Sandbox:
         return self._backend or ""
 
     @contextlib.contextmanager
-    def place(self) -> Iterator[Callable[[str], Session]]:
+    def place(self, *soon: str) -> Iterator[Callable[[str], Session]]:
         """Room for the workers of one grading, which end with this block. It waits while too many others run.
+
+        Args:
+            soon (`str`): roles that will be asked for; their workers begin to start now, at the same time.
 
         Yields:
             `Callable[[str], Session]`: starts a worker in a role, see `roles`, that is locked down and waits for its
@@ -110,7 +116,11 @@ class Sandbox:
             Inside the block, a thread must not ask for another place: threads may wait for one another.
         """
         with self._places, contextlib.ExitStack() as ends:
-            yield lambda role: self._start(role, ends)
+            begun: dict[str, _Begun] = {}
+            for role in soon:
+                with contextlib.suppress(OSError):  # it is tried again when it is asked for
+                    begun[role] = self._begin(role, ends)
+            yield lambda role: self._start(role, begun.pop(role, None), ends)
 
     @contextlib.contextmanager
     def session(self, role: str) -> Iterator[Session]:
@@ -118,33 +128,40 @@ class Sandbox:
         with self.place() as start:
             yield start(role)
 
-    def _start(self, role: str, ends: contextlib.ExitStack) -> Session:
+    def _begin(self, role: str, ends: contextlib.ExitStack) -> _Begun:
+        """A worker that starts; `ends` ends it."""
         if role not in ROLES:
             raise InternalError(f"Sandbox: no worker has the role {role!r}; {nearest(role, ROLES)}")
+        zygote = self._reserve()
+        ends.callback(self._release, zygote)
+        try:
+            session = zygote.session(role, self.limits)
+        except OSError:
+            self._retire(zygote)
+            raise
+        ends.callback(session.close)
+        return session, zygote
+
+    def _start(self, role: str, begun: _Begun | None, ends: contextlib.ExitStack) -> Session:
         reason = ""
         for _ in range(_ATTEMPTS):
             try:
-                zygote = self._reserve()
-            except SandboxUnavailableError as error:
+                session, zygote = begun or self._begin(role, ends)
+                try:
+                    return session.await_locked()
+                except (WorkerEndedError, OSError):  # nothing has run, so that another one may be tried
+                    self._retire(zygote)
+                    raise
+            except (WorkerEndedError, OSError, SandboxUnavailableError) as error:
                 if not self._backend:
                     raise
-                reason = str(error)
-                continue
-            try:
-                session = zygote.session(role, self.limits)
-            except (WorkerEndedError, OSError) as error:  # nothing has run, so that another one may be tried
-                reason = str(error)
-                with self._lock:
-                    self._zygotes = [each for each in self._zygotes if each is not zygote]
-                self._release(zygote)
-            except BaseException:
-                self._release(zygote)
-                raise
-            else:
-                ends.callback(self._release, zygote)
-                ends.callback(session.close)
-                return session
+                begun, reason = None, str(error)
         raise WorkerEndedError(Ended(Outcome.UNAVAILABLE, f"{self._backend}: workers do not start: {reason}"))
+
+    def _retire(self, zygote: ZygoteProcess) -> None:
+        """Gives a zygote no more sessions; it ends with its last one."""
+        with self._lock:
+            self._zygotes = [each for each in self._zygotes if each is not zygote]
 
     def _release(self, zygote: ZygoteProcess) -> None:
         with self._lock:
@@ -203,7 +220,7 @@ def _probed(backend: str) -> ZygoteProcess:
     zygote = ZygoteProcess(backend)
     try:
         with contextlib.closing(zygote.session("probe", SandboxLimits())) as session:
-            found = session.ask({})
+            found = session.await_locked().ask({})
         holes = [name for name, works in found["forbidden"].items() if works]
         holes += [f"no {name}" for name, works in found["allowed"].items() if not works]
         if holes and backend != backends.UNSAFE:

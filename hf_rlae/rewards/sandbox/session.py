@@ -43,6 +43,18 @@ class Session:
     def _listen(self, events: int) -> None:
         self._either.register(self._channel, events)
 
+    def await_locked(self) -> Session:
+        """Waits until the worker is locked down. It has not run anything yet.
+
+        Raises:
+            WorkerEndedError: it did not get that far.
+            OSError: it cannot be locked down.
+        """
+        said = self.receive()
+        if said != {"locked": True}:
+            raise OSError(f"a worker cannot be locked down: {said.get('reason')}")
+        return self
+
     def ask(self, message: dict[str, Any]) -> dict[str, Any]:
         """Sends a message and waits for the next one of the worker. See `send` and `receive`."""
         self.send(message)

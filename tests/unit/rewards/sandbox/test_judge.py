@@ -178,7 +178,7 @@ def scripted_place(program):
     """Room for workers of which the program's is scripted."""
 
     @contextlib.contextmanager
-    def place():
+    def place(*soon):
         with threads_place() as start:
             yield lambda role: program if role == "program" else start(role)
 
@@ -218,7 +218,7 @@ def test_an_outage_judges_nobody(outcome, before):
 
 def test_what_could_not_be_judged_is_judged_once_more():
     places = iter([scripted_place(Scripted(Ended(Outcome.KILLED))), threads_place])
-    sandbox = ThreadsSandbox(lambda: next(places)())
+    sandbox = ThreadsSandbox(lambda *soon: next(places)(*soon))
     assert judge_all(sandbox, [job("def f(): return 1", "assert f() == 1")]) == [Verdict(True)]
 
 
@@ -234,7 +234,7 @@ def test_batches_keep_their_order_and_judge_equal_programs_once():
     started = []
 
     @contextlib.contextmanager
-    def counted():
+    def counted(*soon):
         with threads_place() as start:
             yield lambda role: started.append(role) or start(role)
 

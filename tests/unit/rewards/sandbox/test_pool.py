@@ -386,3 +386,18 @@ def test_programs_find_nothing_of_pool_in_their_worker(locked):
     )
     assert run(locked, source) == ""
     assert pool.Sandbox is Sandbox
+
+
+def test_workers_that_will_be_asked_for_begin_at_once(locked):
+    with locked.place("program", "tests") as start:
+        assert sum(each.sessions for each in locked._zygotes) == 2
+        assert start("program").ask({"sources": ["raise KeyError"]}) == {"loaded": "KeyError"}
+        assert sum(each.sessions for each in locked._zygotes) == 2
+    assert sum(each.sessions for each in locked._zygotes) == 0
+
+
+def test_a_worker_that_began_and_is_lost_before_it_is_asked_for_is_started_again(locked):
+    assert locked.backend
+    with locked.place("program") as start:
+        os.kill(zygotes(locked)[0], signal.SIGKILL)
+        assert start("program").ask({"sources": ["raise KeyError"]}) == {"loaded": "KeyError"}
