@@ -33,6 +33,9 @@ from .errors import SandboxUnavailableError as SandboxUnavailableError
 from .errors import SplitError as SplitError
 from .errors import TaskError as TaskError
 from .errors import TokenizerError as TokenizerError
+from .evaluation import EvaluationReport as EvaluationReport
+from .evaluation import MethodResult as MethodResult
+from .evaluation import evaluate as evaluate
 from .members import Member as Member
 from .members import RemoteMember as RemoteMember
 from .policies import EntropyPolicy as EntropyPolicy

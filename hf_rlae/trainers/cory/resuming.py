@@ -10,11 +10,11 @@ from typing import Any
 import torch
 from trl.trainer.base_trainer import _BaseTrainer
 
+from hf_rlae.members.fingerprint import describe_adapter, describe_model, describe_prompts, describe_tokenizer
 from hf_rlae.trainers.constraints import RewardConstraints
 from hf_rlae.trainers.cory.agents import AgentAdapters
 from hf_rlae.trainers.cory.logs import logs_as_json
 from hf_rlae.trainers.durable.checkpoints import DurableTrainer
-from hf_rlae.trainers.durable.fingerprint import describe_adapter, describe_model, describe_prompts, describe_tokenizer
 from hf_rlae.trainers.durable.prompt_order import EpochRepeatSampler
 
 logger = logging.getLogger(__name__)

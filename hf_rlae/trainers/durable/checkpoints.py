@@ -19,6 +19,7 @@ from accelerate.utils import gather_object
 
 from hf_rlae.errors import CheckpointError, ConfigError, FolderInUseError
 from hf_rlae.files import explained_if_full
+from hf_rlae.members.fingerprint import differences, told
 from hf_rlae.trainers.durable.checkpoint_folders import (
     UNFINISHED,
     check_plain,
@@ -27,7 +28,6 @@ from hf_rlae.trainers.durable.checkpoint_folders import (
     settle,
     whole_checkpoints,
 )
-from hf_rlae.trainers.durable.fingerprint import differences, told
 from hf_rlae.trainers.durable.manifest import damaged_parts, read_manifest, write_manifest
 from hf_rlae.trainers.durable.private_saves import PrivateSaves
 from hf_rlae.trainers.durable.run_lock import RunLock
@@ -113,7 +113,7 @@ class DurableTrainer(PrivateSaves):
         Learning rates, the number of steps, and when to log, evaluate and save may change.
 
         Returns:
-            `dict`: by name, what JSON can hold; see `hf_rlae.trainers.durable.fingerprint` for models.
+            `dict`: by name, what JSON can hold; see `hf_rlae.members.fingerprint` for models.
         """
         names = ("seed", "data_seed", "per_device_train_batch_size", "gradient_accumulation_steps")
         return {name: getattr(self.args, name) for name in names}

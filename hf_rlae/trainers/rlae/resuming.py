@@ -9,10 +9,10 @@ from typing import Any
 
 from hf_rlae.ensemble import EnsembleForCausalLM
 from hf_rlae.errors import CheckpointError, present
+from hf_rlae.members.fingerprint import describe_adapter, describe_member, describe_model, describe_prompts
 from hf_rlae.rewards.calls.resolve import RewardCalls
 from hf_rlae.trainers.constraints import RewardConstraints
 from hf_rlae.trainers.durable.checkpoints import DurableTrainer
-from hf_rlae.trainers.durable.fingerprint import describe_adapter, describe_member, describe_model, describe_prompts
 from hf_rlae.trainers.durable.saved_tensors import unlike_tensors
 from hf_rlae.trainers.rlae.configuration_rlae import RLAEConfig
 from hf_rlae.trainers.rlae.rollout_buffer import RolloutBuffer
