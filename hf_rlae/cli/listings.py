@@ -16,6 +16,7 @@ from hf_rlae.policies import policies
 from hf_rlae.reports.member_names import wrapped_name
 from hf_rlae.rewards import list_rewards
 from hf_rlae.tasks import Task, list_tasks
+from hf_rlae.tasks.definition import UNKNOWN_LICENCE
 from hf_rlae.vocabulary.grain import AUTO_GRAIN, GRAINS
 
 _WIDE = 130
@@ -29,11 +30,16 @@ def show_tasks() -> None:
     names = ("source", "licence", "reward", "splits") if is_wide else ("source, licence, reward", "splits")
     table = Table(Column("task", no_wrap=True), *names, box=box.SIMPLE_HEAD)
     for task in list_tasks():
-        row = [_source(task), task.licence, task.reward or "-"]
+        row = [_source(task), _licence(task), task.reward or "-"]
         if not is_wide:
             row = ["\n".join([wrapped_name(row[0], 26), row[1], f"reward: {row[2]}"])]
         table.add_row(task.name, *row, ", ".join(task.splits))
     console.print(table)
+
+
+def _licence(task: Task) -> str:
+    is_told = task.licence != UNKNOWN_LICENCE or task.hub_id is not None
+    return task.licence if is_told else "not stated"
 
 
 def _source(task: Task) -> str:

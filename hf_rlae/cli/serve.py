@@ -20,7 +20,7 @@ from hf_rlae.cli.arguments import (
     stay_offline_without_network,
 )
 from hf_rlae.errors import ConfigError
-from hf_rlae.serving import LOOPBACK
+from hf_rlae.serving import LOOPBACK, PACKAGES
 
 SUMMARY = "serve several models as one, to OpenAI clients"
 DESCRIPTION = """\
@@ -74,7 +74,7 @@ def check(args: argparse.Namespace) -> None:
         )
     if args.model_name is not None and not args.model_name.strip():
         raise ConfigError("--model-name: give a name, or leave it out")
-    check_packages("hf-rlae serve", ("fastapi", "uvicorn", "openai"), "serve")
+    check_packages("hf-rlae serve", PACKAGES, "serve")
     check_shared(args)
 
 

@@ -6,6 +6,12 @@ import socket
 from collections.abc import Mapping
 from typing import Any
 
+from hf_rlae.extras import missing_packages
+from hf_rlae.serving import LOOPBACK, PACKAGES
+
+if (message := missing_packages("hf_rlae.serving.server", PACKAGES, "serve")) is not None:
+    raise ImportError(message)
+
 import uvicorn
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
@@ -16,7 +22,6 @@ from transformers.cli.serving.server import build_server
 
 from hf_rlae.ensemble import EnsembleForCausalLM
 from hf_rlae.errors import ConfigError, one_line
-from hf_rlae.serving import LOOPBACK
 from hf_rlae.serving.handlers import ChatHandler, TextHandler, error_body
 from hf_rlae.serving.limits import App, LimitedApp, Limits, limited_protocol
 from hf_rlae.serving.model_manager import EnsembleManager

@@ -40,7 +40,7 @@ EMBEDDED = {"same": "shared", "different": "different"}
 
 
 def report(line: str) -> None:
-    """A line on stderr, for whoever waits."""
+    """Prints a line of progress to stderr."""
     print(line, file=sys.stderr, flush=True)
 
 

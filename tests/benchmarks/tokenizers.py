@@ -141,7 +141,7 @@ class Benchmark:
 
 
 def progress(line: str) -> None:
-    """Tells whoever waits how far it is."""
+    """Prints a line of progress to stderr."""
     print(line, file=sys.stderr, flush=True)
 
 

@@ -181,7 +181,7 @@ def one_token(logps, old, advantage=1.0, dtype=torch.float32):
 )
 @pytest.mark.parametrize("scores", [[0.0, 0.0, 0.0], [200.0, 0.0, 0.0], [0.0, 0.0, 200.0]])
 def test_gradients_are_finite(logps, scores):
-    """Whoever cannot propose a token, and whatever underflows."""
+    """Members that cannot propose a token, and probabilities that underflow."""
     scores = torch.tensor([[scores]], requires_grad=True)
     old_weights = torch.full((1, 1, 3), 1 / 3)
     old = mixture_logps(old_weights, torch.tensor([[logps]]), torch.zeros(1, 1, dtype=torch.long))

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import http.client
+import importlib.util
 import json
 import socket
+import sys
 import threading
 import time
 
@@ -292,3 +294,13 @@ def test_errors_do_not_name_folders(ensemble, client, monkeypatch):
     with pytest.raises(openai.BadRequestError) as error:
         complete(client, prompt="word " * CONTEXT)
     assert "for member first," in error.value.body["message"]
+
+
+def test_a_missing_extra_is_named(monkeypatch):
+    find_spec = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name, *rest: None if name == "uvicorn" else find_spec(name))
+    monkeypatch.delitem(sys.modules, "hf_rlae.serving.server")
+    with pytest.raises(
+        ImportError, match=r"hf_rlae.serving.server needs uvicorn: install hf_rlae with its extra `serve`"
+    ):
+        importlib.import_module("hf_rlae.serving.server")
