@@ -293,6 +293,48 @@ FAULTS = [
         'prefix = "moved"',
         "tests/unit/rewards/sandbox/test_folders.py",
     ),
+    Fault(
+        "rewards/sandbox/values.py",
+        "kind = type(value)\n    if len(out)",
+        "kind = next((each for each in type(value).__mro__ if each in _SCALARS), type(value))\n    if len(out)",
+        "tests/unit/rewards/sandbox/test_values.py",
+    ),
+    Fault(
+        "rewards/sandbox/values.py",
+        "if number > len(self.data) - self.at:",
+        "if False:",
+        "tests/unit/rewards/sandbox/test_values.py",
+    ),
+    Fault(
+        "rewards/sandbox/tests_role.py",
+        "and not issubclass(kind, _ENDS)",
+        "",
+        "tests/unit/rewards/sandbox/test_judge.py",
+    ),
+    Fault(
+        "rewards/sandbox/tests_role.py",
+        "return Attribute(number, known, self._link)",
+        "return Opaque(number, known, self._link)",
+        "tests/unit/rewards/sandbox/test_judge.py",
+    ),
+    Fault(
+        "rewards/sandbox/judge.py",
+        "None if ended.outcome.is_infrastructure else False",
+        "False",
+        "tests/unit/rewards/sandbox/test_judge.py",
+    ),
+    Fault(
+        "rewards/sandbox/used_names.py",
+        "if name in defined or name not in _BUILTINS",
+        "",
+        "tests/unit/rewards/sandbox/test_used_names.py",
+    ),
+    Fault(
+        "rewards/code_part.py",
+        "int(places[-1])",
+        "int(places[0])",
+        "tests/unit/rewards/test_code_part.py",
+    ),
 ]
 
 

@@ -120,12 +120,16 @@ class CodeReward(TextRule):
 class MbppReward(CodeReward):
     """1.0 if a program passes the statements of `test_list`; see the module's docstring and `CodeReward`.
 
+    Args:
+        name (`str`, defaults to `"mbpp_reward"`), options: see `CodeReward`.
+
     Example:
 
-    >>> reward = MbppReward()
-    >>> texts = ["def double(n): return 2 * n", "def double(n): return 8"]
-    >>> reward(completions=texts, test_list=[["assert double(4) == 8", "assert double(0) == 0"]] * 2)
-    [1.0, 0.0]
+    ```py
+    reward = get_reward("mbpp", limits={"cpu_s": 5})
+    texts = ["def double(n): return 2 * n", "def double(n): return 8"]
+    reward(completions=texts, test_list=[["assert double(4) == 8", "assert double(0) == 0"]] * 2)  # [1.0, 0.0]
+    ```
     """
 
     required_columns = ("test_list",)
@@ -151,7 +155,11 @@ class MbppReward(CodeReward):
 
 
 class HumanEvalReward(CodeReward):
-    """1.0 if a program passes `check` of `test`; see the module's docstring and `CodeReward`."""
+    """1.0 if a program passes `check` of `test`; see the module's docstring and `CodeReward`.
+
+    Args:
+        name (`str`, defaults to `"humaneval_reward"`), options: see `CodeReward`.
+    """
 
     required_columns = ("test", "entry_point")
     further_columns = ("starter_code",)

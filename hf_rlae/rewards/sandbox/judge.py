@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
+from hf_rlae.rewards.sandbox.channel import ChannelError
 from hf_rlae.rewards.sandbox.outcomes import WorkerEndedError
 from hf_rlae.rewards.sandbox.pool import Sandbox
 from hf_rlae.rewards.sandbox.session import Session
@@ -80,9 +81,9 @@ def judge(place: Place, job: Job) -> Verdict:
             program = start("program")
             error = _answer(program, {"sources": list(job.programs)}, "loaded")
             if error:
-                return Verdict(False, f"the program raised {error}")
+                return Verdict(False, f"the program raised {error:.100}")
             tests = start("tests")
-            tests.send(tested)
+            _send_tests(tests, tested)
             while "request" in (message := tests.receive()):
                 tests.send({"reply": _answer(program, message, "reply")})
             return Verdict(*message["verdict"])
@@ -120,6 +121,13 @@ def _judged(sandbox: Sandbox, job: Job) -> Verdict:
     return verdict
 
 
+def _send_tests(tests: Session, message: dict[str, Any]) -> None:
+    try:
+        tests.send(message)
+    except ChannelError as error:
+        raise _DecidedError(None, f"the tests are too long: {error}") from None
+
+
 def _answer(program: Session, message: dict[str, Any], key: str) -> str:
     """What the program's worker says to a message. Nothing of it is trusted."""
     try:
@@ -127,8 +135,11 @@ def _answer(program: Session, message: dict[str, Any], key: str) -> str:
         reply = program.receive()
     except WorkerEndedError as error:
         raise _DecidedError(*_reason(error, "the program")) from None
+    except ChannelError as error:
+        raise _DecidedError(False, f"the program is too long: {error}") from None
     found = reply.get(key)
-    if len(reply) != 1 or not isinstance(found, str):
+    # other characters would be longer when they are sent on
+    if len(reply) != 1 or not isinstance(found, str) or not found.isascii():
         raise _DecidedError(False, "the program's worker sent something else than an answer")
     return found
 

@@ -9,7 +9,10 @@ import pytest
 
 from hf_rlae.errors import ConfigError, RewardError
 from hf_rlae.rewards import get_reward
+from hf_rlae.rewards.answer_part import Graded
 from hf_rlae.rewards.code_rule import HumanEvalReward, MbppReward
+from hf_rlae.rewards.contract import Batch
+from hf_rlae.rewards.sandbox.channel import MAX_LINE_BYTES
 from hf_rlae.rewards.sandbox.limits import SandboxLimits
 from tests.support.sandboxes import some_sandbox
 
@@ -40,6 +43,7 @@ COMPLETIONS = {
     "spaces": (" \n", 0.0),
     "cut off": (f"```python\n{RIGHT}", 0.0),
     "zeros": ("\0", 0.0),
+    "too long to send": ("# ä" * (MAX_LINE_BYTES // 8), 0.0),
     "half a character": ("def double(n):\n    '\ud800'\n    return 2 * n", 0.0),
 }
 
@@ -85,6 +89,13 @@ def test_columns(mbpp):
 def test_tests_that_cannot_be_read(columns, reason):
     with pytest.raises(RewardError, match=reason):
         MbppReward()(completions=["def f(x): return 1"], **columns)
+
+
+def test_tests_that_are_too_long_judge_nobody(mbpp):
+    long = f"assert double(4) == 8  # {'x' * MAX_LINE_BYTES}"
+    (verdict,) = MbppReward().judge_parts([Graded(RIGHT)], Batch("mbpp", 1, {"test_list": [[long]]}))
+    assert verdict.passed is None
+    assert "the tests are too long" in verdict.reason
 
 
 def test_options():

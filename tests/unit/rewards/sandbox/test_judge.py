@@ -197,6 +197,7 @@ LOADED = {"loaded": ""}
         (LOADED, {"reply": None}),
         (LOADED, {"reply": "not base64 ä"}),
         (LOADED, {"reply": ""}),
+        (LOADED, {"reply": "ä" * 400_000}),
         (LOADED, {}),
         ({"loaded": True},),
         (LOADED, Ended(Outcome.EXITED, "exit code 0")),
