@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 import threading
 import weakref
@@ -16,6 +17,8 @@ from hf_rlae.rewards.sandbox.outcomes import Ended, Outcome, WorkerEndedError
 from hf_rlae.rewards.sandbox.roles import ROLES
 from hf_rlae.rewards.sandbox.session import Session
 from hf_rlae.rewards.sandbox.zygote_process import ZygoteProcess
+
+logger = logging.getLogger(__name__)
 
 _ATTEMPTS = 4
 _WINDOW = 100
@@ -202,6 +205,8 @@ class Sandbox:
                 failed.append(str(error))
             else:
                 self._backend = backend
+                if failed:
+                    logger.warning("The sandbox isolates programs by %s alone: %s.", backend, "; ".join(failed))
                 return zygote
         raise SandboxUnavailableError(f"nothing on this machine isolates programs of a model: {'; '.join(failed)}")
 

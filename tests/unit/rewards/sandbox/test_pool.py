@@ -180,6 +180,26 @@ def test_a_forked_process_has_its_own_zygotes(sandbox):
     assert zygotes(sandbox) == started
 
 
+def test_several_processes_call_at_once(locked):
+    assert echo(locked, "parent") == "parent"
+    pids = []
+    for number in range(3):
+        pid = os.fork()
+        if not pid:
+            code = 1
+            try:
+                with ThreadPoolExecutor(2) as threads:
+                    texts = [f"p{number}n{call}" for call in range(8)]
+                    code = int(list(threads.map(lambda text: echo(locked, text), texts)) != texts)
+                locked.close()
+            finally:
+                os._exit(code)
+        pids.append(pid)
+    texts = [f"parent{call}" for call in range(8)]
+    assert [echo(locked, text) for text in texts] == texts
+    assert [os.waitpid(pid, 0)[1] for pid in pids] == [0, 0, 0]
+
+
 def test_a_process_that_is_forked_during_a_session_leaves_it_alone(locked):
     with locked.session("program") as session:
         pid = os.fork()
@@ -301,13 +321,15 @@ def test_without_isolation_nothing_runs(monkeypatch, name, value, said):
     assert not sandbox._zygotes
 
 
-def test_what_is_not_installed_is_named(monkeypatch):
+def test_what_is_not_installed_is_named(monkeypatch, caplog):
+    available("landlock", LIMITS).close()
     monkeypatch.setattr(backends.shutil, "which", lambda name: None)
     with pytest.raises(SandboxUnavailableError, match="bubblewrap: bwrap is not installed; try `apt-get install"):
         _ = Sandbox(LIMITS, backend="bubblewrap").backend
     sandbox = Sandbox(LIMITS)
     assert sandbox.backend == "landlock"
     sandbox.close()
+    assert "isolates programs by landlock alone: bubblewrap: bwrap is not installed" in caplog.text
 
 
 def test_a_backend_that_was_found_is_not_changed_for_a_weaker_one(monkeypatch):
