@@ -22,6 +22,7 @@ Needs no network and no GPU.
 
   hf-rlae demo
   hf-rlae demo --chain 9-4+2*6 --questions 50 --picture weights.svg
+  hf-rlae demo --web
 """
 CHAIN = re.compile(r"\d{1,2}(?:[-+*]\d{1,2})+=?", re.ASCII)
 _LARGEST_OF_LONG = 9
@@ -36,6 +37,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default="different",
         help="three members with three tokenizers, or with a shared one (default: different)",
     )
+    parser.add_argument("--web", action="store_true", help="serve a page on this machine instead, for the browser")
+    port = number(int, Bounds(0, 65535, is_whole=True))
+    parser.add_argument("--port", type=port, default=7860, metavar="N", help="of --web; 0: a free one (default: 7860)")
     parser.add_argument("--train", action="store_true", help="train the policy first; takes a few minutes")
     parser.add_argument("--seed", type=seed, default=0, metavar="N", help="of --train (default: 0)")
     count = number(int, Bounds(1, 2000, is_whole=True))
@@ -54,6 +58,8 @@ def check(args: argparse.Namespace) -> None:
     if os.path.splitext(args.picture)[1].lower() not in (".png", ".svg", ".pdf"):
         raise ConfigError(f"--picture {args.picture}: the name must end with .png, .svg or .pdf")
     check_output(args.picture, "--picture")
+    if args.web:
+        check_packages("--web", ("gradio",), "demo")
     if args.train:
         check_packages("--train", ("trl", "datasets"), "train")
 
@@ -81,5 +87,9 @@ def _check_chain(chain: str) -> None:
 def run(args: argparse.Namespace) -> int:
     """Checks the arguments, shows the demo and returns the exit code."""
     check(args)
+    if args.web:
+        page = importlib.import_module("hf_rlae.cli.web_demo").build_demo()
+        page.launch(server_name="127.0.0.1", server_port=args.port or None, share=False)
+        return 0
     importlib.import_module("hf_rlae.cli.demonstration").show(args)
     return 0

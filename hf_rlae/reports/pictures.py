@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import io
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from hf_rlae.files import write_whole
 from hf_rlae.reports.member_names import Names, names_of
@@ -41,28 +42,20 @@ def plot_token_weights(names: Names, tokens: Sequence[TracedToken], title: str =
         `matplotlib.figure.Figure`: not registered with pyplot, so it need not be closed. As the last line of a
         notebook's cell it shows itself.
     """
+    from matplotlib.figure import Figure
     from matplotlib.patches import Patch
 
     names = names_of(names)
     lines = [tokens[start : start + _TOKENS_A_LINE] for start in range(0, max(1, len(tokens)), _TOKENS_A_LINE)]
     width = max(4.0, 1.0 + 0.24 * max(map(len, lines)))
-    figure = _notebook_figure(figsize=(width, 1.0 + 1.7 * len(lines)), layout="constrained")
+    figure = Figure(figsize=(width, 1.0 + 1.7 * len(lines)), layout="constrained")
+    # notebooks ask for it; a subclass would no longer be a figure for trackers, which go by the name of the class
+    figure._repr_png_ = partial(_drawn, figure, "png")  # type: ignore[attr-defined]
     for axes, line in zip(figure.subplots(len(lines), squeeze=False)[:, 0], lines, strict=True):
         _plot_line(axes, line, len(names))
     patches = [Patch(color=colour_of(member), label=name) for member, name in enumerate(names)]
     figure.legend(handles=patches, loc="outside upper center", ncols=len(names), frameon=False, title=title or None)
     return figure
-
-
-def _notebook_figure(**options: Any) -> Figure:
-    """A figure that notebooks show without pyplot."""
-    from matplotlib.figure import Figure
-
-    class NotebookFigure(Figure):
-        def _repr_png_(self) -> bytes:
-            return _drawn(self, "png")
-
-    return NotebookFigure(**options)
 
 
 def _drawn(figure: Figure, kind: str) -> bytes:

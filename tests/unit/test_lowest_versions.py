@@ -11,9 +11,8 @@ from packaging.version import Version
 
 ROOT = Path(__file__).resolve().parents[2]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
-EXTRAS = {
-    name: entries for name, entries in PROJECT["optional-dependencies"].items() if name not in ("quality", "docs")
-}
+TOOLS = ("quality", "docs", "demo")
+EXTRAS = {name: entries for name, entries in PROJECT["optional-dependencies"].items() if name not in TOOLS}
 REQUIREMENTS = {
     str(requirement): requirement
     for entry in sum(EXTRAS.values(), PROJECT["dependencies"])

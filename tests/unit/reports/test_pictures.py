@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 from types import SimpleNamespace
 
 import pytest
@@ -36,7 +37,10 @@ def test_pictures_are_written(ending, tmp_path):
 
 def test_a_picture_shows_itself_in_a_notebook():
     """A figure that pyplot does not know is `<Figure ...>` there, unless it says how it looks."""
-    assert plot_token_weights(NAMES, tokens(1))._repr_png_().startswith(b"\x89PNG")
+    figure = plot_token_weights(NAMES, tokens(1))
+    assert figure._repr_png_().startswith(b"\x89PNG")
+    assert type(figure).__module__ == "matplotlib.figure"  # trackers and Gradio go by it
+    assert pickle.loads(pickle.dumps(figure))._repr_png_().startswith(b"\x89PNG")
 
 
 def test_names_come_from_an_ensemble():
