@@ -8,7 +8,7 @@ from typing import Any
 from transformers import GenerationConfig
 
 from hf_rlae.baselines.inputs import GivenMembers, Prompts, as_ensemble
-from hf_rlae.baselines.own_answers import answer_alone
+from hf_rlae.baselines.own_answers import alone, answer_alone
 from hf_rlae.baselines.protocol import Baseline, BaselineOutput, ScoreFn, check_member, mean_score
 from hf_rlae.baselines.registry import baselines
 from hf_rlae.ensemble import EnsembleForCausalLM
@@ -39,6 +39,7 @@ class BestMember(Baseline):
                 "get_baseline('best_member', index=0), or call fit(members, prompts, score_fn) on a validation split"
             )
         check_member("index", self.index, ensemble)
+        alone(ensemble, self.index)
 
     def fit(
         self,

@@ -7,7 +7,7 @@ from collections.abc import Callable, Hashable, Sequence
 from transformers import GenerationConfig
 
 from hf_rlae.baselines.inputs import Prompts
-from hf_rlae.baselines.own_answers import answer_alone, chosen_answers
+from hf_rlae.baselines.own_answers import alone, answer_alone, chosen_answers
 from hf_rlae.baselines.protocol import Baseline, BaselineOutput
 from hf_rlae.baselines.registry import baselines
 from hf_rlae.checks import check_choice
@@ -56,6 +56,11 @@ class MajorityVote(Baseline):
         answers = [self.read(text) for text in texts]
         votes = [0 if answer is None else answers.count(answer) for answer in answers]
         return votes.index(max(votes))
+
+    def prepare(self, ensemble: EnsembleForCausalLM) -> None:
+        """See [`Baseline`]."""
+        for index in range(len(ensemble.members)):
+            alone(ensemble, index)
 
     def answer(self, ensemble: EnsembleForCausalLM, prompts: Prompts, settings: GenerationConfig) -> BaselineOutput:
         """See [`Baseline`]."""

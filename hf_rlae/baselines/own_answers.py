@@ -17,6 +17,12 @@ from hf_rlae.ensemble import EnsembleForCausalLM
 _IDS = ("bos_token_id", "eos_token_id", "pad_token_id")
 
 
+def alone(ensemble: EnsembleForCausalLM, index: int) -> EnsembleForCausalLM:
+    """An ensemble of one of the members, built once."""
+    member = ensemble.members[index]
+    return kept(ensemble, f"member {index}", lambda: EnsembleForCausalLM.from_members([member]))
+
+
 def answer_alone(
     ensemble: EnsembleForCausalLM, index: int, prompts: Prompts, settings: GenerationConfig
 ) -> BaselineOutput:
@@ -25,18 +31,17 @@ def answer_alone(
     The member reads its own rendering of the prompts. It decodes with the settings of the ensemble, not with the
     defaults of its own generation config, such as a repetition penalty, so that methods differ in nothing else.
     """
-    members = ensemble.members
-    alone = kept(ensemble, f"member {index}", lambda: EnsembleForCausalLM.from_members([members[index]]))
+    one = alone(ensemble, index)
     own = copy.deepcopy(settings)
     for name in _IDS:
-        setattr(own, name, getattr(alone.generation_config, name))
-    pad = alone.tokenizer.pad_token_id
+        setattr(own, name, getattr(one.generation_config, name))
+    pad = one.tokenizer.pad_token_id
     inputs = prompts.of_member(index, pad if isinstance(pad, int) else 0)
-    inputs = {name: value.to(alone.device) for name, value in inputs.items()}
-    found = decode_ensemble(alone, inputs, own)
-    tokens = torch.zeros(len(prompts), len(members), dtype=torch.long)
+    inputs = {name: value.to(one.device) for name, value in inputs.items()}
+    found = decode_ensemble(one, inputs, own)
+    tokens = torch.zeros(len(prompts), len(ensemble.members), dtype=torch.long)
     tokens[:, index] = found.member_tokens[:, 0]
-    calls = [found.forward_calls[0] if at == index else 0 for at in range(len(members))]
+    calls = [found.forward_calls[0] if at == index else 0 for at in range(len(ensemble.members))]
     return BaselineOutput(found.texts, found.num_tokens, tokens, calls, choices=[index] * len(prompts))
 
 

@@ -11,7 +11,7 @@ from torch import nn
 from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from hf_rlae.baselines.inputs import Prompts
-from hf_rlae.baselines.own_answers import answer_alone, chosen_answers
+from hf_rlae.baselines.own_answers import alone, answer_alone, chosen_answers
 from hf_rlae.baselines.protocol import Baseline, BaselineOutput
 from hf_rlae.baselines.registry import baselines
 from hf_rlae.checks import COUNT, check_choice, check_number
@@ -78,6 +78,11 @@ class PairRanker(Baseline):
         self.judge: JudgeFn = judge
         self.aggregation = aggregation
         self.judge_batch_size = judge_batch_size
+
+    def prepare(self, ensemble: EnsembleForCausalLM) -> None:
+        """See [`Baseline`]."""
+        for index in range(len(ensemble.members)):
+            alone(ensemble, index)
 
     def answer(self, ensemble: EnsembleForCausalLM, prompts: Prompts, settings: GenerationConfig) -> BaselineOutput:
         """See [`Baseline`]."""

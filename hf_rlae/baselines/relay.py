@@ -15,6 +15,7 @@ from hf_rlae.baselines.reader import Reader, runner_of
 from hf_rlae.baselines.spaces import IdSpace, TokenSpace, space_of
 from hf_rlae.ensemble import EnsembleForCausalLM
 from hf_rlae.errors import InputError
+from hf_rlae.members.paths import MakeRunner
 
 
 class Relay:
@@ -46,7 +47,7 @@ class Relay:
         self.prompts = prompts
         self.space: TokenSpace = space_of(ensemble)
         self.home = home
-        runners = kept(ensemble, "runners", lambda: [runner_of(member) for member in ensemble.members])
+        runners = runners_of(ensemble)
         self.readers = [
             Reader(member, runner, [row[index] for row in prompts.rows])
             for index, (member, runner) in enumerate(zip(ensemble.members, runners, strict=True))
@@ -165,6 +166,11 @@ class Relay:
             return self.raw[row].decode("utf-8", "replace")
         written = (*self.ids[0][row], *self._last[row])
         return completion_text(self.ensemble.tokenizer, self.prompts.rows[row][0], written)
+
+
+def runners_of(ensemble: EnsembleForCausalLM) -> list[MakeRunner]:
+    """What runs each member, found out once; loads members that are given by name."""
+    return kept(ensemble, "runners", lambda: [runner_of(member) for member in ensemble.members])
 
 
 def _warpers_of(ensemble: EnsembleForCausalLM, settings: GenerationConfig) -> LogitsProcessorList:

@@ -11,7 +11,7 @@ from transformers import GenerationConfig
 from hf_rlae.baselines.inputs import Prompts
 from hf_rlae.baselines.protocol import Baseline, BaselineOutput, check_member
 from hf_rlae.baselines.registry import baselines
-from hf_rlae.baselines.relay import Relay
+from hf_rlae.baselines.relay import Relay, runners_of
 from hf_rlae.baselines.spaces import NO_TOKEN, TokenSpace, space_of
 from hf_rlae.checks import COUNT, SHARE, check_choice, check_number
 from hf_rlae.ensemble import EnsembleForCausalLM
@@ -77,6 +77,7 @@ class Safe(Baseline):
         """See [`Baseline`]."""
         check_member("drafter", self.drafter, ensemble)
         space_of(ensemble)
+        runners_of(ensemble)
 
     def answer(self, ensemble: EnsembleForCausalLM, prompts: Prompts, settings: GenerationConfig) -> BaselineOutput:
         """See [`Baseline`]."""

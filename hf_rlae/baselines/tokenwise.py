@@ -10,7 +10,7 @@ from transformers import GenerationConfig
 
 from hf_rlae.baselines.inputs import Prompts
 from hf_rlae.baselines.protocol import Baseline, BaselineOutput, check_member
-from hf_rlae.baselines.relay import Relay
+from hf_rlae.baselines.relay import Relay, runners_of
 from hf_rlae.baselines.spaces import space_of
 from hf_rlae.ensemble import EnsembleForCausalLM
 from hf_rlae.errors import ConfigError
@@ -41,6 +41,7 @@ class TokenwiseBaseline(Baseline):
         if self.weights is not None and len(self.weights) != count:
             raise ConfigError(f"weights has {len(self.weights)} entries for {count} members; give one per member")
         space_of(ensemble)
+        runners_of(ensemble)
 
     def weights_of(self, count: int) -> list[float]:
         """The weights of all members."""
