@@ -6,6 +6,7 @@ import contextlib
 import os
 import random
 import signal
+import statistics
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -17,6 +18,7 @@ from hf_rlae.rewards.sandbox import backends
 from hf_rlae.rewards.sandbox.limits import SandboxLimits
 from hf_rlae.rewards.sandbox.outcomes import Ended
 from hf_rlae.rewards.sandbox.pool import Sandbox
+from tests.benchmarks.sandbox import costs, grading, one_call
 from tests.support.tiers import draws, show_figure
 from tests.unit.rewards.sandbox.attacks import ATTACKS
 from tests.unit.rewards.sandbox.world import World, available, descendants, has_escaped, run, settles, world
@@ -27,6 +29,7 @@ LIMITS = SandboxLimits(cpu_s=0.1, memory_mb=128)
 HOSTILE = 0.3
 MOST_DESCRIPTORS, MOST_BYTES = 2, 20 * 2**20
 THREADS = 4
+MOST_MEDIAN_MS, MOST_LATE_MS = 10.0, 50.0
 
 
 @pytest.fixture(params=backends.BACKENDS)
@@ -120,4 +123,23 @@ def test_calls_are_answered_right_while_zygotes_and_workers_are_killed(sandbox, 
     assert run(sandbox, "raise KeyError") == "KeyError"
     show_figure(
         f"{sandbox.backend}: {count} calls while {killed} zygotes and workers were killed: none answered wrongly"
+    )
+
+
+def test_a_grading_costs_a_large_caller_no_more(sandbox):
+    call = grading(sandbox)
+    costs(call, 1, 10)
+    little = sorted(one_call(call) for _ in range(draws(40, 300)))
+    size = draws(2**29, 2**32)
+    ballast = bytearray(size)
+    ballast[::4096] = b"x" * len(range(0, size, 4096))  # what is never written is not held
+    large = sorted(one_call(call) for _ in range(draws(40, 300)))
+    del ballast
+    assert large[0] <= 3 * little[0]  # the fastest ones, because other work on the machine slows any call down
+    if os.getloadavg()[0] < len(os.sched_getaffinity(0)):
+        assert statistics.median(large) <= MOST_MEDIAN_MS
+        assert large[int(0.95 * len(large))] <= MOST_LATE_MS
+    told = [f"{statistics.median(taken):.1f} / {taken[int(0.95 * len(taken))]:.1f} ms" for taken in (little, large)]
+    show_figure(
+        f"{sandbox.backend}: median / 95th percentile {told[0]}, from a caller with {size / 2**30:g} GiB {told[1]}"
     )

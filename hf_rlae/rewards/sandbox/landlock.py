@@ -43,12 +43,13 @@ def version() -> int:
     return kernel.call(_CREATE_RULESET, None, 0, _VERSION_FLAG)
 
 
-def ruleset(folder: Path, readable: Iterable[Path]) -> int:
+def ruleset(folder: Path, readable: Iterable[Path], listable: Iterable[Path] = ()) -> int:
     """Rules that allow to read some paths, and to use one folder.
 
     Args:
         folder (`Path`): regular files and folders in it may be made, read, changed and removed.
         readable (iterable of `Path`): files and folders; missing ones are left out.
+        listable (iterable of `Path`): folders in which, and below which, names may be listed.
 
     Returns:
         `int`: a descriptor for `restrict`.
@@ -62,6 +63,8 @@ def ruleset(folder: Path, readable: Iterable[Path]) -> int:
     rules = kernel.call(_CREATE_RULESET, attributes, size, 0)
     for path in readable:
         _allow(rules, path, _READ if path.is_dir() else _READ_FILE)
+    for path in listable:
+        _allow(rules, path, _READ_DIR)
     _allow(rules, folder, _FOLDER | (_TRUNCATE & accesses))
     return rules
 

@@ -40,20 +40,20 @@ _PRELOADED = (
 _NOT_STANDARD = ("site-packages", "dist-packages", "test", "idlelib", "tkinter", "turtledemo", "ensurepip")
 _LIBRARIES = ("bz2", "crypto", "expat", "ffi", "lzma", "mpdec", "sqlite3", "ssl", "uuid", "z", "zstd")
 """What modules of the standard library link to, as far as workers can use them."""
+_LIBRARY_FOLDERS = (Path("/lib/x86_64-linux-gnu"), Path("/usr/lib/x86_64-linux-gnu"), Path("/usr/lib64"))
 _SHARED_DATA = (Path("/etc/ld.so.cache"), Path("/usr/share/zoneinfo"))
 _REQUEST_BYTES = 4096
 
 
+def library_folders() -> list[Path]:
+    """The folders of the standard library. Imports list them again when they have changed."""
+    return sorted({Path(sysconfig.get_path(name)) for name in ("stdlib", "platstdlib")})
+
+
 def readable_paths() -> list[Path]:
     """What holds the standard library, without the packages that are installed beside it."""
-    folders_of_it = {Path(sysconfig.get_path(name)) for name in ("stdlib", "platstdlib")}
-    entries = [entry for folder in folders_of_it for entry in sorted(folder.iterdir())]
-    places = {
-        Path("/lib/x86_64-linux-gnu"),
-        Path("/usr/lib/x86_64-linux-gnu"),
-        Path("/usr/lib64"),
-        Path(sys.base_prefix) / "lib",
-    }
+    entries = [entry for folder in library_folders() for entry in sorted(folder.iterdir())]
+    places = (*_LIBRARY_FOLDERS, Path(sys.base_prefix) / "lib")
     libraries = [file for place in places for name in _LIBRARIES for file in place.glob(f"lib{name}.so*")]
     return [*(entry for entry in entries if entry.name not in _NOT_STANDARD), *libraries, *_SHARED_DATA]
 
@@ -144,7 +144,9 @@ class Zygote:
             return self._free.pop()
         folder = self.scratch / str(next(self._numbers))
         folder.mkdir(mode=0o700)
-        rules = None if self._instructions is None else landlock.ruleset(folder, readable_paths())
+        rules = None
+        if self._instructions is not None:
+            rules = landlock.ruleset(folder, readable_paths(), library_folders())
         return Cell(folder, rules, self._instructions)
 
     def close(self) -> None:

@@ -115,6 +115,7 @@ def test_programs_that_are_not_hostile_find_what_they_need(sandbox):
     assert run(sandbox, "import asyncio\nasync def f():\n    await asyncio.sleep(0)\nasyncio.run(f())") == ""
     assert run(sandbox, "import tempfile\nwith tempfile.TemporaryFile() as file:\n    file.write(b'x')") == ""
     assert run(sandbox, "import bz2, ctypes, lzma, sqlite3, ssl, unittest, xml.etree.ElementTree, zlib") == ""
+    assert run(sandbox, "import importlib\nimportlib.invalidate_caches()\nimport colorsys, xml.dom") == ""
     assert run(sandbox, "held = bytearray(64 * 2**20)\nprint('x' * 60_000)") == ""
     assert run(sandbox, "import time\nassert time.tzname[0] == 'UTC'\nassert [*{'a', 'b', 'c'}]") == ""
     assert run(sandbox, "import torch") == "ModuleNotFoundError"

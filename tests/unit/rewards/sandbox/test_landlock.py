@@ -27,8 +27,8 @@ def test_rules_hold_with_every_version_of_landlock(tmp_path, monkeypatch, versio
     if version > landlock.version():
         pytest.skip(f"this kernel has version {landlock.version()}")
     monkeypatch.setattr(landlock, "version", lambda: version)
-    own, shown, hidden = (tmp_path / name for name in ("own", "shown", "hidden"))
-    for folder in (own, shown, hidden):
+    own, shown, listed, hidden = (tmp_path / name for name in ("own", "shown", "listed", "hidden"))
+    for folder in (own, shown, listed, hidden):
         folder.mkdir()
         (folder / "file").write_text("x")
     server = socket.create_server(("127.0.0.1", 0))
@@ -44,6 +44,8 @@ def test_rules_hold_with_every_version_of_landlock(tmp_path, monkeypatch, versio
         "reads what is shown": True,
         "reads what is hidden": False,
         "lists what is hidden": False,
+        "lists what is listed": True,
+        "reads what is listed": False,
         "writes what is shown": False,
         "writes what is hidden": False,
         "makes folders elsewhere": False,
@@ -56,7 +58,7 @@ def test_rules_hold_with_every_version_of_landlock(tmp_path, monkeypatch, versio
     pid = os.fork()
     if not pid:
         try:
-            rules = landlock.ruleset(own, [shown, tmp_path / "missing"])
+            rules = landlock.ruleset(own, [shown, tmp_path / "missing"], [listed])
             kernel.forbid_new_privileges()
             landlock.restrict(rules)
             found = {
@@ -64,6 +66,8 @@ def test_rules_hold_with_every_version_of_landlock(tmp_path, monkeypatch, versio
                 "reads what is shown": works((shown / "file").read_text),
                 "reads what is hidden": works((hidden / "file").read_text),
                 "lists what is hidden": works(lambda: os.listdir(hidden)),
+                "lists what is listed": works(lambda: os.listdir(listed)),
+                "reads what is listed": works((listed / "file").read_text),
                 "writes what is shown": works(lambda: (shown / "file").write_text("y")),
                 "writes what is hidden": works(lambda: (hidden / "new").write_text("y")),
                 "makes folders elsewhere": works((hidden / "folder").mkdir),
