@@ -69,6 +69,7 @@ from .trainers import TokenPPOConfig as TokenPPOConfig
 from .trainers import TokenPPOTrainer as TokenPPOTrainer
 from .trainers import WeightingReport as WeightingReport
 from .vocabulary import UnionVocabulary as UnionVocabulary
+from .zoo import load_demo_agents as load_demo_agents
 from .zoo import load_demo_member as load_demo_member
 from .zoo import load_demo_members as load_demo_members
 from .zoo import load_demo_policy as load_demo_policy

@@ -49,7 +49,22 @@ Example:
 '7+5*3= 5*3=15; 7+15=22. 22'
 """
 
-from hf_rlae.zoo.loader import MEMBER_SETS, SPECIALISTS, load_demo_member, load_demo_members, load_demo_policy
+from hf_rlae.zoo.loader import (
+    MEMBER_SETS,
+    SPECIALISTS,
+    load_demo_agents,
+    load_demo_member,
+    load_demo_members,
+    load_demo_policy,
+)
 from hf_rlae.zoo.oracle import OraclePolicy
 
-__all__ = ["MEMBER_SETS", "SPECIALISTS", "OraclePolicy", "load_demo_member", "load_demo_members", "load_demo_policy"]
+__all__ = [
+    "MEMBER_SETS",
+    "SPECIALISTS",
+    "OraclePolicy",
+    "load_demo_agents",
+    "load_demo_member",
+    "load_demo_members",
+    "load_demo_policy",
+]

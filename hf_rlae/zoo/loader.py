@@ -19,6 +19,12 @@ MEMBERS_FOLDER = Path(str(files("hf_rlae.zoo"))) / "members"
 POLICIES_FOLDER = MEMBERS_FOLDER.parent / "policies"
 """The folder of the trained policies in the package, with one folder per set of members."""
 
+ADAPTERS_FOLDER = MEMBERS_FOLDER.parent / "adapters"
+"""The folder of a pair of trained agents in the package: their `base`, and an adapter each."""
+
+AGENTS = ("agent-1", "agent-2")
+"""The names of these agents."""
+
 
 @dataclass(frozen=True)
 class Specialist:
@@ -71,9 +77,7 @@ def load_demo_member(name: str, folder: Path | None = None) -> Member:
     'addition-characters'
     """
     check_choice("name", name, SPECIALISTS)
-    member = Member.load(str((folder or MEMBERS_FOLDER) / name), dtype=torch.float32)
-    member.name = name
-    return member
+    return _loaded((folder or MEMBERS_FOLDER) / name, name)
 
 
 def load_demo_members(kind: Literal["different", "shared"] = "different", folder: Path | None = None) -> list[Member]:
@@ -115,3 +119,28 @@ def load_demo_policy(kind: Literal["different", "shared"] = "different", folder:
     folder = folder or POLICIES_FOLDER
     check_choice("kind", kind, [path.name for path in folder.glob("*")])
     return PolicyModel.from_pretrained(str(folder / kind)).eval()
+
+
+def load_demo_agents(folder: Path | None = None) -> list[Member]:
+    """Loads two agents that `CoryTrainer` or `CoryPPOTrainer` trained together, in fp32, in eval mode.
+
+    They answer sums of two numbers below 100, such as `12+34=`: alone, or after an answer and the question again.
+
+    Args:
+        folder (`Path`, *optional*): the folder of the agents; the package's if not given.
+
+    Returns:
+        `list[Member]`: `agent-1` and `agent-2`, two adapters on two copies of one base.
+
+    Example:
+
+    >>> [agent.name for agent in load_demo_agents()]
+    ['agent-1', 'agent-2']
+    """
+    return [_loaded((folder or ADAPTERS_FOLDER) / name, name) for name in AGENTS]
+
+
+def _loaded(folder: Path, name: str) -> Member:
+    member = Member.load(str(folder), dtype=torch.float32)
+    member.name = name
+    return member

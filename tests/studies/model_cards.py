@@ -28,8 +28,23 @@ from tests.studies.chain_policies import held_out_questions, right_answers, with
 TOP = Path(__file__).resolve().parents[2]
 CARDS = TOP / "model_cards"
 RUNS = TOP / "docs" / "results" / "rlae" / "runs"
-ADAPTERS = TOP / "hf_rlae" / "zoo" / "adapters"
 _LICENSE = "apache-2.0"
+_AGENTS_USE = r"""
+from hf_rlae import load_demo_agents
+
+pioneer, observer = load_demo_agents()
+question = "48+37="
+
+
+def answer(agent, prompt):
+    inputs = agent.tokenizer(prompt, return_tensors="pt")
+    ids = agent.model.generate(**inputs, max_new_tokens=5, do_sample=False)
+    return agent.tokenizer.decode(ids[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
+
+
+first = answer(pioneer, question)
+print(answer(observer, f"{question}{first}\n{question}"))
+"""
 _TEXTS = {"different": "with three different tokenizers", "shared": "with one tokenizer"}
 _QUESTIONS = 400
 _NOTE = (
@@ -43,8 +58,7 @@ def rendered() -> dict[str, str]:
     stored = json.loads((CARDS / "results.json").read_text(encoding="utf-8"))
     cards = {f"policy-{kind}.md": _policy(kind, stored) for kind in MEMBER_SETS}
     cards["ensemble-different.md"] = _ensemble("different", stored)
-    for folder in sorted(ADAPTERS.glob("*/adapter_config.json")):
-        cards[f"adapter-{folder.parent.name}.md"] = _adapter(folder.parent, stored)
+    cards["adapters.md"] = _agents(stored)
     return {name: str(card.render()) for name, card in cards.items()}
 
 
@@ -111,25 +125,29 @@ def _completed(card: Card, kind: str, stored: dict[str, Any]) -> Card:
     return card
 
 
-def _adapter(folder: Path, stored: dict[str, Any]) -> Card:
-    """A CORY adapter: `results.json` has its results under `adapters`, by the folder's name."""
-    config = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))
-    own = stored.get("adapters", {}).get(folder.name, {})
-    base = CardMember(str(config["base_model_name_or_path"]))
+def _agents(stored: dict[str, Any]) -> Card:
+    """The card of the pair of CORY agents; `tests.studies.shipped_adapters` writes `stored["agents"]`."""
+    own = stored["agents"]
     return Card(
-        title=f"hf_rlae-adapter-{folder.name}",
-        description=f"The LoRA adapter `{folder.name}` on `{base.name}`, one of a pair that `CoryTrainer` of `hf_rlae` "
-        "trained together (CORY).",
-        use=own.get("use", "from peft import PeftModel"),
+        title="hf_rlae-adapters",
+        description="Two LoRA adapters on one tiny Llama (about 0.08 M parameters), which answers sums of two numbers "
+        f"below 100. `{own['trainer']}` of `hf_rlae` trained them together (CORY). Either agent answers a question "
+        "alone, as a pioneer, or after the answer of the other one, as an observer.",
+        use=_AGENTS_USE,
         tags=("cory", "trl", "hf_rlae"),
         library_name="peft",
         license=_LICENSE,
-        base=base,
-        settings=own.get("settings", {}),
-        evaluations=[Evaluation(**entry) for entry in own.get("evaluations", [])],
-        limits=ADAPTER_LIMITS,
+        base=CardMember("hf_rlae/zoo/adapters/base"),
+        training=f"Trained by reinforcement learning with `{own['trainer']}`, for {own['updates']} updates on sums. "
+        "Reward: 1 for the right sum. The base was trained on sums with right and wrong answers before them, stopped "
+        "early, so that it can use a reference. Training raised the reward, which sampled answers earn; with greedy "
+        "decoding neither agent is right more often than the base. The command is "
+        "`python -m tests.studies.shipped_agents`.",
+        settings=own["settings"],
+        evaluations=[Evaluation(**entry) for entry in own["evaluations"]],
+        limits=["It is a demonstration: it answers sums and writes nothing else.", *ADAPTER_LIMITS],
         citations=[CORY],
-        versions=stored["versions"],
+        versions=own["versions"],
     )
 
 

@@ -10,7 +10,6 @@ import re
 import pytest
 from huggingface_hub import ModelCard
 
-from tests.studies import model_cards
 from tests.studies.model_cards import CARDS, rendered
 from tests.support.card_rules import faults_of_card
 
@@ -50,19 +49,20 @@ def test_their_pictures_are_there_and_their_code_runs(name):
     assert "7+15=22. 22" in said.getvalue()
 
 
-def test_an_adapter_has_a_card_when_the_package_ships_one(tmp_path, monkeypatch):
-    (tmp_path / "pioneer").mkdir()
-    (tmp_path / "pioneer" / "adapter_config.json").write_text('{"base_model_name_or_path": "owner/base"}')
-    monkeypatch.setattr(model_cards, "ADAPTERS", tmp_path)
-    stored = json.loads((CARDS / "results.json").read_text())
-    own = {"evaluations": [{"dataset": "stories", "metric": "reward", "value": 0.5, "spread": 0.1}], "use": "1 + 1"}
-    text = str(model_cards._adapter(tmp_path / "pioneer", {**stored, "adapters": {"pioneer": own}}).render())
-    assert faults_of_card(text) == []
-    card = ModelCard(text)
-    assert (card.data.base_model, card.data.base_model_relation, card.data.license) == (
-        "owner/base",
-        "adapter",
-        "apache-2.0",
-    )
-    assert "0.500 ± 0.100" in card.text
+def test_the_code_of_the_agents_card_answers():
+    [code] = re.findall(r"```python\n(.*?)```", (CARDS / "adapters.md").read_text(encoding="utf-8"), re.DOTALL)
+    said = io.StringIO()
+    with contextlib.redirect_stdout(said):
+        exec(code, {})
+    assert said.getvalue() == "85\n"
+
+
+def test_the_agents_card_says_what_they_are_and_what_they_are_compared_with(cards):
+    card = ModelCard(cards["adapters.md"])
+    assert card.data.license == "apache-2.0"
+    assert {"cory", "trl"} <= set(card.data.tags)
+    stored = json.loads((CARDS / "results.json").read_text(encoding="utf-8"))["agents"]["evaluations"]
+    for entry in stored:
+        for value in (entry["value"], *entry["baselines"].values()):
+            assert f"{value:.3f}" in card.text
     assert "2410.06101" in card.text
