@@ -23,13 +23,15 @@ class Allowance:
     """What one worker may use: `SandboxLimits`, with the memory that the interpreter uses itself.
 
     Attributes:
-        cpu_s (`float`), wall_s (`float`): seconds of processor time, and on the clock.
+        cpu_s (`float`), wall_s (`float`): seconds of processor time, and on the clock in which it does not compute.
+        longest_s (`float`): seconds on the clock altogether.
         memory_bytes (`int`): of address space.
         output_bytes (`int`): that it may print, and that each of its files may hold.
     """
 
     cpu_s: float
     wall_s: float
+    longest_s: float
     memory_bytes: int
     output_bytes: int
 
