@@ -169,7 +169,8 @@ def main(control: int, caller: int, scratch: str, is_isolated: bool) -> None:
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # the caller's choices are inherited
     signal.pthread_sigmask(signal.SIG_SETMASK, [])
     kernel.forbid_new_privileges()
-    kernel.drop_capabilities()
+    if is_isolated:
+        kernel.drop_capabilities()
     for name in _PRELOADED:
         importlib.import_module(name)
     zygote = Zygote(socket.socket(fileno=control), caller, Path(scratch), is_isolated)
