@@ -97,6 +97,7 @@ class EnsembleConfig(ConfigWithCode, PreTrainedConfig):
         adapter_names (`list[str | None]`, *optional*): each member's adapter.
         sees (`list[bool | None]`, *optional*): whether each member sees images; `None` for text models.
         vocab_size (`int`, defaults to 0): size of the union vocabulary, V; filled in from the members.
+        max_position_embeddings (`int`, *optional*): the shortest context of a member; filled in from the members.
 
     Raises:
         ConfigError: an invalid value; the message names the field.
@@ -135,6 +136,7 @@ class EnsembleConfig(ConfigWithCode, PreTrainedConfig):
     adapter_names: list[str | None] | None = None
     sees: list[bool | None] | None = None
     vocab_size: int = 0
+    max_position_embeddings: int | None = None
     use_cache: bool = True
     pad_token_id: int | None = None
     bos_token_id: int | None = None

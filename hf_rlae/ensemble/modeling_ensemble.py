@@ -91,6 +91,8 @@ class EnsembleForCausalLM(SavedEnsemble, GenerationMixin):
         self.set_policy(policy)
         parts = loading.assemble(config, members)
         self.config.vocab_size = parts.engine.vocab_size
+        lengths = [member.context_length for member in self.members if member.context_length is not None]
+        self.config.max_position_embeddings = min(lengths, default=None)  # where tools cut long texts
         self.engine = parts.engine
         self.generation_config = parts.generation_config
         self.generation_config.cache_implementation = None  # a member's: every member makes its own cache here

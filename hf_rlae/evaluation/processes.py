@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 from typing import Any
 
+import torch
+
 from hf_rlae.errors import ConfigError
 from hf_rlae.extras import missing_packages
 
@@ -27,7 +29,7 @@ class Processes:
                 raise ConfigError(problem)
             from accelerate import PartialState
 
-            self._state = PartialState()
+            self._state = PartialState(cpu=not torch.accelerator.is_available())
         self.rank = 0 if self._state is None else int(self._state.process_index)
         self.size = 1 if self._state is None else int(self._state.num_processes)
 

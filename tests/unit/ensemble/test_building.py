@@ -163,3 +163,10 @@ def test_a_config_in_a_circle():
         EnsembleConfig(policy=circle())
     with pytest.raises(ConfigError, match="policy must be a dict of JSON values"):
         EnsembleConfig(policy={"name": torch.zeros(1)})
+
+
+def test_the_context_of_an_ensemble_is_the_shortest_of_its_members():
+    """Tools that cut long texts read it from the config."""
+    short, long = pair("llama", 0, max_position_embeddings=64), pair("gpt2", 1)
+    assert EnsembleForCausalLM.from_members([long, short]).config.max_position_embeddings == 64
+    assert EnsembleForCausalLM.from_members([pair("mamba")]).config.max_position_embeddings is None
