@@ -121,8 +121,8 @@ FAULTS = [
     ),
     Fault(
         "members/ragged_cache.py",
-        "indices = plan.indices.masked_fill(plan.indices < 0, store.shape[2] - 1)",
-        "indices = plan.indices.clamp(min=0)",
+        "indices = self.indices.masked_fill(self.indices < 0, capacity - 1)",
+        "indices = self.indices.clamp(min=0)",
         "tests/unit/members/test_ragged_rows.py tests/unit/ensemble/test_different_tokenizers.py",
     ),
     Fault(

@@ -231,10 +231,11 @@ class EnsembleCache(Cache):
 
     def reorder_cache(self, beam_idx: torch.Tensor) -> None:
         """Row `i` becomes the former row `beam_idx[i]`: caches, weights, readings and trace."""
+        rows = beam_idx.cpu()  # once for all members
         with torch.inference_mode(self._in_generate):
-            self.call.reorder(beam_idx)
+            self.call.reorder(rows)
             if self._spans is not None:
-                self._spans.select(beam_idx)
+                self._spans.select(rows)
         if self._ids is not None:
             self._ids = self._ids[beam_idx.to(self._ids.device)]
         if self._mask is not None:

@@ -63,9 +63,8 @@ class MemberDraws:
             column (`int`): the last column of the text.
             excluded (`Sequence[Sequence[int]]`): for each row, the members that cannot be drawn; `()` if all can.
         """
-        weights = spans.span_weights(column).float().cpu()
+        weights = torch.tensor(spans.span_lists(column))
         if any(excluded):
-            weights = weights.clone()
             for row, members in enumerate(excluded):
                 weights[row, list(members)] = 0.0
                 if members and not bool(weights[row].any()):  # the others share the weight

@@ -9,7 +9,7 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 
 import torch
 
-from hf_rlae.errors import MemberLostError, NonFiniteError
+from hf_rlae.errors import MemberLostError, NonFiniteError, present
 from hf_rlae.members import Member
 
 logger = logging.getLogger(__name__)
@@ -84,17 +84,27 @@ class MemberFaults:
         if self._unread and (self._unread[0][2].device.type == "cpu" or len(self._unread) >= _MOST_UNREAD):
             self.read()
 
-    def read(self) -> None:
+    def unread(self, device: torch.device) -> torch.Tensor | None:
+        """The sum of all numbers that were noted, on a device; `None` if there are none."""
+        if not self._unread:
+            return None
+        return torch.cat([values.to(device).flatten() for _, _, values, _ in self._unread]).sum()
+
+    def read(self, total: float | None = None) -> None:
         """Looks at all numbers that were noted; waits for the device once.
+
+        Args:
+            total (`float`, *optional*): the value of `unread`, if the host knows it.
 
         Raises:
             NonFiniteError: a number is not finite.
         """
-        unread, self._unread = self._unread, []
-        if not unread:
+        if not self._unread:
             return
-        device = unread[0][2].device
-        if math.isfinite(torch.cat([values.to(device).flatten() for _, _, values, _ in unread]).sum().item()):
+        if total is None:
+            total = float(present(self.unread(self._unread[0][2].device), "the unread numbers"))
+        unread, self._unread = self._unread, []
+        if math.isfinite(total):
             return
         for index, column, values, rows in unread:
             broken = ~values.isfinite()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
@@ -17,7 +18,7 @@ from hf_rlae.ensemble.images import prompts_with_images, show_images
 from hf_rlae.ensemble.inputs import check_declared_prompt, check_member_inputs
 from hf_rlae.ensemble.negative_prompts import default_prompts
 from hf_rlae.ensemble.spans import SpanQuery
-from hf_rlae.policies import Policy, PolicyState, ask, cut, rescaled
+from hf_rlae.policies import Policy, PolicyState, answered, cut, rescaled
 
 if TYPE_CHECKING:
     from hf_rlae.ensemble.modeling_ensemble import EnsembleForCausalLM
@@ -97,22 +98,41 @@ def mixed_logits(
     try:
         step = cache.call.step(cache, keep)
         for query in step.queries():
-            if cache.faults is not None:
-                cache.faults.read()
+            faults = cache.faults
+            if faults is not None:
+                faults.look()
             state = states.state(cache, step, query)
             try:
-                weights = ask(policy, state).weights
+                answer = answered(policy, state)
+                weights = cut(answer.output.weights, config.min_weight, config.max_active_members)
+                weights = rescaled(weights, cache.call.engine.weight_scale)
+                unread = None if faults is None else faults.unread(weights.device)
+                values = _on_host(weights, answer.is_good, unread)
+                if faults is not None:
+                    faults.read(math.nan if unread is None else values[-1][0])
+                answer.check([row[-1] for row in values[: len(weights)]])
             except Exception:
-                if cache.faults is not None:
-                    _blame_members(cache.faults, state, query)
+                if faults is not None:
+                    _blame_members(faults, state, query)
                 raise
-            weights = cut(weights, config.min_weight, config.max_active_members)
-            cache.spans.set(query, rescaled(weights, cache.call.engine.weight_scale))
+            cache.spans.set(query, weights, [row[:-1] for row in values[: len(weights)]])
         logits = step.logits()
         return logits if cache.faults is None else cache.faults.covered(logits)
     except BaseException:
         cache.call.reset()  # some members have read the new columns: all read the text again
         raise
+
+
+def _on_host(weights: torch.Tensor, is_good: torch.Tensor, unread: torch.Tensor | None) -> list[list[float]]:
+    """All that the host needs to know of new weights, for which the device is waited for once.
+
+    Returns:
+        `list[list[float]]`: for each row its weights `(M,)` and whether they are valid; then `unread`, if there is one.
+    """
+    values = torch.cat([weights.detach(), is_good[:, None].to(weights.dtype)], dim=1)
+    if unread is not None:
+        values = torch.cat([values, unread.to(values.dtype).expand(1, values.shape[1])])
+    return values.tolist()
 
 
 def _blame_members(faults: MemberFaults, state: PolicyState, query: SpanQuery) -> None:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
+
+from hf_rlae.transfers import upload
 
 WHOLE_TEXT = 2**31 - 1
 """The length of a span that holds to the end of the text (`EnsembleConfig(select="prompt")`)."""
@@ -111,12 +114,13 @@ class SpanWeights:
             for (column, span), rows in sorted(wanted.items())
         ]
 
-    def set(self, query: SpanQuery, weights: torch.Tensor) -> None:
+    def set(self, query: SpanQuery, weights: torch.Tensor, values: list[list[float]] | None = None) -> None:
         """Stores the weights of a query.
 
         Args:
             query (`SpanQuery`): one of `queries`.
             weights (`torch.FloatTensor` of shape `(R, M)`): the weights of the rows of the query.
+            values (`list[list[float]]`, *optional*): the same numbers, if the host has them already.
         """
         if query.rows is None:
             self._known[query.span] = torch.ones(len(self.starts), dtype=torch.bool)
@@ -126,18 +130,20 @@ class SpanWeights:
             known = self._known.get(query.span, torch.zeros(len(self.starts), dtype=torch.bool))
             self._known[query.span] = known.index_fill(0, query.rows, True)
         self._weights[query.span] = weights
-        self._lists[query.span] = lists = weights.tolist()
+        lists = values if query.rows is None and values is not None else weights.tolist()
+        self._lists[query.span] = lists
         self._active[query.span] = _with_weight(lists)
         self.records.append(SpanRecord(query.span, query.column, weights))
 
     def draw(self, column: int, members: torch.Tensor) -> None:
         """Gives all weight for the token after `column` to one member per row, `members` of shape `(B,)`."""
-        self.use(column, torch.nn.functional.one_hot(members, self.span_weights(column).shape[1]).float())
+        self.use(column, torch.nn.functional.one_hot(members, len(self.span_lists(column)[0])).float())
 
     def use(self, column: int, weights: torch.Tensor) -> None:
         """Replaces the weights of the token after `column`, `weights` of shape `(B, M)`."""
         self._used = {at: used for at, used in self._used.items() if at == column - 1}
-        self._used[column] = (weights.to(next(iter(self._weights.values())).device), weights.tolist())
+        device = next(iter(self._weights.values())).device
+        self._used[column] = (upload(weights, device), weights.tolist())
 
     def record_lost(self, column: int, lost: torch.Tensor) -> None:
         """Corrects the records of spans that begin with the token after `column` for members that have dropped out.
@@ -192,8 +198,10 @@ class SpanWeights:
 
     def as_lists(self, column: int) -> list[list[float]]:
         """The weights of the token after `column` as B lists of M numbers; 0 in rows whose weights are not known."""
-        if column in self._used:
-            return self._used[column][1]
+        return self._used[column][1] if column in self._used else self.span_lists(column)
+
+    def span_lists(self, column: int) -> list[list[float]]:
+        """`span_weights` as B lists of M numbers; the device is not waited for."""
         if self._shared_start is not None:
             return self._lists[self._shared_span_of(column, self._shared_start)]
         members = len(next(iter(self._lists.values()))[0]) if self._lists else 0
@@ -203,16 +211,17 @@ class SpanWeights:
     def select(self, rows: torch.Tensor) -> None:
         """Row `i` becomes the former row `rows[i]`."""
         on_cpu = rows.cpu()
+        places = {weights.device: upload(rows, weights.device) for weights in self._weights.values()}
         self.starts, self.firsts = self.starts[on_cpu], self.firsts[on_cpu]
         if self._shared_start is not None:  # otherwise rows with a later start may still need older spans
             for span in sorted(self._weights)[:-2]:
                 del self._weights[span], self._known[span], self._lists[span], self._active[span]
         self._used = {
-            at: (weights[rows.to(weights.device)], [lists[row] for row in on_cpu.tolist()])
+            at: (weights[places[weights.device]], [lists[row] for row in on_cpu.tolist()])
             for at, (weights, lists) in self._used.items()
         }
         for span, weights in self._weights.items():
-            self._weights[span] = weights.index_select(0, rows.to(weights.device))
+            self._weights[span] = weights.index_select(0, places[weights.device])
             self._known[span] = self._known[span][on_cpu]
             self._lists[span] = [self._lists[span][row] for row in on_cpu.tolist()]
             self._active[span] = _with_weight(self._lists[span])
@@ -247,6 +256,16 @@ def without(weights: torch.Tensor, lost: torch.Tensor) -> torch.Tensor:
     total = left.sum(-1, keepdim=True)
     equal = (~lost).float() / (~lost).sum(-1, keepdim=True)
     return torch.where(total > 0, left / total.masked_fill(total == 0, 1.0), equal)
+
+
+def columns_of(weights: torch.Tensor, members: Sequence[int]) -> torch.Tensor:
+    """The weights `(..., A)` of some members, from those of all, `(..., M)`; without a list as index.
+
+    An index of Python numbers would be copied to the device, and waited for.
+    """
+    if len(members) == weights.shape[-1]:
+        return weights
+    return torch.stack([weights[..., index] for index in members], dim=-1)
 
 
 def _with_weight(lists: list[list[float]]) -> frozenset[int]:

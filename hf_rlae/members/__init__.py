@@ -10,9 +10,9 @@ from hf_rlae.members.own_prompt import OwnPromptRun
 from hf_rlae.members.probe import choose_runner
 from hf_rlae.members.prompt_logps import prompt_logps
 from hf_rlae.members.ragged_run import BatchRunner
-from hf_rlae.members.readings.run import ReadingsRun
+from hf_rlae.members.readings.run import Launched, ReadingsRun
 from hf_rlae.members.readings.state import RowReadings, Update
-from hf_rlae.members.readings.update_sums import PendingSums, UpdateSums
+from hf_rlae.members.readings.update_sums import PendingSums, UpdateSums, read_together, weigh_inside
 from hf_rlae.members.remote.remote_member import RemoteMember
 from hf_rlae.members.remote.runs import RemoteRunner, RemoteSharedRun
 from hf_rlae.members.row_runner import RowRunner
@@ -24,6 +24,7 @@ __all__ = [
     "ChosenRowsRun",
     "ColumnStates",
     "GivenImages",
+    "Launched",
     "LazyMember",
     "LazyRunner",
     "Member",
@@ -46,5 +47,7 @@ __all__ = [
     "mean_state_ahead",
     "new_shared_run",
     "prompt_logps",
+    "read_together",
     "readings_ahead",
+    "weigh_inside",
 ]

@@ -6,9 +6,11 @@ from collections.abc import Sequence
 
 import torch
 
+from hf_rlae.errors import present
 from hf_rlae.members.remote.runs import RemoteSharedRun
 from hf_rlae.members.separate_rows import SeparateRowsRun
 from hf_rlae.members.shared_run import ReadsSharedColumns, Scores, SharedRun
+from hf_rlae.transfers import Placed
 
 
 class ChosenRowsRun(ReadsSharedColumns):
@@ -28,6 +30,7 @@ class ChosenRowsRun(ReadsSharedColumns):
     def __init__(self, run: SharedRun | SeparateRowsRun | RemoteSharedRun) -> None:
         self.inner = run
         self.rows: list[int] | None = None
+        self._placed: tuple[list[int], Placed] | None = None
         self._images = run.images if isinstance(run, SharedRun) else None  # of all rows
 
     @property
@@ -65,13 +68,20 @@ class ChosenRowsRun(ReadsSharedColumns):
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
         if self.rows is None or len(self.rows) == len(input_ids):
             return input_ids, attention_mask
-        return input_ids[self.rows], None if attention_mask is None else attention_mask[self.rows]
+        if self._placed is None or self._placed[0] != self.rows:
+            self._placed = (self.rows, Placed(torch.tensor(self.rows, dtype=torch.long)))
+        rows = self._on(input_ids.device)
+        return input_ids[rows], None if attention_mask is None else attention_mask[rows]
 
     def _spread(self, outputs: torch.Tensor, count: int) -> torch.Tensor:
         """Outputs of the chosen rows as outputs of all `count` rows, 0 in the others."""
         spread = outputs.new_zeros(count, *outputs.shape[1:])
-        spread[self.rows] = outputs
+        spread[self._on(spread.device)] = outputs
         return spread
+
+    def _on(self, device: torch.device) -> torch.Tensor:
+        """The chosen rows on a device, where they are copied to once."""
+        return present(self._placed, "the chosen rows")[1].on(device)[0]
 
     def reorder(self, rows: torch.Tensor) -> None:
         """See `MemberRun`."""

@@ -10,6 +10,7 @@ import torch
 from hf_rlae.errors import present
 from hf_rlae.members.member import Member
 from hf_rlae.members.paths import Path
+from hf_rlae.transfers import upload
 
 if TYPE_CHECKING:
     from hf_rlae.members.readings.run import ReadingsRun
@@ -36,8 +37,8 @@ def mean_state_ahead(
     Returns:
         `torch.Tensor` of shape `(R, H_m)`, in the member's dtype: 0 in rows in which nothing was written.
     """
-    room = room.to(logits.device)
-    ends = torch.tensor(list(member.end_ids), dtype=torch.long, device=logits.device)
+    room = upload(room, logits.device)
+    ends = upload(torch.tensor(list(member.end_ids), dtype=torch.long), logits.device)
     total = logits.new_zeros(len(logits), member.hidden_size, dtype=torch.float32)
     count = logits.new_zeros(len(logits), 1, dtype=torch.float32)
     goes_on = logits.amax(-1).isfinite()
@@ -69,10 +70,11 @@ def readings_ahead(run: ReadingsRun, rows: Sequence[int], num_tokens: int) -> to
     member, runner = run.member, run.runner.ahead()
     begins = [run.begin_ahead(row) for row in rows]
     paths = [None if begin is None else begin[0] for begin in begins]
-    logits = run.store.probs[[0 if begin is None else begin[2] for begin in begins], :-1].log()
+    entries = upload([0 if begin is None else begin[2] for begin in begins], run.device)
+    logits = run.store.probs[entries, :-1].log()
     for place, begin in enumerate(begins):
         if begin is not None and begin[1]:
-            ids = run.alignment.stay_ids(begin[1]).to(logits.device)
+            ids = run.alignment.stays(begin[1]).on(logits.device)
             logits[place] = torch.full_like(logits[place], -torch.inf).index_copy(0, ids, logits[place, ids])
     limit = torch.inf if member.context_length is None else member.context_length
     room = torch.tensor([0 if path is None else limit - path.length for path in paths])
@@ -87,7 +89,7 @@ def readings_ahead(run: ReadingsRun, rows: Sequence[int], num_tokens: int) -> to
                 paths[place] = Path(path.settled, (*path.ids, own), path.length + 1, 0)
         if longer:
             output = runner.run([longer.get(row) for row in range(len(run.rows))])
-            at = torch.tensor([rows.index(row) for row in sorted(longer)], device=logits.device)
+            at = upload([rows.index(row) for row in sorted(longer)], logits.device)
             scores[at] = run.cleaned(output.logits)
             states[at] = present(output.hidden, "the hidden states of the look-ahead").to(states.device)
         return scores, states

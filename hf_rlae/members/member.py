@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import inspect
 import logging
+import math
 import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -312,7 +313,7 @@ class Member(SharedInCopies):
                 parameter.is_floating_point()
                 and not parameter.is_meta
                 and parameter.element_size() > 1
-                and not bool(torch.isfinite(parameter.detach()).all())
+                and not _is_finite(parameter.detach())
             ):
                 raise MemberError(
                     f"member {self.name} has NaN or infinite values in {name}; its files are damaged or its "
@@ -416,3 +417,8 @@ def context_length_of(config: Any) -> int | None:
         return None
     length = getattr(config, "max_position_embeddings", None) or getattr(config, "n_positions", None)
     return int(length) if length and getattr(config, "model_type", "") not in ("rwkv", "mamba", "mamba2") else None
+
+
+def _is_finite(values: torch.Tensor) -> bool:
+    """Whether no value is NaN or infinite; the extremes are found without another tensor of that size."""
+    return values.numel() == 0 or all(math.isfinite(value) for value in torch.stack(torch.aminmax(values)).tolist())

@@ -40,9 +40,8 @@ class Chain:
         return tuple(i for part in reversed(parts) for i in part)
 
 
-@dataclass(frozen=True)
 class Path:
-    """The ids that one row reads.
+    """The ids that one row reads; immutable.
 
     Attributes:
         settled (`Chain`): the ids that do not change any more.
@@ -51,10 +50,13 @@ class Path:
         want (`int`): number of last ids for which logits are returned.
     """
 
-    settled: Chain
-    ids: tuple[int, ...]
-    keep: int
-    want: int
+    __slots__ = ("ids", "keep", "settled", "want")
+
+    def __init__(self, settled: Chain, ids: tuple[int, ...], keep: int, want: int) -> None:
+        self.settled = settled
+        self.ids = ids
+        self.keep = keep
+        self.want = want
 
     @property
     def length(self) -> int:

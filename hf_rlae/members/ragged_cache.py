@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -11,6 +11,7 @@ from transformers import Cache
 from transformers.cache_utils import CacheLayerMixin
 
 from hf_rlae.errors import present
+from hf_rlae.transfers import upload
 
 
 def writable(store: torch.Tensor) -> torch.Tensor:
@@ -36,6 +37,18 @@ class WritePlan:
     length: int
     rows: torch.Tensor
     batch: int
+    _places: dict[tuple[int, torch.device], tuple[torch.Tensor, torch.Tensor]] = field(default_factory=dict, repr=False)
+
+    def places(self, capacity: int, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
+        """Rows `(R, 1)` and indices `(R, N)` to write to, with padding at the last of `capacity` indices.
+
+        They are the same for all layers, so they are computed once.
+        """
+        known = self._places.get((capacity, device))
+        if known is None:
+            indices = self.indices.masked_fill(self.indices < 0, capacity - 1).to(device)
+            known = self._places[capacity, device] = (self.rows.to(device)[:, None], indices)
+        return known
 
 
 class RaggedLayer(CacheLayerMixin):
@@ -83,8 +96,8 @@ class RaggedLayer(CacheLayerMixin):
         if plan.start is not None:
             store[:, :, plan.start : plan.start + new.shape[2]] = new
         else:
-            indices = plan.indices.masked_fill(plan.indices < 0, store.shape[2] - 1).to(store.device)
-            store[plan.rows.to(store.device)[:, None], :, indices] = new.transpose(1, 2)
+            rows, indices = plan.places(store.shape[2], store.device)
+            store[rows, :, indices] = new.transpose(1, 2)
         return store
 
     def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
@@ -160,7 +173,10 @@ def plan_columns(
     table: list[int] = []  # flat, because making a tensor from lists of lists takes several times as long
     positions: list[int] = []
     indices: list[int] = []
-    for kept, ids in zip(keep, feed, strict=True):
+    is_one_each = columns == 1 and all(feed)  # the usual case
+    if is_one_each:
+        table, positions, indices = [ids[0] for ids in feed], list(keep), list(keep)
+    for kept, ids in () if is_one_each else zip(keep, feed, strict=True):
         pad = columns - len(ids)
         if pad:
             table += [0] * pad
@@ -171,10 +187,10 @@ def plan_columns(
         positions += new
         indices += new
     shape = (3, len(feed), columns)
-    placed = torch.tensor(table + positions + indices, dtype=torch.long).view(shape).to(device)
-    length = max(kept + len(ids) for kept, ids in zip(keep, feed, strict=True))
+    sent = upload(torch.tensor([*table, *positions, *indices, *rows], dtype=torch.long), device)
+    placed, numbers = sent[: -len(rows)].view(shape), sent[-len(rows) :]
+    length = max(keep) + 1 if is_one_each else max(kept + len(ids) for kept, ids in zip(keep, feed, strict=True))
     same = len(feed) == batch and min(keep) == max(keep) and all(len(ids) == columns for ids in feed)
-    numbers = torch.tensor(rows, dtype=torch.long, device=device)
     return placed[0], placed[1], WritePlan(placed[2], keep[0] if same else None, length, numbers, batch)
 
 

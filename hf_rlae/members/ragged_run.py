@@ -15,6 +15,7 @@ from hf_rlae.members.member import Member
 from hf_rlae.members.paths import Path, PathOutput
 from hf_rlae.members.ragged_cache import RaggedCache, plan_columns, shared_columns
 from hf_rlae.members.shared_run import accepted_arguments, captured_head_input
+from hf_rlae.transfers import upload
 
 _LEAST_SAVED = 128
 """Number of padding cells (one column of one row) that a second pass must save on a CPU. Source: ours, measured."""
@@ -156,6 +157,7 @@ class BatchRunner:
 
     def reorder(self, rows: torch.Tensor) -> None:
         """Row `i` becomes the former row `rows[i]`."""
+        rows = upload(rows, self._device)
         self.cache.reorder_cache(cast(torch.LongTensor, rows))
         self.states.reorder(rows)
 
@@ -190,14 +192,16 @@ def _wanted(wants: Sequence[int], width: int, before: _Pass | None, last: _Pass)
                 rows.append(late[row])
                 back.append(-distance)
 
+    sizes = [len(rows), len(back), len(early_rows), len(early_back), len(order)]
+    sent = upload(torch.tensor([*rows, *back, *early_rows, *early_back, *order]), last.logits.device).split(sizes)
+
     def picked(of_last: torch.Tensor, of_before: torch.Tensor | None) -> torch.Tensor:
-        device = of_last.device
-        found = of_last[torch.tensor(rows, device=device), torch.tensor(back, device=device)]
+        found = of_last[sent[0], sent[1]]
         if of_before is None or not early_rows:
             return found
-        first = of_before[torch.tensor(early_rows, device=device), torch.tensor(early_back, device=device)]
+        first = of_before[sent[2], sent[3]]
         # after the others and reversed, so that -1, -2 and so on are their indices (see `order`)
-        return torch.cat([found, first.flip(0)])[torch.tensor(order, device=device)]
+        return torch.cat([found, first.flip(0)])[sent[4]]
 
     logits = picked(last.logits, None if before is None else before.logits)
     if last.hidden is None:

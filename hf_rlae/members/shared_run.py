@@ -17,6 +17,7 @@ from hf_rlae.members.hidden_states import ColumnStates
 from hf_rlae.members.images import PromptImages
 from hf_rlae.members.member import Member
 from hf_rlae.members.recurrence import returned_state
+from hf_rlae.transfers import upload
 
 
 @lru_cache(maxsize=256)
@@ -198,6 +199,7 @@ class SharedRun(ReadsSharedColumns):
 
     def reorder(self, rows: torch.Tensor) -> None:
         """Row `i` becomes the former row `rows[i]`; the number of rows may change."""
+        rows = upload(rows, self.member.device)
         if self.states is not None:
             self.states.reorder(rows)
         if self.images is not None:

@@ -16,7 +16,7 @@ from hf_rlae.policies.protocol import (
 )
 from hf_rlae.policies.state import MemberObservation, PolicyOutput, PolicyState, PromptScores
 from hf_rlae.policies.static import StaticPolicy, UniformPolicy, policies
-from hf_rlae.policies.weights import ask, cut, rescaled
+from hf_rlae.policies.weights import answered, ask, cut, rescaled
 
 __all__ = [
     "MEMBER_FIELDS",
@@ -36,6 +36,7 @@ __all__ = [
     "SizedPolicy",
     "StaticPolicy",
     "UniformPolicy",
+    "answered",
     "ask",
     "check_is_policy",
     "cut",

@@ -24,6 +24,7 @@ from hf_rlae.policies.configuration_policy import PolicyConfig, readable_tokens
 from hf_rlae.policies.heads import MAX_SCORE_AT_START, Heads, Score
 from hf_rlae.policies.state import PolicyOutput, PolicyState
 from hf_rlae.remote_code import NotRemote
+from hf_rlae.transfers import upload
 
 Observation = Mapping[str, torch.Tensor]
 """What a policy observes, as tensors that can be stored; see `PolicyModel.observe`."""
@@ -256,7 +257,7 @@ class PolicyModel(NotRemote, CardedPush, PreTrainedModel):
                 "policy for that number of members"
             )
         tokens = state.span_index * (self.config.span_length or 1)  # `None` is one span: it is the first
-        observation = {"positions": tokens.to(device)}
+        observation = {"positions": upload(tokens, device)}
         if self.config.observes_members:
             sizes = self.config.member_hidden_sizes or []
             run_for = state.hidden_tokens

@@ -11,6 +11,7 @@ import torch
 from transformers.utils import ModelOutput
 
 from hf_rlae.errors import PolicyError
+from hf_rlae.transfers import upload
 
 LEAST_LOGIT = -1e4
 """Lower bound of logits minus the largest logit; `exp` of it is 0."""
@@ -222,9 +223,14 @@ class PolicyState:
         rows = None if self._read_next is None else self._read_next(self.observations, best)
         if rows is None:
             return (best[:, :, None] == best[:, None]).float()
-        return torch.tensor(
-            [[[float(i == j or _agree(a, b)) for j, b in enumerate(row)] for i, a in enumerate(row)] for row in rows],
-            device=self.device,
+        return upload(
+            torch.tensor(
+                [
+                    [[float(i == j or _agree(a, b)) for j, b in enumerate(row)] for i, a in enumerate(row)]
+                    for row in rows
+                ]
+            ),
+            self.device,
         )
 
     @_once
@@ -264,7 +270,7 @@ def _summary(logits: torch.Tensor) -> torch.Tensor:
     products = rest.mul_(scaled)
     entropy = log_z - products.sum(-1) / z
     is_empty = ~torch.isfinite(top[:, 0])  # no next-token mass: counts as a uniform distribution
-    if bool(is_empty.any()):
+    if logits.device.type != "cpu" or bool(is_empty.any()):  # other devices would have to be waited for
         size = logits.shape[-1]
         entropy = entropy.masked_fill(is_empty, math.log(size))
         log_z = log_z.masked_fill(is_empty, math.log(size))

@@ -11,6 +11,7 @@ import torch
 from hf_rlae.errors import ConfigError
 from hf_rlae.policies.state import PolicyState
 from hf_rlae.registry import Registry
+from hf_rlae.transfers import upload
 
 policies: Registry[type] = Registry("policy")
 """Policies that an ensemble saves by name and settings in its `config.json`."""
@@ -50,7 +51,7 @@ class StaticPolicy:
         self.num_members = len(values)
 
     def __call__(self, state: PolicyState) -> torch.Tensor:
-        row = torch.tensor(self.weights, dtype=torch.float32, device=state.device)
+        row = upload(torch.tensor(self.weights, dtype=torch.float32), state.device)
         return row.expand(state.batch_size, -1)
 
     def settings(self) -> dict[str, Any]:

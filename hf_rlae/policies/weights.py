@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -29,6 +30,46 @@ def ask(policy: Policy, state: PolicyState) -> PolicyOutput:
     Raises:
         PolicyError: the weights have another shape, are negative or not finite, or do not sum to 1.
     """
+    answer = answered(policy, state)
+    answer.check(answer.is_good.tolist())
+    return answer.output
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What a policy returned, whose values are not known to be valid yet.
+
+    Attributes:
+        output (`PolicyOutput`): see `ask`.
+        is_good (`torch.BoolTensor` of shape `(B,)`): whether the weights of each row are valid.
+        name (`str`): the policy's.
+        given (`torch.FloatTensor` of shape `(B, M)`): the weights as they were returned.
+    """
+
+    output: PolicyOutput
+    is_good: torch.Tensor
+    name: str
+    given: torch.Tensor
+
+    def check(self, is_good: Sequence[float]) -> None:
+        """Raises `PolicyError` if the weights of a row are not valid; `is_good` has the values of the attribute."""
+        row = next((row for row, good in enumerate(is_good) if not good), None)
+        if row is not None:
+            raise PolicyError(
+                f"the policy {self.name} returned {self.given[row].tolist()} for row {row}; weights must be finite, at "
+                "least 0 and sum to 1. End the policy with a softmax, or divide by the sum"
+            )
+
+
+def answered(policy: Policy, state: PolicyState) -> Answer:
+    """Like `ask`, but does not look at the values of the weights, so that the device need not be waited for.
+
+    Args:
+        policy (`Policy`), state (`PolicyState`): see `ask`.
+
+    Raises:
+        PolicyError: the weights have another shape or kind.
+    """
     answer: Any = policy(state)
     weights: Any = answer.weights if isinstance(answer, PolicyOutput) else answer
     name = type(policy).__name__
@@ -49,14 +90,9 @@ def ask(policy: Policy, state: PolicyState) -> PolicyOutput:
     weights = weights.to(device=state.device, dtype=torch.float32)
     total = weights.sum(1, keepdim=True)
     good = torch.isfinite(weights) & (weights >= 0) & ((total - 1).abs() <= tolerance)
-    if not bool(good.all()):
-        row = int((~good.all(1)).nonzero()[0])
-        raise PolicyError(
-            f"the policy {name} returned {weights[row].tolist()} for row {row}; weights must be finite, at "
-            "least 0 and sum to 1. End the policy with a softmax, or divide by the sum"
-        )
-    weights = weights / total
-    return replace(answer, weights=weights) if isinstance(answer, PolicyOutput) else PolicyOutput(weights)
+    shares = weights / total
+    output = replace(answer, weights=shares) if isinstance(answer, PolicyOutput) else PolicyOutput(shares)
+    return Answer(output, good.all(1), name, weights)
 
 
 def rescaled(weights: torch.Tensor, scale: torch.Tensor | None) -> torch.Tensor:
@@ -97,6 +133,8 @@ def cut(weights: torch.Tensor, min_weight: float, max_active: int | None) -> tor
     tensor([[0.6739, 0.3261, 0.0000]])
     """
     members = weights.shape[1]
+    if min_weight <= 0 and (max_active is None or max_active >= members):
+        return weights
     order = weights.argsort(dim=1, descending=True, stable=True)  # stable: of equal weights the first ones are kept
     keep = torch.ones_like(weights, dtype=torch.bool)
     if min_weight > 0:
@@ -104,7 +142,5 @@ def cut(weights: torch.Tensor, min_weight: float, max_active: int | None) -> tor
     if max_active is not None and max_active < members:
         keep &= torch.zeros_like(keep).scatter_(1, order[:, :max_active], True)
     keep.scatter_(1, order[:, :1], True)
-    if bool(keep.all()):
-        return weights
     kept = weights * keep
-    return kept / kept.sum(1, keepdim=True)
+    return torch.where(keep.all(), weights, kept / kept.sum(1, keepdim=True))

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property, partial
 
 import torch
 
 from hf_rlae.sharing import SharedInCopies
+from hf_rlae.transfers import Placed
 from hf_rlae.vocabulary.token_bytes import ByteVocabulary
 from hf_rlae.vocabulary.union import OUTSIDE, UnionVocabulary
 
@@ -33,11 +34,39 @@ class TailMap:
         columns (`torch.LongTensor` of shape `(N,)`): the column of the string that equals the bytes after the tail
             ("whole"), else of the longest string that is a prefix of these bytes ("unfinished").
         whole (`torch.BoolTensor` of shape `(N,)`): which tokens are whole.
+        placed (`Placed`): `member_ids` and `columns` on the devices that need them.
     """
 
     member_ids: torch.Tensor
     columns: torch.Tensor
     whole: torch.Tensor
+    placed: Placed = field(init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "placed", Placed(self.member_ids, self.columns))
+
+
+class Tokens:
+    """Some of a member's ids, in a fixed order.
+
+    Args:
+        table (`Placed`): a vector of ids.
+        lo, hi (`int`): the range of the table.
+    """
+
+    __slots__ = ("hi", "lo", "table")
+
+    def __init__(self, table: Placed, lo: int, hi: int) -> None:
+        self.table = table
+        self.lo = lo
+        self.hi = hi
+
+    def __len__(self) -> int:
+        return self.hi - self.lo
+
+    def on(self, device: torch.device) -> torch.Tensor:
+        """The ids on a device, as a view of the table there."""
+        return self.table.on(device)[0][self.lo : self.hi]
 
 
 @dataclass(frozen=True)
@@ -47,12 +76,12 @@ class Boundary:
     Attributes:
         after (`int`): number of canonical ids before the boundary.
         rest (`bytes`): the bytes after the boundary. They are the tail of the unfinished token.
-        stay_ids (`torch.LongTensor`): the tokens that start with `rest` and are longer.
+        stays (`Tokens`): the tokens that start with `rest` and are longer.
     """
 
     after: int
     rest: bytes
-    stay_ids: torch.Tensor
+    stays: Tokens
 
 
 @dataclass(frozen=True)
@@ -76,30 +105,38 @@ class Canonical:
 class Target:
     """The ways in which a reading with a given tail can continue with new bytes.
 
+    Their probabilities are summed in parts, in this order: one part per id of `ends`; `first`; `unfinished`; `stays`.
+
     Args:
         ends (`tuple[int, ...]`): the ids whose bytes are the tail and the new bytes.
-        parts (`Sequence[torch.LongTensor]`): the ids whose probabilities are summed, in parts: one part per id of
-            `ends`; the first canonical id (empty if there are ends); the tokens whose mass the union token of the new
-            bytes receives because they are longer ("unfinished"); and the tokens that start with the tail and the new
-            bytes and are longer ("stays").
+        first (`tuple[int, ...]`): the first canonical id; empty if there are ends.
+        unfinished (`Tokens` or `None`): the tokens whose mass the union token of the new bytes receives because they
+            are longer.
+        stays (`Tokens`): the tokens that start with the tail and the new bytes and are longer.
         find_canonical (callable): computes `canonical` on first access.
 
     Attributes:
-        ids, segments (`torch.LongTensor`): all parts concatenated, and the index of the part of each id.
+        single (`tuple[int, ...]`): the ids of the first parts, which have one id each: `ends`, or else `first`.
+        several (`tuple[tuple[Tokens, int], ...]`): the other parts that are not empty, each with its number counted
+            from the end of all parts.
         num_segments (`int`): number of parts.
-        goes_on (`bool`): whether some token starts with the tail and the new bytes and is longer.
-        lends_all (`bool`): whether all these tokens were lent to the new bytes.
+        lends_all (`bool`): whether all tokens of `stays` were lent to the new bytes.
     """
 
     def __init__(
-        self, ends: tuple[int, ...], parts: Sequence[torch.Tensor], find_canonical: Callable[[], Canonical]
+        self,
+        ends: tuple[int, ...],
+        first: tuple[int, ...],
+        unfinished: Tokens | None,
+        stays: Tokens,
+        find_canonical: Callable[[], Canonical],
     ) -> None:
         self.ends = ends
-        self.ids = torch.cat(list(parts))
-        self.segments = torch.repeat_interleave(torch.tensor([len(part) for part in parts]))
-        self.num_segments = len(parts)
-        self.goes_on = len(parts[-1]) > 0
-        self.lends_all = len(parts[-2]) == len(parts[-1])
+        self.stays = stays
+        self.single = ends or first
+        self.several = tuple((tokens, at) for tokens, at in ((unfinished, -2), (stays, -1)) if tokens)
+        self.num_segments = len(ends) + 3
+        self.lends_all = (0 if unfinished is None else len(unfinished)) == len(stays)
         self._find_canonical = find_canonical
 
     @cached_property
@@ -138,6 +175,7 @@ class Alignment(SharedInCopies):
         self.end_ids = tuple(sorted(set(end_ids)))
         ends = set(self.end_ids)
         self.text_ids = torch.tensor(vocabulary.sorted_ids, dtype=torch.long)
+        self._text = Placed(self.text_ids)
         text_ends = [i for i in self.end_ids if vocabulary.pieces[i]]
         self._text_ends = torch.tensor(text_ends, dtype=torch.long) if text_ends else None
         excluded = [i for i, piece in enumerate(vocabulary.pieces) if not piece and i not in ends]
@@ -221,16 +259,18 @@ class Alignment(SharedInCopies):
         """Whether a token can have been lent as `lent` says."""
         return all(len(self.union.longest_prefix(piece[at:])) == length for at, length in lent)
 
-    def stay_ids(self, begun: bytes, lent: tuple[Lent, ...] = ()) -> torch.Tensor:
+    def stays(self, begun: bytes, lent: tuple[Lent, ...] = ()) -> Tokens:
         """The text ids that start with `begun` and are longer, sorted by their bytes, and that `lent` allows."""
         lo, hi = self.vocabulary.range_of(begun)
+        if not lent and (self._text_ends is None or lo == hi):
+            return Tokens(self._text, lo, hi)
         ids = self.text_ids[lo:hi]
         if lent:
             pieces = self.vocabulary.sorted_pieces[lo:hi]
             ids = ids[torch.tensor([self._allows(piece, lent) for piece in pieces], dtype=torch.bool)]
         if self._text_ends is not None and len(ids):
             ids = ids[~torch.isin(ids, self._text_ends)]
-        return ids
+        return Tokens(Placed(ids), 0, len(ids))
 
     def target(self, tail: bytes, raw: bytes, lent: tuple[Lent, ...] = ()) -> Target:
         """The ways in which a reading with the tail `tail` can continue with the bytes `raw` (cached)."""
@@ -247,30 +287,28 @@ class Alignment(SharedInCopies):
         if lent and not self._allows(whole, lent):
             ends = ()
         find_canonical = partial(self._build_canonical, tail, whole, lent, bool(ends))
-        none = torch.empty(0, dtype=torch.long)
-        parts = [torch.tensor([i]) for i in ends]
-        if ends:
-            parts.append(none)
-        else:
+        first: tuple[int, ...] = ()
+        if not ends:
             canonical = find_canonical()
             find_canonical = partial(_identity, canonical)
-            parts.append(torch.tensor(canonical.ids[:1], dtype=torch.long))
+            first = canonical.ids[:1]
+        unfinished: Tokens | None = None
         if tail or self.columns is not None:
             tokens = self.tail_map(tail, lent)
             column = self.union.column_of.get(raw, OUTSIDE)
-            parts.append(tokens.member_ids[(tokens.columns == column) & ~tokens.whole])
-        else:
-            parts.append(none)
-        return Target(ends, [*parts, self.stay_ids(whole, lent)], find_canonical)
+            ids = tokens.member_ids[(tokens.columns == column) & ~tokens.whole]
+            unfinished = Tokens(Placed(ids), 0, len(ids)) if len(ids) else None
+        return Target(ends, first, unfinished, self.stays(whole, lent), find_canonical)
 
     def _build_canonical(self, tail: bytes, whole: bytes, lent: tuple[Lent, ...], has_ends: bool) -> Canonical:
-        body, half, half_ids = whole, _half_character(whole), None
+        body, half = whole, _half_character(whole)
+        half_stays: Tokens | None = None
         if half and not has_ends and not all(bytes([byte]) in self.vocabulary.ids_of for byte in half):
-            half_ids = self.stay_ids(half)
-            if len(half_ids):
+            half_stays = self.stays(half)
+            if half_stays:
                 body = whole[: len(whole) - len(half)]
             else:
-                half_ids = None
+                half_stays = None
         ids = self.vocabulary.canonical_ids(body)
         pieces = [self.vocabulary.pieces[i] or b"" for i in ids]
         boundaries = []
@@ -278,14 +316,14 @@ class Alignment(SharedInCopies):
         for after, piece in enumerate(pieces[:-1], 1):
             rest = rest[len(piece) :]
             # a longer token from this boundary covers the incomplete character at the end, too
-            begun = rest if half_ids is None else rest + half
-            stay_ids = self.stay_ids(begun)
-            if len(stay_ids):
-                boundaries.append(Boundary(after, begun, stay_ids))
+            begun = rest if half_stays is None else rest + half
+            stays = self.stays(begun)
+            if stays:
+                boundaries.append(Boundary(after, begun, stays))
         is_path = bool(pieces) and pieces[0].startswith(tail) and len(pieces[0]) > len(tail)
         is_path = is_path and self._allows(pieces[0], lent)
         return Canonical(
-            ids, is_path, tuple(boundaries), None if half_ids is None else Boundary(len(ids), half, half_ids)
+            ids, is_path, tuple(boundaries), None if half_stays is None else Boundary(len(ids), half, half_stays)
         )
 
 

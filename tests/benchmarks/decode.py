@@ -25,7 +25,9 @@ turns with uniform weights on the same ensemble; its own weights are uniform, to
 median over rounds says what it adds, keeping hidden states included; the quartiles say how noisy the rounds were. The
 time inside the policy is measured by itself, too.
 
-Single groups: `--cases 'draw-*'`, `'processor-*'`, `'policy-*'`, `'embedded-*'`, `'narrow-*'`, `'building'`.
+Single groups: `--cases 'draw-*'`, `'processor-*'`, `'policy-*'`, `'embedded-*'`, `'narrow-*'`, `'building'`, and
+`'scale-*'`, the engine's own time with many rows and members (see `tests.benchmarks.scale`; `--against PATH` compares
+two commits).
 """
 
 from __future__ import annotations
@@ -33,6 +35,7 @@ from __future__ import annotations
 import argparse
 import os
 from collections.abc import Sequence
+from pathlib import Path
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
@@ -56,6 +59,7 @@ from tests.benchmarks.costs import (
     processor_table,
 )
 from tests.benchmarks.members import check_files, members_of, report, stories
+from tests.benchmarks.scale import SCALE_CASES, scale_table
 from tests.benchmarks.targets import targets_table
 
 BUILDING = "building"
@@ -107,20 +111,27 @@ def arguments(given: Sequence[str] | None) -> argparse.Namespace:
     rounds, example = "5 at batch 1; fewer if long, 32 of policies", "'different-m2-b1' or 'draw-*'"
     parser = case_parser("decode", __doc__, rounds, example, "few tokens, few rounds")
     parser.add_argument("--device", default="cpu", help="cpu or cuda; cuda adds large members in bf16")
+    parser.add_argument("--against", type=Path, help="another checkout, which takes turns in the cases 'scale-*'")
     return parse_cases(parser, given, _choose)
 
 
 def _choose(options: argparse.Namespace) -> bool:
     options.builds = matches(BUILDING, options.cases)
     options.chosen = chosen_cases(options.cases, options.quick, options.device)
-    return bool(options.chosen) or options.builds
+    options.scale = [case for case in SCALE_CASES if options.cases and matches(case.name, options.cases)]
+    return bool(options.chosen) or options.builds or bool(options.scale)
 
 
 def main(given: Sequence[str] | None = None) -> None:
     """Measures and prints."""
     options = arguments(given)
     if options.list:
-        print("\n".join([*(case.name for case in options.chosen), *([BUILDING] if options.builds else [])]))
+        names = [case.name for case in [*options.chosen, *options.scale]]
+        print("\n".join([*names, *([BUILDING] if options.builds else [])]))
+        return
+    scale = scale_table(options.scale, options.rounds or 5, options.against) if options.scale else ""
+    if not options.chosen and not options.builds:
+        finish([scale], options.output)
         return
     needed = [(case.members, case.tokenizers, case.count) for case in options.chosen]
     check_files([*needed, ("small", "different", 2)] if options.builds else needed)
@@ -130,7 +141,7 @@ def main(given: Sequence[str] | None = None) -> None:
     results = measured(options.chosen, options.rounds, options.quick, options.device)
     parts = [setting(options.chosen, options.device), targets_table(results, growths(results), union_time)]
     parts += [*tables(results), building, first_text_table(options.device) if options.builds else ""]
-    finish(parts, options.output)
+    finish([*parts, scale], options.output)
 
 
 if __name__ == "__main__":

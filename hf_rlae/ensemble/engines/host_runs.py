@@ -9,8 +9,10 @@ import torch
 from hf_rlae.errors import present
 from hf_rlae.members import Member, ReadingsRun, SeparateRowsRun, SharedRun, Update, UpdateSums
 from hf_rlae.members.paths import Chain, Path, rows_of
+from hf_rlae.members.readings.run import Launched
 from hf_rlae.members.readings.state import Reading, RowReadings
 from hf_rlae.members.readings.step import ReadingStep
+from hf_rlae.members.readings.update_sums import InnerSums
 from hf_rlae.members.shared_run import ReadsSharedColumns
 
 
@@ -103,10 +105,8 @@ class ReadingsHost(ReadingsRun):
         updates[row] = Update(raw)
         self.advance(updates)
 
-    def advance(self, updates: Sequence[Update | None], sums: UpdateSums | None = None) -> None:
-        """See `ReadingsRun`."""
-        if sums is None:
-            sums = self.measure([None if update is None else update.raw for update in updates]).read()
+    def launch(self, updates: Sequence[Update | None], sums: UpdateSums) -> Launched:
+        """See `ReadingsRun`; `generate` has run the model."""
         self._keep_fed()
         steps = []
         for row in sums.rows:
@@ -114,7 +114,7 @@ class ReadingsHost(ReadingsRun):
             step.sum_up(sums.targets[row], sums.numbers)
             step.base = Reading((), b"", 1.0, self._entries[row])  # all ends share the path that `generate` has run
             steps.append(step)
-        self._renew(steps)
+        return Launched(steps, InnerSums([], self.store))
 
     def mark(self, column: int) -> None:
         """See `ReadingsRun`."""
@@ -146,13 +146,14 @@ class RereadingHost(ReadingsRun):
 
     _fed: tuple[torch.Tensor, torch.Tensor | None]
     _text: torch.Tensor
+    _texts: list[list[int]] | None  # the same, once the host has needed it
     _pads: Sequence[int]
     _served: frozenset[int] = frozenset()
 
     def feed(self, logits: torch.Tensor, hidden: torch.Tensor | None, text: torch.Tensor, pads: Sequence[int]) -> None:
         """See `HostRun`."""
         self._fed = (self.cleaned(logits), hidden)
-        self._text, self._pads = text, pads
+        self._text, self._texts, self._pads = text, None, pads
 
     def admit(self, prompts: Sequence[Sequence[int] | None]) -> None:
         """See `ReadingsRun`; the host has read its prompt already."""
@@ -166,7 +167,9 @@ class RereadingHost(ReadingsRun):
         pad = self._pads[row]
         if path.want != 1 or path.length != self._text.shape[1] - pad:
             return False
-        return path.after(0) == tuple(self._text[row, pad:].tolist())
+        if self._texts is None:
+            self._texts = self._text.tolist()
+        return path.after(0) == tuple(self._texts[row][pad:])
 
     @torch.no_grad()
     def _run(self, paths: list[Path | None]) -> list[int]:
@@ -202,7 +205,10 @@ class RereadingHost(ReadingsRun):
         # if the outputs of `generate` were used, the run's own cache has not changed
         return super()._settled(row, () if row in self._served else read, readings)
 
-    def advance(self, updates: Sequence[Update | None], sums: UpdateSums | None = None) -> None:
+    def _ended(self, row: int, ids: tuple[int, ...], entry: int) -> RowReadings:
+        return self._settled(row, ids, [Reading(ids, b"", 1.0, entry)])
+
+    def launch(self, updates: Sequence[Update | None], sums: UpdateSums) -> Launched:
         """See `ReadingsRun`."""
         self._served = frozenset()
-        super().advance(updates, sums)
+        return super().launch(updates, sums)

@@ -9,7 +9,7 @@ different tokenizers. Code outside of this folder does not depend on the engine 
 
       step = cache.call.step(cache, keep)
       for query in step.queries():
-          weights = ask(policy, states.state(cache, step, query)).weights  # looks at `step.observe(query)`
+          weights = answered(policy, states.state(cache, step, query)).output.weights  # looks at `step.observe(query)`
           cache.spans.set(query, weights)
       logits = step.logits()
 """

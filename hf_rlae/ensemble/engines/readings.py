@@ -243,23 +243,36 @@ class ReadingsCall:
         self, observations: Sequence[MemberObservation], best: torch.Tensor, rows: Sequence[int]
     ) -> list[list[bytes | None]]:
         """See `EngineCall`."""
-        ids = best.tolist()
+        members = range(len(observations))
+        longer: dict[tuple[int, int], torch.Tensor] = {}
+        for at, row in enumerate(rows):
+            for index in members:
+                tail = self._tail(index, row)
+                stays = self.engine.alignments[index].stays(tail) if tail else None
+                if stays:  # the member is inside a token: only longer tokens that start with the tail can come next
+                    logits = observations[index].logits[at]
+                    ids = stays.on(logits.device)
+                    longer[at, index] = ids.take(logits[ids].argmax()).to(best.device)
+        together = [best.flatten(), *([torch.stack(list(longer.values()))] if longer else [])]
+        known = torch.cat(together).tolist()  # the device is waited for once
+        found = dict(zip(longer, known[best.numel() :], strict=True))
         return [
             [
-                self._next_bytes(index, row, observation.logits[at], ids[at][index])
-                for index, observation in enumerate(observations)
+                self._next_bytes(index, row, found.get((at, index)), known[at * len(members) + index])
+                for index in members
             ]
             for at, row in enumerate(rows)
         ]
 
-    def _next_bytes(self, index: int, row: int, logits: torch.Tensor, best: int) -> bytes | None:
+    def _tail(self, index: int, row: int) -> bytes:
         readings = self.runs[index].rows[row].readings
-        tail = readings[0].tail if readings else b""
-        if tail:  # the member is inside a token: only longer tokens that start with the tail can come next
-            ids = self.engine.alignments[index].stay_ids(tail).to(logits.device)
-            if not len(ids):
-                return None
-            best = int(ids[logits[ids].argmax()])
+        return readings[0].tail if readings else b""
+
+    def _next_bytes(self, index: int, row: int, longer: int | None, best: int) -> bytes | None:
+        tail = self._tail(index, row)
+        if tail and longer is None:
+            return None
+        best = best if longer is None else longer
         if best in self.engine.members[index].end_ids:
             return b""
         pieces = self.engine.vocabularies[index].pieces

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Iterator, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -13,10 +14,10 @@ from transformers import LogitsProcessorList
 from hf_rlae.ensemble.engines.at_once import at_once
 from hf_rlae.ensemble.faults import losing
 from hf_rlae.ensemble.mixing import has_trait
-from hf_rlae.ensemble.spans import SpanQuery
+from hf_rlae.ensemble.spans import SpanQuery, columns_of
 from hf_rlae.ensemble.trace import MemberScores
 from hf_rlae.ensemble.warping import warped
-from hf_rlae.members import RowReadings, Update, UpdateSums, readings_ahead
+from hf_rlae.members import Launched, RowReadings, Update, UpdateSums, read_together, readings_ahead, weigh_inside
 from hf_rlae.policies import MemberObservation
 from hf_rlae.vocabulary import UnionVocabulary
 
@@ -222,17 +223,31 @@ class ReadingsStep:
 
     def _stuck(self, outputs: Sequence[Distribution | None], has_begun: Sequence[bool]) -> list[tuple[int, list[int]]]:
         """The rows that no member with weight can continue, each with the members that cannot."""
+        if not any(run.may_be_empty for run in self.runs):
+            return []
         found = []
-        for row, held in enumerate(self.cache.spans.as_lists(self._column)):
-            if has_begun[row] and not any(weight and self._continues(k, row, outputs) for k, weight in enumerate(held)):
+        open_rows = [row for row, is_sure in enumerate(self._surely_continue()) if has_begun[row] and not is_sure]
+        is_empty = _are_empty(outputs) if open_rows else []
+        weights = self.cache.spans.as_lists(self._column)
+        for row in open_rows:
+            held = weights[row]
+            if all(
+                not weight or run.rows[row].is_exhausted or is_empty[k][row]
+                for k, (weight, run) in enumerate(zip(held, self.runs, strict=True))
+            ):
                 lost = [k for k, run in enumerate(self.runs) if held[k] or run.rows[row].is_exhausted]
                 found.append((row, lost))
         return found
 
-    def _continues(self, index: int, row: int, outputs: Sequence[Distribution | None]) -> bool:
-        """Whether a member with weight has next-token mass in a row, as far as its output is known."""
-        state = self.runs[index].rows[row]
-        return not state.may_be_empty or not (state.is_exhausted or _is_empty(outputs[index], row))
+    def _surely_continue(self) -> list[bool]:
+        """For each row, whether a member with weight has a reading without a tail, and so next-token mass.
+
+        The device has to be waited for only in the other rows, which are rare.
+        """
+        return [
+            any(weight and not run.rows[row].may_be_empty for weight, run in zip(held, self.runs, strict=True))
+            for row, held in enumerate(self.cache.spans.as_lists(self._column))
+        ]
 
     def _record_lost(self, has_begun: Sequence[bool]) -> None:
         """Corrects the records of spans that begin here for members that have dropped out."""
@@ -270,7 +285,8 @@ class ReadingsStep:
                 for row, k in enumerate(drawn)
                 if has_begun[row] and k not in excluded[row] and runs[k].rows[row].may_be_empty
             ]
-            empty = [(row, k) for row, k in may_be_empty if _is_empty(outputs[k], row)]
+            is_empty = _are_empty(outputs) if may_be_empty else []
+            empty = [(row, k) for row, k in may_be_empty if is_empty[k][row]]
             if not empty:
                 self._record_lost(has_begun)
                 return outputs
@@ -330,43 +346,77 @@ class ReadingsStep:
             )
             for index, run in enumerate(self.runs)
         ]
-        device = self.runs[0].device
-        numbers = torch.cat([entry.sums.to(device) for entry in pending]).tolist()
-        found: list[UpdateSums | None] = []
-        at = 0
-        for entry in pending:
-            size = len(entry.sums)
-            sums = entry.read(numbers[at : at + size])
-            found.append(sums if entry.rows else None)
-            at += size
-        return found
+        return [sums if sums.rows else None for sums in read_together(pending)]
 
     def _catch_up_all(self, active: Sequence[tuple[int, Sequence[int]]]) -> None:
-        """Lets members read all unread text of the given rows, remote members at the same time as the others."""
+        """Lets members, by index, read all unread text of the given rows; remote members at the same time as others.
+
+        All forward passes are started before any result is waited for, and then all results are waited for at once.
+        """
+        updates = {index: self._updates(index, rows) for index, rows in active if not self._has_prompts(index, rows)}
+        sums = {index: self._known_sums(index, own) for index, own in updates.items() if any(own)}
+        missing = [index for index, known in sums.items() if known is None]
+        pending = [self.runs[index].measure(_raws(updates[index])) for index in missing]
+        sums.update(zip(missing, read_together(pending), strict=True))
+        launched: dict[int, Launched] = {}
         at_once(
-            [partial(self._catch_up, index, rows) for index, rows in active],
+            [
+                partial(self._launch, index, rows, updates.get(index), sums.get(index), launched)
+                for index, rows in active
+            ],
             [self.engine.members[index].is_remote for index, _ in active],
         )
+        weigh_inside([launched[index].inner for index, _ in active if index in launched])
+        for index, _ in active:
+            if index in launched:
+                self.runs[index].settle(launched[index])
         for index, _ in active:
             self._look(index)
 
-    def _catch_up(self, index: int, rows: Sequence[int]) -> None:
-        """Lets a member read all unread text of the given rows; one that is lost drops out of all rows."""
-        faults = self.cache.faults
+    def _launch(
+        self,
+        index: int,
+        rows: Sequence[int],
+        updates: list[Update | None] | None,
+        sums: UpdateSums | None,
+        launched: dict[int, Launched],
+    ) -> None:
+        """Starts a member's forward pass, and reads prompts before; a member that is lost drops out of all rows."""
+        faults, run = self.cache.faults, self.runs[index]
         with losing(faults, index):
-            self._take_in(index, rows)
+            if updates is None:
+                self._read_prompts(index, rows)
+                updates = self._updates(index, rows)
+                sums = self._known_sums(index, updates)
+            if any(updates):
+                launched[index] = run.launch(updates, sums or run.measure(_raws(updates)).read())
         if faults is not None and index in faults.gone:
-            self.runs[index].rows = [RowReadings(is_exhausted=True) for _ in self.prompt_ends]
+            launched.pop(index, None)
+            run.rows = [RowReadings(is_exhausted=True) for _ in self.prompt_ends]
 
-    def _take_in(self, index: int, rows: Sequence[int]) -> None:
+    def _has_prompts(self, index: int, rows: Sequence[int]) -> bool:
+        """Whether a member has not read the prompt of some row yet."""
+        return any(self.runs[index].rows[row].unread for row in rows)
+
+    def _known_sums(self, index: int, updates: Sequence[Update | None]) -> UpdateSums | None:
+        """The sums for updates, if they are known."""
+        sums = self._text.sums[index]
+        read = [row for row, update in enumerate(updates) if update is not None]
+        return sums if sums is not None and sums.rows == read else None
+
+    def _read_prompts(self, index: int, rows: Sequence[int]) -> None:
+        """Lets a member read the prompts of the given rows, with the text after them."""
         run, updates = self.runs[index], self._text.updates[index]
-        if any(run.rows[row].unread for row in rows):
-            for row in rows:
-                update = updates[row]
-                if update is not None and run.rows[row].unread:
-                    run.defer(row, update.raw)
-                    updates[row] = None
-            run.catch_up([row for row in rows if run.rows[row].unread])
+        for row in rows:
+            update = updates[row]
+            if update is not None and run.rows[row].unread:
+                run.defer(row, update.raw)
+                updates[row] = None
+        run.catch_up([row for row in rows if run.rows[row].unread])
+
+    def _updates(self, index: int, rows: Sequence[int]) -> list[Update | None]:
+        """A member's updates in the given rows, which have no unread prompt; they are taken out of the column's."""
+        run, updates = self.runs[index], self._text.updates[index]
         chosen: list[Update | None] = [None] * len(run.rows)
         for row in rows:
             update = updates[row]
@@ -374,10 +424,7 @@ class ReadingsStep:
                 update = Update(b"")
             chosen[row] = update
             updates[row] = None
-        read = [row for row, update in enumerate(chosen) if update is not None]
-        if read:
-            sums = self._text.sums[index]
-            run.advance(chosen, sums if sums is not None and sums.rows == read else None)
+        return chosen
 
     def _look(self, index: int) -> None:
         """Looks at the logits that a member has just returned."""
@@ -399,14 +446,15 @@ class ReadingsStep:
         present = [output for output in outputs if output is not None]
         probs = [entry[0].to(device) for entry in present]
         log_z = [entry[1].to(device) for entry in present]
-        weights = self.cache.spans.weights(self._column, self._column + 1)[:, 0, active]
+        weights = columns_of(self.cache.spans.weights(self._column, self._column + 1)[:, 0], active)
         has_ended: torch.Tensor | None = None
         processors = self.cache.member_processors
         if processors is not None or any(self.runs[index].may_be_empty for index in active):
             weights = weights * torch.isfinite(torch.stack(log_z, dim=1))
             total = weights.sum(1, keepdim=True)
             is_empty = total[:, 0] == 0
-            has_ended = is_empty if bool(is_empty.any()) else None
+            if processors is not None or not all(self._surely_continue()):
+                has_ended = is_empty if bool(is_empty.any()) else None
             weights = weights / total.masked_fill(total == 0, 1.0)
         self.cache.ended = has_ended
         if self.cache.trace.enabled:
@@ -436,9 +484,17 @@ def _warped(
     return (scores - log_z[:, None]).exp().masked_fill((log_z == -torch.inf)[:, None], 0.0), log_z
 
 
-def _is_empty(output: Distribution | None, row: int) -> bool:
-    """Whether a member has no next-token mass in a row; synchronises with the device."""
-    return output is not None and bool(output[1][row] == -torch.inf)
+def _raws(updates: Sequence[Update | None]) -> list[bytes | None]:
+    """The new bytes of each row."""
+    return [None if update is None else update.raw for update in updates]
+
+
+def _are_empty(outputs: Sequence[Distribution | None]) -> list[list[bool]]:
+    """By member and row, whether its output has no next-token mass; the device is waited for once."""
+    known = [output[1] for output in outputs if output is not None]
+    values = iter(torch.stack([entry.to(known[0].device) for entry in known]).tolist() if known else [])
+    rows = len(known[0]) if known else 0
+    return [[False] * rows if output is None else [z == -math.inf for z in next(values)] for output in outputs]
 
 
 def _stacked(columns: Sequence[Sequence[Distribution | None]]) -> list[Distribution | None]:

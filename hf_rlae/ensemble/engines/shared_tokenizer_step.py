@@ -10,7 +10,7 @@ from transformers import LogitsProcessorList
 
 from hf_rlae.ensemble.engines.look_ahead import columns_ahead
 from hf_rlae.ensemble.faults import losing
-from hf_rlae.ensemble.spans import SpanQuery, without
+from hf_rlae.ensemble.spans import SpanQuery, columns_of, without
 from hf_rlae.ensemble.trace import MemberScores
 from hf_rlae.ensemble.warping import warped
 from hf_rlae.errors import present
@@ -149,7 +149,7 @@ class SharedTokenizerStep:
         if len(active) == 1 and not self.skipped:  # a single member: its own logits, bit-exactly
             own = self.engine.padded(logits[0]).to(self.cache.ids.device)
             return self.engine.readable(own if len(self.engine.members) == 1 else own.float())
-        mixed = self.engine.readable(self.engine.mixing.of_logits(logits, log_z, weights[..., active]))
+        mixed = self.engine.readable(self.engine.mixing.of_logits(logits, log_z, columns_of(weights, active)))
         return torch.nn.functional.pad(mixed, (0, 0, self.skipped, 0), value=torch.nan) if self.skipped else mixed
 
     def _warped(
@@ -164,7 +164,7 @@ class SharedTokenizerStep:
         if len(active) == 1:
             return scores[0]
         is_left = torch.isfinite(torch.stack(log_z, dim=-1))  # whether the processors leave a member some token
-        held = weights[..., active] * is_left
+        held = columns_of(weights, active) * is_left
         total = held.sum(-1, keepdim=True)
         finite = [z.masked_fill(z == -torch.inf, 0.0) for z in log_z]  # the weight is 0: -inf - -inf would be NaN
         return engine.mixing.of_logits(scores, finite, held / total.masked_fill(total == 0, 1.0))

@@ -48,21 +48,21 @@ class HostCall:
         means = self.states.add(host_pass.hidden, columns, 1, is_text)
         return None if means is None else means[:, 0]
 
-    def parents(self, ids: torch.Tensor, columns: int) -> torch.Tensor | None:
-        """The row of the last step that each row continues; `None` if this is another call."""
+    def parents(self, ids: torch.Tensor, columns: int) -> torch.Tensor | range | None:
+        """The row of the last step that each row continues; a `range` if it is the same, `None` in another call."""
         width = self.ids.shape[1]
         if ids.shape != (len(self.ids), width + 1) or (self.has_host_cache and columns > 1):
             return None
         before = ids[:, :width]
-        own = torch.arange(len(ids), device=ids.device)
         if torch.equal(before, self.ids):
-            return own
+            return range(len(ids))
         if not torch.equal(before[:, : self.start], self.ids[:, : self.start]):
             return None
         same = (before[:, None, self.start :] == self.ids[None, :, self.start :]).all(-1)
         same &= self.groups[:, None] == self.groups[None]
         if not bool(same.any(1).all()):
             return None
+        own = torch.arange(len(ids), device=ids.device)
         return torch.where(same.diagonal(), own, same.int().argmax(1))
 
     def reorder(self, parents: torch.Tensor) -> None:

@@ -168,7 +168,7 @@ class EnsembleLogitsProcessor(LogitsProcessor):
             parents = None if call is None else call.parents(input_ids, host_pass.columns)
             if call is None or parents is None:
                 call = self._begin(of_thread, input_ids, host_pass)
-            elif bool((parents != torch.arange(len(parents), device=parents.device)).any()):
+            elif not isinstance(parents, range):
                 call.reorder(parents)
             if own.is_changed and not call.has_warned:
                 call.has_warned = True

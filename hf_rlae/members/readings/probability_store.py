@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from itertools import islice
 
 import torch
 
 from hf_rlae.members.ragged_cache import writable
+from hf_rlae.transfers import upload
 
 WIDE = 4096
 """Vocabulary size from which copying a row costs more than a separate call per row. Source: ours, not measured."""
@@ -50,7 +50,7 @@ class ProbabilityStore:
         logits = logits.to(self.device)  # a model on several devices returns them on its last device
         entries = self._free(len(logits), used)
         self.probs, self.log_z = writable(self.probs), writable(self.log_z)
-        index = torch.tensor(entries, device=self.device)
+        index = upload(entries, self.device)
         highest = logits.amax(-1)
         if goes_row_by_row(self.probs):
             top_probs = torch.empty_like(highest)
@@ -73,13 +73,16 @@ class ProbabilityStore:
         return entries
 
     def take(self, places: torch.Tensor) -> torch.Tensor:
-        """The probabilities at `places` of the flattened store, in the shape of `places`."""
-        return self.probs.view(-1).take(places.to(self.device))
+        """The probabilities at `places` (on the device) of the flattened store, in the shape of `places`."""
+        return self.probs.view(-1).take(places)
 
     def sums(self, places: torch.Tensor, segments: torch.Tensor, count: int) -> torch.Tensor:
-        """Sums of probabilities in fp32, of shape `(count,)`; `segments` has the index of the sum of each place."""
+        """Sums of probabilities in fp32, of shape `(count,)`; `segments` has the index of the sum of each place.
+
+        Both are on the device.
+        """
         totals = torch.zeros(count, device=self.device)
-        return totals.index_add_(0, segments.to(self.device), self.take(places))
+        return totals.index_add_(0, segments, self.take(places))
 
     def _free(self, count: int, used: set[int]) -> list[int]:
         """Entries that are not in `used`; the store grows if there are too few."""
@@ -100,8 +103,3 @@ def _grown(store: torch.Tensor, size: int) -> torch.Tensor:
     grown = store.new_zeros(size, *store.shape[1:])
     grown[: len(store)] = store
     return grown
-
-
-def flat(ids: Sequence[int], entries: Sequence[int], width: int) -> torch.Tensor:
-    """The place of each `ids[i]` in entry `entries[i]` of the flattened store."""
-    return torch.tensor([i + entry * width for i, entry in zip(ids, entries, strict=False)], dtype=torch.long)

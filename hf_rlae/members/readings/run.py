@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections import deque
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -18,12 +19,26 @@ from hf_rlae.members.readings.rows import ReadingRows
 from hf_rlae.members.readings.state import Reading, RowReadings, Update, common_length
 from hf_rlae.members.readings.step import ReadingStep
 from hf_rlae.members.readings.union_distribution import UnionDistribution
-from hf_rlae.members.readings.update_sums import PendingSums, UpdateSums, weigh_inside
+from hf_rlae.members.readings.update_sums import InnerSums, PendingSums, UpdateSums, weigh_inside
 from hf_rlae.members.row_runner import RowRunner
+from hf_rlae.transfers import upload
 from hf_rlae.vocabulary import Alignment, ByteVocabulary
 
 FURTHER_END = 0.001
 """At grains other than tokens, ends with other last tokens and at least this probability are read too. Source: ours."""
+
+
+@dataclass(frozen=True)
+class Launched:
+    """An update whose forward pass was started.
+
+    Attributes:
+        steps (`list[ReadingStep]`): the rows whose readings get new weights.
+        inner (`InnerSums`): the sums that these weights need.
+    """
+
+    steps: list[ReadingStep]
+    inner: InnerSums
 
 
 class ReadingsRun(ReadingRows):
@@ -137,9 +152,9 @@ class ReadingsRun(ReadingRows):
     def drop_non_finite(self) -> None:
         """Lets rows with probabilities that are NaN drop out, as if the text had outgrown the context."""
         for row, state in enumerate(self.rows):
-            entries = [reading.entry for reading in state.readings]
+            entries = torch.tensor([reading.entry for reading in state.readings], dtype=torch.long)
             is_finite = all(math.isfinite(reading.weight) for reading in state.readings)
-            if not is_finite or not bool(self.store.log_z[entries].isfinite().all()):
+            if not is_finite or not bool(self.store.log_z[upload(entries, self.device)].isfinite().all()):
                 self.rows[row] = RowReadings(is_exhausted=True)
 
     def reorder(self, rows: torch.Tensor) -> None:
@@ -168,7 +183,7 @@ class ReadingsRun(ReadingRows):
 
     def observation(self) -> tuple[torch.Tensor, torch.Tensor | None]:
         """Next-token log-probabilities `(B, V_m)` and hidden states `(B, H)` of the reading with the largest `a`."""
-        entries = [row.readings[0].entry if row.readings else 0 for row in self.rows]
+        entries = upload([row.readings[0].entry if row.readings else 0 for row in self.rows], self.device)
         hidden = None if self.store.hidden is None else self.store.hidden[entries]
         return self.store.probs[entries, :-1].log(), hidden
 
@@ -205,6 +220,19 @@ class ReadingsRun(ReadingRows):
         """
         if sums is None:
             sums = self.measure([None if update is None else update.raw for update in updates]).read()
+        launched = self.launch(updates, sums)
+        weigh_inside([launched.inner])
+        self.settle(launched)
+
+    def launch(self, updates: Sequence[Update | None], sums: UpdateSums) -> Launched:
+        """The first part of `advance`: everything up to the forward pass, which the device may still be working on.
+
+        Args:
+            updates (`Sequence[Update | None]`), sums (`UpdateSums`): see `advance`.
+
+        Returns:
+            `Launched`: for `weigh_inside`, which can wait for several members at once, and then `settle`.
+        """
         numbers = sums.numbers
         ended: list[tuple[int, tuple[int, ...]]] = []  # rows whose only reading can only end, with a single token
         steps = []
@@ -212,7 +240,7 @@ class ReadingsRun(ReadingRows):
             update, found = present(updates[row], "the update of a row with sums"), sums.targets[row]
             if len(found) == 1:
                 reading, target, _, at = found[0]
-                if len(target.ends) == 1 and not target.goes_on and numbers[at] > 0:
+                if len(target.ends) == 1 and not target.stays and numbers[at] > 0:
                     ended.append((row, reading.ids + target.ends))
                     continue
             if found:
@@ -221,8 +249,11 @@ class ReadingsRun(ReadingRows):
                 steps.append(step)
         self._read_further(steps)
         self._read(steps, ended)
-        weigh_inside(steps, self.store)
-        self._renew(steps)
+        return Launched(steps, InnerSums(steps, self.store))
+
+    def settle(self, launched: Launched) -> None:
+        """The last part of `advance`: the new readings."""
+        self._renew(launched.steps)
 
     def _path(self, step: ReadingStep) -> Path | None:
         """The path that the row reads; `None` if it needs no forward pass."""
@@ -327,7 +358,7 @@ class ReadingsRun(ReadingRows):
                 step.entries = entries[begins[step.row] : begins[step.row] + path.want]
         for row, ids in ended:
             if paths[row] is not None:
-                self.rows[row] = self._settled(row, ids, [Reading(ids, b"", 1.0, entries[begins[row]])])
+                self.rows[row] = self._ended(row, ids, entries[begins[row]])
 
     def _renew(self, steps: list[ReadingStep]) -> None:
         """Builds the new rows: keeps the readings with the largest weights and settles the ids that they share."""
@@ -345,6 +376,10 @@ class ReadingsRun(ReadingRows):
             ]
             read = step.base.ids + step.new_ids if step.base is not None and step.new_ids else ()
             self.rows[step.row] = self._settled(step.row, read, readings)
+
+    def _ended(self, row: int, ids: tuple[int, ...], entry: int) -> RowReadings:
+        """The row with a single reading that has just ended; `ids` are now in the cache."""
+        return self.rows[row].ended(ids, entry)
 
     def _settled(self, row: int, read: tuple[int, ...], readings: list[Reading]) -> RowReadings:
         """The row with new readings; `read` are the ids that are now in the cache."""
@@ -396,5 +431,5 @@ class ReadingsRun(ReadingRows):
             step.entries = own_entries[max(step.first, 1) :]
             if step.new_ids in ((), following):  # else the text stays pending, and `catch_up` reads the other path
                 steps.append(step)
-        weigh_inside(steps, self.store)
+        weigh_inside([InnerSums(steps, self.store)])
         self._renew(steps)

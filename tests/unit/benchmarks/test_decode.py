@@ -12,6 +12,7 @@ from tests.benchmarks.cases import Case, chosen_cases
 from tests.benchmarks.contenders import Contender, contenders, forward_passes, timed_calls
 from tests.benchmarks.costs import Result, Timing, growths
 from tests.benchmarks.decode import main
+from tests.benchmarks.scale import ROOT
 from tests.benchmarks.targets import DRAWS, POLICY_PERCENT, targets_table
 from tests.support.models import tiny
 
@@ -203,3 +204,17 @@ def test_every_kind_of_case_runs(capsys, tmp_path):
     assert all(float(row[7].split(" / ")[0]) > 0 for row in rows[:5])
     assert len(rows) == 4 + 1 + 1 + 5
     assert [row[7] for row in rows[6:]] == ["1.00", "1.00", "0.33", "0.33", "1.00"]
+
+
+def test_the_scale_group_is_chosen_by_its_name(capsys):
+    main(["--cases", "scale-m4-*", "--list"])
+    assert capsys.readouterr().out.split() == ["scale-m4-b128"]
+
+
+@pytest.mark.slow
+def test_two_checkouts_take_turns_in_the_scale_group(capsys):
+    """Here both are this one; the table has both times and their ratio."""
+    main(["--cases", "scale-m2-b1", "--rounds", "1", "--against", str(ROOT)])
+    row = capsys.readouterr().out.splitlines()[2].split("|")
+    assert row[1].strip() == "scale-m2-b1"
+    assert all(float(value) > 0 for value in row[2:5])

@@ -213,7 +213,9 @@ def test_numbers_that_are_read_later(second, options, settings, span_length):
 def test_numbers_are_read_once_per_span(monkeypatch):
     reads = []
     read = MemberFaults.read
-    monkeypatch.setattr(MemberFaults, "read", lambda self: reads.append(len(self._unread)) or read(self))
+    monkeypatch.setattr(
+        MemberFaults, "read", lambda self, total=None: reads.append(len(self._unread)) or read(self, total)
+    )
     endless(members(), span_length=4).generate(**INPUTS, **GREEDY)
     assert reads == [0, 8, 8, 8]
 

@@ -11,6 +11,7 @@ from hf_rlae.errors import TokenizerError
 from hf_rlae.vocabulary import Alignment, ByteVocabulary, UnionVocabulary, same_vocabulary
 from tests.support.tokenizers import LOSSLESS, byte_level_bpe, characters, sentencepiece_bpe
 
+CPU = torch.device("cpu")
 KINDS = sorted(LOSSLESS)
 
 
@@ -109,8 +110,8 @@ def test_end_ids_that_are_text_are_no_stays(vocabularies):
     longer = next(i for piece, ids in vocabulary.ids_of.items() if len(piece) > 2 for i in ids)
     begun = vocabulary.pieces[longer][:1]
     plain, ending = (Alignment(vocabulary, union, ends) for ends in ([], [longer]))
-    assert longer in plain.stay_ids(begun).tolist()
-    assert longer not in ending.stay_ids(begun).tolist()
-    assert set(plain.stay_ids(begun).tolist()) - set(ending.stay_ids(begun).tolist()) == {longer}
+    assert longer in plain.stays(begun).on(CPU).tolist()
+    assert longer not in ending.stays(begun).on(CPU).tolist()
+    assert set(plain.stays(begun).on(CPU).tolist()) - set(ending.stays(begun).on(CPU).tolist()) == {longer}
     assert longer in plain.tail_map(begun).member_ids.tolist()
     assert longer not in ending.tail_map(begun).member_ids.tolist()
