@@ -72,7 +72,7 @@ LIMITS = [
     ("different", 4, {}, {}, 3, 4),  # as many with more members
     ("different", 2, {}, {"do_sample": True}, 4, 5),
     ("different", 2, {}, {"num_beams": 2}, 4, 5),
-    ("different", 3, {"draw": "token"}, {"do_sample": True, "top_k": 0}, 6, 9),  # sums of text that was put off
+    ("different", 3, {"draw": "token"}, {"do_sample": True, "top_k": 0}, 6, 12),  # text that was put off; late prompts
 ]
 
 
