@@ -73,8 +73,8 @@ FAULTS = [
     ),
     Fault(
         "policies/weights.py",
-        "    weights = weights / total\n",
-        "",
+        "    shares = weights / total\n",
+        "    shares = weights\n",
         "tests/unit/ensemble/test_bad_input.py tests/unit/policies",
     ),
     Fault(
