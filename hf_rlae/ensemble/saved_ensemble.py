@@ -34,6 +34,10 @@ class SavedEnsemble(NotRemote, PreTrainedModel):
             dtype (defaults to `"auto"`), device_map, revisions (`list`), member_kwargs (`dict`, or a `list` with one
                 `dict` per member), check_files (defaults to `True`): options for loading members that are given by
                 name; see [`Member.load`].
+            placement (`str` or `list`, *optional*): `"local"` (default), or `"ray"` for members that run in Ray actors;
+                see [`RemoteMember`] and docs/scaling.md.
+            resources (`dict` or `list[dict | None]`, *optional*): the options of the actors, such as `{"num_gpus": 1}`.
+            member_timeout (`float`, defaults to 120): seconds that a step of a remote member may take.
             end_token_ids (`list[list[int] | None]`), adapter_names (`list[str | None]`), sees (`list[bool | None]`):
                 one entry per member; see [`Member.load`].
             settings: fields of `EnsembleConfig`, such as `span_length`, `mixing`, `min_weight`.

@@ -44,22 +44,23 @@ class RayLink:
         name (`str`): the member's.
         resources (`Mapping[str, Any]`): options of the actor.
         digest (`str`): tells members apart.
+        worker (`type`, defaults to `Worker`): what runs in the actor.
     """
 
-    def __init__(self, name: str, resources: Mapping[str, Any], digest: str) -> None:
+    def __init__(self, name: str, resources: Mapping[str, Any], digest: str, worker: type = Worker) -> None:
         if not ray.is_initialized():
             ray.init(namespace=NAMESPACE)
         self._is_owner = True
         options: dict[str, Any] = {"max_restarts": 0, "max_task_retries": 0, **resources}
         run = training_run()
         if run is None:
-            self._actor = _started(name, options)
+            self._actor = _started(worker, name, options)
             return
         shared = f"{run}/{digest}"
         self._is_owner = os.environ.get("RANK", "0") == "0"
         if self._is_owner:
             options |= {"name": shared, "namespace": NAMESPACE, "get_if_exists": True}
-            self._actor = _started(name, options)
+            self._actor = _started(worker, name, options)
         else:
             self._actor = _found(shared)
 
@@ -97,9 +98,9 @@ def training_run() -> str | None:
     return ":".join(os.environ.get(name, "") for name in names)
 
 
-def _started(name: str, options: dict[str, Any]) -> Any:
+def _started(worker: type, name: str, options: dict[str, Any]) -> Any:
     try:
-        return ray.remote(Worker).options(**options).remote()
+        return ray.remote(worker).options(**options).remote()
     except (TypeError, ValueError) as error:
         raise ConfigError(f"resources of member {name}: {one_line(str(error))}") from error
 

@@ -75,7 +75,8 @@ class Waiting:
         try:
             name, answer = member.link.wait(self._call, max(self._deadline - time.monotonic(), 0.0))
         except TimeoutError as error:
-            raise member.lose(f"has not answered within {self._timeout:g} s") from error
+            hint = "" if member.worker else "; perhaps no machine has the resources that it asks for"
+            raise member.lose(f"has not answered within {self._timeout:g} s{hint}") from error
         except ConnectionError as error:
             raise member.lose(f"has ended ({error})") from error
         if not name:
@@ -218,7 +219,7 @@ class RemoteMember(Member):
             hello: Hello = loading.result()
             self._check(hello)
         except BaseException:
-            self.link.close()
+            self.close()
             raise
         self.worker, self.recurrence = hello, hello.recurrence
         logger.info("member %s runs on %s (%s), process %d", self.name, hello.host, hello.device, hello.pid)

@@ -12,7 +12,7 @@ import torch
 
 from hf_rlae import ConfigError, EnsembleForCausalLM, MemberError, PerplexityPolicy
 from hf_rlae.errors import MemberLostError
-from hf_rlae.members import RemoteMember
+from hf_rlae.members import Member, RemoteMember
 from hf_rlae.members.remote import remote_member
 from tests.support.ensembles import TEXTS, encode, policy_of_text
 from tests.support.models import pair
@@ -393,3 +393,21 @@ def test_an_ensemble_of_remote_members_is_saved_by_their_places(folders, tmp_pat
     assert_same(outputs(again, TEXTS[0], do_sample=False), outputs(there, TEXTS[0], do_sample=False))
     with pytest.raises(ConfigError, match=r"save_members=True: member 0 .* is remote"):
         there.save_pretrained(tmp_path, save_members=True)
+
+
+# -- training ------------------------------------------------------------------------------------------------
+
+
+def test_a_policy_learns_the_same(folders, tmp_path):
+    pytest.importorskip("trl", reason="TRL is not installed (pip install 'hf_rlae[train]')")
+    from tests.support.rlae import assert_same as assert_same_parameters
+    from tests.support.rlae import ensemble_of, parameters_of, trainer_of
+
+    trained = []
+    for load in (Member.load, remote_to):
+        ensemble = ensemble_of(given=[load(folders[name]) for name in ("llama", "gpt2")])
+        before = parameters_of(ensemble.policy)
+        trainer_of(tmp_path / load.__name__, ensemble=ensemble, max_steps=2).train()
+        trained.append(parameters_of(ensemble.policy))
+    assert any(not torch.equal(before[name], value) for name, value in trained[0].items())
+    assert_same_parameters(*trained)
