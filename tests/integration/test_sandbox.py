@@ -16,7 +16,7 @@ import pytest
 
 from hf_rlae.rewards.sandbox import backends
 from hf_rlae.rewards.sandbox.limits import SandboxLimits
-from hf_rlae.rewards.sandbox.outcomes import Ended
+from hf_rlae.rewards.sandbox.outcomes import Ended, Outcome
 from hf_rlae.rewards.sandbox.pool import Sandbox
 from tests.benchmarks.sandbox import costs, grading, one_call
 from tests.support.tiers import draws, show_figure
@@ -52,7 +52,8 @@ def call(sandbox: Sandbox, outside: World, number: int) -> str:
         attack = chosen.choice(ATTACKS)
         answer = run(sandbox, outside.program(attack))
         ended = answer.outcome if isinstance(answer, Ended) else answer
-        is_right = ended in attack.ends and not has_escaped(answer, outside)
+        # these limits are lower than those for which the table was made, so that time may end any of them
+        is_right = ended in (*attack.ends, Outcome.TIMEOUT) and not has_escaped(answer, outside)
         return "" if is_right or _is_nobodys_fault(answer) else f"{attack.aim}: {answer}"
     answer = run(sandbox, f"raise type('answer{number}', (Exception,), {{}})")
     return "" if answer == f"answer{number}" or _is_nobodys_fault(answer) else f"{number}: {answer}"

@@ -156,6 +156,7 @@ class Zygote:
             each.finish(self._events)
         with contextlib.suppress(OSError):  # the caller tries it as well
             folders.empty(self.scratch)
+            os.rmdir(self.scratch)
 
 
 def main(control: int, caller: int, scratch: str, is_isolated: bool) -> None:

@@ -96,7 +96,9 @@ RESOURCES = [
     Attack("a loop inside C", "import re\nre.match('(a*)*$', 'a' * 60 + 'b')", (Outcome.TIMEOUT,)),
     Attack("a large power", "9 ** 9 ** 9", (Outcome.TIMEOUT, "MemoryError")),
     Attack("to stop itself", "import os, signal\nos.kill(os.getpid(), signal.SIGSTOP)"),
-    Attack("all the memory", "held = []\nwhile True:\n    held.append(bytearray(2**24))", ("MemoryError",)),
+    Attack(
+        "all the memory", "held = []\nwhile True:\n    held.append(bytearray(2**24))", ("MemoryError", Outcome.TIMEOUT)
+    ),
     Attack("much memory at once", "held = [0] * 2**40", ("MemoryError",)),
     Attack(
         "memory again and again",
