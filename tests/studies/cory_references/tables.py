@@ -45,6 +45,25 @@ def viewed(entries: Entries, table: str) -> list[dict[str, Any]]:
     return sorted(found, key=lambda entry: order.index(entry["method"]))
 
 
+def with_most_seeds(entries: Entries) -> list[Mapping[str, Any]]:
+    """The runs of the families that were run with the most seeds.
+
+    Args:
+        entries (`Sequence[Mapping]`): runs.
+
+    Example:
+
+    >>> found = with_most_seeds([{"method": "a", "seed": 0}, {"method": "a", "seed": 1}, {"method": "b", "seed": 0}])
+    >>> [entry["method"] for entry in found]
+    ['a', 'a']
+    """
+    seeds: dict[str, set[int]] = {}
+    for entry in entries:
+        seeds.setdefault(entry["method"], set()).add(entry["seed"])
+    most = max(map(len, seeds.values()), default=0)
+    return [entry for entry in entries if len(seeds[entry["method"]]) == most]
+
+
 def reward_levels(entries: Entries) -> list[float]:
     """Rewards at which KLs are compared, in all tables: `SHARES` of the way from the base to what PPO reaches alone.
 
