@@ -62,7 +62,7 @@ def add_ensemble(parser: argparse.ArgumentParser) -> None:
     ensemble.add_argument("--weight-unit", metavar="NAME", help=unit)
 
 
-def add_decoding(parser: argparse.ArgumentParser, max_new_tokens: int = 128) -> argparse._ArgumentGroup:
+def add_decoding(parser: argparse.ArgumentParser, max_new_tokens: int = 128) -> Any:
     """Adds how tokens are chosen, and returns their group.
 
     Args:

@@ -55,7 +55,8 @@ def install(site: Path, name: str, source: str, module: str = "for_hf_rlae") -> 
 
 def run(site: Path, script: str) -> subprocess.CompletedProcess[str]:
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(site), str(ROOT)])}
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, env=environment, check=False)
+    command = [sys.executable, "-c", script]
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False, cwd=site)
     assert done.returncode == 0, done.stderr
     return done
 
@@ -105,6 +106,8 @@ def test_the_package_of_the_documentation(tmp_path):
     entry = tomllib.loads(package)["project"]["entry-points"]["hf_rlae.plugins"]
     assert entry == {"capitals": "hf_rlae_capitals.plugin"}
     install(tmp_path, "hf_rlae_capitals", module, "plugin")
+    (data,) = re.findall(r"^```csv\n(.*?)^```$", page, re.MULTILINE | re.DOTALL)
+    (tmp_path / "test.csv").write_text(data)
     use = use.replace("reward(completions", "found = reward(completions")
     run(tmp_path, f"{use}\nassert found == [1.0, 0.0]")
 

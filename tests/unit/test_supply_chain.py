@@ -72,10 +72,12 @@ def test_the_package_holds_texts_and_safetensors_only():
     ],
 )
 def test_no_module_runs_what_it_reads(call):
+    """But for the workers of the sandbox, which are there to run programs and their tests."""
+    workers = {"program_role.py", "tests_role.py"} if "exec" in call else set()
     found = [
         f"{path.relative_to(PACKAGE)}:{number}"
         for path in files()
-        if path.suffix == ".py"
+        if path.suffix == ".py" and not (path.parent.name == "sandbox" and path.name in workers)
         for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1)
         if re.search(call, line)
     ]
