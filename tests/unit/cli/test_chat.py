@@ -113,7 +113,7 @@ def test_what_cannot_be_done_is_one_line_and_the_chat_goes_on(chat, folders, lin
 
 
 def test_control_c_stops_the_answer_and_not_the_chat(chat, folders, monkeypatch):
-    put, seen = ContinuationStreamer.put, []
+    put, seen, before = ContinuationStreamer.put, [], signal.getsignal(signal.SIGINT)
 
     def interrupted(self, value):
         put(self, value)
@@ -126,7 +126,7 @@ def test_control_c_stops_the_answer_and_not_the_chat(chat, folders, monkeypatch)
     assert code == 0
     assert len(seen) == 3 + 1 + 1 + TOKENS  # transformers writes one token more
     assert out.endswith(replies(folders, "Hello")[0] + "\n")
-    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    assert signal.getsignal(signal.SIGINT) is before
 
 
 def test_a_second_control_c_ends_the_chat(chat, monkeypatch):
