@@ -45,7 +45,7 @@ def test_ensemble(tmp_path):
     shown = run("1-", tmp_path)
     assert SOLVED in texts(shown)
     assert sum("image/png" in data for data in shown) == 1
-    assert any("text/html" in data and "addition-characters" in data["text/html"] for data in shown)
+    assert any("text/html" in data and "subtraction-" in data["text/html"] for data in shown)
 
 
 def test_training(tmp_path):

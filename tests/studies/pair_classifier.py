@@ -77,7 +77,7 @@ def trained_judge(
 
 def _read(judge: PairJudge, pairs: Sequence[Labelled]) -> list[tuple[list[int], float]]:
     """What the judge reads of each pair, and its label."""
-    return [(judge._encode(prompt, first, second)[0], label) for prompt, first, second, label in pairs]
+    return [(judge.encode(prompt, first, second)[0], label) for prompt, first, second, label in pairs]
 
 
 def _batches(rows: Sequence[Any]) -> list[Sequence[Any]]:
