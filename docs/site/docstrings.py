@@ -69,18 +69,8 @@ def _entries(lines: list[str], section: str) -> list[str]:
             entries.append([line[4:]])
         elif entries:
             entries[-1].append(line)
-    found = []
-    for entry in entries:
-        found += [
-            f"    {one}" if i == 0 else one
-            for whole in _split("\n".join(entry), section)
-            for i, one in _numbered(whole)
-        ]
-    return [*found, ""]
-
-
-def _numbered(entry: str) -> list[tuple[int, str]]:
-    return list(enumerate(entry.split("\n")))
+    heads = [head for entry in entries for head in _split("\n".join(entry), section)]
+    return [*(f"    {head}" for head in heads), ""]
 
 
 def _split(entry: str, section: str) -> list[str]:

@@ -88,8 +88,7 @@ def run(args: argparse.Namespace) -> int:
     """Checks the arguments, shows the demo and returns the exit code."""
     check(args)
     if args.web:
-        page = importlib.import_module("hf_rlae.cli.web_demo").build_demo()
-        page.launch(server_name="127.0.0.1", server_port=args.port or None, share=False)
+        importlib.import_module("hf_rlae.cli.web_demo").serve(args.port)
         return 0
     importlib.import_module("hf_rlae.cli.demonstration").show(args)
     return 0

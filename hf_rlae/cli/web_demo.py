@@ -14,6 +14,7 @@ from hf_rlae.errors import ConfigError, HfRlaeError
 from hf_rlae.members import Member
 from hf_rlae.policies import StaticPolicy
 from hf_rlae.reports import TracedToken, colour_of, plot_token_weights, short_names, trace_tokens
+from hf_rlae.serving import LOOPBACK
 from hf_rlae.zoo import MEMBER_SETS, load_demo_members, load_demo_policy
 
 LEARNED, BY_HAND, EQUAL, CERTAIN = "a trained policy", "by hand", "equal weights", "the most certain member"
@@ -63,6 +64,26 @@ def build_demo() -> Any:
         button.click(write, inputs, outputs, api_name="write")
         page.load(write, inputs, outputs, api_name=False)
     return page
+
+
+def serve(port: int) -> None:
+    """Serves the page on this machine until Ctrl-C.
+
+    Args:
+        port (`int`): 0 for a free one.
+
+    Raises:
+        ConfigError: the port is in use, or gradio is not installed.
+    """
+    page = build_demo()
+    try:
+        _, url, _ = page.launch(
+            server_name=LOOPBACK[0], server_port=port or None, share=False, quiet=True, prevent_thread_lock=True
+        )
+    except OSError as error:
+        raise ConfigError(f"--port {port} is in use; give another one, or 0 for a free one") from error
+    print(f"The page is at {url} (Ctrl-C ends it)", flush=True)
+    page.block_thread()
 
 
 def write(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import socket
 
 import pytest
 
@@ -10,6 +11,7 @@ pytest.importorskip("gradio", reason="the page needs gradio, the extra `demo`")
 
 from gradio_client import Client
 
+from hf_rlae.cli.main import main
 from hf_rlae.cli.web_demo import BY_HAND, CERTAIN, CHOICES, EQUAL, LEARNED, build_demo, coloured, write
 from hf_rlae.reports import TracedToken
 
@@ -49,6 +51,17 @@ def test_prompts_that_cannot_be_read_are_told(prompt):
     assert (figure is None) == (table is None)
     if not prompt:
         assert "empty" in page
+
+
+def test_a_port_that_is_in_use(capsys):
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        assert main(["demo", "--web", "--port", str(port)]) == 2
+    assert (
+        capsys.readouterr().err == f"hf-rlae: error: --port {port} is in use; give another one, or 0 for a free one\n"
+    )
 
 
 @pytest.mark.slow
