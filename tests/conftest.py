@@ -13,6 +13,7 @@ from hypothesis import settings
 
 from tests import documentation
 from tests.support.hub_server import LocalHub, connect, connected_datasets
+from tests.support.registries import names_put_back
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # read when torch is imported; tests share the cores by processes
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -66,6 +67,13 @@ def shared_path(*parts: str) -> Path:
 @pytest.fixture(scope="session")
 def shared():
     return shared_path
+
+
+@pytest.fixture
+def registries():
+    """For tests that register names."""
+    with names_put_back():
+        yield
 
 
 @pytest.fixture

@@ -44,9 +44,8 @@ def test_three_roles_read_and_learn(tmp_path):
     assert "role/critic/reward" in trainer.state.log_history[0]
 
 
-def test_shares_of_the_reward(tmp_path, monkeypatch):
+def test_shares_of_the_reward(tmp_path, registries):
     """Two pioneers that do not read each other, and a judge with half a share."""
-    monkeypatch.setattr(roles, "_entries", dict(roles._entries))
     roles.register("arbiter")(Role("{answers} {prompt}", share=0.5))
     for credit in ("team", "own"):
         calls = []

@@ -138,19 +138,16 @@ def test_importing_is_cheap():
     subprocess.run([sys.executable, "-c", script], check=True, timeout=60)
 
 
-def test_own_rewards():
+def test_own_rewards(registries):
     @rewards.register("test_own")
     def own(prompts, completions, **columns):
         return [0.5] * len(completions)
 
-    try:
-        assert get_reward("test_own") is own
-        with pytest.raises(RewardError, match="plain function"):
-            get_reward("test_own", strength=2)
-        with pytest.raises(ConfigError, match="registered twice"):
-            rewards.register("test_own")(own)
-    finally:
-        rewards._entries.pop("test_own")
+    assert get_reward("test_own") is own
+    with pytest.raises(RewardError, match="plain function"):
+        get_reward("test_own", strength=2)
+    with pytest.raises(ConfigError, match="registered twice"):
+        rewards.register("test_own")(own)
 
 
 MESSAGES = {

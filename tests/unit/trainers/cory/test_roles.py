@@ -12,9 +12,8 @@ from hf_rlae.trainers.cory.roles import Role, role_labels, role_of, roles
 
 
 @pytest.fixture(autouse=True)
-def _own_registry(monkeypatch):
+def _own_registry(registries):
     """Roles that a test registers are gone afterwards."""
-    monkeypatch.setattr(roles, "_entries", dict(roles._entries))
 
 
 def made(**options):
