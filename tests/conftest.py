@@ -37,8 +37,8 @@ def pytest_collection_finish(session):
     """
     gc.collect()
     gc.freeze()
-    if loading := sys.modules.get("hf_rlae.ensemble.loading"):
-        loading.choose_runner = _remembering(loading.choose_runner)
+    if assembly := sys.modules.get("hf_rlae.ensemble.assembly"):
+        assembly.choose_runner = _remembering(assembly.choose_runner)
 
 
 def _remembering(choose_runner):

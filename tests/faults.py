@@ -108,7 +108,7 @@ FAULTS = [
         "tests/unit/ensemble/test_draws.py",
     ),
     Fault(
-        "ensemble/modeling_ensemble.py",
+        "ensemble/generation_ensemble.py",
         "            cache.end_generate()\n",
         "            pass\n",
         "tests/unit/ensemble/test_cache.py tests/unit/ensemble/test_state.py",

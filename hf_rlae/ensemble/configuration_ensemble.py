@@ -91,8 +91,9 @@ class EnsembleConfig(ConfigWithCode, PreTrainedConfig):
             On an accelerator, `"drop"` waits for the device at every token.
         on_lost_member (`str`, defaults to `"raise"`): what `generate` does if the worker of a remote member has ended
             or is late: `"raise"` a [`MemberLostError`], or `"drop"` the member, as if its context had ended (ours).
-        policy (`dict`, *optional*): name and settings of a policy without files, or the `model_type` of a policy with
-            files.
+        policy (`dict`, *optional*): name and settings of a policy without files, such as `{"name": "static", "weights":
+            [0.7, 0.3]}`, or the `model_type` of a policy with files. An ensemble fills it in; `None` for a policy that
+            cannot be saved.
         end_token_ids (`list[list[int] | None]`, *optional*): each member's end ids, if they are set by the user.
         adapter_names (`list[str | None]`, *optional*): each member's adapter.
         sees (`list[bool | None]`, *optional*): whether each member sees images; `None` for text models.

@@ -2,47 +2,42 @@
 
 from __future__ import annotations
 
-import logging
 import os
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from huggingface_hub.errors import StrictDataclassFieldValidationError
-from transformers import GenerationConfig, PreTrainedModel
+from torch import nn
+from transformers import PreTrainedModel
 
-from hf_rlae.ensemble.chats.member_chats import MemberChats
 from hf_rlae.ensemble.configuration_ensemble import EnsembleConfig
-from hf_rlae.ensemble.engines.prompts import PromptEncoder
-from hf_rlae.ensemble.engines.protocol import Engine
-from hf_rlae.ensemble.engines.readings import ReadingsEngine
-from hf_rlae.ensemble.engines.shared_tokenizer import SharedTokenizerEngine
-from hf_rlae.ensemble.generation_defaults import generation_config_of, saved_generation_config
+from hf_rlae.ensemble.generation_defaults import saved_generation_config
 from hf_rlae.ensemble.member_places import find_members
-from hf_rlae.ensemble.mixing import Mixing, has_trait, make_mixing
-from hf_rlae.ensemble.options import BuildOptions, EnsembleOptions, GivenMember, LoadOptions
+from hf_rlae.ensemble.options import AS_SAVED, BuildOptions, EnsembleOptions, GivenMember, LoadOptions
 from hf_rlae.ensemble.pins import warn_of_unpinned
 from hf_rlae.ensemble.placement import PLACEMENT, per_member, remote_loaders
 from hf_rlae.ensemble.saved_config import checked_config, load_config
-from hf_rlae.ensemble.tokenizer_ensemble import EnsembleTokenizer, distinct_vocabularies
-from hf_rlae.ensemble.tokenizer_shared import shared_tokenizer
 from hf_rlae.errors import ConfigError, MemberError, nearest
 from hf_rlae.hub_revisions import resolved
-from hf_rlae.members import LazyMember, LazyRunner, Member, RemoteMember, RemoteRunner, choose_runner
-from hf_rlae.members.model_files import readable, tokenizer_failures
-from hf_rlae.members.paths import MakeRunner
-from hf_rlae.policies import GivenPolicy, resolve_policy, saved_policy
-from hf_rlae.vocabulary import UnionVocabulary, choose_normalization, same_vocabulary
-from hf_rlae.vocabulary.grain import AUTO_GRAIN, TOKEN, choose_grain
+from hf_rlae.members import LazyMember, Member, RemoteMember
+from hf_rlae.members.model_files import load_tokenizer, readable
+from hf_rlae.policies import GivenPolicy, fixed_weights, resolve_policy, saved_policy
 
 if TYPE_CHECKING:
     from hf_rlae.ensemble.modeling_ensemble import EnsembleForCausalLM
 
-logger = logging.getLogger(__name__)
-
 _FIELDS = tuple(EnsembleOptions.__annotations__)
-_PINS = ("revisions", "base_revisions", "vocabulary_hashes")
-_PER_MEMBER = (*_PINS, "end_token_ids", "adapter_names", "sees")
+_OF_KEPT = ("revisions", "base_revisions", "vocabulary_hashes", "sees")
+_OF_ONE = {
+    "revisions": "revision",
+    "base_revisions": "base_revision",
+    "vocabulary_hashes": "vocabulary_hash",
+    "end_token_ids": "end_token_ids",
+    "adapter_names": "adapter_name",
+    "sees": "sees",
+}
+"""Options with one entry per member, and what a member calls its own."""
+_PER_MEMBER = tuple(_OF_ONE)
 _SHARED_OPTIONS = ("token", "cache_dir", "local_files_only", "force_download")
 """Options of the Hub in `from_pretrained` that hold for members, too."""
 _OF_AUTO_CLASSES = ("_from_auto", "_from_pipeline", "_commit_hash", "adapter_kwargs", "code_revision")
@@ -52,74 +47,84 @@ _OF_AUTO_CLASSES = ("_from_auto", "_from_pipeline", "_commit_hash", "adapter_kwa
 def build(
     cls: type[EnsembleForCausalLM],
     members: Sequence[GivenMember],
-    policy: GivenPolicy | None,
-    given: Mapping[str, Any],
+    policy: GivenPolicy | None = None,
+    *,
+    weights: Sequence[float] | None = None,
+    policy_revision: str | None = None,
+    dtype: Any = "auto",
+    device_map: Any = None,
+    member_kwargs: Any = None,
+    check_files: bool = True,
+    **given: Any,
 ) -> EnsembleForCausalLM:
     """`EnsembleForCausalLM.from_members`: loads members that are given by name, and builds the ensemble."""
     if isinstance(members, (str, bytes)) or not isinstance(members, Sequence):
         raise ConfigError(f"members must be a list of folders, Hub ids or (model, tokenizer) pairs, got {members!r}")
     if not members:
         raise ConfigError("members is empty; give at least one folder, Hub id or (model, tokenizer) pair")
-    settings = dict(given)
-    policy_revision = settings.pop("policy_revision", None)
-    dtype, device_map = settings.pop("dtype", "auto"), settings.pop("device_map", None)
-    check_files = settings.pop("check_files", True)
-    member_kwargs = per_member(settings.pop("member_kwargs", None), len(members), "member_kwargs")
-    remote = remote_loaders(members, settings)
-    options = {name: per_member(settings.pop(name, None), len(members), name) for name in _PER_MEMBER}
-    unknown = [name for name in settings if name not in _FIELDS]
+    if weights is not None:
+        policy = fixed_weights(weights, policy, len(members))
+    own_kwargs = per_member(member_kwargs, len(members), "member_kwargs")
+    remote = remote_loaders(members, given)
+    options = {name: per_member(given.pop(name, None), len(members), name) for name in _PER_MEMBER}
+    unknown = [name for name in given if name not in _FIELDS]
     if unknown:
         raise ConfigError(
             f"{unknown[0]} is not an option of an ensemble: {nearest(unknown[0], BuildOptions.__annotations__)}"
         )
-    _check_options(members, dtype, device_map, member_kwargs, options["end_token_ids"])
+    _check_options(members, dtype, device_map, own_kwargs, options["end_token_ids"])
     try:
-        config = EnsembleConfig(**settings)
+        config = EnsembleConfig(**given)
     except StrictDataclassFieldValidationError as error:
         raise ConfigError(f"{error} (see `EnsembleConfig`)") from error
     active = config.max_active_members
     if active is not None and active > len(members):
         raise ConfigError(f"max_active_members={active}: there are only {len(members)} members; leave it out")
     policy = resolve_policy(policy, policy_revision, check_files=check_files)
-    built: list[Member] = []
-    asked: list[tuple[Any, ...]] = []
-    for index, member in enumerate(members):
-        asked.append((member, *(options[name][index] for name in _PER_MEMBER), member_kwargs[index] or {}))
-        first = asked.index(asked[-1]) if isinstance(member, (str, os.PathLike)) else index
-        if first < index:  # the same model again, such as for guidance, is not loaded again
-            built.append(built[first])
-            continue
-        built.append(
-            _member(
-                member,
-                index,
-                dtype=dtype,
-                device_map=device_map,
-                revision=options["revisions"][index],
-                base_revision=options["base_revisions"][index],
-                vocabulary_hash=options["vocabulary_hashes"][index],
-                end_token_ids=options["end_token_ids"][index],
-                adapter_name=options["adapter_names"][index],
-                check_files=check_files,
-                sees=options["sees"][index],
-                load=remote[index] or (LazyMember if config.select == "prompt" else Member).load,
-                kwargs=member_kwargs[index] or {},
-            )
-        )
-    for member in built:  # workers have begun to load their models at the same time
-        if isinstance(member, RemoteMember):
-            member.connect()
-    ends = [list(member.end_ids) if member.has_given_ends else None for member in built]
-    config.end_token_ids = ends if any(own is not None for own in ends) else None
-    config.adapter_names = options["adapter_names"] if any(options["adapter_names"]) else None
-    config.sees = _sight(built, options["sees"])
-    config.revisions = [member.commit or member.revision for member in built]
-    bases = [member.base_commit or options["base_revisions"][index] for index, member in enumerate(built)]
-    config.base_revisions = bases if any(bases) else None
-    config.members = [member.source for member in built]
+    shared = {"dtype": dtype, "device_map": device_map, "check_files": check_files}
+    loaders = [own or (LazyMember if config.select == "prompt" else Member).load for own in remote]
+    built = _built(members, options, own_kwargs, loaders, shared)
+    _describe(config, built, options)
     ensemble = cls(config, built, policy)
     super(PreTrainedModel, ensemble).train(False)
     return ensemble
+
+
+def _built(
+    members: Sequence[GivenMember],
+    options: Mapping[str, Sequence[Any]],
+    member_kwargs: Sequence[Any],
+    loaders: Sequence[Callable[..., Member]],
+    shared: Mapping[str, Any],
+) -> list[Member]:
+    """The members as `Member` objects; those that are given by name are loaded."""
+    built: list[Member] = []
+    asked: list[tuple[Any, ...]] = []
+    for index, member in enumerate(members):
+        own = {_OF_ONE[name]: options[name][index] for name in _PER_MEMBER}
+        asked.append((member, own, member_kwargs[index] or {}))
+        first = asked.index(asked[-1]) if isinstance(member, (str, os.PathLike)) else index
+        if first < index:  # the same model again, such as for guidance, is not loaded again
+            built.append(built[first])
+        else:
+            kwargs = member_kwargs[index] or {}
+            built.append(_member(member, index, load=loaders[index], kwargs=kwargs, **own, **shared))
+    for loaded in built:  # workers have begun to load their models at the same time
+        if isinstance(loaded, RemoteMember):
+            loaded.connect()
+    return built
+
+
+def _describe(config: EnsembleConfig, members: Sequence[Member], options: Mapping[str, Sequence[Any]]) -> None:
+    """Writes into a config from where its members are, and how they were loaded."""
+    ends = [list(member.end_ids) if member.has_given_ends else None for member in members]
+    config.end_token_ids = ends if any(own is not None for own in ends) else None
+    config.adapter_names = list(options["adapter_names"]) if any(options["adapter_names"]) else None
+    config.sees = _sight(members, options["sees"])
+    config.revisions = [member.commit or member.revision for member in members]
+    bases = [member.base_commit or options["base_revisions"][index] for index, member in enumerate(members)]
+    config.base_revisions = bases if any(bases) else None
+    config.members = [member.source for member in members]
 
 
 def _of_kept(values: Sequence[Any] | None, kept: Collection[int]) -> list[Any] | None:
@@ -189,114 +194,15 @@ def _member(given: Any, index: int, *, load: Callable[..., Member], kwargs: dict
             adapter_name=options["adapter_name"],
             end_token_ids=options["end_token_ids"],
         )
-    raise MemberError(
-        f"members[{index}] must be a folder, a Hub id or a (model, tokenizer) pair, got {type(given).__name__}"
-    )
-
-
-@dataclass
-class Parts:
-    """The parts of an ensemble that depend on its members.
-
-    Attributes:
-        engine (`Engine`): runs the members.
-        generation_config (`GenerationConfig`), tokenizer (`MemberChats`): those of the ensemble.
-    """
-
-    engine: Engine
-    generation_config: GenerationConfig
-    tokenizer: MemberChats
-
-
-def assemble(config: EnsembleConfig, members: Sequence[Member]) -> Parts:
-    """Checks that members fit together, and builds the parts of an ensemble."""
-    tables = [member.tokenizer.get_vocab() for member in members]
-    _check_end_ids(members)
-    mixing = make_mixing(config.mixing, config.mixing_kwargs)
-    if len(members) == 1 and has_trait(mixing, "compares_members"):
-        raise ConfigError(
-            f"mixing={config.mixing!r} compares the first member with the others, and there is only one; give the "
-            "other members (for guidance the same model again), or leave mixing out"
+    source = getattr(given, "name_or_path", "") if isinstance(given, nn.Module) else ""
+    if not source:
+        raise MemberError(
+            f"members[{index}] must be a folder, a Hub id or a (model, tokenizer) pair, got {type(given).__name__}"
+            + (", which does not say where its tokenizer is" if isinstance(given, nn.Module) else "")
         )
-    if config.grain in (TOKEN, AUTO_GRAIN) and all(same_vocabulary(tables[0], table) for table in tables[1:]):
-        return _assemble_shared(mixing, members)
-    return _assemble_different(config, mixing, members)
-
-
-def _assemble_shared(mixing: Mixing, members: Sequence[Member]) -> Parts:
-    """The parts of an ensemble whose members share a tokenizer."""
-    generation_config = generation_config_of(members)
-    tokenizer = shared_tokenizer(
-        [member.tokenizer for member in members],
-        [member.name for member in members],
-        generation_config.pad_token_id,
-    )
-    return Parts(SharedTokenizerEngine(members, mixing), generation_config, tokenizer)
-
-
-def _assemble_different(config: EnsembleConfig, mixing: Mixing, members: Sequence[Member]) -> Parts:
-    """The parts of an ensemble whose members have different tokenizers."""
-    first = members[0]
-    names = [member.name for member in members]
-    tokenizers = [member.tokenizer for member in members]
-    vocabularies = distinct_vocabularies(tokenizers, [member.vocab_size for member in members], names)
-    form = choose_normalization(config.normalizes, vocabularies, names)
-    needs_common = has_trait(mixing, "needs_common_strings")
-    if config.grain == TOKEN and needs_common:
-        reason = "in a product of experts no token could be written that one member lacks"
-        if has_trait(mixing, "compares_members"):
-            reason = "the probabilities of a token can be compared only if both members can write it in one step"
-        raise ConfigError(
-            f"mixing={config.mixing!r} with different tokenizers and grain='token': {reason}; set grain='byte' (or "
-            "'character'), where every member can write every string, or mixing='power' or 'linear'"
-        )
-    grain = choose_grain(needs_common) if config.grain == AUTO_GRAIN else config.grain
-    union = UnionVocabulary(vocabularies, grain)
-    with tokenizer_failures(f"member {first.name}"):
-        tokenizer = EnsembleTokenizer(union, tokenizers, names, vocabularies, form)
-    engine = ReadingsEngine(
-        members,
-        vocabularies,
-        union,
-        [_runner(member) for member in members],
-        mixing,
-        PromptEncoder(members, vocabularies, union, tokenizer.chats),
-        config.max_readings,
-        config.min_reading,
-        config.weight_unit,
-    )
-    own = first.generation_config or GenerationConfig()
-    bos = own.bos_token_id if own.bos_token_id is not None else first.tokenizer.bos_token_id
-    generation_config = GenerationConfig(
-        bos_token_id=bos, pad_token_id=tokenizer.pad_token_id, eos_token_id=union.stop_id
-    )
-    return Parts(engine, generation_config, tokenizer)
-
-
-def _runner(member: Member) -> MakeRunner:
-    if isinstance(member, RemoteMember):
-        member.check_runner()
-        return RemoteRunner
-    return LazyRunner if isinstance(member, LazyMember) else choose_runner(member)
-
-
-def _check_end_ids(members: Sequence[Member]) -> None:
-    """Raises `ConfigError` if no member of several has an end token and this was not requested."""
-    if len(members) == 1:
-        return
-    without = [member for member in members if not member.end_ids]
-    if len(without) == len(members) and not all(member.has_given_ends for member in members):
-        declared = {member.name: list(member.declared_text_end_ids) for member in members}
-        hint = ""
-        if any(declared.values()):
-            hint = f" (declared end ids that are ordinary text count only if they are given: {declared})"
-        raise ConfigError(
-            f"end_token_ids: none of the members {[member.name for member in members]} has an end-of-text token, so "
-            f"no text would end before its maximum length{hint}; give `end_token_ids=[[...], ...]`, one list per "
-            "member (empty lists if only the length ends texts)"
-        )
-    for member in without:
-        logger.info("member %s has no end-of-text token and gives STOP no probability", member.name)
+    revision = options["revision"] or getattr(given.config, "_commit_hash", None)
+    tokenizer = load_tokenizer(source, revision=revision, sees=options["sees"])
+    return _member((given, tokenizer), index, load=load, kwargs=kwargs, **options)
 
 
 def load(
@@ -305,6 +211,7 @@ def load(
     *,
     members: Sequence[GivenMember | None] | None = None,
     policy: Any = None,
+    weights: Sequence[float] | None = None,
     config: EnsembleConfig | None = None,
     dtype: Any = "auto",
     device_map: Any = None,
@@ -348,7 +255,9 @@ def load(
         given[index] = place
     shared = {name: options[name] for name in _SHARED_OPTIONS if name in options}
     shared["trust_remote_code"] = trust_remote_code
-    if policy is None and policy_revision is None and config.policy is not None:
+    if weights is not None:
+        policy = fixed_weights(weights, policy, len(given))
+    elif policy is None and policy_revision is None and config.policy is not None:
         policy = saved_policy(
             source, config.policy, {**options, "trust_remote_code": trust_remote_code, "check_files": check_files}
         )
@@ -360,19 +269,14 @@ def load(
         cls,
         given,
         policy,
-        {
-            **settings,
-            **changed,
-            **{name: _of_kept(getattr(config, name), kept) for name in (*_PINS, "sees")},
-            "dtype": dtype,
-            "device_map": device_map,
-            "check_files": check_files,
-            **placed,
-            "member_kwargs": [
-                {**shared, **(own or {})} if isinstance(member, (str, os.PathLike)) else own
-                for member, own in zip(given, own_kwargs, strict=True)
-            ],
-        },
+        dtype=dtype,
+        device_map=device_map,
+        check_files=check_files,
+        member_kwargs=[
+            {**shared, **(own or {})} if isinstance(member, (str, os.PathLike)) else own
+            for member, own in zip(given, own_kwargs, strict=True)
+        ],
+        **{**settings, **changed, **{name: _of_kept(getattr(config, name), kept) for name in _OF_KEPT}, **placed},
     )
     is_same = (members is None and not changed and not is_auto) or all(  # another grain has other ids, too
         getattr(config, name) == getattr(ensemble.config, name) for name in ("vocab_size", "eos_token_id")
@@ -381,3 +285,14 @@ def load(
     if members is None:
         warn_of_unpinned(config, ensemble, source)
     return ensemble
+
+
+BUILD_DEFAULTS: dict[str, Any] = {
+    **{name: getattr(EnsembleConfig, name) for name in _FIELDS},
+    **(build.__kwdefaults__ or {}),
+}
+LOAD_DEFAULTS: dict[str, Any] = {
+    **(load.__kwdefaults__ or {}),
+    **dict.fromkeys(("members", "policy", *_FIELDS), AS_SAVED),
+}
+"""What the signatures of `from_members` and `from_pretrained` show."""

@@ -1,10 +1,11 @@
-"""The keyword arguments of `from_members` and `from_pretrained`, for type checkers and editors."""
+"""The keyword arguments of `from_members` and `from_pretrained`, for type checkers, editors and notebooks."""
 
 from __future__ import annotations
 
+import inspect
 import os
-from collections.abc import Mapping, Sequence
-from typing import Any, Literal, TypedDict
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Literal, TypedDict, TypeVar
 
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -12,8 +13,23 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from hf_rlae.members import Member
 from hf_rlae.policies import GivenPolicy
 
-GivenMember = str | os.PathLike[str] | tuple[PreTrainedModel, PreTrainedTokenizerBase] | tuple[Any, Any] | Member
-"""A folder, a Hub id, a `(model, tokenizer)` pair (a `PeftModel` counts as a model) or a `Member`."""
+GivenMember = (
+    str
+    | os.PathLike[str]
+    | tuple[PreTrainedModel, PreTrainedTokenizerBase]
+    | tuple[Any, Any]
+    | PreTrainedModel
+    | Member
+)
+"""A folder, a Hub id, a `(model, tokenizer)` pair (a `PeftModel` counts as a model), a model that `from_pretrained` has
+loaded, or a `Member`."""
+
+
+class PolicyOptions(TypedDict, total=False):
+    """What gives the weights, beside the argument `policy`."""
+
+    weights: Sequence[float] | None
+    policy_revision: str | None
 
 
 class EnsembleOptions(TypedDict, total=False):
@@ -55,18 +71,15 @@ class MemberOptions(TypedDict, total=False):
     member_timeout: float
 
 
-class BuildOptions(EnsembleOptions, MemberOptions, total=False):
+class BuildOptions(PolicyOptions, EnsembleOptions, MemberOptions, total=False):
     """Keyword arguments of [`EnsembleForCausalLM.from_members`]."""
 
-    policy_revision: str | None
 
-
-class LoadOptions(EnsembleOptions, total=False):
+class LoadOptions(PolicyOptions, EnsembleOptions, total=False):
     """Keyword arguments of [`EnsembleForCausalLM.from_pretrained`]."""
 
     members: Sequence[GivenMember | None] | None
     policy: GivenPolicy | None
-    policy_revision: str | None
     config: Any
     dtype: str | torch.dtype | None
     device_map: Any
@@ -84,3 +97,38 @@ class LoadOptions(EnsembleOptions, total=False):
     cache_dir: str | os.PathLike[str] | None
     force_download: bool
     local_files_only: bool
+
+
+_F = TypeVar("_F", bound=Callable[..., Any])
+
+
+class _AsSaved:
+    """The default of what a saved ensemble says, in signatures."""
+
+    def __repr__(self) -> str:
+        return "<as saved>"
+
+
+AS_SAVED = _AsSaved()
+
+
+def with_keywords(options: Any, defaults: Mapping[str, Any]) -> Callable[[_F], _F]:
+    """A decorator that shows the keywords of a `TypedDict` in the place of `**kwargs`, in `help` and in notebooks.
+
+    Args:
+        options: the `TypedDict`.
+        defaults (`Mapping[str, Any]`): of the keywords; the others have `None`.
+    """
+
+    def decorate(function: _F) -> _F:
+        own = inspect.signature(function)
+        shown = [parameter for parameter in own.parameters.values() if parameter.kind is not parameter.VAR_KEYWORD]
+        for name, kind in options.__annotations__.items():
+            kind = getattr(kind, "__forward_arg__", kind)
+            shown.append(
+                inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=defaults.get(name), annotation=kind)
+            )
+        function.__signature__ = own.replace(parameters=shown)  # type: ignore[attr-defined]
+        return function
+
+    return decorate

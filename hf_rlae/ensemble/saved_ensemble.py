@@ -11,7 +11,7 @@ from transformers import PreTrainedModel
 
 from hf_rlae.ensemble import loading, saving
 from hf_rlae.ensemble.card import ensemble_card
-from hf_rlae.ensemble.options import BuildOptions, GivenMember, LoadOptions
+from hf_rlae.ensemble.options import BuildOptions, GivenMember, LoadOptions, with_keywords
 from hf_rlae.policies import GivenPolicy
 from hf_rlae.remote_code import NotRemote
 
@@ -20,16 +20,20 @@ class SavedEnsemble(NotRemote, PreTrainedModel):
     """The part of [`EnsembleForCausalLM`] that reads and writes folders and repositories."""
 
     @classmethod
+    @with_keywords(BuildOptions, loading.BUILD_DEFAULTS)
     def from_members(
         cls, members: Sequence[GivenMember], policy: GivenPolicy | None = None, **settings: Unpack[BuildOptions]
     ) -> Self:
         """Builds an ensemble from folders, Hub ids or models.
 
         Args:
-            members: folders, Hub ids, `(model, tokenizer)` pairs or `Member` objects.
+            members: folders, Hub ids, `(model, tokenizer)` pairs, models or `Member` objects. The tokenizer of a model
+                alone is loaded from where `from_pretrained` has loaded the model.
             policy (`Policy`, `str` or `os.PathLike`, *optional*): an object (see the class), a registered name such as
                 `"entropy"`, a folder, or a Hub id: `"user/repo"` or `"user/repo@revision"`, of a policy or of an
                 ensemble. `None` = uniform weights.
+            weights (`Sequence[float]`, *optional*): fixed weights in place of a policy, one per member, such as `[0.7,
+                0.3]`; they are divided by their sum.
             policy_revision (`str`, *optional*): the commit, branch or tag of a policy on the Hub.
             dtype (defaults to `"auto"`), device_map, revisions (`list`), member_kwargs (`dict`, or a `list` with one
                 `dict` per member), check_files (defaults to `True`): options for loading members that are given by
@@ -46,9 +50,9 @@ class SavedEnsemble(NotRemote, PreTrainedModel):
             `EnsembleForCausalLM`: in eval mode.
 
         Raises:
-            ConfigError: an unknown option, or lists of another length than `members`.
+            ConfigError: an unknown option, lists of another length than `members`, or weights beside a policy.
         """
-        return cast(Self, loading.build(cast(Any, cls), members, policy, settings))
+        return cast(Self, loading.build(cast(Any, cls), members, policy, **settings))
 
     def save_pretrained(self, save_directory: Any, **kwargs: Any) -> None:  # type: ignore[override]
         """Saves config, generation config and policy, and the members or their places.
@@ -98,6 +102,7 @@ class SavedEnsemble(NotRemote, PreTrainedModel):
         return saving.push(cast(Any, self), repo_id, save_members, **kwargs)
 
     @classmethod
+    @with_keywords(LoadOptions, loading.LOAD_DEFAULTS)
     def from_pretrained(  # type: ignore[override]
         cls, pretrained_model_name_or_path: str | PathLike[str], **kwargs: Unpack[LoadOptions]
     ) -> Self:
@@ -105,12 +110,12 @@ class SavedEnsemble(NotRemote, PreTrainedModel):
 
         Args:
             pretrained_model_name_or_path (`str` or `os.PathLike`): a folder, or an id on the Hub.
-            kwargs: `members` (with `None` for those that are kept), `policy` and `policy_revision` (as in
-                `from_members`) in place of the saved ones;
-                `dtype`, `device_map`, `member_kwargs` and `check_files` as in `from_members`; `allow_outside` (`bool`,
-                defaults to `False`): whether members may be folders outside of the ensemble's own; `max_members`
-                (`int`, defaults to 64): the most members to load; `trust_remote_code` (`bool`, defaults to `False`);
-                fields of `EnsembleConfig` in place of the saved values; options of the Hub, such as `revision`.
+            kwargs: `members` (with `None` for those that are kept), `policy`, `weights` and `policy_revision` (as in
+                `from_members`) in place of the saved policy; `dtype`, `device_map`, `member_kwargs` and `check_files`
+                as in `from_members`; `allow_outside` (`bool`, defaults to `False`): whether members may be folders
+                outside of the ensemble's own; `max_members` (`int`, defaults to 64): the most members to load;
+                `trust_remote_code` (`bool`, defaults to `False`); fields of `EnsembleConfig` in place of the saved
+                values; options of the Hub, such as `revision`.
 
         Raises:
             ConfigError: no saved ensemble, an unknown option, or members that are missing or outside of the folder.

@@ -20,7 +20,7 @@ from hf_rlae.ensemble.policy_fit import describe_members
 from hf_rlae.ensemble.tokenizer_files import write_tokenizer
 from hf_rlae.errors import ConfigError, nearest
 from hf_rlae.members import Member
-from hf_rlae.policies import POLICY_FOLDER, PolicyModel, SavedPolicy, policies
+from hf_rlae.policies import POLICY_FOLDER, PolicyModel, policies, policy_entry
 
 if TYPE_CHECKING:
     from hf_rlae.ensemble.modeling_ensemble import EnsembleForCausalLM
@@ -43,7 +43,12 @@ def save(
     policy = ensemble.policy
     if push_to_hub:
         check_can_be_pushed(ensemble, save_members, kwargs.get("token"))
-    config.policy = _policy_entry(policy)
+    config.policy = policy_entry(policy)  # a plug-in may have changed its settings since it was set
+    if config.policy is None:
+        raise ConfigError(
+            f"the policy {type(policy).__name__} cannot be saved: it is neither a PreTrainedModel nor one of "
+            f"{list(policies)}; save the ensemble with one of these, and pass `policy=` to `from_pretrained`"
+        )
     sources = config.members or []
     firsts = {index: ensemble.members.index(ensemble.members[index]) for index in _local(ensemble) if save_members}
     saved = {index: _folder_name(first, ensemble.members[first]) for index, first in firsts.items()}
@@ -161,14 +166,3 @@ def _check_sources(ensemble: EnsembleForCausalLM, saved: set[int]) -> None:
 
 def _folder_name(index: int, member: Member) -> str:
     return f"{index}-{name_of(str(member.name))}"
-
-
-def _policy_entry(policy: Any) -> dict[str, Any]:
-    if isinstance(policy, SavedPolicy):
-        return {"name": policy.registered_name, **policy.settings()}
-    if isinstance(policy, PreTrainedModel):
-        return {"model_type": policy.config.model_type}
-    raise ConfigError(
-        f"the policy {type(policy).__name__} cannot be saved: it is neither a PreTrainedModel nor one of "
-        f"{list(policies)}; save the ensemble with one of these, and pass `policy=` to `from_pretrained`"
-    )

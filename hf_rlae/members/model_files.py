@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import json
 import os
 from collections.abc import Callable, Iterator, Mapping
@@ -410,15 +411,23 @@ def readable(source: str, owner: str, failure: type[HfRlaeError] = MemberError) 
         if "trust_remote_code" in str(error):
             hints = "pass trust_remote_code=True to run its own code, if you trust it"
         elif not os.path.isdir(source):
-            reason = (
-                f"there is no such folder, and as a Hub id: {reason}"
-                if is_repo_id(source)
-                else "there is no such folder."
-            )
+            folder = f"there is no such folder{_near_folder(source)}"
+            reason = f"{folder}, and as a Hub id: {reason}" if is_repo_id(source) else f"{folder}."
         raise failure(
             f"{owner} cannot be loaded: {reason} Give a folder with a model's config.json, weights and tokenizer, or "
             f"the id of such a model on the Hub; {hints}"
         ) from error
+
+
+def _near_folder(source: str) -> str:
+    """A suggestion, if a folder beside a missing one has nearly its name."""
+    place, name = os.path.split(os.path.normpath(source))
+    try:
+        beside = [entry.name for entry in os.scandir(place or ".") if entry.is_dir()]
+    except OSError:
+        return ""
+    near = difflib.get_close_matches(name, beside, n=1)
+    return f" (did you mean {os.path.join(place, near[0])}?)" if near else ""
 
 
 @contextmanager

@@ -2,7 +2,14 @@
 
 from hf_rlae.policies.configuration_policy import MEMBER_FIELDS, PolicyConfig
 from hf_rlae.policies.entropy import EntropyPolicy
-from hf_rlae.policies.loading import POLICY_FOLDER, GivenPolicy, resolve_policy, saved_policy
+from hf_rlae.policies.loading import (
+    POLICY_FOLDER,
+    GivenPolicy,
+    fixed_weights,
+    policy_entry,
+    resolve_policy,
+    saved_policy,
+)
 from hf_rlae.policies.modeling_policy import PolicyModel
 from hf_rlae.policies.perplexity import PerplexityPolicy
 from hf_rlae.policies.protocol import (
@@ -40,9 +47,11 @@ __all__ = [
     "ask",
     "check_is_policy",
     "cut",
+    "fixed_weights",
     "members_of",
     "observed_tokens",
     "policies",
+    "policy_entry",
     "rescaled",
     "resolve_policy",
     "saved_policy",

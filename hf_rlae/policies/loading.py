@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from typing import Any, TypeAlias
 
-from transformers import CONFIG_MAPPING, AutoModel, PreTrainedConfig
+from transformers import CONFIG_MAPPING, AutoModel, PreTrainedConfig, PreTrainedModel
 
 from hf_rlae.errors import ConfigError, PolicyError, nearest
 from hf_rlae.hub_ids import is_repo_id
 from hf_rlae.hub_revisions import resolved
 from hf_rlae.members.model_files import load_whole, readable
 from hf_rlae.policies.modeling_policy import FORMER_CRITIC
-from hf_rlae.policies.protocol import Policy
-from hf_rlae.policies.static import UniformPolicy, policies
+from hf_rlae.policies.protocol import Policy, SavedPolicy
+from hf_rlae.policies.static import StaticPolicy, UniformPolicy, policies
 
 POLICY_FOLDER = "policy"
 """The folder of a policy with files, inside the folder or repository of an ensemble."""
@@ -28,6 +29,27 @@ _FORMS = (
     "a policy is given as an object, as a registered name, as a folder, or as a Hub id of the form 'user/repo' or "
     "'user/repo@revision'"
 )
+
+
+def fixed_weights(weights: Sequence[float], policy: Any, num_members: int) -> StaticPolicy:
+    """The policy of the argument `weights` of ensembles.
+
+    Args:
+        weights (`Sequence[float]`): see [`StaticPolicy`].
+        policy: what is given as policy beside them; nothing may be.
+        num_members (`int`): M.
+
+    Raises:
+        ConfigError: weights that cannot be used, of another number of members, or beside a policy.
+    """
+    if policy is not None:
+        raise ConfigError(f"weights={weights!r:.200} beside a policy: both give the weights; leave one of them out")
+    fixed = StaticPolicy(weights)
+    if fixed.num_members != num_members:
+        raise ConfigError(
+            f"weights={weights!r:.200} has {fixed.num_members} entries for {num_members} members; give one per member"
+        )
+    return fixed
 
 
 def resolve_policy(given: GivenPolicy | None, revision: str | None = None, **options: Any) -> Policy | None:
@@ -101,6 +123,19 @@ def saved_policy(source: str, saved: dict[str, Any], options: dict[str, Any]) ->
     inside = options.get("subfolder") or ""
     own = {**options, "subfolder": f"{inside}/{POLICY_FOLDER}" if inside else POLICY_FOLDER}
     return _loaded(source, settings.get("model_type"), own)
+
+
+def policy_entry(policy: Any) -> dict[str, Any] | None:
+    """What `EnsembleConfig.policy` says of a policy; `None` if it cannot be saved.
+
+    Example:
+
+    >>> policy_entry(resolve_policy("uniform"))
+    {'name': 'uniform'}
+    """
+    if isinstance(policy, SavedPolicy):
+        return {"name": policy.registered_name, **policy.settings()}
+    return {"model_type": policy.config.model_type} if isinstance(policy, PreTrainedModel) else None
 
 
 def _made(name: str, settings: dict[str, Any]) -> Policy:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import torch
 from transformers import GenerationConfig, PreTrainedTokenizerBase
@@ -32,7 +32,9 @@ from hf_rlae.vocabulary import ByteVocabulary, UnionVocabulary
 if TYPE_CHECKING:
     from hf_rlae.ensemble.cache_ensemble import EnsembleCache
 
-AnySharedRun = SharedRun | SeparateRowsRun | RemoteSharedRun | ChosenRowsRun | OwnPromptRun | SharedTokenizerHost
+AnySharedRun: TypeAlias = (
+    SharedRun | SeparateRowsRun | RemoteSharedRun | ChosenRowsRun | OwnPromptRun | SharedTokenizerHost
+)
 
 
 class SharedTokenizerEngine(SharedInCopies):

@@ -17,9 +17,10 @@ from hf_rlae.ensemble.cache_ensemble import EnsembleCache
 from hf_rlae.ensemble.faults import MemberFaults
 from hf_rlae.ensemble.generation_inputs import check_prompt_lengths, check_prompts
 from hf_rlae.ensemble.images import without_images
+from hf_rlae.ensemble.loading import BUILD_DEFAULTS
 from hf_rlae.ensemble.mixing import has_trait
 from hf_rlae.ensemble.modeling_ensemble import EnsembleForCausalLM
-from hf_rlae.ensemble.options import BuildOptions
+from hf_rlae.ensemble.options import BuildOptions, with_keywords
 from hf_rlae.ensemble.processor.capture import HostCapture, HostPass
 from hf_rlae.ensemble.processor.host_call import HostCall, ThreadCall
 from hf_rlae.ensemble.processor.host_scores import HostScores
@@ -64,7 +65,7 @@ class EnsembleLogitsProcessor(LogitsProcessor):
 
     Example:
 
-    >>> processor = EnsembleLogitsProcessor.from_members(model_1, [model_2], tokenizers=[t1, t2])  # doctest: +SKIP
+    >>> processor = EnsembleLogitsProcessor.from_members(model_1, ["owner/second"])  # doctest: +SKIP
     >>> model_1.generate(**t1("Once", return_tensors="pt"), logits_processor=[processor])  # doctest: +SKIP
     """
 
@@ -74,6 +75,12 @@ class EnsembleLogitsProcessor(LogitsProcessor):
         attention_mask: torch.Tensor | None = None,
         host_rereads: bool = False,
     ) -> None:
+        if not isinstance(ensemble, EnsembleForCausalLM):
+            raise ConfigError(
+                f"ensemble must be an EnsembleForCausalLM, got {type(ensemble).__name__}; of models, the processor is "
+                "built by `EnsembleLogitsProcessor.from_members(model, [model_2])`, with `tokenizers=[tokenizer, "
+                "tokenizer_2]` if they cannot be loaded from where the models are"
+            )
         _check_ensemble(ensemble)
         self.ensemble = ensemble
         self.attention_mask = attention_mask
@@ -106,11 +113,12 @@ class EnsembleLogitsProcessor(LogitsProcessor):
         self._attach()
 
     @classmethod
+    @with_keywords(BuildOptions, BUILD_DEFAULTS)
     def from_members(
         cls,
         host: Any,
         others: Sequence[Any],
-        tokenizers: Sequence[Any],
+        tokenizers: Sequence[Any] | None = None,
         policy: GivenPolicy | None = None,
         attention_mask: torch.Tensor | None = None,
         host_rereads: bool = False,
@@ -119,28 +127,34 @@ class EnsembleLogitsProcessor(LogitsProcessor):
         """Builds the processor from models.
 
         Args:
-            host (`PreTrainedModel` or `PeftModel`): the model whose `generate` is called.
-            others (`Sequence[PreTrainedModel]`): the other members.
-            tokenizers (`Sequence[PreTrainedTokenizerBase]`): one per model, the host's first.
+            host (`PreTrainedModel` or `PeftModel`): the model whose `generate` is called. What else
+                [`EnsembleForCausalLM.from_members`] takes is accepted, too: `processor.host.model` is the model then.
+            others (`Sequence`): the other members: models, folders, Hub ids, or `(model, tokenizer)` pairs.
+            tokenizers (`Sequence[PreTrainedTokenizerBase | None]`, *optional*): one per member, the host's first.
+                `None` loads a member's from its folder or Hub id; for a model, from where `from_pretrained` has loaded
+                it.
             policy (`Policy`, `str` or `os.PathLike`, *optional*): as in [`EnsembleForCausalLM.from_members`]; its
                 weights `(B, M)` have the host's first; `None` = uniform.
             attention_mask (`torch.LongTensor` of shape `(B, L)`, *optional*), host_rereads (`bool`): see the class.
             settings: as in [`EnsembleForCausalLM.from_members`], such as `span_length`, `mixing`, `end_token_ids`.
 
         Raises:
-            ConfigError: the number of tokenizers is not the number of models, or an option is invalid.
+            ConfigError: the number of tokenizers is not the number of members, or an option is invalid.
             MemberError, TokenizerError: a model or a tokenizer that cannot be used.
         """
         if isinstance(others, (str, bytes)) or not isinstance(others, Sequence):
             raise ConfigError(f"others must be a list of models, got {type(others).__name__}; give [model_2, ...]")
-        models = [host, *others]
-        given = list(tokenizers) if isinstance(tokenizers, Sequence) else [tokenizers]
-        if len(given) != len(models):
-            raise ConfigError(
-                f"tokenizers has {len(given)} entries for {len(models)} models (the host and {len(others)} others); "
-                "give one per model, the host's first"
-            )
-        ensemble = EnsembleForCausalLM.from_members(list(zip(models, given, strict=True)), policy, **settings)
+        members = [host, *others]
+        if tokenizers is not None:
+            given = list(tokenizers) if isinstance(tokenizers, Sequence) else [tokenizers]
+            if len(given) != len(members):
+                raise ConfigError(
+                    f"tokenizers has {len(given)} entries for {len(members)} members (the host and {len(others)} "
+                    "others); give one per member, the host's first"
+                )
+            pairs = zip(members, given, strict=True)
+            members = [one if tokenizer is None else (one, tokenizer) for one, tokenizer in pairs]
+        ensemble = EnsembleForCausalLM.from_members(members, policy, **settings)
         return cls(ensemble, attention_mask, host_rereads)
 
     @torch.no_grad()

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import fractions
+import os
+import re
 
 import pytest
 import torch
-from transformers import AutoModel, BertConfig
+from transformers import AutoModel, AutoModelForCausalLM, AutoTokenizer, BertConfig
 
 from hf_rlae import (
     ConfigError,
@@ -117,7 +119,7 @@ NOT_MEMBERS = {
     "no data": (lambda: (unfilled(), pair("llama")[1]), MemberError, "no data in .* meta device"),
     "complex weights": (lambda: (complex_weights(), pair("llama")[1]), MemberError, "complex numbers in .*up_proj"),
     "swapped": (lambda: pair("llama")[::-1], MemberError, "must be a transformers model"),
-    "a model alone": (lambda: pair("llama")[0], MemberError, r"members\[0\] must be"),
+    "a model alone": (lambda: pair("llama")[0], MemberError, r"members\[0\] must be .* where its tokenizer is"),
     "a pair of three": (lambda: (*pair("llama"), 3), MemberError, r"members\[0\] must be"),
 }
 
@@ -170,3 +172,37 @@ def test_the_context_of_an_ensemble_is_the_shortest_of_its_members():
     short, long = pair("llama", 0, max_position_embeddings=64), pair("gpt2", 1)
     assert EnsembleForCausalLM.from_members([long, short]).config.max_position_embeddings == 64
     assert EnsembleForCausalLM.from_members([pair("mamba")]).config.max_position_embeddings is None
+
+
+def saved(folder):
+    model, tokenizer = pair("llama", num_hidden_layers=1)
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return str(folder)
+
+
+def test_the_tokenizer_of_a_model_alone_is_where_the_model_was(tmp_path):
+    folder = saved(tmp_path / "first")
+    model = AutoModelForCausalLM.from_pretrained(folder)
+    ensemble = EnsembleForCausalLM.from_members([model, pair("gpt2")])
+    assert ensemble.members[0].model is model
+    assert ensemble.members[0].tokenizer.get_vocab() == AutoTokenizer.from_pretrained(folder).get_vocab()
+    assert ensemble.config.members[0] == folder
+
+
+@pytest.mark.parametrize("mistyped", ["frist", "./frist", "models/frist", "{absolute}/frist"])
+def test_a_mistyped_folder_is_answered_with_the_folder_beside_it(tmp_path, monkeypatch, mistyped):
+    monkeypatch.chdir(tmp_path)
+    for folder in (tmp_path / "first", tmp_path / "models" / "first"):
+        folder.mkdir(parents=True)
+    mistyped = mistyped.format(absolute=tmp_path)
+    near = os.path.normpath(mistyped.replace("frist", "first"))
+    with pytest.raises(MemberError, match=rf"no such folder \(did you mean {re.escape(near)}\?\)"):
+        EnsembleForCausalLM.from_members([mistyped, pair("llama")])
+
+
+@pytest.mark.parametrize("given", [[], None, "a folder", "members"])
+def test_a_config_that_is_none_names_the_right_call(given):
+    given = build().members if given == "members" else given
+    with pytest.raises(ConfigError, match=r"EnsembleConfig, got .*EnsembleForCausalLM\.from_members\(\[\.\.\.\]\)"):
+        EnsembleForCausalLM(given)

@@ -112,7 +112,7 @@ def test_the_text_is_the_same_as_without(kind, mode):
 def test_forcing_a_text_sees_what_writing_it_saw(mode, kind, runner, monkeypatch):
     """Law: the look-ahead depends on a row's text only: the same in a batch, and for each row by itself, forced."""
     if runner == "rows":
-        monkeypatch.setattr("hf_rlae.ensemble.loading.choose_runner", lambda member: RowRunner)
+        monkeypatch.setattr("hf_rlae.ensemble.assembly.choose_runner", lambda member: RowRunner)
     given = KINDS[kind]()
     inputs = encode(*(TEXTS[:1] if mode == "looked up" else TEXTS))
     _, sequences, seen = written(given, inputs, **MODES[mode])

@@ -96,7 +96,7 @@ def test_different_tokenizers_see_what_forcing_the_text_sees(span_length, mode, 
     """Law: the observation depends on the text only: it is the same in generation and in one forward pass."""
     given = members("different")
     if rows:
-        monkeypatch.setattr("hf_rlae.ensemble.loading.choose_runner", lambda member: RowRunner)
+        monkeypatch.setattr("hf_rlae.ensemble.assembly.choose_runner", lambda member: RowRunner)
     inputs = encode(*(TEXTS[:1] if mode == "looked up" else TEXTS))
     ensemble, sequences, seen = looked_at(given, span_length, inputs, **MODES[mode])
     assert all((runner is RowRunner) == rows for runner in ensemble.engine.runners)
