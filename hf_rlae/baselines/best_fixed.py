@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
-
-from transformers import GenerationConfig
+from collections.abc import Callable, Sequence
 
 from hf_rlae.baselines.by_policy import EnsembleBaseline
 from hf_rlae.baselines.fixed_weights import FixedWeights, best_fixed_weights
-from hf_rlae.baselines.inputs import GivenMembers, as_ensemble
-from hf_rlae.baselines.protocol import ScoreFn, mean_score
+from hf_rlae.baselines.protocol import Baseline
 from hf_rlae.baselines.registry import baselines
 from hf_rlae.checks import COUNT, check_number
 from hf_rlae.ensemble import EnsembleForCausalLM
@@ -53,21 +49,8 @@ class BestFixed(EnsembleBaseline):
             )
         super().prepare(ensemble)
 
-    def fit(
-        self,
-        members: GivenMembers,
-        prompts: Sequence[Any],
-        score_fn: ScoreFn,
-        generation_config: GenerationConfig | None = None,
-        **kwargs: Any,
-    ) -> BestFixed:
+    def choose(self, ensemble: EnsembleForCausalLM, score: Callable[[Baseline], float]) -> None:
         """See [`Baseline`]; the prompts are answered once per weight vector."""
-        ensemble = as_ensemble(members)
-
-        def score(weights: Sequence[float]) -> float:
-            output = BestFixed(weights).generate(ensemble, prompts, generation_config, **kwargs)
-            return mean_score(score_fn, output.texts)
-
-        self.search = best_fixed_weights(score, len(ensemble.members), self.resolution)
+        count = len(ensemble.members)
+        self.search = best_fixed_weights(lambda weights: score(BestFixed(weights)), count, self.resolution)
         self.policy = StaticPolicy(self.search.weights)
-        return self

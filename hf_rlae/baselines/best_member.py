@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable
 
 from transformers import GenerationConfig
 
-from hf_rlae.baselines.inputs import GivenMembers, Prompts, as_ensemble
+from hf_rlae.baselines.inputs import Prompts
 from hf_rlae.baselines.own_answers import alone, answer_alone
-from hf_rlae.baselines.protocol import Baseline, BaselineOutput, ScoreFn, check_member, mean_score
+from hf_rlae.baselines.protocol import Baseline, BaselineOutput, check_member
 from hf_rlae.baselines.registry import baselines
 from hf_rlae.ensemble import EnsembleForCausalLM
 from hf_rlae.errors import ConfigError
@@ -41,22 +40,10 @@ class BestMember(Baseline):
         check_member("index", self.index, ensemble)
         alone(ensemble, self.index)
 
-    def fit(
-        self,
-        members: GivenMembers,
-        prompts: Sequence[Any],
-        score_fn: ScoreFn,
-        generation_config: GenerationConfig | None = None,
-        **kwargs: Any,
-    ) -> BestMember:
+    def choose(self, ensemble: EnsembleForCausalLM, score: Callable[[Baseline], float]) -> None:
         """See [`Baseline`]; every member answers all prompts."""
-        ensemble = as_ensemble(members)
-        self.scores = [
-            mean_score(score_fn, BestMember(index).generate(ensemble, prompts, generation_config, **kwargs).texts)
-            for index in range(len(ensemble.members))
-        ]
+        self.scores = [score(BestMember(index)) for index in range(len(ensemble.members))]
         self.index = self.scores.index(max(self.scores))
-        return self
 
     def answer(self, ensemble: EnsembleForCausalLM, prompts: Prompts, settings: GenerationConfig) -> BaselineOutput:
         """See [`Baseline`]."""

@@ -131,7 +131,24 @@ class Baseline(ABC):
         Returns:
             the baseline itself.
         """
+        if type(self).choose is Baseline.choose:
+            return self  # members that are given by name are not loaded for nothing
+        ensemble = as_ensemble(members)
+
+        def score(baseline: Baseline) -> float:
+            output = baseline.generate(ensemble, prompts, generation_config, batch_size=batch_size, **kwargs)
+            return mean_score(score_fn, output.texts)
+
+        self.choose(ensemble, score)
         return self
+
+    def choose(self, ensemble: EnsembleForCausalLM, score: Callable[[Baseline], float]) -> None:  # noqa: B027
+        """The work of `fit`; does nothing where a baseline leaves nothing open.
+
+        Args:
+            ensemble (`EnsembleForCausalLM`): that of the members.
+            score (callable): the mean score of another baseline on the validation split.
+        """
 
     def prepare(self, ensemble: EnsembleForCausalLM) -> None:  # noqa: B027 (not every baseline needs it)
         """Called before any member runs, and not timed: checks the settings, builds what an ensemble needs once.

@@ -41,20 +41,20 @@ class Safe(Baseline):
 
     1. *Generate.* The drafter writes `num_draft` tokens greedily.
     2. *Verify.* Each verifier encodes the completion with the draft, and reads it in one forward pass. A drafted token
-       is accepted as it is if some verifier has no boundary where it begins (what precedes it would be torn out of one
-       of the verifier's own tokens). It is also accepted if it is every verifier's most likely token, or if its mean
-       probability over the members is above 0.5: then it is the most likely token of the ensemble anyway.
-    3. *Ensemble.* At the first token that is left, the most likely token of the mean over the union of vocabularies is
-       written, the rest of the draft is dropped, and the drafter goes on from there. If the most likely token has at
-       most 0.5, the mean is sharpened first.
+       is accepted if some verifier has no token boundary where it begins, because that verifier cannot predict it
+       there. It is also accepted if it is every verifier's most likely token, or if its mean probability over the
+       members is above 0.5, which makes it the ensemble's most likely token.
+    3. *Ensemble.* The first token that is not accepted is replaced by the most likely token of the members' mean
+       distribution over the union vocabulary. If no token has a mean probability above 0.5, the mean is sharpened
+       first. The rest of the draft is discarded, and the drafter continues after the new token.
 
-    Sharpening by `"prefix"`: a token to which the drafter gives more than `least_share` receives the mass of all tokens
-    that it begins, because tokenizers split one word in different ways. A mass goes to the shortest such token.
+    Sharpening by `"prefix"`: tokenizers split one word in different ways, so the mass of a token is moved to its
+    shortest prefix to which the drafter gives more than `least_share`.
 
-    Source: SAFE (arXiv 2510.15346), as told by its abstract and a public summary; its equations and sections are not
-    numbered here for this reason. These points are ours: the mean is GaC's (the paper also combines SAFE with UniTE);
-    the value of `least_share`; the ids of the prompt are kept when a verifier encodes a completion again; an ensembled
-    token that equals the drafted one does not end the round. Greedy decoding only.
+    Source: SAFE (arXiv 2510.15346), after its abstract and a public summary, so its equations are not cited by number.
+    These points are ours: the mean is GaC's (the paper also combines SAFE with UniTE); the value of `least_share`; the
+    ids of the prompt are kept when a verifier encodes a completion again; an ensembled token that equals the drafted
+    one does not end the round. Greedy decoding only.
 
     Args:
         num_draft (`int`, defaults to 5): number of tokens in a draft. Source: a public summary of

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from abc import ABC, abstractmethod
 from pathlib import Path
 from typing import Any
 
@@ -66,19 +67,19 @@ def keep_published_card(
         write_whole(path, str(card))
 
 
-class CardedPush:
+class CardedPush(ABC):
     """A mixin for models of transformers: `push_to_hub` publishes `model_card()` instead of transformers' draft.
 
     A card that a user wrote, in the repository, is kept.
     """
 
+    @abstractmethod
     def model_card(self, name: str | None = None) -> ModelCard:
         """The model card.
 
         Args:
             name (`str`, *optional*): the repository or folder that the card's code loads.
         """
-        raise NotImplementedError
 
     def _upload_modified_files(self, working_dir: Any, repo_id: str, *args: Any, **kwargs: Any) -> Any:
         """All pushes of transformers end here, with the repository's card or a draft in `working_dir`."""

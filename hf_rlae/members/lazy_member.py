@@ -38,39 +38,27 @@ def _first_device(device_map: Any) -> torch.device:
         return torch.device("cpu")
 
 
-def declared_parts(
-    source: str,
-    *,
-    revision: str | None = None,
-    base_revision: str | None = None,
-    vocabulary_hash: str | None = None,
-    adapter_name: str | None = None,
-    end_token_ids: Sequence[int] | None = None,
-    tokenizer_kwargs: dict[str, Any] | None = None,
-    check_files: bool = True,
-    sees: bool | None = None,
-    **options: Any,
-) -> tuple[Any, Any, dict[str, Any], dict[str, Any]]:
+def declared_parts(source: str, **options: Any) -> tuple[Any, Any, dict[str, Any], dict[str, Any]]:
     """What is known of a member without its weights.
 
     Args:
-        source, revision, ...: as in [`Member.load`].
+        source, options: as in [`Member.load`].
 
     Returns:
         `tuple`: its modules on the meta device, its tokenizer, the arguments with which `Member.load` loads the same
         member, and the arguments `revision`, `adapter_name` and `end_token_ids` of [`Member`], with `base_revision`.
     """
     with readable(source, f"member {source}"):
-        revision = resolved(source, revision, options)
-    about: dict[str, Any] = {"revision": revision, "adapter_name": adapter_name, "end_token_ids": end_token_ids}
-    own: dict[str, Any] = {"revision": revision, "base_revision": base_revision, "check_files": check_files}
-    skeleton, base_revision = load_skeleton(source, sees=sees, **own, **options)
-    sees = always_sees(skeleton.config.model_type) if sees is None else sees
-    options.update(base_revision=base_revision, vocabulary_hash=vocabulary_hash)
-    whole = {**options, **about, "tokenizer_kwargs": tokenizer_kwargs, "check_files": check_files, "sees": sees}
-    shared = {name: options[name] for name in TOKENIZER_OPTIONS if name in options}
-    shared.update(revision=revision, base_revision=base_revision, expected_hash=vocabulary_hash, sees=sees)
-    tokenizer = load_tokenizer(source, **{**shared, **(tokenizer_kwargs or {})})
+        revision = resolved(source, options.get("revision"), options)
+    about = {"revision": revision, **{name: options.pop(name, None) for name in ("adapter_name", "end_token_ids")}}
+    own = {name: options.pop(name, None) for name in ("tokenizer_kwargs", "vocabulary_hash")}
+    skeleton, base_revision = load_skeleton(source, **{**options, "revision": revision})
+    if options.get("sees") is None:
+        options["sees"] = always_sees(skeleton.config.model_type)
+    whole = {**options, **about, **own, "base_revision": base_revision}
+    shared = {name: options[name] for name in (*TOKENIZER_OPTIONS, "sees") if name in options}
+    shared.update(revision=revision, base_revision=base_revision, expected_hash=own["vocabulary_hash"])
+    tokenizer = load_tokenizer(source, **{**shared, **(own["tokenizer_kwargs"] or {})})
     return skeleton.eval(), tokenizer, whole, {**about, "base_revision": base_revision}
 
 
@@ -105,30 +93,14 @@ class LazyMember(Member):
         self.adapter_name = adapter_name
 
     @classmethod
-    def load(  # type: ignore[override]  # the arguments are those of `Member.load`
-        cls,
-        source: str,
-        *,
-        revision: str | None = None,
-        base_revision: str | None = None,
-        vocabulary_hash: str | None = None,
-        adapter_name: str | None = None,
-        end_token_ids: Sequence[int] | None = None,
-        tokenizer_kwargs: dict[str, Any] | None = None,
-        check_files: bool = True,
-        sees: bool | None = None,
-        **options: Any,
-    ) -> Member:
+    def load(cls, source: str, **options: Any) -> Member:
         """As [`Member.load`], without the weights.
 
         Raises:
             MemberError, TokenizerError, ConfigError: see `Member.load`. What is wrong with the weights is found when
                 the member first runs.
         """
-        given: dict[str, Any] = {"tokenizer_kwargs": tokenizer_kwargs, "check_files": check_files, "sees": sees}
-        given |= {"revision": revision, "base_revision": base_revision, "vocabulary_hash": vocabulary_hash}
-        given |= {"adapter_name": adapter_name, "end_token_ids": end_token_ids}
-        skeleton, tokenizer, whole, about = declared_parts(source, **given, **options)
+        skeleton, tokenizer, whole, about = declared_parts(source, **options)
         if getattr(skeleton, "_is_stateful", False):
             return Member.load(source, **whole)
         found = about.pop("base_revision")

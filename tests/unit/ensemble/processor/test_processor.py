@@ -609,7 +609,7 @@ def refused(kind, *words):
 @pytest.mark.parametrize("count", [1, 2, 4])
 def test_another_number_of_tokenizers(count):
     models = [model for model, _ in same()]
-    with refused(ConfigError, "tokenizers", f"{count} entries", "3 models"):
+    with refused(ConfigError, "tokenizers", f"{count} entries", "3 members"):
         EnsembleLogitsProcessor.from_members(models[0], models[1:], tokenizers=[byte_level_bpe()] * count)
 
 
