@@ -16,9 +16,10 @@ import yaml
 
 from hf_rlae.configs import find_accelerate_config
 from hf_rlae.errors import ConfigError
-from hf_rlae.trainers.runs import read_settings, run
+from hf_rlae.trainers.runs import predict_cost, read_settings, read_table, run, run_table, table_text
 from hf_rlae.trainers.runs.arguments import LaunchArguments
 from hf_rlae.trainers.runs.settings import make_parser
+from hf_rlae.trainers.runs.tables import TableRow
 
 _SHOWN = r"eval_reward|eval_(\w+_)?rewards/.*/mean|eval_completions/mean_length"
 """The figures of an evaluation that are printed."""
@@ -42,7 +43,8 @@ def train(kind: str, arguments: Sequence[str]) -> None:
     Raises:
         HfRlaeError: settings, data or models that cannot be used.
     """
-    settings = read_settings(kind, arguments)
+    rows = read_table(arguments) if kind == "rlae" else None
+    settings = read_settings(kind, arguments) if rows is None else next(iter(rows[0].cells.values()))
     if LAUNCHED not in os.environ and any(value is not None for value in asdict(settings.launch).values()):
         command = launch_command(settings.launch, kind, arguments)
         sys.stdout.flush()
@@ -51,11 +53,32 @@ def train(kind: str, arguments: Sequence[str]) -> None:
     with warnings.catch_warnings():
         # transformers' deprecations of its own arguments, which TRL sets
         warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")
+        if rows is not None:
+            _train_table(rows)
+            return
         trainer = run(settings)
     if trainer.is_world_process_zero():
         _show_evaluation(trainer)
         print(f"saved in {trainer.args.output_dir}")
     trainer.end()
+
+
+def _train_table(rows: Sequence[TableRow]) -> None:
+    """Prints what the trainings of a table need, trains, and prints and saves the table."""
+    is_first = os.environ.get("RANK", "0") == "0"
+    processes = int(os.environ.get("WORLD_SIZE", "1"))
+    for row in rows if is_first else ():
+        for column, settings in row.cells.items():
+            print(f"{row.name}, {column}, predicted:\n{predict_cost(settings, processes).to_text()}", flush=True)
+    reports = {}
+    for row, report in run_table(rows):
+        reports[row.name] = report
+        if is_first:
+            path = row.folder.parent / "table.md"
+            path.write_text(table_text(reports), encoding="utf-8")
+            print(f"{row.name}: {report.to_markdown()}", flush=True)
+    if is_first:
+        print(f"{table_text(reports)}saved in {path}")
 
 
 def _show_evaluation(trainer: Any) -> None:

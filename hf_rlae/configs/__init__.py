@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -18,8 +19,21 @@ def list_configs() -> dict[str, str]:
     >>> list_configs()["cory_imdb"]
     'CORY on openings of film reviews, as its public code: GPT-2, PPO over tokens, a sentiment model as the reward.'
     """
-    files = sorted(FOLDER.glob("*.yaml"))
-    return {file.stem: file.read_text(encoding="utf-8").partition("\n")[0].removeprefix("# ") for file in files}
+    return {
+        name: file.read_text(encoding="utf-8").partition("\n")[0].removeprefix("# ")
+        for name, file in sorted(_files(FOLDER).items())
+    }
+
+
+def list_tables() -> list[str]:
+    """The names of the ready files that are tables of several trainings.
+
+    Example:
+
+    >>> list_tables()
+    ['paper/span_lengths', 'paper/three_members', 'paper/two_members']
+    """
+    return [name for name in list_configs() if name.startswith("paper/")]
 
 
 def find_config(name: str) -> Path:
@@ -31,7 +45,7 @@ def find_config(name: str) -> Path:
     Raises:
         ConfigError: there is no such file.
     """
-    return _find("config", name, [FOLDER])
+    return _find("config", name, _files(FOLDER))
 
 
 def find_accelerate_config(name: str) -> Path:
@@ -42,13 +56,19 @@ def find_accelerate_config(name: str) -> Path:
     """
     trl = find_spec("trl")
     others = [Path(place) / "accelerate_configs" for place in (trl.submodule_search_locations or [])] if trl else []
-    return _find("accelerate_config", name, [FOLDER / "accelerate", *others])
+    folders = [*others, FOLDER / "accelerate"]
+    return _find("accelerate_config", name, {file.stem: file for folder in folders for file in folder.glob("*.yaml")})
 
 
-def _find(option: str, name: str, folders: list[Path]) -> Path:
+def _files(folder: Path) -> dict[str, Path]:
+    """The ready files of trainings: those of a paper's tables are named with their folder."""
+    names = {path.stem: path for path in folder.glob("*.yaml")}
+    return names | {f"paper/{path.stem}": path for path in folder.glob("paper/*.yaml")}
+
+
+def _find(option: str, name: str, known: Mapping[str, Path]) -> Path:
     if Path(name).is_file():
         return Path(name)
-    known = {file.stem: file for folder in reversed(folders) for file in folder.glob("*.yaml")}
     if name not in known:
         raise ConfigError(
             f"{option}={name!r} is neither a file nor the name of a ready configuration: {nearest(name, known)}"

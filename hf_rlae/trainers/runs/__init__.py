@@ -7,6 +7,20 @@
 """
 
 from hf_rlae.trainers.runs.build import build_trainer, run
+from hf_rlae.trainers.runs.costs import MemberCost, RunCost, predict_cost
 from hf_rlae.trainers.runs.settings import RunSettings, read_settings
+from hf_rlae.trainers.runs.tables import TableRow, read_table, run_table, table_text
 
-__all__ = ["RunSettings", "build_trainer", "read_settings", "run"]
+__all__ = [
+    "MemberCost",
+    "RunCost",
+    "RunSettings",
+    "TableRow",
+    "build_trainer",
+    "predict_cost",
+    "read_settings",
+    "read_table",
+    "run",
+    "run_table",
+    "table_text",
+]

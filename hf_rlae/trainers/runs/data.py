@@ -72,6 +72,15 @@ def load_datasets(args: TaskArguments) -> tuple[Any, Any]:
     return _load(args, args.train_split, args.train_size), evaluation
 
 
+def load_test_rows(args: TaskArguments, split: str, limit: int | None) -> Any:
+    """Rows of another split of the task, asked as in training.
+
+    Raises:
+        ConfigError, TaskError: see `load_task`.
+    """
+    return _load(args, split, limit)
+
+
 def _load(args: TaskArguments, split: str, limit: int | None) -> Any:
     return load_task(
         str(args.task),

@@ -102,7 +102,7 @@ def read_settings(kind: str, arguments: Sequence[str] = (), config: Mapping[str,
     known, overrides = own.parse_known_args(list(arguments))
     if config is not None and known.config is not None:
         raise ConfigError("config is given twice, as a mapping and as --config; leave one of them out")
-    values = dict(_read_file(find_config(known.config)) if known.config is not None else config or {})
+    values = dict(read_config_file(find_config(known.config)) if known.config is not None else config or {})
     environment = values.pop(_ENVIRONMENT, None) or {}
     algorithm = known.algorithm or values.get("algorithm", ALGORITHMS[0])
     if kind == "cory":
@@ -130,7 +130,12 @@ def make_parser(kind: str, algorithm: str = "grpo") -> SettingsParser:
     return SettingsParser(parts, prog=f"hf-rlae train {kind}", add_help=False, allow_abbrev=False, usage="%(prog)s")
 
 
-def _read_file(path: Path) -> Mapping[str, Any]:
+def read_config_file(path: Path) -> Mapping[str, Any]:
+    """The settings of a YAML file.
+
+    Raises:
+        ConfigError: the file cannot be read, or is not a mapping of names to values.
+    """
     try:
         values = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:

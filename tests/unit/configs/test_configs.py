@@ -20,7 +20,7 @@ def test_trl_files_for_accelerate_are_found_too():
 
 
 def test_every_value_of_a_ready_file_says_where_it_comes_from():
-    for path in FOLDER.glob("*.yaml"):
+    for path in (*FOLDER.glob("*.yaml"), *FOLDER.glob("paper/*.yaml")):
         for line in path.read_text().splitlines():
             is_value = line and not line.startswith(("#", "output_dir", "rewards:", "  - "))
             assert not is_value or any(word in line for word in ("paper", "public code", "ours", "positive")), line
