@@ -34,10 +34,15 @@ def in_flags(message: str, command: argparse.ArgumentParser | None) -> str:
     >>> option = parser.add_argument("--save-members", action="store_true")
     >>> in_flags("pass save_members=True to push them", parser)
     'pass --save-members to push them'
+    >>> option = parser.add_argument("--mixing")
+    >>> in_flags("mixing='lin': give mixing='log', as in build(members, mixing='log')", parser)
+    "--mixing 'lin': give --mixing 'log', as in build(members, mixing='log')"
     """
     for argument, option in _WORDS:
         message = message.replace(argument, option)
     for action in command._actions if command is not None else ():
-        if action.nargs == 0 and action.option_strings:
+        if action.option_strings and action.nargs == 0:
             message = re.sub(rf"`?\b{action.dest}=True`?", action.option_strings[0], message)
+        elif action.option_strings:  # an argument of a call, as in f(mixing='log'), stays
+            message = re.sub(rf"(?<![\w(.])(?<!, )\b{action.dest}=(?=\S)", f"{action.option_strings[0]} ", message)
     return message

@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import difflib
 import os
+import re
 import sys
 import traceback
 from collections.abc import Sequence
@@ -41,6 +42,13 @@ BROKEN_PIPE = 141
 
 
 class _Parser(argparse.ArgumentParser):
+    _given: Sequence[str] = ()
+
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+        """As in argparse; the arguments are kept for `error`."""
+        self._given = sys.argv[1:] if args is None else args
+        return super().parse_known_args(args, namespace)
+
     def parse_args(self, args: Any = None, namespace: Any = None) -> Any:
         """As in argparse; an option that a command does not have is refused with the nearest one that it has."""
         parsed, rest = self.parse_known_args(args, namespace)
@@ -58,13 +66,36 @@ class _Parser(argparse.ArgumentParser):
         option = next((part.partition("=")[0] for part in rest if part.startswith("--")), None)
         if option is None:
             self.error(f"unrecognized arguments: {' '.join(rest)}")
-        known = [name for action in self._actions for name in action.option_strings if name.startswith("--")]
-        near = difflib.get_close_matches(option, known, n=1)
-        self.error(f"there is no option {option}{f' (did you mean {near[0]}?)' if near else ''}")
+        self.error(f"there is no option {option}{_did_you_mean(option, self._options())}")
 
     def error(self, message: str) -> NoReturn:
-        """Ends the process with one line; argparse would print the usage first, which hides it."""
-        self.exit(USAGE_ERROR, f"hf-rlae: error: {message}; see `{self.prog} --help`\n")
+        """Ends the process with one line; argparse would print all options first, which hides it.
+
+        A misspelt option also makes argparse miss arguments, which it reports first.
+        """
+        if message.startswith("the following arguments are required"):
+            names = [part.partition("=")[0] for part in self._given if part.startswith("--") and part != "--"]
+            unknown = [name for name in names if not any(known.startswith(name) for known in self._options())]
+            if unknown:
+                message = f"there is no option {unknown[0]}{_did_you_mean(unknown[0], self._options())}"
+        if choice := re.search(r"invalid choice: '(.*?)' \(choose from (.*)\)", message):
+            message += _did_you_mean(choice[1], re.findall(r"[\w-]+", choice[2]))
+        self.exit(USAGE_ERROR, f"hf-rlae: error: {message}; {self._short_usage()} (see `{self.prog} --help`)\n")
+
+    def _options(self) -> list[str]:
+        return [name for action in self._actions for name in action.option_strings if name.startswith("--")]
+
+    def _short_usage(self) -> str:
+        """The usage without the options, of which there are dozens."""
+        formatter = argparse.HelpFormatter(self.prog, width=1000)
+        own = [action for action in self._actions if action.required or not action.option_strings]
+        formatter.add_usage(None, own, [])
+        return f"{one_line(formatter.format_help())} [options]"
+
+
+def _did_you_mean(given: str, known: Sequence[str]) -> str:
+    near = difflib.get_close_matches(given, known, n=1)
+    return f" (did you mean {near[0]}?)" if near else ""
 
 
 def build_parser() -> _Parser:

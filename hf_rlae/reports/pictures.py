@@ -21,6 +21,8 @@ COLOURS = ("#0f9fb5", "#b5459f", "#c9a227", "#4c9a4c", "#3f63c4", "#c4453f", "#6
 
 _TOKENS_A_LINE = 48
 _LONGEST_LABEL = 12
+_UPRIGHT = 2
+"""Characters of a label that fit below a bar; longer ones are turned."""
 
 
 def colour_of(member: int) -> str:
@@ -73,9 +75,9 @@ def _plot_line(axes: Axes, line: Sequence[TracedToken], num_members: int) -> Non
     for place in range(1, len(line)):
         if line[place].span != line[place - 1].span:
             axes.axvline(place - 0.5, color="white", linewidth=1.2)
-    labels = axes.set_xticks(range(len(line)), [_label(token) for token in line], rotation=90, family="monospace")
-    for text, token in zip(axes.get_xticklabels() if labels else [], line, strict=False):
-        text.set_color(colour_of(token.carrier))
+    ticks = axes.set_xticks(range(len(line)), [_label(token) for token in line], family="monospace")
+    for text, token in zip(axes.get_xticklabels() if ticks else [], line, strict=False):
+        text.set(color=colour_of(token.carrier), rotation=0 if len(_label(token)) <= _UPRIGHT else 90)
     axes.set(xlim=(-0.5, max(len(line), 1) - 0.5), ylim=(0, 1), yticks=(0, 0.5, 1), ylabel="weight")
     axes.tick_params(axis="x", length=0)
 

@@ -17,6 +17,8 @@ STYLES = ("cyan", "magenta", "yellow", "green", "blue", "red", "bright_cyan", "b
 
 _LINE = 78
 """Characters in a line of a terminal."""
+_LEFT = 20
+"""Characters of the columns beside the weights, the text among them."""
 
 
 def style_of(member: int) -> str:
@@ -75,9 +77,10 @@ def span_table(names: Names, tokens: Sequence[TracedToken]) -> Table:
     names = names_of(names)
     columns = Column("spans", justify="right", no_wrap=True), Column("text", overflow="fold")
     table = Table(*columns, box=box.SIMPLE_HEAD)
-    width = max(8, _LINE // max(1, len(names)) - 10)
+    width = max(8, (_LINE - _LEFT) // max(1, len(names)) - 3)
     for index, name in enumerate(wrapped_name(name, width) for name in names):
-        table.add_column(name, justify="right", style=style_of(index), header_style=style_of(index), overflow="fold")
+        colour = style_of(index)  # the names have their line breaks already; the text gives way
+        table.add_column(name, justify="right", style=colour, header_style=colour, no_wrap=True)
     for weights, group in groupby(tokens, key=lambda token: token.weights):
         part = list(group)
         first, last = part[0].span, part[-1].span

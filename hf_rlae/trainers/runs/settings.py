@@ -166,7 +166,7 @@ def _refuse(parser: SettingsParser, rest: Sequence[str]) -> NoReturn:
     if not first.startswith("-"):
         raise ConfigError(f"{first!r} belongs to no setting; a setting is given as --key value")
     key = first.lstrip("-").partition("=")[0].replace("-", "_")
-    raise ConfigError(f"there is no setting --{key}: {_nearest(key, _names(parser))}")
+    raise ConfigError(f"there is no setting --{key}: {_nearest(key, ['config', *_names(parser)])}")
 
 
 def _nearest(key: str, names: Sequence[str]) -> str:

@@ -66,14 +66,33 @@ def test_an_accident_is_one_line(capfd, monkeypatch, tmp_path, error, code, line
 @pytest.mark.parametrize(
     ("given", "line"),
     [
-        ("trian", "argument COMMAND: invalid choice: 'trian' (choose from "),
-        ("", "the following arguments are required: COMMAND; see `hf-rlae --help`"),
-        ("chat", "the following arguments are required: MEMBER; see `hf-rlae chat --help`"),
-        ("chat a b --weihgts 1,0", "there is no option --weihgts (did you mean --weights?); see `hf-rlae chat --help`"),
-        ("generate a --promt x", "there is no option --promt (did you mean --prompt?); see `hf-rlae generate --help`"),
-        ("pull a/b --zzzzzz", "there is no option --zzzzzz; see `hf-rlae pull --help`"),
-        ("pull a/b c d", "unrecognized arguments: d; see `hf-rlae pull --help`"),
-        ("train ppo", "invalid choice: 'ppo' (choose from 'rlae', 'cory'); see `hf-rlae train --help`"),
+        ("trian", "'version') (did you mean train?); usage: hf-rlae COMMAND ... [options] (see `hf-rlae --help`)"),
+        ("", "the following arguments are required: COMMAND; usage: hf-rlae COMMAND ... [options] (see `hf-rlae "),
+        (
+            "chat",
+            "the following arguments are required: MEMBER; usage: hf-rlae chat MEMBER [MEMBER ...] [options] (see ",
+        ),
+        (
+            "chat a b --weihgts 1,0",
+            "there is no option --weihgts (did you mean --weights?); usage: hf-rlae chat MEMBER ",
+        ),
+        (
+            "generate a --promt x",
+            "there is no option --promt (did you mean --prompt?); usage: hf-rlae generate MEMBER ",
+        ),
+        ("generate --promt", "there is no option --promt (did you mean --prompt?); "),  # not: MEMBER is required
+        (
+            "evaluate a --tsak=gsm8k",
+            "there is no option --tsak (did you mean --task?); usage: hf-rlae evaluate --task ",
+        ),
+        ("evaluate a --metho x", "the following arguments are required: --task; "),  # argparse takes it for --method
+        (
+            "pull a/b --zzzzzz",
+            "there is no option --zzzzzz; usage: hf-rlae pull REPO_ID [FOLDER] [options] (see `hf-rl",
+        ),
+        ("pull a/b c d", "unrecognized arguments: d; usage: hf-rlae pull REPO_ID "),
+        ("train ppo", "invalid choice: 'ppo' (choose from 'rlae', 'cory'); usage: hf-rlae train [{rlae,cory}] "),
+        ("train croy", "(choose from 'rlae', 'cory') (did you mean cory?); "),
     ],
 )
 def test_what_the_parser_refuses_is_one_line(capsys, given, line):

@@ -99,6 +99,7 @@ REFUSED = {
     "a validation set without a size": ("rlae --members a --task gsm8k --eval_split train", "give eval_size"),
     "a size of no validation set": ("rlae --members a --task gsm8k --eval_size 4", "without eval_split"),
     "an unknown algorithm": ("cory --config cory_imdb --algorithm pop", "algorithm='pop'"),
+    "a misspelt option of the command": ("rlae --confg rlae_gsm8k", "no setting --confg: did you mean 'config'?"),
     "an algorithm for RLAE": ("rlae --config rlae_gsm8k --algorithm ppo", "no setting --algorithm"),
     "no base model": ("cory --task gsm8k", "model_name_or_path is missing"),
     "agents without adapters": ("cory --config cory_imdb --use_peft false", "LoRA adapters"),

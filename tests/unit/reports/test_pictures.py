@@ -26,6 +26,12 @@ def test_bars_are_the_weights(count, lines):
     assert labels == [r"\$x·"] * count
 
 
+def test_short_labels_are_upright():
+    pieces = [b"7", b" 5", b"=12", b"times"]
+    figure = plot_token_weights(NAMES, [TracedToken(0, raw, 0, (0.5, 0.5), (-1.0, -1.0)) for raw in pieces])
+    assert [label.get_rotation() for label in figure.axes[0].get_xticklabels()] == [0, 0, 90, 90]
+
+
 @pytest.mark.parametrize("ending", ["png", "svg", "pdf"])
 def test_pictures_are_written(ending, tmp_path):
     odd = [TracedToken(0, raw, 0, (0.5, 0.5), (-1.0, -1.0)) for raw in (b"\xff", b"\n", "é".encode(), b"")]
