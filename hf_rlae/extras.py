@@ -5,6 +5,9 @@ from __future__ import annotations
 import importlib.util
 from collections.abc import Sequence
 
+TRAINING = ("trl", "peft", "accelerate", "datasets")
+"""What every trainer imports, of the extra `train`."""
+
 
 def missing_packages(what: str, packages: Sequence[str], extra: str) -> str | None:
     """What is missing and how to install it, or `None` if nothing is missing.

@@ -10,6 +10,7 @@ import re
 from hf_rlae.checks import Bounds
 from hf_rlae.cli.arguments import check_output, check_packages, number, seed
 from hf_rlae.errors import ConfigError
+from hf_rlae.extras import TRAINING
 
 SUMMARY = "three embedded specialists solve what none of them can alone"
 DESCRIPTION = """\
@@ -61,7 +62,7 @@ def check(args: argparse.Namespace) -> None:
     if args.web:
         check_packages("--web", ("gradio",), "demo")
     if args.train:
-        check_packages("--train", ("trl", "datasets"), "train")
+        check_packages("--train", TRAINING, "train")
 
 
 def _check_chain(chain: str) -> None:

@@ -11,6 +11,7 @@ from hf_rlae.cli.arguments import (
     add_ensemble,
     add_loading,
     add_members,
+    check_packages,
     check_shared,
     hub_sources,
     positive_int,
@@ -87,6 +88,7 @@ def check(args: argparse.Namespace) -> None:
         not args.output or (os.path.exists(args.output) and not os.path.isdir(args.output))
     ):
         raise ConfigError(f"--output: {args.output!r} is not a folder; give one, which is created if it does not exist")
+    check_packages("hf-rlae evaluate", ("datasets",), "train")
     check_shared(args)
 
 

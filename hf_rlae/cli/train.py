@@ -10,6 +10,7 @@ from typing import Any
 from hf_rlae.cli.arguments import check_packages
 from hf_rlae.configs import find_config, list_configs
 from hf_rlae.errors import ConfigError
+from hf_rlae.extras import TRAINING
 
 SUMMARY = "train a policy (rlae) or the agents of a model (cory) from a configuration file"
 DESCRIPTION = """\
@@ -67,7 +68,7 @@ def check(args: argparse.Namespace) -> None:
     named = _config_of(args.overrides)
     if named is not None:
         find_config(named)
-    check_packages("hf-rlae train", ("trl", "datasets", "peft"), "train")
+    check_packages("hf-rlae train", TRAINING, "train")
 
 
 def _config_of(overrides: Sequence[str]) -> str | None:

@@ -11,6 +11,11 @@ import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from hf_rlae.extras import missing_packages
+
+if (message := missing_packages("hf_rlae.evaluation.metrics", ("evaluate", "datasets"), "train")) is not None:
+    raise ImportError(message)
+
 import evaluate
 from datasets import Features, Value
 

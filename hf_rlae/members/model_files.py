@@ -27,6 +27,7 @@ from transformers.models.auto.modeling_auto import (
 from transformers.utils import cached_file, find_adapter_config_file
 
 from hf_rlae.errors import ConfigError, HfRlaeError, MemberError, TokenizerError, first_sentence
+from hf_rlae.extras import missing_packages
 from hf_rlae.hub_ids import is_repo_id
 from hf_rlae.hub_revisions import resolved
 from hf_rlae.members.file_budget import (
@@ -84,6 +85,7 @@ def load_model(
     own = dict(options)
     with readable(source, owner):
         adapter = _find_adapter(source, adapter_name, options)
+        _check_packages(owner, adapter is not None, options.get("device_map"))
         base, base_revision = _base_of(adapter, source, base_revision, options)
         if adapter is not None and base == source:  # transformers would add the adapter at the root by itself
             own["adapter_kwargs"] = {"subfolder": ".none"}
@@ -417,6 +419,14 @@ def readable(source: str, owner: str, failure: type[HfRlaeError] = MemberError) 
             f"{owner} cannot be loaded: {reason} Give a folder with a model's config.json, weights and tokenizer, or "
             f"the id of such a model on the Hub; {hints}"
         ) from error
+
+
+def _check_packages(owner: str, is_adapter: bool, device_map: Any) -> None:
+    """Raises `MemberError` for packages that transformers would miss after it has loaded the base model."""
+    wanted = (("the adapter of ", is_adapter, "peft"), ("the device_map of ", device_map is not None, "accelerate"))
+    for what, is_needed, package in wanted:
+        if is_needed and (message := missing_packages(f"{what}{owner}", [package], "peft")) is not None:
+            raise MemberError(message)
 
 
 def _near_folder(source: str) -> str:

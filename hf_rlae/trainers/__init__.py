@@ -2,9 +2,9 @@
 
 import lazy_loader
 
-from hf_rlae.extras import missing_packages
+from hf_rlae.extras import TRAINING, missing_packages
 
-if (message := missing_packages("hf_rlae.trainers", ("trl", "datasets"), "train")) is not None:
+if (message := missing_packages("hf_rlae.trainers", TRAINING, "train")) is not None:
     raise ImportError(message)
 
 __getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

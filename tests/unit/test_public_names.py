@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ast
-import importlib.util
 import os
 import re
 import subprocess
@@ -14,7 +13,6 @@ import pytest
 
 import hf_rlae
 import hf_rlae.trainers
-from hf_rlae.cli.main import main
 
 PACKAGE = Path(hf_rlae.__file__).parent
 
@@ -133,16 +131,3 @@ def test_a_type_checker_finds_what_is_wrong_in_a_script_and_nothing_else(tmp_pat
     assert {at: lines[at - 1] for at in found} == {at: lines[at - 1] for at in wanted}, printed
     for at, code in wanted.items():
         assert found[at] == code, lines[at - 1]
-
-
-@pytest.mark.parametrize("missing", ["trl", "datasets"])
-def test_a_missing_extra_is_named_before_any_work(
-    missing: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    find_spec = importlib.util.find_spec
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name, *args: None if name == missing else find_spec(name))
-    monkeypatch.delitem(sys.modules, "hf_rlae.trainers")
-    with pytest.raises(ImportError, match=f"hf_rlae.trainers needs {missing}: install hf_rlae with its extra `train`"):
-        importlib.import_module("hf_rlae.trainers")
-    assert main(["demo", "--train"]) == 2
-    assert f"--train needs {missing}: install hf_rlae with its extra `train`" in capsys.readouterr().err
