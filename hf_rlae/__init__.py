@@ -14,7 +14,7 @@ from typing import Any
 
 import lazy_loader
 
-__version__ = "0.1.0.dev0"
+__version__ = "0.1.0"
 
 _import, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)
 
