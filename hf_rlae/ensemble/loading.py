@@ -10,6 +10,7 @@ from huggingface_hub.errors import StrictDataclassFieldValidationError
 from torch import nn
 from transformers import PreTrainedModel
 
+from hf_rlae.embedded import PREFIX, is_embedded
 from hf_rlae.ensemble.configuration_ensemble import EnsembleConfig
 from hf_rlae.ensemble.generation_defaults import saved_generation_config
 from hf_rlae.ensemble.member_places import find_members
@@ -183,6 +184,11 @@ def _member(given: Any, index: int, *, load: Callable[..., Member], kwargs: dict
                 )
         return given
     if isinstance(given, (str, os.PathLike)):
+        if is_embedded(os.fspath(given)):
+            raise MemberError(
+                f"members[{index}]={given!r} is a name for the command line; in Python, give "
+                f"load_demo_member({os.fspath(given).removeprefix(PREFIX)!r})"
+            )
         return load(os.fspath(given), **options, **kwargs)
     if isinstance(given, (tuple, list)) and len(given) == 2:
         model, tokenizer = given

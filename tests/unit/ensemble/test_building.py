@@ -119,6 +119,11 @@ NOT_MEMBERS = {
     "no data": (lambda: (unfilled(), pair("llama")[1]), MemberError, "no data in .* meta device"),
     "complex weights": (lambda: (complex_weights(), pair("llama")[1]), MemberError, "complex numbers in .*up_proj"),
     "swapped": (lambda: pair("llama")[::-1], MemberError, "must be a transformers model"),
+    "a name of the command line": (
+        lambda: "demo:addition-bytes",
+        MemberError,
+        r"members\[0\]='demo:addition-bytes' is a name for the command line; .*load_demo_member\('addition-bytes'\)",
+    ),
     "a model alone": (lambda: pair("llama")[0], MemberError, r"members\[0\] must be .* where its tokenizer is"),
     "a pair of three": (lambda: (*pair("llama"), 3), MemberError, r"members\[0\] must be"),
 }
