@@ -26,6 +26,20 @@ class HuggingFaceDocstrings(griffe.Extension):
         if obj.docstring is not None:
             obj.docstring.value = rewritten(obj.docstring.value)
 
+    def on_function(self, *, func: griffe.Function, **_: Any) -> None:
+        """Lists a keyword once that both the docstring and a `TypedDict` of the signature have."""
+        if func.docstring is None or not any(parameter.default == "..." for parameter in func.parameters):
+            return
+        for section in func.docstring.parsed:
+            if section.kind is griffe.DocstringSectionKind.parameters:
+                rows: dict[str, Any] = {}
+                for row in section.value:
+                    if row.name in rows:
+                        rows[row.name].value = row.value
+                    else:
+                        rows[row.name] = row
+                section.value[:] = rows.values()
+
 
 def rewritten(text: str) -> str:
     """A docstring in Hugging Face's form, in Google's form with fenced examples.

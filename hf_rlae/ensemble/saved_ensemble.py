@@ -110,12 +110,17 @@ class SavedEnsemble(NotRemote, PreTrainedModel):
 
         Args:
             pretrained_model_name_or_path (`str` or `os.PathLike`): a folder, or an id on the Hub.
-            kwargs: `members` (with `None` for those that are kept), `policy`, `weights` and `policy_revision` (as in
-                `from_members`) in place of the saved policy; `dtype`, `device_map`, `member_kwargs` and `check_files`
-                as in `from_members`; `allow_outside` (`bool`, defaults to `False`): whether members may be folders
-                outside of the ensemble's own; `max_members` (`int`, defaults to 64): the most members to load;
-                `trust_remote_code` (`bool`, defaults to `False`); fields of `EnsembleConfig` in place of the saved
-                values; options of the Hub, such as `revision`.
+            members (`list`, *optional*): members in place of the saved ones, as in `from_members`; `None` for one that
+                is kept.
+            policy, weights, policy_revision: as in `from_members`, in place of the saved policy.
+            config (`EnsembleConfig`, *optional*): in place of the saved one.
+            dtype, device_map, member_kwargs, check_files, placement, resources, member_timeout: as in `from_members`.
+            allow_outside (`bool`, defaults to `False`): whether members may be folders outside of the ensemble's own.
+            max_members (`int`, defaults to 64): the most members to load.
+            trust_remote_code (`bool`, defaults to `False`): whether code of the members and the policy may run.
+            revision, subfolder, token, cache_dir, force_download, local_files_only: options of the Hub, as in
+                transformers.
+            kwargs: fields of `EnsembleConfig`, such as `span_length`, in place of the saved values.
 
         Raises:
             ConfigError: no saved ensemble, an unknown option, or members that are missing or outside of the folder.
