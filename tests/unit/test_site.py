@@ -38,5 +38,6 @@ def test_every_place_is_a_name_and_has_a_docstring():
 def test_every_page_is_in_the_navigation():
     site = (DOCS / "mkdocs.yml").read_text(encoding="utf-8")
     listed = set(re.findall(r": ([\w/]+\.md)$", site, re.MULTILINE))
-    pages = {path.relative_to(DOCS).as_posix() for path in (*DOCS.glob("*.md"), *API, DOCS / "results" / "README.md")}
+    places = (*DOCS.glob("*.md"), *API, *DOCS.glob("recipes/*.md"), DOCS / "results" / "README.md")
+    pages = {path.relative_to(DOCS).as_posix() for path in places}
     assert pages == listed
