@@ -240,6 +240,11 @@ def load(
     if "mixing" in changed:
         changed.setdefault("mixing_kwargs", None)  # the saved ones are those of another mixing
     trust_remote_code = bool(options.pop("trust_remote_code", False))
+    if not isinstance(source, (str, os.PathLike)):
+        raise ConfigError(
+            f"from_pretrained loads a saved ensemble from a folder or Hub id, got {type(source).__name__}; build an "
+            "ensemble from members with `EnsembleForCausalLM.from_members([...])`"
+        )
     source = os.fspath(source)
     with readable(source, f"ensemble {source}", ConfigError):
         options["revision"] = resolved(source, options.get("revision"), options)  # of config, policy and members alike

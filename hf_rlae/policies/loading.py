@@ -8,6 +8,7 @@ from typing import Any, TypeAlias
 
 from transformers import CONFIG_MAPPING, AutoModel, PreTrainedConfig, PreTrainedModel
 
+from hf_rlae.embedded import PREFIX, is_embedded
 from hf_rlae.errors import ConfigError, PolicyError, nearest
 from hf_rlae.hub_ids import is_repo_id
 from hf_rlae.hub_revisions import resolved
@@ -86,12 +87,19 @@ did you mean 'uniform'? Known: ...
                 f"policy={place!r} is a registered policy, and the working directory has a folder of that name; give "
                 f"'./{place}' for the folder, or an object of the registered class"
             )
+        if policies[place] is StaticPolicy:
+            raise ConfigError(f"policy={place!r} needs weights: give weights=[...] in its place, one per member")
         return _without_revision(_made(place, {}), revision)
     if os.path.isdir(place):
         return _without_revision(_from_files(place, options), revision)
     source, _, own = place.partition("@")
     if own and revision not in (None, own):
         raise ConfigError(f"policy={place!r} with policy_revision={revision!r}; give the revision once")
+    if is_embedded(place):
+        raise ConfigError(
+            f"policy={place!r} is a name for the command line; in Python, give "
+            f"load_demo_policy({place.removeprefix(PREFIX)!r})"
+        )
     if "/" not in source or not is_repo_id(source) or isinstance(given, os.PathLike):
         raise ConfigError(
             f"policy={place!r}: no policy is registered by this name, and there is no such folder: "

@@ -92,14 +92,14 @@ def check_is_policy(policy: Any) -> None:
     >>> check_is_policy([0.5, 0.5])
     Traceback (most recent call last):
     ...
-    hf_rlae.errors.PolicyError: policy must be callable with a PolicyState, got list; \
-fixed weights are given as weights=[...]
+    hf_rlae.errors.PolicyError: policy must be callable with a PolicyState, got list; for \
+fixed weights, give StaticPolicy([...])
     """
     name = type(policy).__name__
     if isinstance(policy, type):
         raise PolicyError(f"policy: {policy.__name__} is a class; give an object of it, such as {policy.__name__}(...)")
     if not callable(policy):
-        hint = "; fixed weights are given as weights=[...]" if isinstance(policy, list | tuple) else ""
+        hint = "; for fixed weights, give StaticPolicy([...])" if isinstance(policy, list | tuple) else ""
         raise PolicyError(f"policy must be callable with a PolicyState, got {name}{hint}")
     call = policy.forward if isinstance(policy, torch.nn.Module) else policy
     try:

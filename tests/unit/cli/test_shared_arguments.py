@@ -82,7 +82,7 @@ def test_policies_by_name(name):
     ("given", "said"),
     [
         (("--policy", "entropi"), "did you mean 'entropy'?"),
-        (("--policy", "static"), "the policy 'static' cannot be made with the settings {}"),
+        (("--policy", "static"), "--policy 'static' needs weights: give --weights [...] in its place, one per member"),
         (("--policy", "./none"), "--policy: ./none is not a folder"),
         (("--policy", "entropy", "--weights", "1,1,1"), "leave one of them out"),
         (("--weights", "1,2"), "--weights: 2 given for 3 members"),

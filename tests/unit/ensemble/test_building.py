@@ -206,6 +206,12 @@ def test_a_mistyped_folder_is_answered_with_the_folder_beside_it(tmp_path, monke
         EnsembleForCausalLM.from_members([mistyped, pair("llama")])
 
 
+@pytest.mark.parametrize("given", [["a", "b"], None, 3])
+def test_members_are_not_loaded_by_from_pretrained(given):
+    with pytest.raises(ConfigError, match=r"got \w+; build an ensemble from members with .*\.from_members"):
+        EnsembleForCausalLM.from_pretrained(given)
+
+
 @pytest.mark.parametrize("given", [[], None, "a folder", "members"])
 def test_a_config_that_is_none_names_the_right_call(given):
     given = build().members if given == "members" else given

@@ -119,7 +119,8 @@ def folder_like_an_id():
 REFUSED = {
     "a misspelt name": ("unifrom", {}, ConfigError, "did you mean 'uniform'"),
     "an id without an owner": ("my-policy", {}, ConfigError, "Hub id of the form 'user/repo'"),
-    "a name that needs settings": ("static", {}, ConfigError, r"missing .* 'weights'; give an object, StaticPolicy"),
+    "a name that needs weights": ("static", {}, ConfigError, r"policy='static' needs weights: give weights=\[...\]"),
+    "a name of the command line": ("demo:shared", {}, ConfigError, r"in Python, give load_demo_policy\('shared'\)"),
     "a name and a folder": (clash, {}, ConfigError, r"give './uniform' for the folder"),
     "no such folder": ("./nothing", {}, ConfigError, "no such folder"),
     "no such path": (Path("a/b"), {}, ConfigError, "no such folder"),
