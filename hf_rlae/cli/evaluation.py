@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import os
 import sys
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -15,10 +16,13 @@ from rich.table import Table
 from hf_rlae.cli.decoding import generation_options
 from hf_rlae.cli.loading import build_ensemble
 from hf_rlae.evaluation import EvaluationReport, evaluate
+from hf_rlae.reports.member_names import wrapped_name
 from hf_rlae.tasks import get_task
 
-_WIDTH = 160
-"""Of a table: a terminal with shorter lines breaks them between columns, and files have whole ones."""
+_FILE_WIDTH = 400
+"""Lines of files and pipes are whole, so that they can be searched."""
+_NAME_WIDTH = 20
+"""Of a method's name, where the methods are columns."""
 
 
 def show(args: argparse.Namespace) -> None:
@@ -59,16 +63,30 @@ def show(args: argparse.Namespace) -> None:
         _print(report, args.output)
 
 
+def _table(title: str, lines: Sequence[Sequence[str]]) -> Table:
+    """A table whose first line is its head."""
+    table = Table(box=box.SIMPLE_HEAD, title=title, title_justify="left")
+    for at, heading in enumerate(lines[0]):
+        table.add_column(heading, justify="right" if at else "left", no_wrap=True)
+    for line in lines[1:]:
+        table.add_row(*line)
+    return table
+
+
 def _print(report: EvaluationReport, folder: str | None) -> None:
-    console = Console(file=sys.stdout)
-    console.width = max(console.width, _WIDTH)
-    for task, (headings, *rows) in report.tables().items():
-        table = Table(box=box.SIMPLE_HEAD, title=task, title_justify="left")
-        for at, heading in enumerate(headings):
-            table.add_column(heading, justify="right" if at else "left")
-        for row in rows:
-            table.add_row(*row)
-        console.print(table)
+    console = Console(file=sys.stdout, width=None if sys.stdout.isatty() else _FILE_WIDTH)
+    unbounded = console.options.update(width=10_000)  # else the measure is that of the terminal
+    for task, lines in report.tables().items():
+        table = _table(task, lines)
+        if console.measure(table, options=unbounded).maximum <= console.width:
+            console.print(table)
+            continue
+        headings, *rows = lines  # on a narrow terminal, methods are columns, as many as fit beside each other
+        count = max(1, (console.width - max(map(len, headings)) - 4) // (_NAME_WIDTH + 3))
+        for start in range(0, len(rows), count):
+            names, *values = zip(headings, *rows[start : start + count], strict=True)
+            names = (names[0], *(wrapped_name(name, _NAME_WIDTH) for name in names[1:]))
+            console.print(_table(task, [names, *values]))
     for note in report.notes:
         console.print(note, highlight=False)
     if folder is not None:

@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+import io
 import json
+import sys
+from functools import partial
+from types import SimpleNamespace
 
 import pytest
+from rich.console import Console
 
+from hf_rlae.cli import evaluation
 from hf_rlae.cli.main import main
 from hf_rlae.zoo import MEMBER_SETS
 from hf_rlae.zoo.loader import MEMBERS_FOLDER
@@ -23,6 +29,35 @@ def test_the_table_and_the_files(tmp_path, capsys):
     assert [result["method"] for result in content["results"]] == [*MEMBER_SETS["shared"][:2], "uniform"]
     assert content["settings"]["max_new_tokens"] == 4
     assert {"results.md", "results.csv", "results.png"} < {path.name for path in (tmp_path / "new").iterdir()}
+
+
+HEADINGS = ["method", "accuracy", "95% interval", "against best member", "tokens/question", "s/question"]
+METHODS = ["Some-Model-135M-Instruct-2026-11-30", "Some-Model-135M-Instruct-2026-12-01", "ensemble"]
+
+
+class Terminal(io.StringIO):
+    def isatty(self):
+        return True
+
+
+@pytest.mark.parametrize(("stdout", "columns"), [(Terminal, 80), (Terminal, 200), (io.StringIO, 80)])
+def test_tables_fit_the_terminal_and_cut_no_name(monkeypatch, stdout, columns):
+    monkeypatch.setenv("COLUMNS", str(columns))
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setattr(evaluation, "Console", partial(Console, color_system=None))
+    monkeypatch.setattr(sys, "stdout", stdout())
+    rows = [[name, f"0.{at}", "0.100 to 0.900", "+0.000", "8.0", "0.005"] for at, name in enumerate(METHODS)]
+    evaluation._print(SimpleNamespace(tables=lambda: {"gsm8k": [HEADINGS, *rows]}, notes=[]), None)
+    lines = sys.stdout.getvalue().splitlines()
+    is_whole = stdout is io.StringIO or columns == 200
+    assert any(all(name in line for name in HEADINGS) for line in lines) is is_whole
+    if is_whole:
+        assert all(any(name in line for line in lines) for name in METHODS)
+    else:
+        assert max(map(len, lines)) <= columns
+        words = " ".join(lines)
+        assert words.count("2026-11-30") == words.count("2026-12-01") == 1
+        assert "…" not in words
 
 
 def test_options_reach_evaluate(monkeypatch, capsys):
