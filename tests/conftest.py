@@ -30,15 +30,29 @@ def pytest_configure(config):
 
 
 def pytest_collection_finish(session):
-    """Keeps imported modules out of garbage collections, which `Trainer.train` starts, and probes each model once.
+    """Keeps imported modules out of garbage collections, and probes each model once.
 
     An ensemble of members with different tokenizers probes every member when it is built: 20 ms for a tiny one, and
     many tests build ensembles from the same members. `hf_rlae.members.choose_runner` itself stays as it is.
     """
-    gc.collect()
-    gc.freeze()
+    _freeze()
     if assembly := sys.modules.get("hf_rlae.ensemble.assembly"):
         assembly.choose_runner = _remembering(assembly.choose_runner)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_teardown(item, nextitem):
+    """What is alive after the tests of a file is kept out of garbage collections, too."""
+    result = yield
+    if nextitem is None or nextitem.path != item.path:
+        _freeze()
+    return result
+
+
+def _freeze():
+    """`Trainer.train` collects all garbage; late in the suite that took longer than the training of a tiny model."""
+    gc.collect()
+    gc.freeze()
 
 
 def _remembering(choose_runner):

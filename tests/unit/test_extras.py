@@ -62,7 +62,9 @@ def load_with_device_map() -> object:
     return EnsembleForCausalLM.from_members([folder], device_map="auto")
 
 
-@pytest.mark.parametrize(("extra", "package", "what", "call"), MISSING, ids=lambda value: str(value)[:30])
+@pytest.mark.parametrize(
+    ("extra", "package", "what", "call"), MISSING, ids=[f"{extra}-{what}" for extra, _, what, _ in MISSING]
+)
 def test_a_missing_package_is_named_with_its_extra(monkeypatch, capsys, extra, package, what, call):
     find_spec = importlib.util.find_spec
     monkeypatch.setattr(importlib.util, "find_spec", lambda name, *rest: None if name == package else find_spec(name))
