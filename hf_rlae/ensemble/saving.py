@@ -69,18 +69,12 @@ def save(
     target.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=target) as scratch:
         config.save_pretrained(scratch)
-        ensemble.generation_config.save_pretrained(scratch)
-        write_tokenizer(ensemble.tokenizer.parts(), scratch, with_members=False)
-        if isinstance(policy, PolicyModel) and policy.config.members is None:
-            policy.config.members = describe_members(ensemble)
-        if isinstance(policy, PreTrainedModel):
-            policy.save_pretrained(Path(scratch) / POLICY_FOLDER, **kwargs)
+        _write_parts(ensemble, Path(scratch), kwargs)
         for index, name in saved.items():
-            if firsts[index] < index:  # the same model again
-                continue
-            place, member = Path(scratch, MEMBERS_FOLDER, name), ensemble.members[index]
-            member.model.save_pretrained(place, **{"max_shard_size": kwargs.get("max_shard_size", "50GB")})
-            (member.processor or member.tokenizer).save_pretrained(place)
+            if firsts[index] == index:  # else it is the same model again
+                place, member = Path(scratch, MEMBERS_FOLDER, name), ensemble.members[index]
+                member.model.save_pretrained(place, **{"max_shard_size": kwargs.get("max_shard_size", "50GB")})
+                (member.processor or member.tokenizer).save_pretrained(place)
         for path in sorted(Path(scratch).iterdir()):
             final = target / path.name
             if path.is_dir():
@@ -94,6 +88,17 @@ def save(
         return
     options = {name: kwargs[name] for name in _PUSH_OPTIONS if name in kwargs}
     push(ensemble, str(kwargs.get("repo_id") or target.name), save_members, **options)
+
+
+def _write_parts(ensemble: EnsembleForCausalLM, folder: Path, options: dict[str, Any]) -> None:
+    """Writes generation config, tokenizer and a policy with files."""
+    ensemble.generation_config.save_pretrained(folder)
+    write_tokenizer(ensemble.tokenizer.parts(), folder, with_members=False)
+    policy: Any = ensemble.policy
+    if isinstance(policy, PolicyModel) and policy.config.members is None:
+        policy.config.members = describe_members(ensemble)
+    if isinstance(policy, PreTrainedModel):
+        policy.save_pretrained(folder / POLICY_FOLDER, **options)
 
 
 def push(ensemble: EnsembleForCausalLM, repo_id: str, save_members: bool = False, **options: Any) -> Any:
