@@ -82,7 +82,7 @@ def first_text_table(device: str) -> str:
     steps = [[1000 * timing.of(clock) / case.tokens for timing in found] for clock in ("cpu", "wall")]
     rows = [
         ["building the ensemble from its members, s", pair(building.of)],
-        ["first text of 64 tokens, ms a token", " / ".join(f"{values[0]:.2f}" for values in steps)],
+        ["first text of 64 tokens, ms per token", " / ".join(f"{values[0]:.2f}" for values in steps)],
         ["the same text again", " / ".join(f"{min(values[1:]):.2f}" for values in steps)],
     ]
     return table(["a new ensemble of two small members, batch 1", ""], rows)

@@ -36,8 +36,8 @@ class Outside:
     """What a step of the ensemble spends outside the members' forward passes (from runs of their own).
 
     Attributes:
-        share (`dict[str, float]`), seconds (`dict[str, float]`): by clock; seconds a step.
-        forwards (`float`): forward passes a member and step.
+        share (`dict[str, float]`), seconds (`dict[str, float]`): by clock; seconds per step.
+        forwards (`float`): forward passes per member and step.
     """
 
     share: dict[str, float]
@@ -141,7 +141,7 @@ SHAPE = ["members, tokenizers", "M", "batch", "tokens", "mode"]
 
 def costs_table(results: Sequence[Result]) -> str:
     """Times and ratios of ensembles beside their members."""
-    head = [*SHAPE, "members, ms", "ensemble, ms", "ratio", IN_TURN, "appending", "bytes a token", "members'"]
+    head = [*SHAPE, "members, ms", "ensemble, ms", "ratio", IN_TURN, "appending", "bytes per token", "members'"]
     rows = []
     for result in results:
         rows.append(
@@ -171,7 +171,7 @@ def processor_table(results: Sequence[Result]) -> str:
         "`EnsembleForCausalLM`",
         IN_TURN,
         "processor over `EnsembleForCausalLM`",
-        "bytes a token",
+        "bytes per token",
         "`EnsembleForCausalLM`'s",
     ]
     rows = []
@@ -198,7 +198,7 @@ def policy_table(results: Sequence[Result]) -> str:
         "policy, ms",
         "extra, % of a step",
         "rounds between the quartiles, %",
-        "inside it, ms a call",
+        "inside it, ms per call",
         "% of the time",
     ]
     rows = []
@@ -229,10 +229,10 @@ def overhead_table(results: Sequence[Result]) -> str:
     """What is spent outside the members, and what readings add to plain appending."""
     head = [
         *SHAPE,
-        "outside forwards, ms a step",
+        "outside forwards, ms per step",
         "share, %",
         "forwards",
-        "readings add, µs a row and step",
+        "readings add, µs per row and step",
         "of the members",
     ]
     rows = []
@@ -294,7 +294,7 @@ def growths(results: Sequence[Result]) -> list[Growth]:
 
 def growth_table(found: Sequence[Growth]) -> str:
     """How time per token grows with the number of tokens."""
-    head = [*SHAPE, "members grow to", "ensemble grows to", "ratio grows to", "ms a step beyond the members'"]
+    head = [*SHAPE, "members grow to", "ensemble grows to", "ratio grows to", "ms per step beyond the members'"]
     rows = []
     for growth in found:
         shape = _shape_of(growth.long.case)

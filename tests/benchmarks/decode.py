@@ -69,7 +69,7 @@ BUILDING = "building"
 def setting(cases: Sequence[Case], device: str) -> str:
     """What it was measured on."""
     name = torch.cuda.get_device_name() if device != "cpu" else f"CPU, {torch.get_num_threads()} thread(s)"
-    lines = f"{name}; torch {torch.__version__}. Pairs are CPU / wall time, in ms a step where nothing else is said."
+    lines = f"{name}; torch {torch.__version__}. Pairs are CPU / wall time, in ms per step where nothing else is said."
     if any(case.members == "small" for case in cases):
         entropies = [
             f"{peaked.mean_entropy(member.model, member.tokenizer, stories()[:4000]):.1f}"

@@ -91,7 +91,7 @@ def trained_member(
         nn.utils.clip_grad_norm_(small.parameters(), 1.0)
         optimizer.step()
         if report is not None and (step + 1) % 25 == 0:
-            report(f"training: step {step + 1} of {steps}, {loss.item():.2f} nats a token")
+            report(f"training: step {step + 1} of {steps}, {loss.item():.2f} nats per token")
     return _widened(small, _config(size, shape, tokenizer.eos_token_id), used)
 
 
