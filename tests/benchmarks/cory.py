@@ -5,8 +5,8 @@ model, adapter, prompts, numbers of texts and of tokens; nothing can end early. 
 log-probabilities of the base) and an update.
 
 * With P tokens of prompt, C of completion and T of the observer's template, GRPO passes P + C tokens per text through
-  the model and two agents pass (P + C) + (P + C + T + C), so a step is to cost `2 + (C + T) / (P + C)` as much. FLOPs are
-  those of matrix products, counted by `torch.utils.flop_counter`, attention among them.
+  the model and two agents pass (P + C) + (P + C + T + C), so a step is to cost `2 + (C + T) / (P + C)` as much. FLOPs
+  are those of matrix products, counted by `torch.utils.flop_counter`, attention among them.
 * Memory is the most bytes of tensors that are alive at a time, with the model. The observer's texts are longer, so
   CORY is held against GRPO on prompts as long as the observer's; GRPO on the pioneer's is shown beside it.
 
