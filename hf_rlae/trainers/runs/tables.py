@@ -90,20 +90,20 @@ def run_table(rows: Sequence[TableRow]) -> Iterator[tuple[TableRow, EvaluationRe
         `TableRow`, `EvaluationReport`: each row when it is done. The report has the members by themselves, equal
         weights, and the policy of each column.
     """
+    trainer: Any = None
     for row in rows:
         policies: dict[str, Path] = {}
-        trainer: Any = None
         for column, settings in row.cells.items():
-            if trainer is not None:
-                trainer.end()
-            trainer = None
+            trainer = None  # frees the members of the training before
             gc.collect()
             if torch.cuda.is_available():
                 torch.cuda.empty_cache()
             trainer = run(settings)
+            trainer.accelerator.wait_for_everyone()  # the first process saves the policy, all of them load it
             policies[column] = Path(trainer.args.output_dir)
         yield row, _compared(row, trainer, policies)
-        trainer.end()
+    if trainer is not None:
+        trainer.end()  # once, because it ends the group of processes
 
 
 def _compared(row: TableRow, trainer: Any, policies: Mapping[str, Path]) -> EvaluationReport:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -122,3 +124,17 @@ def test_tables_that_cannot_be_used_are_refused(reason, tmp_path):
 def test_a_file_of_one_training_is_no_table():
     assert read_table(["--config", "rlae_gsm8k"]) is None
     assert read_table(["--task", "gsm8k", "--members", "a"]) is None
+
+
+@pytest.mark.slow
+def test_two_processes_make_one_table(folders, tmp_path):
+    """Both train and answer their share of the questions; the first one prints and saves."""
+    given = small(*FAST, folders, tmp_path, "--per_device_train_batch_size", "2")
+    at = given.index("--use_cpu")
+    del given[at : at + 2]  # nobody who has no GPU thinks of it
+    command = [sys.executable, "-m", "hf_rlae", *given, "--num_processes", "2"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=900)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("saved in") == 1
+    assert done.stdout.count("GPQA, PPO, predicted:") == 1
+    assert "| GPQA |" in (tmp_path / "out" / "table.md").read_text()
