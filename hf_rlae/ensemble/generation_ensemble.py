@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from typing import Any, Literal, cast, overload
 
@@ -16,6 +17,7 @@ from hf_rlae.ensemble.generation_inputs import check_kinds
 from hf_rlae.ensemble.outputs import EnsembleGenerateBeamOutput, EnsembleGenerateOutput, attach_trace
 from hf_rlae.ensemble.warping import split_at_warpers
 from hf_rlae.errors import InputError, present
+from hf_rlae.members import StaticCaches, use_static_caches
 
 
 class EnsembleGenerationMixin(GenerationMixin):
@@ -99,6 +101,26 @@ class EnsembleGenerationMixin(GenerationMixin):
         finally:
             cache.end_generate()
         return attach_trace(cast(Any, self), result, cache) if settings.return_dict_in_generate else result
+
+    def _prepare_cache_for_generation(
+        self,
+        generation_config: GenerationConfig,
+        model_kwargs: dict[str, Any],
+        generation_mode: Any,
+        batch_size: int,
+        max_cache_length: int,
+    ) -> Any:
+        """Members make their own caches; here they learn whether these are static, and how long texts may become."""
+        settings = copy.copy(generation_config)
+        columns = max(max_cache_length + 1, settings.max_cache_len or 0)
+        if settings.use_cache is not False:
+            static = StaticCaches(columns, settings, only_compiled=settings.cache_implementation is None)
+            use_static_caches(model_kwargs["past_key_values"].runs, static)
+        # these hold for members; the rest of `generate` need not look at them
+        generation_config.cache_implementation = generation_config.compile_config = None
+        return super()._prepare_cache_for_generation(  # type: ignore[misc]
+            generation_config, model_kwargs, generation_mode, batch_size, max_cache_length
+        )
 
     def _get_logits_processor(self, *args: Any, **kwargs: Any) -> LogitsProcessorList:
         """The processors that act on the mixture; those that act on members are put into the cache of the call."""

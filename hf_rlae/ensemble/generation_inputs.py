@@ -97,10 +97,10 @@ def check_generate_inputs(
 
 def _check_settings(settings: GenerationConfig) -> None:
     _check_counts({name: getattr(settings, name, None) for name in _LEAST})
-    if settings.cache_implementation is not None:
+    if settings.cache_implementation not in (None, "static"):
         raise InputError(
-            f"cache_implementation={settings.cache_implementation!r} is not supported: every member has its own cache "
-            "in an EnsembleCache; leave cache_implementation out"
+            f"cache_implementation={settings.cache_implementation!r} is not supported: every member has its own cache, "
+            "which can be 'static'; pass that, or leave cache_implementation out"
         )
     if settings.assistant_early_exit is not None:
         raise InputError(

@@ -204,6 +204,16 @@ class EnsembleForCausalLM(SavedEnsemble, EnsembleGenerationMixin):
                 member.wrapper.eval()
         return self
 
+    def compile(self, **options: Any) -> None:  # type: ignore[override]
+        """Lets the steps of all members run compiled (see [`Member.compile`]); remote members stay as they are.
+
+        Args:
+            options: the arguments of `torch.compile`, such as `mode="reduce-overhead"`.
+        """
+        for member in self.members:
+            if not member.is_remote:
+                member.compile(**options)
+
     def _movable_members(self) -> Iterator[Member]:
         """One member for each model that has no device map."""
         done: set[int] = set()

@@ -1,6 +1,7 @@
 """Floor 2: one member of an ensemble at run time."""
 
 from hf_rlae.members.chosen_rows import ChosenRowsRun
+from hf_rlae.members.compiled_steps import StaticCaches, use_static_caches
 from hf_rlae.members.hidden_states import ColumnStates
 from hf_rlae.members.images import GivenImages, PromptImages, encode_images, encoder_arguments
 from hf_rlae.members.lazy_member import LazyMember, LazyRunner
@@ -39,6 +40,7 @@ __all__ = [
     "RowRunner",
     "SeparateRowsRun",
     "SharedRun",
+    "StaticCaches",
     "Update",
     "UpdateSums",
     "choose_runner",
@@ -49,5 +51,6 @@ __all__ = [
     "prompt_logps",
     "read_together",
     "readings_ahead",
+    "use_static_caches",
     "weigh_inside",
 ]

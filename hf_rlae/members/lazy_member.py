@@ -13,10 +13,12 @@ import torch
 
 from hf_rlae.errors import MemberError
 from hf_rlae.hub_revisions import commit_of, resolved
+from hf_rlae.members.compiled_steps import StaticCaches
 from hf_rlae.members.member import TOKENIZER_OPTIONS, Member
 from hf_rlae.members.model_files import always_sees, load_skeleton, load_tokenizer, readable
 from hf_rlae.members.paths import MakeRunner, Path, PathOutput, Runner
 from hf_rlae.members.probe import choose_runner
+from hf_rlae.members.ragged_run import BatchRunner
 
 logger = logging.getLogger(__name__)
 
@@ -177,6 +179,7 @@ class LazyRunner:
     def __init__(self, member: LazyMember, hidden_tokens: int = 0) -> None:
         self.member = member
         self.hidden_tokens = hidden_tokens
+        self.static: StaticCaches | None = None
         self._runner: Runner | None = None
 
     @property
@@ -189,6 +192,8 @@ class LazyRunner:
         if self._runner is None:
             self.member.prepare()
             self._runner = self.member.runner(self.member, self.hidden_tokens)
+            if isinstance(self._runner, BatchRunner):
+                self._runner.static = self.static
         return self._runner.run(paths)
 
     def ahead(self) -> Runner:

@@ -8,7 +8,8 @@ import logging
 import math
 import os
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
+from functools import partial
 from numbers import Integral
 from typing import Any, cast
 
@@ -98,7 +99,10 @@ class Member(SharedInCopies):
                 f"a member needs a tokenizer of transformers, got {type(tokenizer).__name__}; load it with "
                 "`AutoTokenizer.from_pretrained(...)`"
             )
-        wrapper: Any = model
+        # what `torch.compile(model)` returns
+        self.compiler: Callable[..., Any] | None = getattr(model, "dynamo_ctx", None)
+        self.compiled_decoder: Any = None
+        wrapper: Any = model if self.compiler is None else model._orig_mod
         _check_adapter(wrapper, adapter_name, name)
         if adapter_name is not None:
             wrapper = _with_adapter(wrapper, adapter_name)
@@ -131,6 +135,10 @@ class Member(SharedInCopies):
         self.context_length = context_length_of(self.config)
         self.is_recurrent = bool(getattr(self.model, "_is_stateful", False))
         self.recurrence = self._find_recurrence() if self.is_recurrent else Recurrence()
+
+    def __getstate__(self) -> dict[str, Any]:
+        """What is pickled: all but what compiles the member, as in `nn.Module`."""
+        return {**vars(self), "compiler": None, "compiled_decoder": None}
 
     def __repr__(self) -> str:
         size = sum(parameter.numel() for parameter in self.model.parameters())
@@ -204,6 +212,29 @@ class Member(SharedInCopies):
     def prepare(self) -> None:
         """Called before the model runs; a [`LazyMember`] loads its weights."""
 
+    def compile(self, **options: Any) -> None:
+        """Lets the member's steps run compiled, on every device; see docs/fast_members.md.
+
+        Args:
+            options: the arguments of `torch.compile`, such as `mode="reduce-overhead"`.
+        """
+        self.compiler, self.compiled_decoder = partial(torch.compile, **options), None
+
+    @property
+    def is_compiled(self) -> bool:
+        """Whether the user has compiled the model, or the member; its caches are then static."""
+        return self.compiler is not None or self.is_compiled_in_place
+
+    @property
+    def is_compiled_in_place(self) -> bool:
+        """Whether the model itself was compiled, by `model.compile()` or by a compiled `model.forward`."""
+        forward = vars(self.model).get("forward")
+        return self.model._compiled_call_impl is not None or hasattr(forward, "_torchdynamo_orig_callable")
+
+    def as_it_was(self) -> AbstractContextManager[Any]:
+        """Inside, a model that was compiled in place runs without being compiled."""
+        return torch.compiler.set_stance("force_eager") if self.is_compiled_in_place else nullcontext()
+
     def move(self, fn: Callable[[torch.Tensor], torch.Tensor]) -> None:
         """Applies a function that moves or casts tensors, as `torch.nn.Module._apply` does."""
         self.wrapper._apply(fn)
@@ -258,7 +289,7 @@ class Member(SharedInCopies):
         training = [module for module in self.model.modules() if module.training]
         self.model.eval()
         try:
-            with torch.no_grad():
+            with torch.no_grad(), self.as_it_was():
                 yield
         finally:
             for module in training:
@@ -421,4 +452,10 @@ def context_length_of(config: Any) -> int | None:
 
 def _is_finite(values: torch.Tensor) -> bool:
     """Whether no value is NaN or infinite; the extremes are found without another tensor of that size."""
-    return values.numel() == 0 or all(math.isfinite(value) for value in torch.stack(torch.aminmax(values)).tolist())
+    if values.numel() == 0:
+        return True
+    try:
+        extremes = torch.aminmax(values)
+    except NotImplementedError:  # quantised kinds of tensors, such as torchao's
+        return True
+    return all(math.isfinite(value) for value in torch.stack(extremes).tolist())

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -13,10 +13,38 @@ from transformers.cache_utils import CacheLayerMixin
 from hf_rlae.errors import present
 from hf_rlae.transfers import upload
 
+_LEAST_CAPACITY = 64
+"""The capacity of the smallest static cache. Source: ours."""
+
+
+def capacity_for(columns: int) -> int:
+    """The capacity of a static cache for this many columns: a power of two, so that there are few different graphs.
+
+    Example:
+
+    >>> capacity_for(20), capacity_for(300)
+    (64, 512)
+    """
+    return max(_LEAST_CAPACITY, 1 << (columns - 1).bit_length())
+
 
 def writable(store: torch.Tensor) -> torch.Tensor:
     """The tensor, or a copy if it was made in inference mode and is now written outside of it."""
     return store.clone() if store.is_inference() and not torch.is_inference_mode_enabled() else store
+
+
+def selected(store: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
+    """The rows `rows` of a static cache's tensor; in its own memory, which graphs know, if their number is the same."""
+    taken = store.index_select(0, rows.to(store.device))
+    if taken.shape == store.shape:
+        return writable(store).copy_(taken)
+    return static(taken)
+
+
+def static(store: torch.Tensor) -> torch.Tensor:
+    """Marks a tensor as one that stays where it is, so that CUDA graphs read and write it there."""
+    torch._dynamo.mark_static_address(store)
+    return store
 
 
 @dataclass(frozen=True)
@@ -30,6 +58,8 @@ class WritePlan:
         length (`int`): number of indices that attention sees, L.
         rows (`torch.LongTensor` of shape `(R,)`): row numbers.
         batch (`int`): B.
+        is_fixed (`bool`): whether all B rows write, and attention sees the whole capacity, so that only the values in
+            tensors differ from plan to plan.
     """
 
     indices: torch.Tensor
@@ -37,6 +67,7 @@ class WritePlan:
     length: int
     rows: torch.Tensor
     batch: int
+    is_fixed: bool = False
     _places: dict[tuple[int, torch.device], tuple[torch.Tensor, torch.Tensor]] = field(default_factory=dict, repr=False)
 
     def places(self, capacity: int, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
@@ -74,6 +105,11 @@ class RaggedLayer(CacheLayerMixin):
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Writes new columns by the cache's plan; returns keys and values of its rows, `(R, heads, L, head_dim)`."""
         plan = present(self.cache.plan, "the write plan of the forward pass")
+        if plan.is_fixed:
+            rows = plan.rows[:, None]
+            self.keys[rows, :, plan.indices] = key_states.transpose(1, 2)  # type: ignore[index]
+            self.values[rows, :, plan.indices] = value_states.transpose(1, 2)  # type: ignore[index]
+            return self.keys, self.values  # type: ignore[return-value]
         self.is_initialized = True
         self.keys = self._written(self.keys, key_states, plan)
         self.values = self._written(self.values, value_states, plan)
@@ -86,12 +122,9 @@ class RaggedLayer(CacheLayerMixin):
     def _written(self, store: torch.Tensor | None, new: torch.Tensor, plan: WritePlan) -> torch.Tensor:
         needed = plan.length + 1
         if store is None or store.shape[2] < needed:
-            capacity = max(needed + 63, 2 * (store.shape[2] if store is not None else 0))
-            # zeros, not empty: masked values enter attention with weight 0, and 0 * NaN is NaN
-            grown = new.new_zeros(plan.batch, new.shape[1], capacity, new.shape[3])
-            if store is not None:
-                grown[:, :, : store.shape[2]] = store
-            store = grown
+            store = self._grown(
+                store, (plan.batch, new.shape[1], self.cache.capacity(store, needed), new.shape[3]), new
+            )
         store = writable(store)
         if plan.start is not None:
             store[:, :, plan.start : plan.start + new.shape[2]] = new
@@ -99,6 +132,24 @@ class RaggedLayer(CacheLayerMixin):
             rows, indices = plan.places(store.shape[2], store.device)
             store[rows, :, indices] = new.transpose(1, 2)
         return store
+
+    def _grown(self, store: torch.Tensor | None, shape: tuple[int, ...], like: torch.Tensor) -> torch.Tensor:
+        # zeros, not empty: masked values enter attention with weight 0, and 0 * NaN is NaN
+        grown = like.new_zeros(shape)
+        if store is not None:
+            grown[:, :, : store.shape[2]] = store
+        return static(grown) if self.cache.columns is not None else grown
+
+    def reserve(self, length: int) -> int:
+        """Makes room for `length` indices and that of padding; returns the capacity."""
+        for name in ("keys", "values"):
+            store = present(getattr(self, name), "the cache of a row")
+            if store.shape[2] <= length:
+                shape = (*store.shape[:2], self.cache.capacity(store, length + 1), store.shape[3])
+                setattr(self, name, self._grown(store, shape, store))
+            else:
+                setattr(self, name, writable(store))
+        return int(present(self.keys, "the keys of a row").shape[2])
 
     def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
         """Number of indices in use, and their offset."""
@@ -115,17 +166,38 @@ class RaggedLayer(CacheLayerMixin):
     def reorder_cache(self, beam_idx: torch.Tensor) -> None:
         """Row `i` becomes the former row `beam_idx[i]`."""
         if self.keys is not None and self.values is not None:
+            if self.cache.columns is not None:
+                self.keys, self.values = selected(self.keys, beam_idx), selected(self.values, beam_idx)
+                return
             self.keys = self.keys.index_select(0, beam_idx.to(self.keys.device))
             self.values = self.values.index_select(0, beam_idx.to(self.values.device))
 
 
 class RaggedCache(Cache):
-    """The cache of a `BatchRunner`; layers are added in the model's first forward pass."""
+    """The cache of a `BatchRunner`; layers are added in the model's first forward pass.
 
-    def __init__(self) -> None:
+    Args:
+        columns (`int`, *optional*): the length that rows may reach, for a static cache; its capacity is the next power
+            of two, and again the next one for longer rows. `None` for a cache that grows.
+    """
+
+    def __init__(self, columns: int | None = None) -> None:
         super().__init__(layers=[])
+        self.columns = columns
         self.plan: WritePlan | None = None
         self.length = 0
+
+    def capacity(self, store: torch.Tensor | None, needed: int) -> int:
+        """Number of indices of a tensor that needs more than `store` has."""
+        if self.columns is not None:
+            return capacity_for(max(needed, self.columns + 1))
+        return max(needed + 63, 2 * (store.shape[2] if store is not None else 0))
+
+    def fixed(self, plan: WritePlan) -> WritePlan:
+        """A plan over all rows as one of fixed shapes; room for it is made first."""
+        capacity = max(layer.reserve(plan.length) for layer in self.layers)  # type: ignore[union-attr]
+        indices = plan.indices.masked_fill(plan.indices < 0, capacity - 1)
+        return replace(plan, indices=indices, start=None, length=capacity, is_fixed=True)
 
     def update(
         self, key_states: torch.Tensor, value_states: torch.Tensor, layer_idx: int, *args: object, **kwargs: object
@@ -146,8 +218,8 @@ class RaggedCache(Cache):
 
     @property
     def is_compileable(self) -> bool:
-        """`False`: the cache grows, so there is no static graph."""
-        return False
+        """Whether the cache is static; else it grows, so there is no static graph."""
+        return self.columns is not None
 
 
 def plan_columns(
@@ -156,6 +228,7 @@ def plan_columns(
     device: torch.device,
     rows: Sequence[int],
     batch: int,
+    columns: int = 0,
 ) -> tuple[torch.Tensor, torch.Tensor, WritePlan]:
     """Lays out ragged rows in columns, the last token of every row in the last column.
 
@@ -165,11 +238,12 @@ def plan_columns(
         device (`torch.device`): the device of the results.
         rows (`Sequence[int]`): the numbers of these R rows in the cache, in ascending order.
         batch (`int`): number of rows of the cache, B.
+        columns (`int`, defaults to 0): the least number of columns, N.
 
     Returns:
         `tuple`: ids `(R, N)`, positions `(R, N)` (both 0 for padding) and the `WritePlan`.
     """
-    columns = max(len(ids) for ids in feed)
+    columns = max(columns, *(len(ids) for ids in feed))
     table: list[int] = []  # flat, because making a tensor from lists of lists takes several times as long
     positions: list[int] = []
     indices: list[int] = []

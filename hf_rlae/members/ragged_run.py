@@ -10,10 +10,11 @@ from typing import Any, cast
 
 import torch
 
+from hf_rlae.members.compiled_steps import StaticCaches, compiled_step, step_columns
 from hf_rlae.members.hidden_states import RaggedStates
 from hf_rlae.members.member import Member
 from hf_rlae.members.paths import Path, PathOutput
-from hf_rlae.members.ragged_cache import RaggedCache, plan_columns, shared_columns
+from hf_rlae.members.ragged_cache import RaggedCache, WritePlan, plan_columns, shared_columns
 from hf_rlae.members.shared_run import accepted_arguments, captured_head_input
 from hf_rlae.transfers import upload
 
@@ -52,9 +53,14 @@ class BatchRunner:
         member (`Member`): the member whose model is run.
         hidden_tokens (`int`, defaults to 0): which hidden states are returned: 0 for none, 1 for that of the last
             token, n > 1 for that of the last token and the mean over the newest n.
+
+    Attributes:
+        static (`StaticCaches` or `None`): set before anything is read, the cache has a fixed capacity, and steps of few
+            columns have fixed shapes and can be compiled.
     """
 
     kind = "batched"
+    static: StaticCaches | None = None
 
     def __init__(self, member: Member, hidden_tokens: int = 0) -> None:
         self.member = member
@@ -67,6 +73,8 @@ class BatchRunner:
         self._least_saved: float = _LEAST_SAVED if self._device.type == "cpu" else _LEAST_SAVED_ELSEWHERE
         if _turns_by_longest(member.config):
             self._least_saved = math.inf
+        # on a CPU a mask costs little, and without one sums round differently
+        self._may_leave_masks_out = self._device.type != "cpu" and _sees_all_with_sdpa(member.config)
 
     def run(self, paths: Sequence[Path | None]) -> PathOutput:
         """Reads each row's path; rows with `None` do not change.
@@ -88,9 +96,15 @@ class BatchRunner:
         copied = self.cache.length / self._hidden_size
         width = shared_columns([len(ids) for ids in feed], self._least_saved, copied)
         before = self._read_heads(feed, keep, wants, width)  # afterwards no row has more than `width` ids left
-        running = self._worth_running(feed, width, copied)
+        is_step = self.cache.columns is not None and self.cache.length > 0 and step_columns(width) is not None
+        running = list(range(len(feed))) if is_step else self._worth_running(feed, width, copied)
         last = self._forward(
-            running, [keep[row] for row in running], [feed[row] for row in running], len(feed), min(max(wants), width)
+            running,
+            [keep[row] for row in running],
+            [feed[row] for row in running],
+            len(feed),
+            min(max(wants), width),
+            is_step,
         )
         if all(wants[row] == 1 for row in running):
             return PathOutput(last.logits[:, -1], None if last.hidden is None else last.hidden[:, -1])
@@ -124,14 +138,22 @@ class BatchRunner:
         feed: Sequence[Sequence[int]],
         batch: int,
         wanted: int,
+        is_step: bool = False,
     ) -> _Pass:
         """One pass over some of `batch` rows: reads `feed` after `keep` ids, returns the last `wanted` columns."""
         member = self.member
-        ids, positions, plan = plan_columns(keep, feed, self._device, rows, batch)
+        if not self.cache.length and self.static is not None and self.static.is_for(member):
+            self.cache = RaggedCache(self.static.columns)
+        columns = (step_columns(max(map(len, feed))) or 0) if is_step else 0
+        ids, positions, plan = plan_columns(keep, feed, self._device, rows, batch, columns)
+        length = plan.length
+        if is_step:
+            plan = self.cache.fixed(plan)
+        compiled = self.static.compiled(member, self.cache) if is_step and self.static is not None else None
         self.cache.plan = plan
         arguments: dict[str, Any] = {
             "input_ids": ids,
-            "attention_mask": _masks(member, positions, plan.length),
+            "attention_mask": self._mask(positions, plan),
             "position_ids": positions,
             "past_key_values": self.cache,
             "use_cache": True,
@@ -139,15 +161,27 @@ class BatchRunner:
         if "logits_to_keep" in accepted_arguments(type(member.model).forward):
             arguments["logits_to_keep"] = ids.shape[1] if self.hidden_tokens > 1 else wanted
         num_logits = wanted if self.hidden_tokens > 1 else 0
-        with captured_head_input(member, self.hidden_tokens > 0, num_logits) as captured:
+        with (
+            captured_head_input(member, self.hidden_tokens > 0, num_logits) as captured,
+            compiled_step(member, compiled, columns),
+        ):
             logits = member.model(**arguments, return_dict=True).logits
         self.forward_calls += 1
-        self.cache.length = plan.length
+        self.cache.length = length
         hidden = captured[-1] if captured else None
         if hidden is not None and self.hidden_tokens > 1:
             self.states.write(hidden, plan)
             hidden = self.states.seen(plan, wanted)
         return _Pass(rows, logits, None if hidden is None else hidden.to(logits.device))
+
+    def _mask(self, positions: torch.Tensor, plan: WritePlan) -> Any:
+        """The mask of a pass; `None` for single columns of even rows.
+
+        With a mask, transformers copies keys and values for grouped heads on CUDA, and flash attention is not possible.
+        """
+        if self._may_leave_masks_out and plan.start is not None and positions.shape[1] == 1:
+            return None
+        return _masks(self.member, positions, plan.length)
 
     def ahead(self) -> BatchRunner:
         """See `Runner`."""
@@ -163,7 +197,7 @@ class BatchRunner:
 
     def reset(self) -> None:
         """Drops everything that was read."""
-        self.cache = RaggedCache()
+        self.cache = RaggedCache()  # a static one is made when rows are read again
         self.states = RaggedStates(self.hidden_tokens)
 
 
@@ -214,6 +248,14 @@ def _turns_by_longest(config: Any) -> bool:
     rope = getattr(config, "rope_parameters", None) or {}
     kinds = [rope.get("rope_type"), *(value.get("rope_type") for value in rope.values() if isinstance(value, dict))]
     return any(kind == "longrope" or "dynamic" in str(kind) for kind in kinds)
+
+
+def _sees_all_with_sdpa(config: Any) -> bool:
+    """Whether every layer of a model sees all tokens, by `scaled_dot_product_attention`, which needs no mask for it."""
+    limits = ("sliding_window", "attention_chunk_size")
+    return getattr(config, "_attn_implementation", "sdpa") == "sdpa" and not any(
+        getattr(config, limit, None) for limit in limits
+    )
 
 
 def _masks(member: Member, positions: torch.Tensor, length: int) -> Any:

@@ -6,17 +6,19 @@ import copy
 import inspect
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from functools import lru_cache
 from typing import Any
 
 import torch
 from transformers import DynamicCache
 
+from hf_rlae.members.compiled_steps import STEP_COLUMNS, StaticCaches, compiled_step, log_other_cache
 from hf_rlae.members.hidden_states import ColumnStates
 from hf_rlae.members.images import PromptImages
 from hf_rlae.members.member import Member
 from hf_rlae.members.recurrence import returned_state
+from hf_rlae.members.slot_cache import SlotCache
 from hf_rlae.transfers import upload
 
 
@@ -48,7 +50,8 @@ def captured_head_input(member: Member, wanted: bool, num_logits: int = 0) -> It
         captured.append(args[0])
         return (args[0][:, -num_logits:], *args[1:]) if num_logits else None
 
-    with member.model.get_output_embeddings().register_forward_pre_hook(capture):
+    # a model that is compiled as a whole does not call hooks that it did not have before
+    with member.as_it_was(), member.model.get_output_embeddings().register_forward_pre_hook(capture):
         yield captured
 
 
@@ -95,7 +98,11 @@ class SharedRun(ReadsSharedColumns):
     Attributes:
         seen (`int`): number of columns that the member has read.
         images (`PromptImages` or `None`): the images in its prompts.
+        static (`StaticCaches` or `None`): set before anything is read, the cache has a fixed capacity, and single
+            columns can be read by a compiled model.
     """
+
+    static: StaticCaches | None = None
 
     def __init__(
         self,
@@ -159,6 +166,7 @@ class SharedRun(ReadsSharedColumns):
         total = ids.shape[1]
         # means of later columns need the hidden states of all new columns
         num_columns = keep if self.states is None else total - self.seen
+        is_step = self._prepare_static(total)
         if self._recording and not self._cache and self.use_cache and not member.is_recurrent:
             # created here, so that the first pass records what `crop` needs, too
             self._cache = {"past_key_values": DynamicCache(config=member.config)}
@@ -186,7 +194,11 @@ class SharedRun(ReadsSharedColumns):
         needs_hidden = hidden or self.states is not None
         num_logits = keep if num_columns > keep else 0
         # no gradients: they reach the weights of the mixture, never the members
-        with torch.no_grad(), captured_head_input(member, needs_hidden, num_logits) as captured:
+        with (
+            torch.no_grad(),
+            captured_head_input(member, needs_hidden, num_logits) as captured,
+            self._compiled_step(total - self.seen if is_step else 0),
+        ):
             outputs = model(**inputs, return_dict=True)
         self.forward_calls += 1
         if self.use_cache:
@@ -196,6 +208,32 @@ class SharedRun(ReadsSharedColumns):
         if self.states is None or not captured:
             return logits, captured[-1][:, -keep:] if captured else None
         return logits, self.states.add(captured[-1], total, keep if hidden else 0, mask)
+
+    def _prepare_static(self, total: int) -> bool:
+        """Makes the static cache, or room in it for `total` columns; returns whether this pass can be compiled."""
+        cache, static = self._cache.get("past_key_values"), self.static
+        if isinstance(cache, SlotCache):
+            self._cache["past_key_values"] = cache.with_room(total)
+            return static is not None and total - self.seen in STEP_COLUMNS
+        if (
+            static is not None
+            and not self.seen
+            and self.use_cache
+            and self.images is None
+            and static.is_for(self.member)
+        ):
+            made = SlotCache.of(self.member.config, max(total, static.columns))
+            if made is None:
+                log_other_cache(self.member)
+            else:
+                self._cache = {"past_key_values": made}
+        return False
+
+    def _compiled_step(self, columns: int) -> AbstractContextManager[Any]:
+        compiled = (
+            self.static.compiled(self.member, self._cache["past_key_values"]) if columns and self.static else None
+        )
+        return compiled_step(self.member, compiled, columns)
 
     def reorder(self, rows: torch.Tensor) -> None:
         """Row `i` becomes the former row `rows[i]`; the number of rows may change."""

@@ -17,8 +17,9 @@ import pytest
 import torch
 from peft import LoraConfig, get_peft_model
 from peft.tuners.tuners_utils import BaseTunerLayer
+from torch._dynamo.eval_frame import OptimizedModule
 from transformers import Cache, GenerationMixin, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerFast, Trainer
-from transformers.cache_utils import CacheLayerMixin
+from transformers.cache_utils import CacheLayerMixin, StaticLayer
 from transformers.utils.hub import PushToHubMixin
 from trl import GRPOTrainer
 
@@ -55,6 +56,12 @@ BORROWED = {
         "self", "generation_config", "input_ids_seq_length", "encoder_input_ids", "prefix_allowed_tokens_fn",
         "logits_processor", "device", "model_kwargs", "negative_prompt_ids", "negative_prompt_attention_mask",
     ],
+    (GenerationMixin, "_prepare_cache_for_generation"): [
+        "self", "generation_config", "model_kwargs", "generation_mode", "batch_size", "max_cache_length",
+    ],
+    (GenerationMixin, "_valid_auto_compile_criteria"): ["self", "model_kwargs", "generation_config"],
+    (StaticLayer, "lazy_initialization"): ["self", "key_states", "value_states"],
+    (torch._dynamo, "mark_static_address"): ["t", "guard"],
     (PushToHubMixin, "_upload_modified_files"): [
         "self", "working_dir", "repo_id", "files_timestamps", "commit_message", "token", "create_pr", "revision",
         "commit_description",
@@ -106,7 +113,7 @@ def test_attributes_of_tokenizers_and_models():
     model, tokenizer = pair()
     assert hasattr(tokenizer, "_tokenizer")
     assert tokenizer._tokenizer is tokenizer.backend_tokenizer
-    for name in ("_is_stateful", "_supports_sdpa", "_supports_flash_attn"):
+    for name in ("_is_stateful", "_supports_sdpa", "_supports_flash_attn", "_can_compile_fullgraph"):
         assert hasattr(model, name), name
     assert "name_or_path" in dir(model)
 
@@ -129,6 +136,10 @@ def test_losses_between_two_logs():
 
 
 ATTRIBUTES = {
+    "_dynamo": (torch, "torch._dynamo"),
+    "_compiled_call_impl": (torch.nn.Module, "self._compiled_call_impl = torch.compile("),
+    "_orig_mod": (OptimizedModule, "self._orig_mod = mod"),
+    "dynamo_ctx": (OptimizedModule, "self.dynamo_ctx = dynamo_ctx"),
     "_actions": (argparse, "self._actions = "),
     "_modules": (torch.nn.Module, '"_modules", '),
     "_name_or_path": (PreTrainedConfig, "self._name_or_path = "),

@@ -42,7 +42,7 @@ REFUSED = {
     "positions": ({"position_ids": torch.arange(IDS.shape[1])[None]}, "position_ids has no effect"),
     "plain cache": ({"past_key_values": DynamicCache()}, "EnsembleCache, got DynamicCache"),
     "tuple": ({"past_key_values": ()}, "EnsembleCache, got tuple"),
-    "static cache": ({"cache_implementation": "static"}, "cache_implementation='static' is not supported"),
+    "a cache that members lack": ({"cache_implementation": "quantized"}, "cache_implementation='quantized' is not"),
     "cache by config": (
         {"generation_config": GenerationConfig(cache_implementation="offloaded")},
         "cache_implementation='offloaded'",
