@@ -42,7 +42,9 @@ class StaticCaches:
         """Whether a member uses such a cache: its class says that its steps can be compiled as one graph."""
         if self.only_compiled and not member.is_compiled:
             return False
-        if not getattr(member.model, "_can_compile_fullgraph", False):
+        # Falcon with ALiBi reads a 2-D mask, and those of static caches have four dimensions
+        has_alibi = bool(getattr(member.config, "alibi", False))
+        if has_alibi or not getattr(member.model, "_can_compile_fullgraph", False):
             log_other_cache(member)
             return False
         return True
@@ -76,7 +78,7 @@ class StaticCaches:
 def log_other_cache(member: Member) -> None:
     """Logs that a member does not have a static cache."""
     logger.info(
-        "member %s (%s) has no static cache and is not compiled: it is recurrent, or its layers have sliding windows",
+        "member %s (%s) has no static cache and is not compiled: its architecture, or a layer of it, has none",
         member.name,
         type(member.model).__name__,
     )
