@@ -5,6 +5,7 @@ import threading
 
 import pytest
 import torch
+from peft import LoraConfig, get_peft_model
 from torch._dynamo.testing import CompileCounter
 from torch._dynamo.utils import counters
 from transformers import CompileConfig
@@ -73,6 +74,19 @@ def test_a_compiled_model_is_a_member(tmp_path):
     loaded = EnsembleForCausalLM.from_pretrained(tmp_path)
     assert torch.equal(loaded.generate(**inputs, **OPTIONS), expected.generate(**inputs, **OPTIONS))
     assert not loaded.members[0].is_compiled
+
+
+def test_adapters_of_one_base_are_compiled_each():
+    model, tokenizer = members()[0]
+    model = get_peft_model(model, LoraConfig(target_modules=["q_proj"], init_lora_weights=False), adapter_name="one")
+    model.add_adapter("two", LoraConfig(target_modules=["v_proj"], init_lora_weights=False))
+    both = [Member(model.eval(), tokenizer, adapter_name=name, end_token_ids=[]) for name in ("one", "two")]
+    ensemble, graphs = EnsembleForCausalLM.from_members(both), CompileCounter()
+    inputs = encoded(ensemble, *TEXTS)
+    expected = ensemble.generate(**inputs, **OPTIONS)
+    ensemble.compile(backend=graphs)
+    assert torch.equal(ensemble.generate(**inputs, **OPTIONS), expected)
+    assert graphs.frame_count == 2
 
 
 def test_a_model_that_was_compiled_in_place():

@@ -62,16 +62,19 @@ def explained(device: SimulatedCuda) -> str:
     return "\n".join(f"{count:4d} {place}" for place, count in found.most_common())
 
 
+STATIC = {"cache_implementation": "static", "disable_compile": True}  # nothing compiles for a simulated device
 LIMITS = [
     # tokenizers, members, options of the ensemble, settings, usual waits, most waits: the reason
     ("same", 2, {}, {}, 1, 2),  # the stop check of `generate`; and the weights, where a span begins
     ("same", 2, {}, {"do_sample": True}, 2, 3),  # `multinomial` checks its input
     ("same", 3, {"draw": "token"}, {"do_sample": True, "top_k": 0}, 2, 3),  # the host draws from its own weights
     ("same", 2, {}, {"num_beams": 2}, 2, 3),  # the beams that go on
+    ("same", 2, {}, STATIC, 1, 2),  # their lengths are on the device
     ("different", 2, {}, {}, 3, 4),  # ids, sums, stop check; sums along a path of several ids
     ("different", 4, {}, {}, 3, 4),  # as many with more members
     ("different", 2, {}, {"do_sample": True}, 4, 5),
     ("different", 2, {}, {"num_beams": 2}, 4, 5),
+    ("different", 2, {}, STATIC, 3, 4),
     ("different", 3, {"draw": "token"}, {"do_sample": True, "top_k": 0}, 6, 12),  # text that was put off; late prompts
 ]
 
