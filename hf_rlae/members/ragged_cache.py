@@ -106,9 +106,9 @@ class RaggedLayer(CacheLayerMixin):
         """Writes new columns by the cache's plan; returns keys and values of its rows, `(R, heads, L, head_dim)`."""
         plan = present(self.cache.plan, "the write plan of the forward pass")
         if plan.is_fixed:
-            rows = plan.rows[:, None]
-            self.keys[rows, :, plan.indices] = key_states.transpose(1, 2)  # type: ignore[index]
-            self.values[rows, :, plan.indices] = value_states.transpose(1, 2)  # type: ignore[index]
+            rows, indices = plan.rows[:, None].to(key_states.device), plan.indices.to(key_states.device)
+            self.keys[rows, :, indices] = key_states.transpose(1, 2)  # type: ignore[index]
+            self.values[rows, :, indices] = value_states.transpose(1, 2)  # type: ignore[index]
             return self.keys, self.values  # type: ignore[return-value]
         self.is_initialized = True
         self.keys = self._written(self.keys, key_states, plan)
@@ -195,7 +195,8 @@ class RaggedCache(Cache):
 
     def fixed(self, plan: WritePlan) -> WritePlan:
         """A plan over all rows as one of fixed shapes; room for it is made first."""
-        capacity = max(layer.reserve(plan.length) for layer in self.layers)  # type: ignore[union-attr]
+        layers: Any = self.layers  # those that share the keys of others stay empty
+        capacity = max(layer.reserve(plan.length) for layer in layers if layer.is_initialized)
         indices = plan.indices.masked_fill(plan.indices < 0, capacity - 1)
         return replace(plan, indices=indices, start=None, length=capacity, is_fixed=True)
 

@@ -207,3 +207,26 @@ def test_even_single_columns_need_no_mask(architecture):
 def test_a_cache_of_rows_that_grows_is_not_compiled():
     assert not RaggedCache().is_compileable
     assert RaggedCache(8).is_compileable
+
+
+@pytest.mark.parametrize("kind", ["one tokenizer", "different tokenizers"])
+def test_rows_that_are_kept(kind):
+    """Rollouts continue only the texts that have not ended, past the length of the first call."""
+    ensemble, texts = built(kind), []
+    for more in ({}, STATIC):
+        past = ensemble.new_cache()
+        options = {"past_key_values": past, "do_sample": False, **more}
+        first = ensemble.generate(**encoded(ensemble, *TEXTS), **options, max_new_tokens=4)
+        past.keep_rows(torch.tensor([2, 0]))
+        texts.append(
+            ensemble.generate(first[[2, 0]], attention_mask=past_mask(past, first), **options, max_new_tokens=70)
+        )
+    assert torch.equal(texts[0], texts[1])
+
+
+def past_mask(past, ids):
+    """The mask of the texts in a cache, and of their last token."""
+    mask = torch.ones(past.batch_size, ids.shape[1], dtype=torch.long)
+    if past.mask is not None:
+        mask[:, : past.mask.shape[1]] = past.mask
+    return mask
