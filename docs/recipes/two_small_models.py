@@ -31,6 +31,7 @@ class RecipeArguments:
     members: list[str] = field(metadata={"help": "Folders or Hub ids of the members, in order."})
     tasks: list[str] = field(metadata={"help": "Names of tasks."})
     sources: list[str] | None = field(default=None, metadata={"help": "A file or folder per task, instead of the Hub."})
+    num_few_shot: int = field(default=0, metadata={"help": "Worked examples per question."})
     dtype: str = field(default="auto", metadata={"help": "Of the members."})
     device_map: str | None = field(default=None, metadata={"help": "Where members are loaded, such as cuda."})
     train_questions: int = field(default=1000, metadata={"help": "Questions per task to train on."})
@@ -56,7 +57,8 @@ def judged_by_task(completions, task, **columns):
 def load_questions(recipe: RecipeArguments, split: str, number: int, seed: int) -> dict[str, Dataset]:
     """Questions of a split by task, each with the name of its task."""
     sources = dict(zip(recipe.tasks, recipe.sources or [], strict=bool(recipe.sources)))
-    found = {name: load_task(name, split, sources.get(name), number, seed) for name in recipe.tasks}
+    shots = {"num_few_shot": recipe.num_few_shot}
+    found = {name: load_task(name, split, sources.get(name), number, seed, **shots) for name in recipe.tasks}
     return {name: rows.add_column("task", [name] * len(rows)) for name, rows in found.items()}
 
 
