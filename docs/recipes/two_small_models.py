@@ -77,7 +77,7 @@ def main(arguments: list[str] | None = None) -> None:
     )
     ensemble.set_policy(PolicyModel(PolicyConfig.for_members(ensemble.members, span_length=args.span_length)))
     trainer = RLAETrainer(ensemble, judged_by_task, args, train_dataset)
-    trainer.train(resume_from_checkpoint=args.resume_from_checkpoint)
+    trainer.train(resume_from_checkpoint=True)  # from the newest checkpoint; without one, from the beginning
     trainer.save_model()
 
     report = evaluate(

@@ -61,10 +61,13 @@ def test_two_small_models(folders, tmp_path, capsys):
     given = ["--config", str(RECIPES / "two_small_models.yaml")]
     given += ["--members", str(folders["member0"]), str(folders["member1"])]
     given += ["--sources", *(str(rows(tmp_path, task)) for task in ("gsm8k", "mbpp")), "--output_dir", str(out)]
-    loaded("two_small_models").main(
-        given + [part for name, value in SMALL.items() for part in (f"--{name}", str(value))]
-    )
+    given += [part for name, value in SMALL.items() for part in (f"--{name}", str(value))]
+    loaded("two_small_models").main(given)
     said = capsys.readouterr().out
+    policy = (out / "model.safetensors").read_bytes()
+    loaded("two_small_models").main(given)  # nothing is trained or asked again
+    assert (out / "model.safetensors").read_bytes() == policy
+    assert capsys.readouterr().out.split("**gsm8k**")[1] == said.split("**gsm8k**")[1]
     for task in ("gsm8k", "mbpp"):
         table = said.split(f"**{task}**")[1].split("\n\n")[1].splitlines()
         assert [line.split("|")[1].strip() for line in table[2:]] == [
