@@ -5,17 +5,18 @@ from __future__ import annotations
 import gc
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from hf_rlae.baselines.registry import baselines
 from hf_rlae.configs import find_config
 from hf_rlae.ensemble import EnsembleForCausalLM
 from hf_rlae.errors import ConfigError, nearest
 from hf_rlae.evaluation import EvaluationReport, evaluate
-from hf_rlae.policies import PolicyModel
+from hf_rlae.policies import PolicyModel, policies
 from hf_rlae.tasks import get_task
 from hf_rlae.trainers.runs.build import run
 from hf_rlae.trainers.runs.data import check_rewards, load_rewards, load_test_rows
@@ -37,6 +38,7 @@ class TableRow:
         test_split (`str`): of the task, or `"held_out"`.
         test_size (`int`, *optional*): test questions; all by default.
         folder (`Path`): for the results of the row.
+        methods (`list[str]`): policies and baselines by name, to compare with.
     """
 
     name: str
@@ -44,18 +46,19 @@ class TableRow:
     test_split: str
     test_size: int | None
     folder: Path
+    methods: list[str]
 
 
 def read_table(arguments: Sequence[str]) -> list[TableRow] | None:
     """The rows of a table, if `--config` names one; `None` for a file of one training.
 
     A table is a YAML file with `rows` and `columns`. A row names the file of a training (`config`), its test questions
-    (`test_split`, `test_size`), and settings that differ. A column has the settings that differ there. Other keys of
-    the file are settings of all cells.
+    (`test_split`, `test_size`), and settings that differ. A column has the settings that differ there. `methods` are
+    policies and baselines by name, to compare with; other keys of the file are settings of all cells.
 
     Args:
-        arguments (`Sequence[str]`): as for `read_settings`; and `--rows`, `--columns` with the names of some of them,
-            `--test_size` for all rows.
+        arguments (`Sequence[str]`): as for `read_settings`; and `--rows`, `--columns`, `--methods` with the names of
+            some of them, `--test_size` for all rows.
 
     Raises:
         ConfigError: a file that is not a table, a name that it does not have, or settings that cannot be used.
@@ -66,7 +69,7 @@ def read_table(arguments: Sequence[str]) -> list[TableRow] | None:
     values = {} if known.config is None else dict(read_config_file(find_config(known.config)))
     if not set(KEYS) & set(values):
         return None
-    for option in ("rows", "columns"):
+    for option in (*KEYS, "methods"):
         own.add_argument(f"--{option}", nargs="+")
     own.add_argument("--output_dir", "--output-dir")
     own.add_argument("--test_size", "--test-size", type=int)
@@ -74,7 +77,12 @@ def read_table(arguments: Sequence[str]) -> list[TableRow] | None:
     rows, columns = (_chosen(key, values.pop(key, None), getattr(chosen, key)) for key in KEYS)
     root = Path(chosen.output_dir or values.pop("output_dir", None) or known.config)
     values.pop("output_dir", None)
-    return [_row(name, row, columns, values, overrides, root, chosen.test_size) for name, row in rows.items()]
+    methods = list(values.pop("methods", None) or ["uniform"]) if chosen.methods is None else chosen.methods
+    for method in methods:
+        if method not in (*policies, *baselines):
+            raise ConfigError(f"methods: there is no {method!r}: {nearest(method, {*policies, *baselines})}")
+    found = [_row(name, row, columns, values, overrides, root, chosen.test_size) for name, row in rows.items()]
+    return [replace(row, methods=methods) for row in found]
 
 
 def run_table(rows: Sequence[TableRow]) -> Iterator[tuple[TableRow, EvaluationReport]]:
@@ -87,12 +95,12 @@ def run_table(rows: Sequence[TableRow]) -> Iterator[tuple[TableRow, EvaluationRe
         rows (`Sequence[TableRow]`): from `read_table`.
 
     Yields:
-        `TableRow`, `EvaluationReport`: each row when it is done. The report has the members by themselves, equal
-        weights, and the policy of each column.
+        `TableRow`, `EvaluationReport`: each row when it is done. The report has the members by themselves, the methods,
+        and the policy of each column.
     """
     trainer: Any = None
     for row in rows:
-        policies: dict[str, Path] = {}
+        trained: dict[str, Path] = {}
         for column, settings in row.cells.items():
             trainer = None  # frees the members of the training before
             gc.collect()
@@ -100,22 +108,22 @@ def run_table(rows: Sequence[TableRow]) -> Iterator[tuple[TableRow, EvaluationRe
                 torch.cuda.empty_cache()
             trainer = run(settings)
             trainer.accelerator.wait_for_everyone()  # the first process saves the policy, all of them load it
-            policies[column] = Path(trainer.args.output_dir)
-        yield row, _compared(row, trainer, policies)
+            trained[column] = Path(trainer.args.output_dir)
+        yield row, _compared(row, trainer, trained)
     if trainer is not None:
         trainer.end()  # once, because it ends the group of processes
 
 
-def _compared(row: TableRow, trainer: Any, policies: Mapping[str, Path]) -> EvaluationReport:
+def _compared(row: TableRow, trainer: Any, trained: Mapping[str, Path]) -> EvaluationReport:
     *_, task_args, args = next(iter(row.cells.values())).parts
     held_out = trainer.eval_dataset
     questions = held_out if row.test_split == HELD_OUT else load_test_rows(task_args, row.test_split, row.test_size)
     ensemble = trainer.ensemble.eval()
-    methods = {column: _with_policy(ensemble, folder) for column, folder in policies.items()}
+    methods = {column: _with_policy(ensemble, folder) for column, folder in trained.items()}
     return evaluate(
         ensemble,
         {row.name: questions},
-        methods={"uniform": "uniform", **methods},
+        methods={**{name: name for name in row.methods}, **methods},
         reward=_reward(task_args),
         limit=row.test_size,
         batch_size=args.per_device_eval_batch_size,
@@ -172,7 +180,7 @@ def _row(
         raise ConfigError(f"row {name!r}: test_split={split!r}, but its training holds nothing out; give eval_split")
     if split != HELD_OUT and split not in task.splits:
         raise ConfigError(f"row {name!r}: test_split={split!r}: {nearest(split, (*task.splits, HELD_OUT))}")
-    return TableRow(name, cells, split, given.get("test_size") if test_size is None else test_size, folder)
+    return TableRow(name, cells, split, given.get("test_size") if test_size is None else test_size, folder, [])
 
 
 def _slug(name: str) -> str:

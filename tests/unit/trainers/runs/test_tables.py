@@ -62,9 +62,9 @@ def test_every_row_of_every_table_trains_and_compares(table, row, folders, tmp_p
         assert policy.config.span_length == (8 if "8" in column else 4)
         assert policy.config.actor == ("per_member" if "MAPPO" in column else "joint")
     head, _, scores = (tmp_path / "out" / "table.md").read_text().splitlines()
-    assert head.endswith(f"| uniform | {' | '.join(columns)} |")
+    assert head.endswith(f"| uniform | gac | deepen | {' | '.join(columns)} |")
     assert scores.startswith(f"| {row} |")
-    assert scores.count("|") == len(columns) + 5 + (table == "paper/three_members")
+    assert scores.count("|") == len(columns) + 7 + (table == "paper/three_members")
 
 
 def test_a_table_continues(folders, tmp_path, capsys):
@@ -88,6 +88,7 @@ REFUSED = {
     "a row that is a word": ({"rows": {"a": "gsm8k"}, "columns": {"b": {}}}, [], "rows={'a': 'gsm8k'}"),
     "an unknown row": (None, ["--rows", "GMS8K"], "--rows: the table has no 'GMS8K': did you mean 'GSM8K'?"),
     "an unknown column": (None, ["--columns", "DPO"], "--columns: the table has no 'DPO'"),
+    "an unknown method": (None, ["--methods", "gack"], "methods: there is no 'gack': did you mean 'gac'?"),
     "an unknown split": (
         {"rows": {"a": {"config": "rlae_gsm8k", "test_split": "tset"}}, "columns": {"b": {}}},
         [],
