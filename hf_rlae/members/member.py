@@ -217,7 +217,15 @@ class Member(SharedInCopies):
 
         Args:
             options: the arguments of `torch.compile`, such as `mode="reduce-overhead"`.
+
+        Raises:
+            ConfigError: the member runs in another process.
         """
+        if self.is_remote:
+            raise ConfigError(
+                f"member {self.name} runs in another process, where it cannot be compiled; compile the members of this "
+                "process, or load it without placement='ray'"
+            )
         self.compiler, self.compiled_decoder = partial(torch.compile, **options), None
 
     @property

@@ -11,6 +11,7 @@ from torch._dynamo.utils import counters
 from transformers import CompileConfig
 
 from hf_rlae import EnsembleForCausalLM
+from hf_rlae.errors import ConfigError
 from hf_rlae.members import Member
 from hf_rlae.members.compiled_steps import CompiledDecoder
 from tests.support.different_tokenizers import encoded
@@ -132,6 +133,17 @@ def test_the_compile_config_of_a_call():
     assert graphs == []
     assert torch.equal(ensemble.generate(**inputs, **static), expected)
     assert len(graphs) == 2
+
+
+def test_a_remote_member_is_not_compiled(monkeypatch):
+    """`ensemble.compile` leaves it as it is; its own `compile` says that it cannot."""
+    ensemble = endless(members())
+    first, second = ensemble.members
+    monkeypatch.setattr(first, "is_remote", True)
+    ensemble.compile(backend="eager")
+    assert [first.is_compiled, second.is_compiled] == [False, True]
+    with pytest.raises(ConfigError, match="runs in another process"):
+        first.compile(backend="eager")
 
 
 def test_pickled_members_are_not_compiled():
