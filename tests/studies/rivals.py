@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import argparse
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,10 +20,10 @@ from transformers import AutoModelForSequenceClassification
 from transformers.utils.logging import disable_progress_bar
 
 from hf_rlae import EnsembleForCausalLM, evaluate, get_baseline, list_baselines, load_demo_members
-from hf_rlae.files import write_whole
 from hf_rlae.members import Member
 from hf_rlae.policies import PolicyModel
 from hf_rlae.rewards.pair_judges import PairJudge
+from hf_rlae.tasks import get_task, load_task
 from hf_rlae.tasks.chains import answer_of
 from hf_rlae.zoo.solving import MAX_NEW_TOKENS
 from tests.studies.bootstrap import paired_bootstrap
@@ -50,6 +50,7 @@ def embedded_methods(ensemble: EnsembleForCausalLM, folder: Path, options: argpa
         options (`argparse.Namespace`): of the command.
     """
     made: dict[str, Any] = {name: name for name in list_baselines() if name not in ("ensemble", "pair_ranker")}
+    made["best_fixed"] = get_baseline("best_fixed", resolution=options.resolution)
     made["majority_vote"] = get_baseline("majority_vote", answer=answer_of)
     for seed in options.seeds:
         judge = _kept(folder / f"judge-{seed}", lambda seed=seed: _judge(ensemble, seed, options))
@@ -96,7 +97,8 @@ def run_embedded(options: argparse.Namespace) -> Any:
         ensemble,
         "arithmetic_chain",
         methods=embedded_methods(ensemble, options.output / "trained", options),
-        validation="validation",
+        validation=list(load_task("arithmetic_chain", "validation", limit=options.validation)),
+        reward=get_task("arithmetic_chain").reward,  # of the rows above; it is that of the questions, too
         limit=options.questions,
         batch_size=options.batch_size,
         max_new_tokens=MAX_NEW_TOKENS,
@@ -129,7 +131,10 @@ def summary(report: Any) -> StudyTable:
     groups: dict[str, list[Any]] = {}
     for result in report.results:
         groups.setdefault(result.method.split(_SEEDED)[0], []).append(result)
-    scores = {name: np.array([_values(report.records[task, r.method]) for r in rows]) for name, rows in groups.items()}
+    scores = {
+        name: np.array([[float(record["score"]) for record in report.records[task, r.method]] for r in rows])
+        for name, rows in groups.items()
+    }
     best = next(r.method for r in report.results if f"the best member is {r.method}" in " ".join(report.notes))
     rows_of_table = []
     for name, rows in groups.items():
@@ -154,11 +159,6 @@ def summary(report: Any) -> StudyTable:
     )
 
 
-def _values(records: Sequence[Mapping[str, Any]]) -> list[float]:
-    """What `evaluate` takes the mean of: scores, or bits per byte of each text."""
-    return [float(record["score"]) for record in records]
-
-
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     """The options of the command."""
     parser = argparse.ArgumentParser(
@@ -172,6 +172,8 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--models", nargs="+", type=Path, help="folders of members, for stories and llms")
     parser.add_argument("--data", type=Path, help="folder of texts, for stories and llms")
     parser.add_argument("--questions", type=int, default=200, help="held-out questions or texts")
+    parser.add_argument("--validation", type=int, default=50, help="questions to choose on, for embedded")
+    parser.add_argument("--resolution", type=int, default=5, help="fixed weights in steps of 1 / this, for embedded")
     parser.add_argument("--characters", type=int, default=240, help="of a text")
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2, 3, 4], help="of trained policies and rankers")
     parser.add_argument("--rollouts", type=int, default=20, help="of each training")
@@ -182,7 +184,16 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     options = parser.parse_args(arguments)
     if options.set != "embedded" and (not options.models or options.data is None):
         parser.error(f"{options.set} needs --models and --data")
-    for name in ("questions", "rollouts", "judge_questions", "judge_epochs", "batch_size", "threads"):
+    for name in (
+        "questions",
+        "validation",
+        "resolution",
+        "rollouts",
+        "judge_questions",
+        "judge_epochs",
+        "batch_size",
+        "threads",
+    ):
         if getattr(options, name) < 1:
             parser.error(f"--{name.replace('_', '-')} {getattr(options, name)}: at least 1")
     return options
@@ -195,10 +206,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
     disable_progress_bar()
     kept = {name: value for name, value in vars(options).items() if name not in ("output", "models", "data", "threads")}
     ResultFolder(options.output, kept | {"models": [path.resolve().name for path in options.models or ()]})
-    report = run_embedded(options) if options.set == "embedded" else run_texts(options)
+    if options.set != "embedded":
+        Console(width=160).print(run_texts(options).to_markdown(), highlight=False, markup=False)
+        return
+    report = run_embedded(options)
     table = summary(report)
     as_markdown(table, options.output / "summary.md")
-    write_whole(options.output / "results.json", report.to_json())
     Console(width=160).print(table.shown(options.set))
 
 
