@@ -5,19 +5,17 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Iterator, Sequence
-from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
 from transformers import LogitsProcessorList
 
-from hf_rlae.ensemble.engines.at_once import at_once
+from hf_rlae.ensemble.engines.column_text import ColumnText
 from hf_rlae.ensemble.faults import losing
-from hf_rlae.ensemble.mixing import has_trait
 from hf_rlae.ensemble.spans import SpanQuery, columns_of
 from hf_rlae.ensemble.trace import MemberScores
 from hf_rlae.ensemble.warping import warped
-from hf_rlae.members import Launched, RowReadings, Update, UpdateSums, read_together, readings_ahead, weigh_inside
+from hf_rlae.members import readings_ahead
 from hf_rlae.policies import MemberObservation
 from hf_rlae.vocabulary import UnionVocabulary
 
@@ -31,19 +29,6 @@ logger = logging.getLogger(__name__)
 Distribution = tuple[torch.Tensor, torch.Tensor]
 """A member's probabilities over the columns of the union vocabulary `(B, G)`, and the log of its sum of exponentials
 `(B,)`, which is -inf in rows without next-token mass."""
-
-
-class ColumnText:
-    """The text of one column, as updates of the members' readings.
-
-    Attributes:
-        updates (`list[list[Update | None]]`): by member and row; `None` without new text, and after it was taken in.
-        sums (`list[UpdateSums | None]`): by member, the sums for its updates, if they are known.
-    """
-
-    def __init__(self, updates: list[list[Update | None]], sums: list[UpdateSums | None]) -> None:
-        self.updates = updates
-        self.sums = sums
 
 
 class ReadingsStep:
@@ -69,7 +54,7 @@ class ReadingsStep:
         # safe, because `generate` copies the logits of a single column; a trace keeps the members' probabilities
         self.writes_in_place = cache.in_generate and keep == 1 and not cache.trace.enabled
         self._column = -1
-        self._text = ColumnText([], [])
+        self._text: ColumnText  # of the column that is being read
         self._mixed: list[torch.Tensor] = []
         self._members: list[list[Distribution | None]] = []
         self._weights: list[torch.Tensor] = []
@@ -105,7 +90,7 @@ class ReadingsStep:
     def observe(self, query: SpanQuery) -> list[MemberObservation]:
         """See `EngineStep`."""
         rows = [row for row, end in enumerate(self.prompt_ends) if end <= self._column]
-        self._catch_up_all([(index, rows) for index in range(len(self.runs))])
+        self._text.catch_up([(index, rows) for index in range(len(self.runs))])
         gone = () if self.cache.faults is None else self.cache.faults.gone
         return [
             self._nothing(index) if index in gone else MemberObservation(*run.observation())
@@ -153,7 +138,7 @@ class ReadingsStep:
             pieces[token] if token is not None and column > end else None
             for token, end in zip(tokens, self.prompt_ends, strict=True)
         ]
-        self._text = self._measured(raws)
+        self._text = ColumnText(self.call, self.cache, column, raws)
 
     def _admit(self, begins: Sequence[int]) -> None:
         """Passes every member the prompts of the rows `begins`."""
@@ -177,10 +162,7 @@ class ReadingsStep:
                 outputs = self._run_with_others(has_begun, is_wanted)
         if cache.faults is not None:
             cache.faults.look()
-        for run, updates in zip(self.runs, self._text.updates, strict=True):
-            for row, update in enumerate(updates):
-                if update is not None:
-                    run.defer(row, update.raw)
+        self._text.defer_rest()
         if not is_wanted:
             return
         processors = cache.member_processors
@@ -267,7 +249,7 @@ class ReadingsStep:
             rows = [row for row, weight in enumerate(weights) if has_begun[row] and weight[index] > 0]
             if rows:
                 active.append((index, rows))
-        self._catch_up_all(active)
+        self._text.catch_up(active)
         for index, _ in active if is_wanted else ():
             outputs[index] = self.runs[index].distribution(self.writes_in_place)
         return outputs
@@ -292,147 +274,6 @@ class ReadingsStep:
                 return outputs
             for row, k in empty:
                 excluded[row].add(k)
-
-    # -- updates for new text -----------------------------------------------------------------------------
-
-    def _measured(self, raws: Sequence[bytes | None]) -> ColumnText:
-        """The updates of all members, with the shares of the members that proposed the tokens of this column.
-
-        Computes `r` and `q` of "After a token" in docs/concepts.md, "Readings": per tokenizer and row, the shares of
-        `P(b)` that members with this tokenizer proposed whole and unfinished.
-
-        Args:
-            raws (`Sequence[bytes | None]`): the bytes of each row's token; `None` without text.
-        """
-        if not any(raw is not None for raw in raws):
-            return ColumnText([[None] * len(raws) for _ in self.runs], [None] * len(self.runs))
-        # the token of this column was chosen with the weights that held after the previous column
-        weights = self.cache.spans.as_lists(self._column - 1)
-        sums = self._sums(raws, weights)
-        unknown = [None if raw is None else Update(raw) for raw in raws]
-        if has_trait(self.engine.mixing, "compares_members"):  # nobody's token was drawn, so each has its own posterior
-            return ColumnText([list(unknown) for _ in self.runs], sums)
-        # by tokenizer and row: weighted mass that its members proposed whole, and as the start of a longer token
-        proposals: dict[int, list[list[float]]] = {}
-        totals = [0.0] * len(raws)
-        for index, known in enumerate(sums):
-            if known is None:
-                continue
-            proposed = proposals.setdefault(self.engine.groups[index], [[0.0, 0.0] for _ in raws])
-            shares = known.proposed()
-            for row in known.rows:
-                weight, (whole, unfinished) = weights[row][index], shares[row]
-                proposed[row][0] += weight * whole
-                proposed[row][1] += weight * unfinished
-                totals[row] += weight * (whole + unfinished)
-        # members without sums (no weight, or unread text) get r = q = 0, as does a token that no member proposed
-        updates = [list(unknown) for _ in self.runs]
-        for index, known in enumerate(sums):
-            for row in () if known is None else known.rows:
-                total, raw = totals[row], raws[row]
-                if total > 0 and raw is not None:
-                    whole, unfinished = proposals[self.engine.groups[index]][row]
-                    updates[index][row] = Update(raw, whole / total, unfinished / total)
-        return ColumnText(updates, sums)
-
-    def _sums(self, raws: Sequence[bytes | None], weights: list[list[float]]) -> list[UpdateSums | None]:
-        """By member, the sums for the rows in which it had weight and has read all text; copied to the CPU at once."""
-        pending = [
-            run.measure(
-                [
-                    raw if held[index] > 0 and row.readings and not row.pending else None
-                    for raw, held, row in zip(raws, weights, run.rows, strict=True)
-                ]
-            )
-            for index, run in enumerate(self.runs)
-        ]
-        return [sums if sums.rows else None for sums in read_together(pending)]
-
-    def _catch_up_all(self, active: Sequence[tuple[int, Sequence[int]]]) -> None:
-        """Lets members, by index, read all unread text of the given rows; remote members at the same time as others.
-
-        All forward passes are started before any result is waited for, and then all results are waited for at once.
-        """
-        updates = {index: self._updates(index, rows) for index, rows in active if not self._has_prompts(index, rows)}
-        sums = {index: self._known_sums(index, own) for index, own in updates.items() if any(own)}
-        missing = [index for index, known in sums.items() if known is None]
-        pending = [self.runs[index].measure(_raws(updates[index])) for index in missing]
-        sums.update(zip(missing, read_together(pending), strict=True))
-        launched: dict[int, Launched] = {}
-        at_once(
-            [
-                partial(self._launch, index, rows, updates.get(index), sums.get(index), launched)
-                for index, rows in active
-            ],
-            [self.engine.members[index].is_remote for index, _ in active],
-        )
-        weigh_inside([launched[index].inner for index, _ in active if index in launched])
-        for index, _ in active:
-            if index in launched:
-                self.runs[index].settle(launched[index])
-        for index, _ in active:
-            self._look(index)
-
-    def _launch(
-        self,
-        index: int,
-        rows: Sequence[int],
-        updates: list[Update | None] | None,
-        sums: UpdateSums | None,
-        launched: dict[int, Launched],
-    ) -> None:
-        """Starts a member's forward pass, and reads prompts before; a member that is lost drops out of all rows."""
-        faults, run = self.cache.faults, self.runs[index]
-        with losing(faults, index):
-            if updates is None:
-                self._read_prompts(index, rows)
-                updates = self._updates(index, rows)
-                sums = self._known_sums(index, updates)
-            if any(updates):
-                launched[index] = run.launch(updates, sums or run.measure(_raws(updates)).read())
-        if faults is not None and index in faults.gone:
-            launched.pop(index, None)
-            run.rows = [RowReadings(is_exhausted=True) for _ in self.prompt_ends]
-
-    def _has_prompts(self, index: int, rows: Sequence[int]) -> bool:
-        """Whether a member has not read the prompt of some row yet."""
-        return any(self.runs[index].rows[row].unread for row in rows)
-
-    def _known_sums(self, index: int, updates: Sequence[Update | None]) -> UpdateSums | None:
-        """The sums for updates, if they are known."""
-        sums = self._text.sums[index]
-        read = [row for row, update in enumerate(updates) if update is not None]
-        return sums if sums is not None and sums.rows == read else None
-
-    def _read_prompts(self, index: int, rows: Sequence[int]) -> None:
-        """Lets a member read the prompts of the given rows, with the text after them."""
-        run, updates = self.runs[index], self._text.updates[index]
-        for row in rows:
-            update = updates[row]
-            if update is not None and run.rows[row].unread:
-                run.defer(row, update.raw)
-                updates[row] = None
-        run.catch_up([row for row in rows if run.rows[row].unread])
-
-    def _updates(self, index: int, rows: Sequence[int]) -> list[Update | None]:
-        """A member's updates in the given rows, which have no unread prompt; they are taken out of the column's."""
-        run, updates = self.runs[index], self._text.updates[index]
-        chosen: list[Update | None] = [None] * len(run.rows)
-        for row in rows:
-            update = updates[row]
-            if update is None and run.rows[row].pending:
-                update = Update(b"")
-            chosen[row] = update
-            updates[row] = None
-        return chosen
-
-    def _look(self, index: int) -> None:
-        """Looks at the logits that a member has just returned."""
-        run, faults = self.runs[index], self.cache.faults
-        while run.newest:
-            found, log_z = run.newest.popleft()
-            if faults is not None and faults.note(index, self._column, log_z, found) is not None:
-                run.drop_non_finite()
 
     # -- the mixture --------------------------------------------------------------------------------------
 
@@ -482,11 +323,6 @@ def _warped(
     scores = union.gathered(warped(processors, ids, union.spread(probs.log() + log_z[:, None])))
     log_z = scores.logsumexp(-1)
     return (scores - log_z[:, None]).exp().masked_fill((log_z == -torch.inf)[:, None], 0.0), log_z
-
-
-def _raws(updates: Sequence[Update | None]) -> list[bytes | None]:
-    """The new bytes of each row."""
-    return [None if update is None else update.raw for update in updates]
 
 
 def _are_empty(outputs: Sequence[Distribution | None]) -> list[list[bool]]:
