@@ -27,7 +27,7 @@ def style_of(member: int) -> str:
 
 
 def legend(names: Sequence[str]) -> Text:
-    """The members' names, each in its colour.
+    """The members' names, each in its colour; with their numbers if `span_table` has these as headings.
 
     Example:
 
@@ -35,7 +35,19 @@ def legend(names: Sequence[str]) -> Text:
     '■ first  ■ second'
     """
     between = "  " if sum(len(name) + 4 for name in names) <= _LINE else "\n"
-    return Text(between).join(Text(f"■ {name}", style=style_of(index)) for index, name in enumerate(names))
+    numbers = [f"{index} " for index in range(len(names))] if _headings(names) is None else [""] * len(names)
+    return Text(between).join(
+        Text(f"■ {number}{name}", style=style_of(index))
+        for index, (number, name) in enumerate(zip(numbers, names, strict=True))
+    )
+
+
+def _headings(names: Sequence[str]) -> list[str] | None:
+    """The names with line breaks, as headings of a column per member; `None` if they do not fit into a line."""
+    width = max(8, (_LINE - _LEFT) // max(1, len(names)) - 3)
+    headings = [wrapped_name(name, width) for name in names]
+    taken = sum(max(map(len, heading.split("\n"))) + 2 for heading in headings)
+    return headings if _LEFT + taken <= _LINE else None
 
 
 def carrier_text(tokens: Sequence[TracedToken], escapes: bool = False) -> Text:
@@ -68,7 +80,8 @@ def carrier_text(tokens: Sequence[TracedToken], escapes: bool = False) -> Text:
 def span_table(names: Names, tokens: Sequence[TracedToken]) -> Table:
     """One line per group of consecutive spans with equal weights: their text, and every member's weight.
 
-    Tokens have the colours of their carriers.
+    Tokens have the colours of their carriers. Where the names do not fit into a line of 78 characters, the headings are
+    the members' numbers, which `legend` gives.
 
     Args:
         names (`Sequence[str]` or `EnsembleForCausalLM`): of the members, or the ensemble.
@@ -77,8 +90,7 @@ def span_table(names: Names, tokens: Sequence[TracedToken]) -> Table:
     names = names_of(names)
     columns = Column("spans", justify="right", no_wrap=True), Column("text", overflow="fold")
     table = Table(*columns, box=box.SIMPLE_HEAD)
-    width = max(8, (_LINE - _LEFT) // max(1, len(names)) - 3)
-    for index, name in enumerate(wrapped_name(name, width) for name in names):
+    for index, name in enumerate(_headings(names) or map(str, range(len(names)))):
         colour = style_of(index)  # the names have their line breaks already; the text gives way
         table.add_column(name, justify="right", style=colour, header_style=colour, no_wrap=True)
     for weights, group in groupby(tokens, key=lambda token: token.weights):
