@@ -33,8 +33,10 @@ from .errors import SandboxUnavailableError as SandboxUnavailableError
 from .errors import SplitError as SplitError
 from .errors import TaskError as TaskError
 from .errors import TokenizerError as TokenizerError
+from .evaluation import Diagnosis as Diagnosis
 from .evaluation import EvaluationReport as EvaluationReport
 from .evaluation import MethodResult as MethodResult
+from .evaluation import diagnose as diagnose
 from .evaluation import evaluate as evaluate
 from .members import Member as Member
 from .members import RemoteMember as RemoteMember

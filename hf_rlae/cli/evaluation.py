@@ -60,7 +60,9 @@ def show(args: argparse.Namespace) -> None:
         **{name: value for name, value in options.items() if value is not None},
     )
     if os.environ.get("RANK", "0") == "0":
-        _print(report, args.output)
+        print_report(report)
+        if args.output is not None:
+            Console(file=sys.stdout).print(f"The results are in {args.output}", highlight=False)
 
 
 def _table(title: str, lines: Sequence[Sequence[str]]) -> Table:
@@ -73,7 +75,8 @@ def _table(title: str, lines: Sequence[Sequence[str]]) -> Table:
     return table
 
 
-def _print(report: EvaluationReport, folder: str | None) -> None:
+def print_report(report: EvaluationReport) -> None:
+    """Prints one table per task and the notes; on a narrow terminal, methods are columns."""
     console = Console(file=sys.stdout, width=None if sys.stdout.isatty() else _FILE_WIDTH)
     unbounded = console.options.update(width=10_000)  # else the measure is that of the terminal
     for task, lines in report.tables().items():
@@ -89,5 +92,3 @@ def _print(report: EvaluationReport, folder: str | None) -> None:
             console.print(_table(task, [names, *values]))
     for note in report.notes:
         console.print(note, highlight=False)
-    if folder is not None:
-        console.print(f"The results are in {folder}", highlight=False)

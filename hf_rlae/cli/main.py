@@ -16,7 +16,7 @@ from collections.abc import Sequence
 from typing import Any, NoReturn
 
 from hf_rlae import __version__
-from hf_rlae.cli import chat, demo, evaluate, generate, policies, pull, push, serve, tasks, train, version
+from hf_rlae.cli import chat, demo, diagnose, evaluate, generate, policies, pull, push, serve, tasks, train, version
 from hf_rlae.cli.flags import in_flags
 from hf_rlae.errors import HfRlaeError, InternalError, one_line, present, shortened, with_type
 
@@ -27,6 +27,7 @@ COMMANDS = {
     "serve": serve,
     "train": train,
     "evaluate": evaluate,
+    "diagnose": diagnose,
     "push": push,
     "pull": pull,
     "tasks": tasks,

@@ -1,7 +1,8 @@
-"""Evaluation: `evaluate` compares members, ensembles and other methods; rewards as metrics."""
+"""Evaluation: `evaluate` compares members and other methods, `diagnose` says what to do with them; rewards."""
 
+from hf_rlae.evaluation.diagnosis import Diagnosis, diagnose
 from hf_rlae.evaluation.likelihood import completion_logps
 from hf_rlae.evaluation.loop import evaluate
 from hf_rlae.evaluation.results import EvaluationReport, MethodResult
 
-__all__ = ["EvaluationReport", "MethodResult", "completion_logps", "evaluate"]
+__all__ = ["Diagnosis", "EvaluationReport", "MethodResult", "completion_logps", "diagnose", "evaluate"]

@@ -117,12 +117,12 @@ class EvaluationReport:
         return found[0]
 
     def tables(self) -> dict[str, list[tuple[str, ...]]]:
-        """By task, the table as rows of text, with the headings first."""
+        """By task, the table as rows of text, with the headings first; columns without any number are left out."""
         found: dict[str, list[tuple[str, ...]]] = {}
         for result in self.results:
             headings = tuple(heading.format(metric=result.metric) for heading in _HEADINGS)
             found.setdefault(result.task, [headings]).append(result.cells())
-        return found
+        return {task: _without_empty_columns(lines) for task, lines in found.items()}
 
     def to_markdown(self) -> str:
         """A table per task, and the notes."""
@@ -185,6 +185,11 @@ class EvaluationReport:
         texts = {".md": self.to_markdown(), ".json": self.to_json(), ".csv": self.to_csv()}
         paths = [write_whole(place / f"{name}{ending}", text) for ending, text in texts.items()]
         return [*paths, save_figure(self.plot(), place / f"{name}.png")]
+
+
+def _without_empty_columns(lines: list[tuple[str, ...]]) -> list[tuple[str, ...]]:
+    kept = [at for at in range(len(lines[0])) if any(line[at] for line in lines[1:])]
+    return [tuple(line[at] for at in kept) for line in lines]
 
 
 def _shown(value: float, form: str) -> str:

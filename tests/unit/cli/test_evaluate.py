@@ -47,7 +47,7 @@ def test_tables_fit_the_terminal_and_cut_no_name(monkeypatch, stdout, columns):
     monkeypatch.setattr(evaluation, "Console", partial(Console, color_system=None))
     monkeypatch.setattr(sys, "stdout", stdout())
     rows = [[name, f"0.{at}", "0.100 to 0.900", "+0.000", "8.0", "0.005"] for at, name in enumerate(METHODS)]
-    evaluation._print(SimpleNamespace(tables=lambda: {"gsm8k": [HEADINGS, *rows]}, notes=[]), None)
+    evaluation.print_report(SimpleNamespace(tables=lambda: {"gsm8k": [HEADINGS, *rows]}, notes=[]))
     lines = sys.stdout.getvalue().splitlines()
     is_whole = stdout is io.StringIO or columns == 200
     assert any(all(name in line for name in HEADINGS) for line in lines) is is_whole
