@@ -201,15 +201,14 @@ class Alignment(SharedInCopies):
         vocabulary, union = self.vocabulary, self.union
         gather = torch.full((union.size,), vocabulary.size, dtype=torch.long)
         extra: list[tuple[int, int]] = []
-        to, frm = [], []
-        for piece, ids in vocabulary.ids_of.items():
-            target = union.id_of[piece]
-            kept = [i for i in ids if i not in ends] if ends else ids
-            if kept:
-                to.append(target)
-                frm.append(kept[0])
-                extra.extend((i, target) for i in kept[1:])
+        to = [union.id_of[piece] for piece in vocabulary.ids_of]
+        frm = [ids[0] for ids in vocabulary.ids_of.values()]
         gather[torch.tensor(to, dtype=torch.long)] = torch.tensor(frm, dtype=torch.long)
+        for piece, ids in vocabulary.ids_of.items():
+            if len(ids) > 1 or ids[0] in ends:
+                target, kept = union.id_of[piece], [i for i in ids if i not in ends]
+                gather[target] = kept[0] if kept else vocabulary.size
+                extra.extend((i, target) for i in kept[1:])
         if self.end_ids:
             gather[union.stop_id] = self.end_ids[0]
             extra.extend((i, union.stop_id) for i in self.end_ids[1:])

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
-from contextlib import suppress
+from collections.abc import Sequence
 from functools import lru_cache
+from itertools import accumulate
 from typing import Any
 
 
@@ -82,16 +83,30 @@ class Spelling:
         """Whether a token stands for a single byte, like `<0x41>`."""
         return self.has_fallback and len(token) == 6 and token.startswith("<0x") and token.endswith(">")
 
-    def to_bytes(self, token: str) -> bytes:
-        """The bytes that a token string stands for."""
+    def to_bytes(self, tokens: Sequence[str]) -> list[bytes]:
+        """The bytes that each token string stands for."""
+        if self.prefix or self.suffix or self.replacements:
+            tokens = [self._replaced(token) for token in tokens]
+        if not self.is_byte_level:
+            return [token.encode("utf-8", "surrogatepass") for token in tokens]
+        try:  # one character of a token is one byte, so all tokens can be translated as one string
+            joined = "".join(tokens).translate(self.table).encode("latin-1")
+        except UnicodeEncodeError:
+            return [self._translated(token) for token in tokens]
+        ends = list(accumulate(map(len, tokens)))
+        return [joined[start:end] for start, end in zip([0, *ends], ends, strict=False)]
+
+    def _replaced(self, token: str) -> str:
         if self.prefix and token.startswith(self.prefix):
             token = token[len(self.prefix) :]
         if self.suffix and token.endswith(self.suffix):
             token = token[: -len(self.suffix)] + " "
         for old, new in self.replacements:
             token = token.replace(old, new)
-        if self.is_byte_level:
-            # the decoder keeps a token with a character outside the byte table unchanged
-            with suppress(UnicodeEncodeError):
-                return token.translate(self.table).encode("latin-1")
-        return token.encode("utf-8", "surrogatepass")
+        return token
+
+    def _translated(self, token: str) -> bytes:
+        try:
+            return token.translate(self.table).encode("latin-1")
+        except UnicodeEncodeError:  # the decoder keeps a token with a character outside the byte table unchanged
+            return token.encode("utf-8", "surrogatepass")

@@ -6,7 +6,7 @@ import copy
 import re
 from bisect import bisect_left
 from collections.abc import Iterable, Sequence
-from itertools import groupby
+from itertools import chain, groupby
 from typing import Any
 
 from tokenizers import AddedToken, Tokenizer
@@ -86,14 +86,12 @@ class ByteVocabulary(SharedInCopies):
         for i, piece in enumerate(self.pieces):
             if piece:
                 self.ids_of.setdefault(piece, []).append(i)
-        self.sorted_ids: list[int] = []
-        self.sorted_pieces: list[bytes] = []
-        for piece in sorted(self.ids_of):
-            ids = self.ids_of[piece]
+        for ids in self.ids_of.values():
             if len(ids) > 1:
                 ids.sort(key=lambda i: (i in fallback_ids, i))
-            self.sorted_ids += ids
-            self.sorted_pieces += [piece] * len(ids)
+        order = sorted(self.ids_of)
+        self.sorted_ids = [i for piece in order for i in self.ids_of[piece]]
+        self.sorted_pieces = [piece for piece in order for _ in self.ids_of[piece]]
         self.max_piece = max(map(len, self.ids_of), default=0)
         self._canonical: dict[bytes, tuple[int, ...]] = {}
         self._has_char: dict[str, bool] = {}
@@ -113,6 +111,7 @@ class ByteVocabulary(SharedInCopies):
         added, special, spelling = backend.get_added_tokens_decoder(), self._special_ids(tokenizer), Spelling(backend)
         pieces: list[bytes | None] = [None] * self.size
         fallback_ids: set[int] = set()
+        tokens: dict[int, str] = {}
         for token, i in backend.get_vocab(with_added_tokens=True).items():
             if i in special:
                 continue
@@ -122,7 +121,9 @@ class ByteVocabulary(SharedInCopies):
                 pieces[i] = bytes([int(token[3:5], 16)])
                 fallback_ids.add(i)
             else:
-                pieces[i] = spelling.to_bytes(token)
+                tokens[i] = token
+        for i, piece in zip(tokens, spelling.to_bytes(list(tokens.values())), strict=True):
+            pieces[i] = piece
         empty = {i for i, piece in enumerate(pieces) if not piece}
         return pieces, frozenset(empty), fallback_ids
 
@@ -142,7 +143,7 @@ class ByteVocabulary(SharedInCopies):
     def _find_start_ids(self) -> tuple[int, ...]:
         """The ids that the post-processor puts in front of a text."""
         chars = (piece.decode("utf-8", "ignore")[:1] for piece in self.sorted_pieces)
-        for text in ("a", "0", *chars):
+        for text in chain(("a", "0"), chars):
             if text and self.encode_text(text):
                 encoded = self.backend.encode(text)
                 count = encoded.special_tokens_mask.index(0) if 0 in encoded.special_tokens_mask else 0
