@@ -15,11 +15,11 @@ from rich.console import Console
 from rich.table import Column, Table
 from transformers.utils.logging import disable_progress_bar
 
+from hf_rlae.baselines.fixed_weights import best_fixed_weights, simplex_grid
 from hf_rlae.cli.progress import progress_bar
 from hf_rlae.cli.streaming import CarrierStreamer
 from hf_rlae.ensemble import EnsembleForCausalLM
 from hf_rlae.errors import present
-from hf_rlae.evaluation.fixed_weights import best_fixed_weights, simplex_grid
 from hf_rlae.members import Member
 from hf_rlae.policies import PolicyModel, StaticPolicy
 from hf_rlae.reports import legend, plot_token_weights, save_figure, span_table, trace_tokens

@@ -73,7 +73,8 @@ def evaluate(
         split (`str`, defaults to `"test"`): of the tasks.
         source (`str`, `Path` or `dict` of names to these, *optional*): as in `load_task`.
         validation (*optional*): where the best member is chosen, and baselines that have to be fitted are: the name of
-            another split, or rows (a dict of task names to rows if there are several tasks). By default the best member
+            another split, or rows (a dict of task names to rows if there are several tasks), which the reward of a task
+            by name judges, too. By default the best member
             is the best on the test questions themselves, which a note of the report says.
         reward (`str` or callable, *optional*): in place of the task's own.
         option_form (`str`, defaults to `"text"`): for `"choices"`: `"text"` scores the texts of the options after the
@@ -129,6 +130,7 @@ def evaluate(
             limit,
             seed,
             task_options if isinstance(validation, str) else {},
+            judge=entry if isinstance(entry, str) else None,
         )
         for name, entry in tasks.items()
         if validation is not None

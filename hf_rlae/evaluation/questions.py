@@ -98,9 +98,17 @@ class Reading:
     text_column: str | None = None
 
     def read(
-        self, name: str, given: Any, split: str, source: Any, limit: int | None, seed: int, options: Mapping[str, Any]
+        self,
+        name: str,
+        given: Any,
+        split: str,
+        source: Any,
+        limit: int | None,
+        seed: int,
+        options: Mapping[str, Any],
+        judge: str | None = None,
     ) -> Questions:
-        """The questions of a task by name, of a dataset, or of a list of rows.
+        """The questions of a task by name, of a dataset, or of a list of rows, which the task `judge` may judge.
 
         Raises:
             ConfigError, TaskError: a task that cannot be loaded, or that cannot be scored in this way.
@@ -114,7 +122,8 @@ class Reading:
             extra = ", ".join([*options, *(["source"] if source is not None else [])])
             raise ConfigError(f"{extra}: {name} is given as rows, not by the name of a task; leave it out")
         rows = [{"text": row} if isinstance(row, str) else dict(row) for row in given]
-        return self._made(name, rows[:limit], None, "given rows")
+        judged_by = get_task(judge) if judge is not None and self.scoring == "generate" else None
+        return self._made(name, rows[:limit], judged_by, "given rows")
 
     def _with_format(self, task: Task, options: Mapping[str, Any]) -> dict[str, Any]:
         if self.scoring == "choices" and self.option_form == "text" and options.get("num_few_shot"):

@@ -13,9 +13,9 @@ import torch
 from torch import nn
 from transformers import BertConfig, BertModel
 
+from hf_rlae.baselines.fixed_weights import best_fixed_weights
 from hf_rlae.cli.demo_training import chain_dataset, chain_reward
 from hf_rlae.ensemble import EnsembleForCausalLM
-from hf_rlae.evaluation.fixed_weights import best_fixed_weights
 from hf_rlae.objectives import objectives
 from hf_rlae.policies import EntropyPolicy, PerplexityPolicy, PolicyConfig, PolicyModel, PolicyState, StaticPolicy
 from hf_rlae.tasks.chains import FORMS, OPERATORS, Question, draw_questions, operator_at

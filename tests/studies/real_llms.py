@@ -22,7 +22,7 @@ from torch import nn
 from transformers.utils.logging import disable_progress_bar
 
 from hf_rlae import EnsembleForCausalLM, evaluate
-from hf_rlae.evaluation.fixed_weights import best_fixed_weights
+from hf_rlae.baselines.fixed_weights import best_fixed_weights
 from hf_rlae.members import Member
 from hf_rlae.policies import PolicyConfig, PolicyModel
 from tests.studies.bootstrap import paired_bootstrap

@@ -21,8 +21,8 @@ import torch
 from rich.console import Console
 from transformers.utils.logging import disable_progress_bar
 
+from hf_rlae.baselines.fixed_weights import best_fixed_weights
 from hf_rlae.ensemble import EnsembleForCausalLM
-from hf_rlae.evaluation.fixed_weights import best_fixed_weights
 from hf_rlae.files import write_whole
 from hf_rlae.members import Member
 from hf_rlae.policies import StaticPolicy

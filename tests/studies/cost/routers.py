@@ -14,9 +14,9 @@ import torch
 from torch import nn
 from transformers.trainer_callback import PrinterCallback
 
+from hf_rlae.baselines.costs import member_tokens
 from hf_rlae.cli.demo_training import chain_dataset, chain_reward
 from hf_rlae.ensemble import EnsembleForCausalLM
-from hf_rlae.evaluation.member_tokens import member_tokens
 from hf_rlae.policies import PolicyModel, PolicyState
 from hf_rlae.tasks.chains import OPERATORS, Question, draw_questions
 from hf_rlae.trainers import RLAEConfig, RLAETrainer

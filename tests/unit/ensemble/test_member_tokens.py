@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from hf_rlae import InputError, StaticPolicy
+from hf_rlae.baselines.costs import member_tokens
 from hf_rlae.ensemble.member_tokens import count_member_tokens
-from hf_rlae.evaluation.member_tokens import member_tokens
 from tests.support.ensembles import TEXTS, Schedule, columns_read, encode, endless
 from tests.support.models import constant, pair, pairs
 from tests.support.tokenizers import byte_level_bpe, sentencepiece_bpe

@@ -111,6 +111,12 @@ def test_the_best_member_of_a_validation_set():
     assert math.isnan(report.result(best).difference)
 
 
+def test_the_reward_of_a_task_judges_validation_rows_too():
+    rows = [{"prompt": "7+5=", "answer": "12"}, {"prompt": "9-4=", "answer": "5"}]
+    report = evaluate(trio(), "arithmetic_chain", validation=rows, limit=2, **SHORT)
+    assert any("chosen on 2 validation questions" in note for note in report.notes)
+
+
 def test_options_are_compared_by_their_log_probabilities():
     ensemble = trio()
     rows = [
