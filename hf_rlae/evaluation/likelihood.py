@@ -12,7 +12,7 @@ from hf_rlae.errors import InputError
 from hf_rlae.policies import Policy
 
 _MAX_CELLS = 2**24
-"""Maximum number of log-probabilities in memory; rows are scored in parts."""
+"""Maximum number of log-probabilities in memory; beyond it texts are scored in parts."""
 
 
 def encode(ensemble: EnsembleForCausalLM, prompts: Sequence[Any]) -> dict[str, torch.Tensor]:
@@ -69,12 +69,16 @@ def completion_logps(
     width = max(map(len, rows))
     ids = torch.tensor([row + [row[-1]] * (width - len(row)) for row in rows], device=ensemble.device)
     mask = torch.tensor([[1] * len(row) + [0] * (width - len(row)) for row in rows], device=ensemble.device)
-    part = max(1, _MAX_CELLS // (ensemble.engine.vocab_size * width))
+    # members with different tokenizers read one column at a time, so that parts of columns cost nothing there, and
+    # rows are read together; others read all columns of a part of the rows at once
+    reads_columns = not ensemble.engine.has_prompt_logits
+    part = len(rows) if reads_columns else max(1, _MAX_CELLS // (ensemble.engine.vocab_size * width))
     found: list[float] = []
     for start in range(0, len(rows), part):
         chosen = slice(start, start + part)
         given = {name: value[chosen] for name, value in inputs.items()}
-        found += _row_sums(ensemble, given, ids[chosen], mask[chosen], policy)
+        columns = max(1, _MAX_CELLS // (ensemble.engine.vocab_size * len(ids[chosen]))) if reads_columns else width
+        found += _row_sums(ensemble, given, ids[chosen], mask[chosen], policy, columns)
     return found, list(map(len, rows))
 
 
@@ -84,18 +88,27 @@ def _row_sums(
     ids: torch.Tensor,
     mask: torch.Tensor,
     policy: Policy | None,
+    columns: int,
 ) -> list[float]:
-    columns = inputs["input_ids"].shape[1]
+    """The log-probabilities of rows, read in parts of at most `columns` columns."""
+    first = inputs["input_ids"].shape[1]
     whole = torch.cat([inputs.pop("input_ids"), ids], dim=1)
     kept = torch.cat([inputs.pop("attention_mask"), mask], dim=1)
-    logits = ensemble(
-        input_ids=whole[:, :-1],
-        attention_mask=kept[:, :-1],
-        past_key_values=ensemble.new_cache(policy=policy),
-        prompt_length=columns,
-        logits_to_keep=ids.shape[1],
-        **inputs,
-    ).logits
-    logps = logits.float().log_softmax(-1).gather(2, ensemble.engine.to_union(ids)[..., None].to(logits.device))[..., 0]
-    sums: list[float] = logps.double().masked_fill(mask.to(logits.device) == 0, 0.0).sum(1).tolist()
+    cache = ensemble.new_cache(policy=policy)
+    found, read, options = [], 0, {"prompt_length": first, **inputs}
+    for start in range(0, ids.shape[1], columns):
+        chosen = ids[:, start : start + columns]
+        end = first + start + chosen.shape[1] - 1  # the logits of a column are for the next one
+        logits = ensemble(
+            input_ids=whole[:, read:end],
+            attention_mask=kept[:, :end],
+            past_key_values=cache,
+            logits_to_keep=chosen.shape[1],
+            **options,
+        ).logits
+        targets = ensemble.engine.to_union(chosen)[..., None].to(logits.device)
+        found.append(logits.float().log_softmax(-1).gather(2, targets)[..., 0])
+        read, options = end, {}
+    logps = torch.cat(found, dim=1)
+    sums: list[float] = logps.double().masked_fill(mask.to(logps.device) == 0, 0.0).sum(1).tolist()
     return sums

@@ -154,7 +154,7 @@ class CallableMethod:
 
     def logps(self, prompts: Sequence[Any], completions: Sequence[str]) -> tuple[list[float], list[int]]:
         """Not defined: a function writes texts and gives no probabilities to others."""
-        raise NotImplementedError
+        raise ConfigError('a function writes texts and gives no probabilities to others; use scoring="generate"')
 
     def setup(self) -> Any:
         """See [`Method`]; a function is known by its name."""

@@ -7,7 +7,8 @@ import math
 import pytest
 import torch
 
-from hf_rlae import EnsembleForCausalLM, InputError, StaticPolicy
+from hf_rlae import EnsembleForCausalLM, InputError, StaticPolicy, load_demo_member
+from hf_rlae.evaluation import likelihood
 from hf_rlae.evaluation.likelihood import completion_ids, completion_logps
 from tests.support.different_tokenizers import member, trio
 from tests.support.ensembles import policy_of_text
@@ -82,3 +83,30 @@ def test_the_completions_of_one_byte_have_all_probability():
 def test_a_completion_without_text_is_refused():
     with pytest.raises(InputError, match="no tokens"):
         completion_logps(trio(), ["dogs", "cats"], [" ran", ""])
+
+
+@pytest.mark.parametrize("kind", ["different", "shared", "one"])
+@pytest.mark.parametrize("cells", [2**8, 2**11])
+def test_parts_of_texts_have_the_same_log_probabilities(monkeypatch, kind, cells):
+    names = {"different": ("addition-characters", "multiplication-pieces"), "shared": ("addition-characters",) * 2}
+    members = [load_demo_member(name) for name in names.get(kind, ("addition-characters",))]
+    ensemble = EnsembleForCausalLM.from_members(members, span_length=2)
+    prompts = ["7+5*3=", "What is 6 times 2?", "9-4="]
+    texts = [" 5*3=15; 7+15=22. 22", " 6*2=12. 12", " 5"]
+    whole = completion_logps(ensemble, prompts, texts)
+    sizes = []
+    forward = EnsembleForCausalLM.forward
+
+    def watched(self, *args, **kwargs):
+        output = forward(self, *args, **kwargs)
+        sizes.append(output.logits.numel())
+        return output
+
+    monkeypatch.setattr(EnsembleForCausalLM, "forward", watched)
+    monkeypatch.setattr(likelihood, "_MAX_CELLS", cells)
+    logps, lengths = completion_logps(ensemble, prompts, texts)
+    assert lengths == whole[1]
+    assert logps == whole[0] if kind == "different" else logps == pytest.approx(whole[0], abs=1e-4)
+    assert len(sizes) > 1
+    if kind == "different":  # rows are read together, and logits of a column at least are needed
+        assert max(sizes) <= max(cells, len(texts) * ensemble.engine.vocab_size)
