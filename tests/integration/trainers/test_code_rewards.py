@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 
 import pytest
@@ -29,7 +30,7 @@ def sandbox():
 @pytest.fixture(scope="module")
 def tokenizer():
     """Each program is one token."""
-    made = byte_level_bpe()
+    made = copy.deepcopy(byte_level_bpe())  # tests share the one that is returned
     made.add_tokens(PROGRAMS)
     return made
 
